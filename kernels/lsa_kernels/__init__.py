@@ -1,0 +1,1 @@
+"""Fused local-attention kernels: C++ for CPUs, Triton for GPUs. Knows nothing of lsa_study."""
