@@ -1,0 +1,254 @@
+"""The settings of one run: what they mean, what is allowed, and which make its identity.
+
+A published method is a point in this space. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a setting changes; part of every identity."""
+
+TERMS = ("qk", "q_rk", "rq_k", "bias")
+Term = Literal["qk", "q_rk", "rq_k", "bias"]
+Heads = Literal["1", "1x", "2x", "C"]
+Backbone = Literal["swin_micro", "swin_mini", "swin_tiny", "swin_small", "swin_base", "swin_large"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _centred(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"{size} is even; an area around a pixel needs an odd size")
+    return size
+
+
+OddSize = Annotated[PositiveInt, AfterValidator(_centred)]
+Pair = Annotated[
+    tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _article_order(terms: Any) -> Any:
+    if isinstance(terms, list | tuple) and len(set(map(str, terms))) == len(terms):
+        return tuple(sorted(terms, key=lambda t: TERMS.index(t) if t in TERMS else -1))
+    return terms
+
+
+class UnifiedOp(_Settings):
+    """Eq. 4 of the article: logits from ``terms``, normalised by ``norm``, applied to an area."""
+
+    kind: Literal["unified"] = "unified"
+    terms: Annotated[tuple[Term, ...], BeforeValidator(_article_order), Field(min_length=1)]
+    """Which summands make the logits: q.k, q.r^k, r^q.k, bias r^b."""
+    norm: Literal["identity", "filter_norm", "softmax"]
+    application: Literal["window", "neighboring"]
+    """window: the pixels of a tile share one area; neighboring: every pixel has its own."""
+    border: Literal["zero", "mask"] = "zero"
+    """neighboring only. zero: taps outside the map stay in the norm; mask: they are excluded."""
+    size: PositiveInt = 7
+    """Side of the area in pixels of the stage's map."""
+    heads: Heads = "1x"
+    """Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."""
+    last_stage: Literal["window", "same"] = "window"
+    """Table 3 switches the area in all stages but the last, which stays a window."""
+    implementation: Literal["auto", "reference", "unfold", "sdc", "fused"] = "auto"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.application == "neighboring" and self.size % 2 == 0:
+            raise ValueError(
+                f"size={self.size}: 'neighboring' centres an area on every pixel; "
+                "give an odd size (window accepts even sizes)"
+            )
+        if self.implementation == "sdc" and self.border != "mask":
+            raise ValueError(
+                "implementation='sdc' excludes pixels outside the map; set border: mask beside it"
+            )
+        return self
+
+
+class ElsaOp(_Settings):
+    """Enhanced local self-attention: Hadamard attention and the ghost head."""
+
+    kind: Literal["elsa"] = "elsa"
+    variant: Literal["conv", "eq7"] = "conv"
+    """conv: the released module, with the article's parameter counts; eq7: the printed formula."""
+    kernel_size: OddSize = 7
+    group_width: PositiveInt = 8
+    ghost_mul: NonNegativeFloat = 0.0
+    """The article's lambda, the power of the multiplied ghost matrix; 0 means absent."""
+    ghost_add: NonNegativeFloat = 1.0
+    """The article's gamma, the weight of the added ghost matrix; 0 means absent."""
+    heads: Heads = "1x"
+    last_stage: Literal["lsa", "same"] = "lsa"
+    """The article keeps window attention in Swin's last stage."""
+    implementation: Literal["auto", "reference", "unfold", "fused"] = "auto"
+
+
+class DwConvOp(_Settings):
+    """Eq. 4 with the bias term alone, identity norm, neighboring area: depthwise convolution."""
+
+    kind: Literal["dwconv"] = "dwconv"
+    kernel_size: OddSize = 7
+    heads: Heads = "C"
+    """Channels of one head share a filter; C gives every channel its own."""
+    last_stage: Literal["same", "lsa"] = "same"
+
+
+Op = Annotated[UnifiedOp | ElsaOp | DwConvOp, Field(discriminator="kind")]
+
+
+class Data(_Settings):
+    """Which images, and how large."""
+
+    name: Literal["digits", "cifar10", "imagenet"]
+    image_size: PositiveInt
+    """Side of the square the network sees, in pixels."""
+    train_limit: PositiveInt | None = None
+    """Use only the first N training images."""
+    root: str | None = None
+    """Folder of the data sets; else the environment variable LSA_DATA. Not in the identity."""
+
+
+class Model(_Settings):
+    """The network: a backbone that receives an operator."""
+
+    backbone: Backbone
+    op: Op
+    drop_path: Share
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+
+
+class Train(_Settings):
+    """The optimisation protocol; the same for every row of a table."""
+
+    epochs: PositiveInt
+    """All epochs: warm-up, cosine and cool-down together."""
+    batch_size: PositiveInt
+    """Effective batch: images per optimiser step over all devices and accumulation steps."""
+    lr: PositiveFloat
+    """Peak learning rate at ``lr_batch`` images a step; scaled linearly to ``batch_size``."""
+    lr_batch: PositiveInt = 1024
+    min_lr: NonNegativeFloat
+    warmup_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeFloat
+    """Linear. If it and the cool-down pass half of ``epochs``, both shrink in proportion."""
+    cooldown_epochs: NonNegativeFloat
+    """Epochs at ``min_lr`` at the end."""
+    schedule: Literal["epoch", "step"]
+    """Whether the rate moves once an epoch (the article) or at every step."""
+    weight_decay: NonNegativeFloat
+    no_decay: Literal["timm", "swin"] = "timm"
+    """timm: 1-D parameters are not decayed (as ELSA's code); swin: nor are position tables."""
+    clip_grad: PositiveFloat | None = None
+    ema_decay: Share | None = None
+    precision: Literal["float32", "amp"] = "float32"
+    """amp: bfloat16 autocast on a GPU, float32 on a CPU; the run records which it was."""
+
+
+class Augment(_Settings):
+    """What is done to training images and labels."""
+
+    crop: Literal["none", "pad", "random_resized"]
+    crop_pad: NonNegativeInt = 4
+    crop_scale: Pair = (0.08, 1.0)
+    crop_ratio: Pair = (0.75, 1.3333333333333333)
+    hflip: Share = 0.0
+    rand_augment: str | None = None
+    color_jitter: NonNegativeFloat = 0.0
+    erasing: Share = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_prob: Share = 1.0
+    mix_switch: Share = 0.5
+    label_smoothing: Share = 0.0
+
+
+class Evaluation(_Settings):
+    """How the reported accuracy is measured."""
+
+    crop_share: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Centre crop: the image is resized so that the crop is this share of its shorter side."""
+    weights: Literal["model", "ema"] = "model"
+    """Which weights the reported accuracy belongs to."""
+    epoch: Literal["last", "best"] = "last"
+
+    batch_size: PositiveInt = 256
+
+
+class Runtime(_Settings):
+    """How a run is carried out; never part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: NonNegativeInt = 0
+    accumulate: PositiveInt = 1
+    """Split every step in this many parts; the effective batch stays."""
+    compile: bool = False
+    log_seconds: PositiveFloat = 30.0
+    checkpoint_seconds: PositiveFloat = 60.0
+
+
+class Settings(_Settings):
+    """Everything that says what a run is."""
+
+    tier: Literal["toy", "proxy", "paper"]
+    seed: NonNegativeInt = 0
+    data: Data
+    model: Model
+    train: Train
+    augment: Augment
+    evaluation: Evaluation = Evaluation()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.evaluation.weights == "ema" and self.train.ema_decay is None:
+            raise ValueError(
+                "evaluation.weights='ema' but train.ema_decay is null; give a decay such as 0.9999"
+            )
+        return self
+
+    def science(self) -> dict[str, Any]:
+        """The settings that can move a number: all but how and where the run is carried out."""
+        settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
+        del settings["data"]["root"]
+        return settings
+
+    def identity(self) -> str:
+        """Ten hex digits that two runs share if and only if their science settings are equal."""
+        canonical = json.dumps(
+            {"schema": SCHEMA_VERSION, **self.science()}, sort_keys=True, separators=(",", ":")
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into ``{"model.op.norm": ...}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat

@@ -1,0 +1,302 @@
+"""A run on disk. The only module that knows the names of the files in a run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lsa_study.config import SCHEMA_VERSION, Settings
+from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
+
+State = Literal["waiting", "running", "stopped", "done", "diverged", "oom", "failed"]
+"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
+
+OUTCOMES = ("done", "diverged", "oom")
+"""States that end a run for good: they stand in tables and are not run again."""
+
+STALE_SECONDS = 600.0
+"""A writer on another host that has been silent this long is taken for dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's folder.
+
+    ``config.yaml``            what was asked, resolved and sorted; written once, before training
+    ``owner.json``             who writes here now (host, process, job); removed on leaving
+    ``status.json``            state, cause, epoch, step, heartbeat, attempt; replaced whole
+    ``metrics.jsonl``          one line per epoch with its attempt; append only, the last line of
+                               an epoch wins
+    ``result.json``            final metrics; a run has ended if and only if this file exists
+    ``correct.npz``            one bit per test image: was it classified rightly
+    ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
+    ``checkpoint/weights.safetensors``  final weights
+    ``attempts/001/``          log, environment and scheduler facts of each life
+    """
+
+    root: Path
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.root / "checkpoint" / "last.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The one before it."""
+        return self.root / "checkpoint" / "previous.pt"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights, as safetensors."""
+        return self.root / "checkpoint" / "weights.safetensors"
+
+    @property
+    def correct_bits(self) -> Path:
+        """Packed bits, one per test image in the data set's order."""
+        return self.root / "correct.npz"
+
+    def create(self, settings: Settings, *, variant: str) -> None:
+        """Make the folder for these settings. Safe to call again after a preemption.
+
+        Raises:
+            Refused: the folder already holds a run with other settings.
+            EnvironmentLacks: the folder cannot be written.
+        """
+        if (self.root / "config.yaml").exists():
+            self._check_same(settings)
+            return
+        document = {
+            "identity": settings.identity(),
+            "schema": SCHEMA_VERSION,
+            "variant": variant,
+            "settings": settings.model_dump(mode="json"),
+        }
+        with _writable(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.root / "checkpoint").mkdir(mode=0o700, exist_ok=True)
+            (self.root / "attempts").mkdir(mode=0o700, exist_ok=True)
+            write_whole(self.root / "config.yaml", yaml.safe_dump(document, sort_keys=True))
+
+    def _check_same(self, settings: Settings) -> None:
+        found = self.settings()
+        if found.science() == settings.science():
+            return
+        one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
+        differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
+        raise Refused(
+            f"{self.root}: holds another run ({', '.join(differ)} differ); "
+            "choose another --results folder, or move this one away"
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Read what was asked: identity, schema, variant and settings.
+
+        Raises:
+            ConfigError: the file is missing or damaged.
+        """
+        path = self.root / "config.yaml"
+        try:
+            document = yaml.safe_load(path.read_text("utf-8"))
+            if isinstance(document, dict) and "settings" in document:
+                return document
+        except (OSError, ValueError, yaml.YAMLError):
+            pass
+        raise ConfigError(f"{path}: is not a run's configuration; move the folder away")
+
+    def settings(self) -> Settings:
+        """Read the resolved settings."""
+        document = self.config()
+        if document.get("schema") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{self.root}: was made by schema {document.get('schema')}, this is "
+                f"{SCHEMA_VERSION}; keep its results apart, or use the version that made it"
+            )
+        return Settings.model_validate_json(json.dumps(document["settings"]))
+
+    # -- who writes ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def owned(self, job: str | None = None) -> Iterator[int]:
+        """Be the folder's one writer while the block runs; gives the attempt's number.
+
+        Raises:
+            Refused: somebody else is writing here now.
+        """
+        token = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "start": time.time()}
+        path = self.root / "owner.json"
+        with _writable(self.root), self._lock():
+            owner = _read_json(path)
+            if owner is not None and self._alive(owner):
+                age = time.time() - float(self.status().get("heartbeat", owner["start"]))
+                who = f"{owner['host']} (process {owner['pid']}, job {owner['job'] or '-'}"
+                raise Refused(
+                    f"{self.root.name}: is being written by {who}, {age:.0f} s ago); "
+                    "wait for it, or cancel it"
+                )
+            write_json(path, token)
+            attempt = 1 + max((int(p.name) for p in self.attempts()), default=0)
+            self.attempt_folder(attempt).mkdir(mode=0o700)
+            self._end_torn_line()
+        try:
+            yield attempt
+        finally:
+            with self._lock():
+                if _read_json(path) == token:
+                    path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.root / ".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _alive(self, owner: Mapping[str, Any]) -> bool:
+        if owner.get("host") == socket.gethostname():
+            return _process_started(int(owner.get("pid", -1))) <= float(owner.get("start", 0))
+        beat = float(self.status().get("heartbeat", owner.get("start", 0)))
+        return time.time() - beat < STALE_SECONDS
+
+    def attempts(self) -> list[Path]:
+        """The folders of this run's lives, oldest first."""
+        return sorted(p for p in (self.root / "attempts").glob("[0-9]*") if p.is_dir())
+
+    def attempt_folder(self, attempt: int) -> Path:
+        """The folder of one life."""
+        return self.root / "attempts" / f"{attempt:03d}"
+
+    def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:
+        """Record what this life ran on: host, device, versions, commit, chosen kernels."""
+        write_json(self.attempt_folder(attempt) / "environment.json", facts)
+
+    # -- state --------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The run's state as its writer last told it; ``waiting`` before the first."""
+        found = _read_json(self.root / "status.json")
+        return found if found is not None and "state" in found else {"state": "waiting"}
+
+    def write_status(self, state: State, **facts: Any) -> None:
+        """Replace the state, with a heartbeat of now."""
+        write_json(self.root / "status.json", {"state": state, "heartbeat": time.time(), **facts})
+
+    def log_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one record; it needs ``epoch`` and ``attempt``."""
+        with (
+            _writable(self.root),
+            (self.root / "metrics.jsonl").open("a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(record, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records, one per epoch in order; a torn last line is left out."""
+        path = self.root / "metrics.jsonl"
+        by_epoch: dict[int, dict[str, Any]] = {}
+        for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                by_epoch[int(record["epoch"])] = record
+        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+    def _end_torn_line(self) -> None:
+        # Without this the next record would be glued to a line torn by a kill, and both be lost.
+        path = self.root / "metrics.jsonl"
+        if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def result(self) -> dict[str, Any] | None:
+        """The final metrics, or None while the run has not ended.
+
+        Raises:
+            ConfigError: the file is there but cannot be read.
+        """
+        path = self.root / "result.json"
+        if not path.exists():
+            return None
+        found = _read_json(path)
+        if found is None or found.get("outcome") not in OUTCOMES:
+            raise ConfigError(f"{path}: is unreadable; move the run's folder away and run it again")
+        return found
+
+    def write_result(self, outcome: Mapping[str, Any]) -> None:
+        """End the run. Written once: ``outcome["outcome"]`` is done, diverged or oom."""
+        write_json(self.root / "result.json", outcome)
+
+
+def runs_folder(results: Path, tier: str) -> Path:
+    """Where the runs of a tier lie under a results folder."""
+    return results / tier / "runs"
+
+
+def existing(results: Path, tier: str) -> dict[str, RunDir]:
+    """The run folders of a tier by identity, whatever variant first asked for them."""
+    folder = runs_folder(results, tier)
+    if not folder.is_dir():
+        return {}
+    names = (entry.name for entry in os.scandir(folder) if "-" in entry.name)
+    return {name.rsplit("-", 1)[1]: RunDir(folder / name) for name in names}
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never half."""
+    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file by temporary name, fsync and rename.
+
+    Raises:
+        EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with _writable(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "free some space or choose another --results folder"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _process_started(pid: int) -> float:
+    # A process id is used again: only its start time tells the writer from a later stranger.
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, IndexError):
+        return float("inf")
+    return booted + int(fields[19]) / os.sysconf("SC_CLK_TCK") - 1.0

@@ -1,0 +1,120 @@
+"""Read YAML without its silent traps, and remember the line every key stands on.
+
+Refused: keys set twice (PyYAML keeps the last without a word), tabs, anything but plain
+mappings, lists and scalars, and keys that are not text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lsa_study.errors import ConfigError
+
+Keys = tuple[str, ...]
+
+# The C parser reads the same language about ten times faster; not every build has it.
+_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML file: its ``data`` and, for every key path, the ``line`` it was written on."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[Keys, int] = field(default_factory=dict)
+
+    def where(self, *keys: str) -> str:
+        """Name the place of a key, ``file:line``; the nearest known parent if it is not there."""
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.lines:
+                return f"{self.path}:{self.lines[keys[:end]]}"
+        return str(self.path)
+
+
+def read(path: Path) -> Document:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, holds a key twice, or is not a mapping.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a text file") from None
+    reader = _Reader(path, _Loader(text))
+    try:
+        root = reader.loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}: holds no settings; lines of 'key: value' were expected")
+        data = reader.construct(root, ())
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_broken(path, text, error)) from None
+    finally:
+        reader.loader.dispose()
+    if reader.mistakes:
+        raise ConfigError(*reader.mistakes)
+    return Document(path, data, reader.lines)
+
+
+def scalar(text: str) -> Any:
+    """Read the right-hand side of ``--set key=value`` as YAML would."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _broken(path: Path, text: str, error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    written = text.splitlines()[line - 1] if line <= len(text.splitlines()) else ""
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        return f"{path}:{line}:{column}: tab used for indentation; use two spaces"
+    problem = (error.problem or "not YAML").replace("\t", "\\t")
+    return f"{path}:{line}:{column}: {problem}; check indentation, colons and quotes near here"
+
+
+@dataclass
+class _Reader:
+    path: Path
+    loader: Any
+    lines: dict[Keys, int] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+
+    def construct(self, node: yaml.Node, keys: Keys) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.construct(item, keys) for item in node.value]
+        return self.loader.construct_object(node)
+
+    def mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = self.key(key_node)
+            here = (*keys, key)
+            if key in mapping:
+                first = self.lines[here]
+                self.mistakes.append(
+                    f"{self.path}:{line}: {'.'.join(here)} is set twice "
+                    f"(first in line {first}); keep one"
+                )
+                continue
+            self.lines[here] = line
+            mapping[key] = self.construct(value_node, here)
+        return mapping
+
+    def key(self, node: yaml.Node) -> str:
+        plain = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
+        if not (isinstance(node, yaml.ScalarNode) and node.tag in plain):
+            self.mistakes.append(
+                f"{self.path}:{node.start_mark.line + 1}: {node.value!r} cannot be a key; "
+                "quote it to make it text"
+            )
+        return str(node.value)
