@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -69,7 +69,8 @@ class Layers:
         for end in range(len(keys), 0, -1):
             if keys[:end] in self.origin:
                 return self.origin[keys[:end]]
-        return "settings"
+        inside = (place for known, place in self.origin.items() if known[: len(keys)] == keys)
+        return next(inside, "settings")
 
 
 def nested_keys(value: Any) -> Iterator[Keys]:
@@ -80,29 +81,30 @@ def nested_keys(value: Any) -> Iterator[Keys]:
             yield from ((key, *rest) for rest in nested_keys(inner))
 
 
-def settings(layers: Layers, about: str = "") -> Settings:
+def settings(layers: Layers) -> Settings:
     """Validate layered settings.
 
     Raises:
         ConfigError: every mistake at once, each with the place that wrote it.
     """
-    return validate(Settings, layers.data, layers.where, about)
+    return validate(Settings, layers.data, layers.where)
 
 
-def validate(kind: type[Model], data: dict[str, Any], where: Any, about: str = "") -> Model:
+def validate(kind: type[Model], data: dict[str, Any], where: Callable[[Keys], str]) -> Model:
     """Build ``kind`` from ``data``; name every mistake, ``where(keys)`` giving its place."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        mistakes = (_mistake(kind, detail, where, about) for detail in error.errors())
+        mistakes = (_mistake(kind, detail, where) for detail in error.errors())
         raise ConfigError(*dict.fromkeys(mistakes)) from None
 
 
-def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Any, about: str) -> str:
+def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Callable[[Keys], str]) -> str:
     # A discriminated union puts the chosen kind into the location; users never wrote it.
-    keys = tuple(str(k) for k in detail["loc"] if k not in OP_KINDS or detail["loc"][-1] == k)
+    loc = tuple(str(k) for k in detail["loc"])
+    keys = (*loc[:2], *loc[3:]) if loc[:2] == ("model", "op") and loc[2:3] else loc
     name = ".".join(keys) or "settings"
-    place = f"{where(keys)}: {about}"
+    place = f"{where(keys)}: "
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
         return f"{place}{name} is not a setting{_nearest(kind, keys, detail)}"

@@ -20,6 +20,10 @@ ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
 
+class NoVariant(ConfigError):
+    """``--only`` matches no variant of a study."""
+
+
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -192,7 +196,7 @@ def load(
     chosen = _choose(file, only)
     variants: dict[str, Settings] = {}
     resources: dict[str, Resources] = {}
-    mistakes: list[str] = []
+    mistakes: dict[str, list[str]] = {}
     for name in chosen:
         variant = file.variants[name]
         try:
@@ -201,9 +205,10 @@ def load(
             at = document.where("variants", name, "resources")
             resources[name] = compose.validate(Resources, asked, lambda keys, at=at: at)
         except ConfigError as error:
-            mistakes += error.mistakes
+            for mistake in error.mistakes:
+                mistakes.setdefault(mistake, []).append(name)
     if mistakes:
-        raise ConfigError(*dict.fromkeys(mistakes))
+        raise ConfigError(*(_in_variants(m, names, chosen) for m, names in mistakes.items()))
     loaded = Study(file, document, tier, tuple(seeds or tier_seeds), variants, resources)
     _check_distinct(loaded)
     return loaded
@@ -223,7 +228,11 @@ def _resolve(
         if not equals or not key:
             raise ConfigError(f"--set {override}: not a setting; write --set key=value")
         layers.set(key.strip(), strict_yaml.scalar(text), f"--set {override}")
-    return compose.settings(layers, f"{name}: ")
+    return compose.settings(layers)
+
+
+def _in_variants(mistake: str, names: list[str], chosen: list[str]) -> str:
+    return mistake if names == chosen else f"{mistake} (in {', '.join(names)})"
 
 
 def _tier(study_path: Path, tier: str) -> tuple[compose.Layers, list[int], dict[str, Any]]:
@@ -267,7 +276,7 @@ def _choose(file: StudyFile, only: str | None) -> list[str]:
     chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, g) for g in globs)]
     if not chosen:
         known = ", ".join(file.variants)
-        raise ConfigError(f"--only {only}: matches no variant of {file.study}; known: {known}")
+        raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
     return chosen
 
 

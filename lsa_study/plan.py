@@ -1,0 +1,93 @@
+"""What would run: the answer of ``lsa plan``, as data and as words. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsa_study import rundir
+from lsa_study.study import Run, Study, distinct
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """One study's runs with their resolved settings."""
+    return {
+        "study": study.name,
+        "tier": study.tier,
+        "factor": ", ".join(study.file.factor),
+        "baseline": study.file.baseline,
+        "runs": [
+            {
+                "name": run.name,
+                "identity": run.identity,
+                "variant": run.variant,
+                "seed": run.seed,
+                "settings": run.settings.model_dump(mode="json"),
+            }
+            for run in study.runs()
+        ],
+    }
+
+
+def as_text(studies: Sequence[Study], results: Path) -> str:
+    """A block for each study and a last line that counts the distinct runs."""
+    states = _states(studies, results)
+    blocks = [_block(study, studies, states) for study in studies]
+    runs = distinct(studies)
+    todo = sum(states.get(run.identity) not in rundir.OUTCOMES for run in runs)
+    epochs = sum(run.settings.train.epochs for run in runs)
+    blocks.append(f"{len(runs)} distinct runs, {epochs} epochs in all, {todo} to do")
+    return "\n".join(blocks)
+
+
+def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for tier in {study.tier for study in studies}:
+        for identity, folder in rundir.existing(results, tier).items():
+            result = folder.result()
+            states[identity] = result["outcome"] if result else folder.status()["state"]
+    return states
+
+
+def _block(study: Study, studies: Sequence[Study], states: dict[str, str]) -> str:
+    runs = study.runs()
+    done = [run for run in runs if states.get(run.identity) in rundir.OUTCOMES]
+    running = [run for run in runs if states.get(run.identity) == "running"]
+    rows = [
+        ("contrast", f"ok: only {', '.join(study.file.factor)} differ{_s(study.file.factor)}"),
+        ("reuse", f"{len(done)} done, {len(running)} running, {len(runs) - len(done)} to do"),
+        ("shared", _shared(runs, study, studies)),
+        ("train", _protocol(runs[0])),
+    ]
+    head = (
+        f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
+        f"seed{'s' if len(study.seeds) != 1 else ''} = {len(runs)} runs   "
+        f"baseline: {study.file.baseline}"
+    )
+    return "\n".join([head, *(f"  {name:<9} {words}" for name, words in rows if words)])
+
+
+def _s(words: Sequence[str]) -> str:
+    return "s" if len(words) == 1 else ""
+
+
+def _shared(runs: Sequence[Run], study: Study, studies: Sequence[Study]) -> str:
+    mine = {run.identity: run.variant for run in runs}
+    found = []
+    for other in studies:
+        if other is study:
+            continue
+        common = {mine[run.identity] for run in other.runs() if run.identity in mine}
+        if common:
+            found.append(f"{', '.join(sorted(common))} with {other.name}")
+    return "; ".join(found)
+
+
+def _protocol(run: Run) -> str:
+    data, train = run.settings.data, run.settings.train
+    limit = f" (first {data.train_limit} images)" if data.train_limit else ""
+    return (
+        f"{data.name}{limit} at {data.image_size} px, {run.settings.model.backbone}, "
+        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
+    )
