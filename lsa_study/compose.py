@@ -114,6 +114,9 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Callable[[Keys]
         return f"{place}{name}: {detail['ctx']['error']}"
     if detail["type"] == "union_tag_not_found":
         return f"{place}{name}.kind is missing; give one of {', '.join(OP_KINDS)}"
+    if detail["type"] == "union_tag_invalid":
+        tag = detail["ctx"]["tag"]
+        return f"{place}{name}.kind = {tag!r} is no operator; known: {', '.join(OP_KINDS)}"
     if isinstance(value, str) and detail["type"] in ("float_type", "int_type"):
         return f"{place}{name} = {value!r} {_as_number(value)}"
     shown = "a group of settings" if isinstance(value, dict) else repr(value)

@@ -15,6 +15,7 @@ import yaml
 from lsa_study.errors import ConfigError
 
 Keys = tuple[str, ...]
+PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 # The C parser reads the same language about ten times faster; not every build has it.
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -87,6 +88,12 @@ class _Reader:
     mistakes: list[str] = field(default_factory=list)
 
     def construct(self, node: yaml.Node, keys: Keys) -> Any:
+        if isinstance(node, yaml.CollectionNode) and not node.tag.startswith(PLAIN):
+            self.mistakes.append(
+                f"{self.path}:{node.start_mark.line + 1}: {node.tag} cannot be read; "
+                "use plain values, lists and mappings"
+            )
+            return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):

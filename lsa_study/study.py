@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +203,8 @@ def load(
         try:
             variants[name] = _resolve(base, document, name, variant, overrides)
             asked = {**tier_resources, **file.resources, **variant.resources}
-            at = document.where("variants", name, "resources")
-            resources[name] = compose.validate(Resources, asked, lambda keys, at=at: at)
+            place = functools.partial(_at, document.where("variants", name, "resources"))
+            resources[name] = compose.validate(Resources, asked, place)
         except ConfigError as error:
             for mistake in error.mistakes:
                 mistakes.setdefault(mistake, []).append(name)
@@ -229,6 +230,10 @@ def _resolve(
             raise ConfigError(f"--set {override}: not a setting; write --set key=value")
         layers.set(key.strip(), strict_yaml.scalar(text), f"--set {override}")
     return compose.settings(layers)
+
+
+def _at(place: str, keys: compose.Keys) -> str:
+    return place
 
 
 def _in_variants(mistake: str, names: list[str], chosen: list[str]) -> str:
