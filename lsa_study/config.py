@@ -80,6 +80,13 @@ class UnifiedOp(_Settings):
                 f"size={self.size}: 'neighboring' centres an area on every pixel; "
                 "give an odd size (window accepts even sizes)"
             )
+        if self.application == "window":
+            for key, idle in (("border", ("mask",)), ("implementation", ("unfold", "sdc"))):
+                if getattr(self, key) in idle:
+                    raise ValueError(
+                        f"{key}={getattr(self, key)!r} changes nothing in a window; drop it, "
+                        "or set application: neighboring"
+                    )
         if self.implementation == "sdc" and self.border != "mask":
             raise ValueError(
                 "implementation='sdc' excludes pixels outside the map; set border: mask beside it"

@@ -45,6 +45,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name():
         ("model.op={kind: elza}", "model.op.kind = 'elza' is no operator; known: unified, elsa"),
         ("model.op={terms: [qk]}", "model.op.kind is missing; give one of unified"),
         ("evaluation.weights=ema", "train.ema_decay is null; give a decay"),
+        ("model.op.border=mask", "border='mask' changes nothing in a window"),
+        ("model.op.implementation=sdc", "implementation='sdc' changes nothing in a window"),
         ("seed", "not a setting; write --set key=value"),
         ("tier.x=1", "tier.x: tier is a value, not a group"),
     ],
@@ -78,7 +80,7 @@ def load(*overrides, variant="swin"):
 @pytest.mark.parametrize(
     "override",
     ["train.epochs=3", "train.lr=0.1", "train.batch_size=8", "data.train_limit=9", "seed=4",
-     "model.drop_path=0.3", "augment.hflip=0.5", "train.precision=amp", "model.op.border=mask"],
+     "model.drop_path=0.3", "augment.hflip=0.5", "train.precision=amp", "model.op.norm=identity"],
 )  # fmt: skip
 def test_science_moves_the_identity(override):
     assert load(override).identity() != load().identity()
