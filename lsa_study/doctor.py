@@ -1,0 +1,94 @@
+"""What this machine has: the answer of ``lsa doctor``. Looks, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from lsa_study.launch.local import visible_gpus
+
+DATA_SETS = {
+    "cifar10": "cifar10/train.parquet or cifar10/cifar-10-batches-py",
+    "imagenet": "imagenet/train/<wnid>/ and imagenet/val/<wnid>/",
+}
+
+
+def report(results: Path) -> list[tuple[str, str]]:
+    """Facts of this machine as (topic, words)."""
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("python", lambda: f"{platform.python_version()} on {platform.platform()}"),
+        ("packages", _packages),
+        ("cpu", _cpu),
+        ("gpu", _gpus),
+        ("kernels", _kernels),
+        ("slurm", _slurm),
+        ("data", _data),
+        ("disk", lambda: _disk(results)),
+    ]
+    return [(topic, look()) for topic, look in looks]
+
+
+def _packages() -> str:
+    names = ("torch", "timm", "triton", "submitit", "pandas")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} missing")
+    return ", ".join(found)
+
+
+def _cpu() -> str:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _gpus() -> str:
+    gpus = visible_gpus()
+    if not gpus:
+        return "none: runs use one CPU worker"
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names) or f"{len(gpus)} seen by the driver, none by torch"
+
+
+def _kernels() -> str:
+    import lsa_kernels
+
+    return str(lsa_kernels.build_info())
+
+
+def _slurm() -> str:
+    if shutil.which("sbatch") is None:
+        return "no sbatch on PATH: lsa launch will not work here, lsa run will"
+    told = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=20
+    )
+    state = (answer.stdout.strip() or answer.stderr.strip()).splitlines()
+    return f"{told.stdout.strip()}; {state[0] if state else 'the controller does not answer'}"
+
+
+def _data() -> str:
+    root = os.environ.get("LSA_DATA")
+    if root is None:
+        return "LSA_DATA is not set: only the toy tier runs (it needs no data)"
+    found = []
+    for name, layout in DATA_SETS.items():
+        there = (Path(root) / name).is_dir()
+        found.append(f"{name} {'found' if there else f'missing (wants {layout})'}")
+    return f"{root}: {'; '.join(found)}"
+
+
+def _disk(results: Path) -> str:
+    here = results if results.exists() else Path()
+    return f"{shutil.disk_usage(here).free / 1e9:.0f} GB free for {results}"
