@@ -1,0 +1,45 @@
+"""Data sets: real images, where they lie, how they become batches.
+
+Importing this package does not import torch; loading a set does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lsa_study.config import Settings
+from lsa_study.data.roots import DataLacks, require
+
+if TYPE_CHECKING:
+    from lsa_study.data.sets import Sets
+
+__all__ = ["DataLacks", "check", "load", "require"]
+
+
+def load(settings: Settings, *, device: str = "cpu") -> Sets:
+    """Load the training and the test set that ``settings`` ask for.
+
+    Small sets are read whole; of an image folder only the list of files is read.
+
+    Args:
+        settings: a run's settings; data, augment, evaluation, runtime.workers and seed are read.
+        device: where batches are made and handed over, such as ``"cuda"``.
+
+    Raises:
+        DataLacks: the files are missing, incomplete or damaged.
+    """
+    # Imported here, not above: planning must not need torch.
+    from lsa_study.data import folders, tensors
+
+    if settings.data.name == "imagenet":
+        return folders.load(settings, device=device)
+    return tensors.load(settings, device=device)
+
+
+def check(settings: Settings) -> None:
+    """Load the data once to see that they are whole, before anything is trained.
+
+    Raises:
+        DataLacks: the files are missing, incomplete or damaged.
+    """
+    load(settings)

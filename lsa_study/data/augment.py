@@ -1,0 +1,115 @@
+"""Augmentation of whole batches of small pictures, drawn ahead for the whole effective batch.
+
+Draws are made for all images of a step and then cut, so an image meets the same fate however the
+step is divided among processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsa_study.config import Augment
+from lsa_study.data import seeds
+from lsa_study.data.plan import Share
+
+Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+ATTEMPTS = 10
+"""As torchvision and timm: a box that does not fit is drawn again so often."""
+
+
+def log_uniform(low: float, high: float, size: Sequence[int], draw: torch.Generator) -> Tensor:
+    """Numbers whose logarithm is uniform between those of ``low`` and ``high``."""
+    spread = math.log(high) - math.log(low)
+    return (math.log(low) + spread * torch.rand(*size, generator=draw)).exp()
+
+
+def boxes(
+    count: int,
+    *,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    draw: torch.Generator,
+) -> Tensor:
+    """Draw boxes inside a picture, as random-resized crops and erasing want them.
+
+    Args:
+        area: smallest and largest share of the picture.
+        ratio: smallest and largest width / height, uniform in the logarithm.
+
+    Returns:
+        (count, 4) whole numbers: top, left, height, width. A box that fitted in none of the
+        attempts has height 0.
+    """
+    share = area[0] + (area[1] - area[0]) * torch.rand(count, ATTEMPTS, generator=draw)
+    aspect = log_uniform(*ratio, (count, ATTEMPTS), draw)
+    pixels = share * height * width
+    h, w = (pixels / aspect).sqrt().round().long(), (pixels * aspect).sqrt().round().long()
+    fits = (h > 0) & (w > 0) & (h <= height) & (w <= width)
+    first = fits.long().argmax(dim=1, keepdim=True)
+    h, w = (torch.where(fits, side, 0).gather(1, first).squeeze(1) for side in (h, w))
+    place = torch.rand(2, count, generator=draw)
+    top = (place[0] * (height - h + 1)).long()
+    left = (place[1] * (width - w + 1)).long()
+    return torch.stack([top, left, h, w], dim=1)
+
+
+def crop_resized(pictures: Tensor, box: Tensor, size: int) -> Tensor:
+    """Cut ``box`` (N, 4) out of pictures (N, C, H, W) and resize it to size x size, bilinear."""
+    _, _, height, width = pictures.shape
+    whole = torch.tensor([0, 0, height, width]).expand_as(box)
+    box = torch.where(box[:, 2:3] > 0, box, whole).to(torch.float32)
+    top, left, h, w = box.unbind(1)
+    theta = torch.zeros(len(box), 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = w / width, (2 * left + w) / width - 1
+    theta[:, 1, 1], theta[:, 1, 2] = h / height, (2 * top + h) / height - 1
+    shape = [len(box), pictures.shape[1], size, size]
+    grid = F.affine_grid(theta.to(pictures.device), shape, align_corners=False)
+    return F.grid_sample(
+        pictures.to(torch.float32), grid, padding_mode="border", align_corners=False
+    )
+
+
+def erase(
+    images: Tensor, share: Share, *, batch: int, augment: Augment, words: Sequence[int]
+) -> None:
+    """Random erasing in place on normalised images: one box of Gaussian noise in some images.
+
+    The article's settings: 2 to 33 % of the area, sides 0.3 to 3.3, every pixel its own noise.
+    """
+    if augment.erasing == 0:
+        return
+    draw = seeds.generator(*words, "erase")
+    chosen = torch.rand(batch, generator=draw) < augment.erasing
+    box = boxes(
+        batch, height=images.shape[2], width=images.shape[3], area=(0.02, 1 / 3),
+        ratio=(0.3, 1 / 0.3), draw=draw,
+    )  # fmt: skip
+    noise = torch.Generator(images.device)
+    for row, position in enumerate(share.positions.tolist()):
+        top, left, h, w = box[position].tolist()
+        if chosen[position] and 0 < h < images.shape[2] and 0 < w < images.shape[3]:
+            noise.manual_seed(seeds.derive(*words, "erase", position))
+            spot = images[row, :, top : top + h, left : left + w]
+            spot.normal_(generator=noise)
+
+
+def mixer(augment: Augment, num_classes: int) -> Mixer | None:
+    """Mixup and cutmix of a batch by timm, or None where neither is on."""
+    if augment.mix_prob == 0 or (augment.mixup == 0 and augment.cutmix == 0):
+        return None
+    from timm.data import Mixup
+
+    mixup: Mixer = Mixup(
+        mixup_alpha=augment.mixup, cutmix_alpha=augment.cutmix, prob=augment.mix_prob,
+        switch_prob=augment.mix_switch, label_smoothing=augment.label_smoothing,
+        num_classes=num_classes,
+    )  # fmt: skip
+    return mixup

@@ -1,0 +1,99 @@
+"""Handwritten digits: 1,797 real 8 x 8 pictures, placed in larger ones with noise and clutter.
+
+The pictures are the UCI set "Optical Recognition of Handwritten Digits" that scikit-learn carries.
+All arithmetic is on whole numbers, so every machine makes the same bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsa_study.data.roots import DataLacks
+
+VERSION = "digits-1"
+"""Changes whenever the pictures do; part of the data fingerprint."""
+
+SIDE = 28
+TEST_SOURCES = 497
+PLACEMENTS = 1
+UNIT = 64
+"""Positions and sizes are in this fraction of a pixel."""
+
+Bytes = NDArray[np.uint8]
+Whole = NDArray[np.int64]
+
+
+def make(split: str) -> tuple[Bytes, Whole]:
+    """Make the pictures of ``"train"`` or ``"test"``; no source picture is in both.
+
+    Returns:
+        Pictures (N, 3, 28, 28) and their digits (N,), in random order.
+
+    Raises:
+        DataLacks: scikit-learn does not carry the digits where it used to.
+    """
+    pictures, digits = _sources()
+    order = np.random.default_rng(0).permutation(len(digits))
+    chosen = order[:TEST_SOURCES] if split == "test" else order[TEST_SOURCES:]
+    draw = np.random.default_rng([1, split == "test"])
+    repeated = draw.permutation(np.repeat(chosen, PLACEMENTS))
+    return _compose(pictures, repeated, draw), digits[repeated]
+
+
+def _sources() -> tuple[Whole, Whole]:
+    # Importing scikit-learn takes as long as a third of a toy run; its file needs no import.
+    package = importlib.util.find_spec("sklearn")
+    folders = package.submodule_search_locations if package is not None else None
+    path = Path(folders[0] if folders else "sklearn") / "datasets" / "data" / "digits.csv.gz"
+    try:
+        text = gzip.decompress(path.read_bytes()).decode()
+        rows = np.array(text.replace("\n", ",").rstrip(",").split(","), float).astype(np.int64)
+        table = rows.reshape(-1, 65)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataLacks(
+            f"{path}: the handwritten digits cannot be read ({error}); reinstall scikit-learn"
+        ) from error
+    return table[:, :64].reshape(-1, 8, 8), table[:, 64]
+
+
+def _compose(pictures: Whole, chosen: Whole, draw: np.random.Generator) -> Bytes:
+    count = len(chosen)
+    ink = _place(pictures[chosen], draw, low=130, high=190)
+    for _ in range(2):
+        # Clutter: corners of other digits of the same split, smaller and fainter.
+        other = pictures[draw.permutation(chosen)].copy()
+        other[:, 4:, :] = 0
+        ink = np.maximum(ink, _place(other, draw, low=100, high=160) * 3 // 4)
+    paper = draw.integers(0, 90, (count, 3, 1, 1))
+    contrast = draw.integers(90, 160, (count, 3, 1, 1))
+    noise = draw.integers(-60, 61, (count, 3, SIDE, SIDE))
+    shade = paper + ink[:, None] * contrast // (16 * UNIT * UNIT) + noise
+    return np.clip(shade, 0, 255).astype(np.uint8)
+
+
+def _place(sources: Whole, draw: np.random.Generator, *, low: int, high: int) -> Whole:
+    """Enlarge each 8 x 8 picture ``low`` to ``high`` UNITs per pixel, at a random place.
+
+    Bilinear; returns (N, 28, 28) with ink in 0..16 * UNIT * UNIT.
+    """
+    count = len(sources)
+    scale = draw.integers(low, high, count)
+    room = np.maximum(SIDE * UNIT - 8 * scale, 1)
+    rows = _weights(scale, draw.integers(0, room))
+    columns = _weights(scale, draw.integers(0, room))
+    enlarged: Whole = np.matmul(np.matmul(rows, sources), columns.transpose(0, 2, 1))
+    return enlarged
+
+
+def _weights(scale: Whole, start: Whole) -> Whole:
+    """How much source pixel k weighs in pixel p of the picture: (N, 28, 8), in 0..UNIT."""
+    centres = (np.arange(SIDE) * UNIT + UNIT // 2)[None, :] - start[:, None]
+    at = centres * UNIT // scale[:, None] - UNIT // 2
+    distance = np.abs(at[:, :, None] - np.arange(8) * UNIT)
+    weights: Whole = np.clip(UNIT - distance, 0, UNIT)
+    return weights

@@ -1,0 +1,120 @@
+"""A training and a test set, as the training loop sees them: batches on a device, ready to use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsa_study.config import Augment, Settings
+from lsa_study.data import augment, seeds
+from lsa_study.data.plan import Epoch, Share
+
+Pixels = tuple[float, float, float]
+
+CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set is, whatever is done to its images."""
+
+    name: str
+    train_images: int
+    """After ``data.train_limit``."""
+    test_images: int
+    num_classes: int
+    fingerprint: str
+    """Name and 16 hex digits of a hash of the content."""
+    mean: Pixels
+    std: Pixels
+    """Per channel, of pixels in 0..1."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of one step, normalised, with their targets."""
+
+    step: int
+    images: Tensor
+    """(N, 3, H, W), float32."""
+    targets: Tensor
+    """(N,) class numbers, or (N, classes) shares where images were mixed."""
+
+
+class Sets(ABC):
+    """The images of one run."""
+
+    def __init__(self, source: Source, settings: Settings, device: str) -> None:
+        self.source = source
+        self.seed = settings.seed
+        self.image_size = settings.data.image_size
+        self.augment: Augment = settings.augment
+        self.device = torch.device(device)
+        self.mixer = augment.mixer(settings.augment, source.num_classes)
+        scale = 255 * torch.tensor([source.mean, source.std], device=self.device)
+        self._mean, self._std = scale.view(2, CHANNELS, 1, 1).unbind(0)
+
+    def epoch(
+        self,
+        epoch: int,
+        batch_size: int,
+        *,
+        first_step: int = 0,
+        parts: int = 1,
+        mine: range = range(1),
+    ) -> Epoch:
+        """Plan one epoch of this set; see ``plan.Epoch``."""
+        return Epoch(
+            self.source.train_images, batch_size, self.seed, epoch, first_step, parts, mine,
+            paired=self.mixer is not None,
+        )  # fmt: skip
+
+    def train(self, epoch: Epoch) -> Iterator[Batch]:
+        """Augmented training batches: for every step of ``epoch``, this process's parts in order.
+
+        Raises:
+            DataLacks: an image file cannot be decoded.
+        """
+        for share, pixels, labels in self._train_pixels(epoch):
+            images = self._normalise(pixels)
+            words = (self.seed, epoch.epoch, share.step)
+            augment.erase(images, share, batch=epoch.batch, augment=self.augment, words=words)
+            yield Batch(share.step, *self._mix(images, labels, share, words))
+
+    def test(
+        self, batch_size: int, *, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Every ``ranks``-th test image from the ``rank``-th on, once, in the set's order.
+
+        Yields:
+            (numbers of the images on the CPU, normalised images, labels).
+        """
+        mine = torch.arange(rank, self.source.test_images, ranks)
+        for rows, pixels, labels in self._test_pixels(torch.split(mine, batch_size)):
+            yield rows, self._normalise(pixels), labels
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return pixels.to(torch.float32).sub_(self._mean).div_(self._std)
+
+    def _mix(
+        self, images: Tensor, labels: Tensor, share: Share, words: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        if self.mixer is None:
+            return images, labels
+        targets = []
+        for group, first, end in share.groups:
+            with seeds.global_draws(*words, "mix", group):
+                targets.append(self.mixer(images[first:end], labels[first:end])[1])
+        return images, torch.cat(targets)
+
+    @abstractmethod
+    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor]]:
+        """Pixels in 0..255 (N, 3, size, size) and labels on the device, share by share."""
+
+    @abstractmethod
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Row numbers, pixels and labels of the test images ``rows``."""
