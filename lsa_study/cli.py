@@ -148,3 +148,7 @@ def run(
     if summary.interrupted:
         typer.echo(f"Continue with the same command: lsa {' '.join(sys.argv[1:])}")
     raise typer.Exit(summary.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The local queue, with real runs in real worker processes."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lsa_study import rundir, study
+from lsa_study.errors import EnvironmentLacks
+from lsa_study.launch.local import Queue, visible_gpus
+
+SMALL = ["train.epochs=1", "data.train_limit=64"]
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def runs(only, *overrides, seeds=(0,)):
+    loaded = study.load("table1", only=only, seeds=seeds, overrides=[*SMALL, *overrides])
+    return loaded.runs()
+
+
+def test_only_what_is_missing_is_trained(tmp_path):
+    first = Queue(tmp_path, jobs=1, console=quiet()).work(runs("swin"))
+    assert list(first.finished.values()) == ["done"]
+    second = Queue(tmp_path, jobs=2, console=quiet()).work(runs("swin,net1"))
+    assert second.already == 1
+    assert [name.split("-")[0] for name in second.finished] == ["net1"]
+    third = Queue(tmp_path, jobs=1, console=quiet()).work(runs("swin,net1"))
+    assert (third.already, third.finished, third.exit_code) == (2, {}, 0)
+
+
+def test_a_diverged_run_is_a_result(tmp_path):
+    summary = Queue(tmp_path, jobs=1, console=quiet()).work(runs("swin", "train.lr=1.0e+30"))
+    assert list(summary.finished.values()) == ["diverged"]
+    assert summary.exit_code == 0
+    (folder,) = rundir.existing(tmp_path, "toy").values()
+    assert "epoch" in folder.result()["reason"]
+
+
+def test_missing_data_is_told_before_anything_is_made(tmp_path):
+    asked = study.load(
+        "table1", tier="proxy", only="swin", overrides=[f"data.root={tmp_path}/none"]
+    ).runs()
+    with pytest.raises(EnvironmentLacks, match="none"):
+        Queue(tmp_path / "results", jobs=1, console=quiet()).work(asked)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_killed_worker_takes_only_its_own_run(tmp_path):
+    """The first run's process is killed for real; the second still trains."""
+    asked = runs("swin,net1", "train.epochs=40")
+    queue = Queue(tmp_path, jobs=1, console=quiet())
+    seen: list[str] = []
+    original = queue._next
+
+    def kill_first(worker):
+        original(worker)
+        if worker.run is not None and not seen:
+            seen.append(worker.run.name)
+            os.kill(worker.process.pid, signal.SIGKILL)
+        elif worker.run is not None:
+            seen.append(worker.run.name)
+
+    queue._next = kill_first
+    asked = [asked[0], runs("net1")[0]]
+    summary = queue.work(asked)
+    assert summary.finished == {asked[0].name: "failed", asked[1].name: "done"}
+    status = rundir.existing(tmp_path, "toy")[asked[0].identity].status()
+    assert status["state"] == "failed"
+    assert "SIGKILL" in status["message"]
+    assert summary.exit_code == 1
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
+    command = [
+        sys.executable, "-m", "lsa_study.cli", "run", "table1", "--only", "swin", "--results",
+        str(tmp_path), "--set", "train.epochs=30", "--set", "data.train_limit=256",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def status() -> dict:
+        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), {})
+
+    wait_for(lambda: status().get("epoch", 0) >= 2)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopping after this step..." in told
+    assert status()["state"] == "stopped"
+    (folder,) = rundir.existing(tmp_path, "toy").values()
+    assert folder.last_checkpoint.exists()
+    before = len(folder.metrics())
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert folder.result()["outcome"] == "done"
+    assert folder.result()["attempts"] == 2
+    assert len(folder.metrics()) == 30
+    assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
+
+
+def test_gpus_are_those_the_scheduler_gave(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert visible_gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+
+
+def test_equal_failures_hold_the_rest(tmp_path):
+    """Folders that cannot be read fail each run in the same words; the fourth is not tried."""
+    asked = runs("swin", seeds=(0, 1, 2, 3))
+    for run in asked:
+        folder = rundir.runs_folder(tmp_path, "toy") / run.name
+        folder.mkdir(parents=True)
+        rundir.RunDir(folder).create(run.settings, variant="swin")
+        (folder / "checkpoint").rmdir()
+        (folder / "checkpoint").write_text("in the way")
+    summary = Queue(tmp_path, jobs=1, console=quiet()).work(asked)
+    assert summary.exit_code == 1
+    assert len(summary.finished) + summary.held == len(asked)
+    assert json.dumps(summary.errors)
+    assert Path(tmp_path).exists()
