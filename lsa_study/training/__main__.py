@@ -1,0 +1,42 @@
+"""``python -m lsa_study.training RUN_DIR...``: train each folder in turn.
+
+Exit codes: 0 all have a result, 1 some run failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lsa_study.errors import LsaError
+from lsa_study.rundir import OUTCOMES, RunDir
+from lsa_study.training import StopOnSignals, train
+
+
+def main(folders: list[str]) -> int:
+    """Train the folders; returns the exit code."""
+    console = Console(stderr=True)
+    if not folders:
+        console.print("usage: python -m lsa_study.training RUN_DIR...", markup=False)
+        return 2
+    failed = False
+    with StopOnSignals() as stop:
+        for folder in folders:
+            try:
+                state = train(RunDir(Path(folder)), stop=stop, console=console)
+            except LsaError as error:
+                console.print(str(error), style="red", markup=False, highlight=False)
+                failed = True
+                continue
+            except KeyboardInterrupt:
+                return 130
+            if state == "stopped":
+                return 130
+            failed |= state not in OUTCOMES
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""What a run is carried out on: device, versions, state of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lsa_study
+from lsa_study.config import Runtime, Train
+from lsa_study.training.outcome import DeviceLacks
+
+PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
+
+
+def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
+    """The device the settings ask for; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        DeviceLacks: a GPU is asked for and none can be used.
+    """
+    usable = torch.cuda.is_available()
+    if runtime.device == "cuda" and not usable:
+        raise DeviceLacks(
+            "runtime.device = cuda: torch can use no GPU here; set runtime.device: auto or cpu"
+        )
+    if runtime.device == "cpu" or not usable:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def precision(train: Train, device: torch.device) -> torch.dtype:
+    """The type of the matrix products: bfloat16 for ``amp`` on a GPU, else float32."""
+    return torch.bfloat16 if train.precision == "amp" and device.type == "cuda" else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the chip."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: tensors on a GPU, the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, make every operation give the same bits each time; on a GPU, allow fast ones."""
+    # The module's flags are properties, which type checkers cannot see.
+    memory: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        memory.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+    )
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    memory.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
+        torch.backends.cudnn.benchmark = before[2]
+
+
+def code_state() -> tuple[str | None, bool | None]:
+    """The commit of the code that runs, and whether it was changed since; None if unknown."""
+    package = Path(lsa_study.__file__).parent
+    try:
+        # Installed in a folder of somebody else's repository, its commit would not be ours.
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        commit = _git(package, "rev-parse", "HEAD").strip()
+        changed = _git(package, "status", "--porcelain", "--", ".", ":/kernels")
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return commit, bool(changed.strip())
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """All that may explain a difference between two lives of a run."""
+    commit, dirty = code_state()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "device": device_name(device),
+        "device_kind": device.type,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,129 @@
+"""What people see of a run while it runs: its status file, its log, its lines or bar."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lsa_study.config import Settings
+from lsa_study.rundir import RunDir, State
+
+HEARTBEAT_SECONDS = 10.0
+
+
+class Monitor:
+    """Tells how one life of a run goes. Call ``beat`` often; it decides what is due."""
+
+    def __init__(
+        self, run_dir: RunDir, settings: Settings, attempt: int, console: Console | None
+    ) -> None:
+        self.run_dir = run_dir
+        self.console = console
+        self.line_seconds = settings.runtime.log_seconds
+        self.epochs = settings.train.epochs
+        self.facts: dict[str, Any] = {
+            "epoch": 0,
+            "epochs": settings.train.epochs,
+            "step": 0,
+            "attempt": attempt,
+            "host": socket.gethostname(),
+            "job": job(),
+            "pid": os.getpid(),
+            "cause": None,
+            "message": "starting",
+            "eta_seconds": None,
+            "acc1": None,
+        }
+        self._log = (run_dir.attempt_folder(attempt) / "log.txt").open("a", encoding="utf-8")
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._last_status = self._last_line = self._started = time.monotonic()
+        self._begun_at = 0.0
+
+    def __enter__(self) -> Self:
+        self.status("running")
+        if self.console is not None and self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[words]}"), console=self.console, transient=True
+            )
+            self._task = self._bar.add_task(self.run_dir.root.name, total=self.epochs, words="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._log.close()
+
+    def begin(self, done: float) -> None:
+        """Start the clock of the estimate: ``done`` epochs were done by earlier lives."""
+        self._begun_at, self._started = done, time.monotonic()
+
+    def beat(self, done: float, words: str, **facts: Any) -> None:
+        """Note that the run is alive, with ``done`` of its epochs; write what is due."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, words=words)
+        if now - self._last_status >= HEARTBEAT_SECONDS:
+            self.status("running", message=words, eta_seconds=self.eta(done), **facts)
+        if now - self._last_line >= self.line_seconds:
+            self.line(words)
+
+    def line(self, words: str) -> None:
+        """Write a line into the log, and on the console where no bar shows it."""
+        self._last_line = time.monotonic()
+        self.log(words)
+        if self.console is not None and self._bar is None:
+            self.console.print(words, markup=False, highlight=False)
+
+    def epoch(self, words: str) -> None:
+        """Log an epoch's numbers; show them when a line is due, and always after the last."""
+        last = words.startswith(f"epoch {self.epochs}/")
+        if last or time.monotonic() - self._last_line >= self.line_seconds:
+            self.line(words)
+        else:
+            self.log(words)
+
+    def say(self, words: str) -> None:
+        """Write a line into the log and on the console, bar or not."""
+        self.log(words)
+        if self.console is not None:
+            self.console.print(words, markup=False, highlight=False)
+
+    def log(self, words: str) -> None:
+        """Write into the attempt's log alone."""
+        # A log that cannot be written must not end a run.
+        with contextlib.suppress(OSError):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {words}\n")
+            self._log.flush()
+
+    def status(self, state: State, **facts: Any) -> None:
+        """Replace the status file, keeping the facts that are not given."""
+        self.facts |= facts
+        self._last_status = time.monotonic()
+        self.run_dir.write_status(state, **self.facts)
+
+    def eta(self, done: float) -> float | None:
+        """Seconds left at the pace of this life; None before anything is done."""
+        gained = done - self._begun_at
+        if gained <= 0:
+            return None
+        return round((self.epochs - done) * (time.monotonic() - self._started) / gained, 1)
+
+
+def job() -> str | None:
+    """The scheduler's name for this job, where one started it."""
+    return os.environ.get("LSA_JOB") or os.environ.get("SLURM_JOB_ID")

@@ -1,0 +1,59 @@
+"""How far a run is: everything beside the weights that a later life needs to go on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from torch import Tensor
+
+
+@dataclass
+class Report:
+    """What was measured at the end of one epoch."""
+
+    epoch: int = 0
+    """Counted from 1; 0 means none."""
+    loss: float = float("nan")
+    acc1: float = 0.0
+    acc5: float = 0.0
+    model_acc1: float = 0.0
+    """Of the weights as trained, whichever weights the run reports."""
+    ema_acc1: float | None = None
+    bits: Tensor | None = None
+    """(images,) uint8: which test images the reported weights get right."""
+
+
+@dataclass
+class Progress:
+    """Counts are of whole things done: epochs from 0, steps in the running epoch from 0."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of the running epoch, over images."""
+    epoch_seconds: float = 0.0
+    """Training time of the running epoch."""
+    seconds: float = 0.0
+    """Training and evaluation, all lives."""
+    peak_memory: int = 0
+    fingerprint: str = ""
+    """Of the data the run began with."""
+    last: Report = field(default_factory=Report)
+    best: Report = field(default_factory=Report)
+    best_weights: dict[str, Tensor] | None = None
+    """Kept where the best epoch is reported."""
+
+    def plain(self) -> dict[str, Any]:
+        """As dicts of tensors and plain values, for a checkpoint."""
+        weights, self.best_weights = self.best_weights, None
+        try:
+            return {**asdict(self), "best_weights": weights}
+        finally:
+            self.best_weights = weights
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Self:
+        """The reverse of ``plain``."""
+        reports = {key: Report(**values[key]) for key in ("last", "best")}
+        return cls(**{**values, **reports})

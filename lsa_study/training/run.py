@@ -1,0 +1,240 @@
+"""One life of a run: claim the folder, prepare, train, record how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from lsa_study import data
+from lsa_study.config import SCHEMA_VERSION, Settings
+from lsa_study.data import DataLacks, seeds
+from lsa_study.data.sets import CHANNELS, Sets
+from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
+from lsa_study.rundir import RunDir, write_whole
+from lsa_study.training import checkpoint, environment
+from lsa_study.training.loop import Life, Loop
+from lsa_study.training.monitor import Monitor, job
+from lsa_study.training.outcome import (
+    DeviceLacks,
+    Diverged,
+    Stopped,
+    is_out_of_memory,
+)
+from lsa_study.training.progress import Progress, Report
+
+CAUSES: tuple[tuple[type[BaseException], str], ...] = (
+    (ConfigError, "config"),
+    (DataLacks, "data"),
+    (DeviceLacks, "node"),
+    (EnvironmentLacks, "disk"),
+    (ImportError, "import"),
+    (MemoryError, "oom-host"),
+)
+"""What an error that ends a life says about its cause; anything else is a bug."""
+
+
+RESULT_FACTS = (
+    "device", "device_kind", "precision", "torch", "commit", "dirty", "params", "macs",
+    "implementation", "train_images", "test_images", "data_fingerprint", "effective_batch",
+    "epochs", "weights", "selected", "schema", "identity", "variant", "seed",
+)  # fmt: skip
+"""Known before training and repeated in the result."""
+
+Outcome = Literal["done", "diverged", "oom"]
+
+
+def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
+    """Train or resume a run; see ``lsa_study.training.train``."""
+    settings = run_dir.settings()
+    if (result := run_dir.result()) is not None:
+        return _tidy(run_dir, result["outcome"])
+    with (
+        run_dir.owned(job()) as attempt,
+        Monitor(run_dir, settings, attempt, console) as monitor,
+    ):
+        return _Attempt(Life(run_dir, settings, attempt, monitor, stop)).carry_out()
+
+
+def _tidy(run_dir: RunDir, outcome: Outcome) -> str:
+    # A life that was killed right after it wrote the result left the rest undone.
+    if outcome == "done":
+        checkpoint.remove(run_dir)
+    facts = run_dir.status()
+    if facts.pop("state") != outcome:
+        facts.pop("heartbeat", None)
+        run_dir.write_status(outcome, **facts)
+    return outcome
+
+
+class _Attempt:
+    """One life; remembers what it finds out, so that its end can be recorded wherever it comes."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.facts: dict[str, Any] = {}
+        self.progress = Progress()
+
+    def carry_out(self) -> str:
+        """Prepare, train, record; returns the state the run is left in."""
+        monitor = self.life.monitor
+        try:
+            return self._train()
+        except Stopped:
+            at = self.progress
+            where = f"epoch {at.epoch}" + (f", step {at.step} of the next" if at.step else "")
+            monitor.say(f"Stopping after this step... saved at {where}")
+            monitor.status("stopped", epoch=at.epoch, step=at.step, message=f"saved at {where}")
+            return "stopped"
+        except KeyboardInterrupt:
+            monitor.status("stopped", message="left at once; the last checkpoint stands")
+            raise
+        except Exception as error:
+            return self._failed(error)
+
+    def _train(self) -> str:
+        life = self.life
+        device = environment.choose_device(life.settings.runtime)
+        with environment.deterministic(device):
+            sets = data.load(life.settings, device=str(device))
+            model = build(life.settings, sets)
+            self.facts = _facts(life, model, sets, device)
+            try:
+                loop = Loop(life, model, sets)
+                self.progress = loop.progress
+                checkpoint.need_space(life.run_dir, loop.checkpoint_bytes())
+                loop.resume()
+                self.progress = loop.progress
+                loop.run()
+            except Diverged as error:
+                return self._end("diverged", str(error))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return self._end("oom", self._memory_words(error))
+            self._write_outputs(loop.final_weights())
+            return self._end("done", None)
+
+    def _memory_words(self, error: RuntimeError) -> str:
+        at, train = self.progress, self.life.settings.train
+        parts = self.life.settings.runtime.accumulate
+        first = str(error).splitlines()[0]
+        return (
+            f"epoch {at.epoch + 1}, step {at.step + 1}: out of memory at a batch of "
+            f"{train.batch_size} in {parts} part{'s' * (parts > 1)} ({first}); "
+            f"the same effective batch in less memory: runtime.accumulate={2 * parts}"
+        )
+
+    def _write_outputs(self, weights: dict[str, Tensor]) -> None:
+        checkpoint.save_weights(self.life.run_dir.weights, weights)
+        bits = self._report().bits
+        assert bits is not None
+        packed = io.BytesIO()
+        np.savez(packed, bits=np.packbits(bits.numpy()), count=np.int64(len(bits)))
+        write_whole(self.life.run_dir.correct_bits, packed.getvalue())
+
+    def _report(self) -> Report:
+        best = self.life.settings.evaluation.epoch == "best"
+        return self.progress.best if best else self.progress.last
+
+    def _end(self, outcome: Outcome, reason: str | None) -> str:
+        run_dir, at, done = self.life.run_dir, self.progress, outcome == "done"
+        report = self._report()
+        epochs = report.epoch if done else at.epoch + 1
+        memory = environment.peak_memory(torch.device(self.facts["device_kind"]))
+        run_dir.write_result(
+            {
+                **{key: self.facts[key] for key in RESULT_FACTS},
+                "outcome": outcome,
+                "reason": reason,
+                "acc1": report.acc1 if done else None,
+                "acc5": report.acc5 if done else None,
+                "loss": report.loss if done else None,
+                "ema_acc1": report.ema_acc1 if done else None,
+                "best_acc1": at.best.acc1 if at.best.epoch else None,
+                "epoch": epochs,
+                "seconds": at.seconds,
+                "seconds_per_epoch": at.seconds / max(1, at.epoch),
+                "peak_memory_bytes": max(at.peak_memory, memory),
+                "attempts": len(run_dir.attempts()),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
+        if done:
+            checkpoint.remove(run_dir)
+        words = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
+        self.life.monitor.say(f"{outcome}: {words}")
+        self.life.monitor.status(
+            outcome, epoch=at.epoch, step=at.step, message=words, eta_seconds=None
+        )
+        return outcome
+
+    def _failed(self, error: Exception) -> str:
+        monitor = self.life.monitor
+        cause = next((cause for kind, cause in CAUSES if isinstance(error, kind)), "bug")
+        if not isinstance(error, LsaError):
+            monitor.log("".join(traceback.format_exception(error)))
+        words = str(error) if isinstance(error, LsaError) else f"{type(error).__name__}: {error}"
+        monitor.say(words)
+        # On a full disk even these few bytes may not fit; the words are on the console then.
+        with contextlib.suppress(EnvironmentLacks):
+            monitor.status("failed", cause=cause, message=words)
+        return "failed"
+
+
+def build(settings: Settings, sets: Sets) -> nn.Module:
+    """Build the run's network; its first weights depend on the seed alone."""
+    from lsa_study import models
+
+    torch.manual_seed(seeds.derive(settings.seed, "weights"))
+    if not hasattr(models, "from_settings"):
+        import timm
+
+        made: nn.Module = timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=28, patch_size=2, window_size=7,
+            embed_dim=32, depths=(2, 2), num_heads=(2, 4), num_classes=10,
+            drop_path_rate=settings.model.drop_path,
+        )  # fmt: skip
+        return made
+    made = models.from_settings(
+        settings.model,
+        image_size=settings.data.image_size,
+        num_classes=sets.source.num_classes,
+        in_chans=CHANNELS,
+    )
+    return made
+
+
+def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> dict[str, Any]:
+    """What is known before training; written for this life, and part of the result."""
+    settings, source = life.settings, sets.source
+    config = life.run_dir.config()
+    facts = {
+        **environment.facts(device),
+        "precision": str(environment.precision(settings.train, device)).removeprefix("torch."),
+        "torch": torch.__version__,
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": 0,
+        "implementation": "",
+        "train_images": source.train_images,
+        "test_images": source.test_images,
+        "data_fingerprint": source.fingerprint,
+        "effective_batch": min(settings.train.batch_size, source.train_images),
+        "epochs": settings.train.epochs,
+        "weights": settings.evaluation.weights,
+        "selected": settings.evaluation.epoch,
+        "schema": SCHEMA_VERSION,
+        "identity": config["identity"],
+        "variant": config["variant"],
+        "seed": settings.seed,
+    }
+    life.run_dir.write_environment(life.attempt, facts)
+    return facts
