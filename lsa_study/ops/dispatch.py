@@ -1,0 +1,101 @@
+"""Which implementation computes an operator: ``auto`` takes the fastest that fits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsa_study.ops import functional
+from lsa_study.ops import neighboring as neighborhoods
+
+IMPLEMENTATIONS = ("auto", "reference", "unfold", "sdc", "fused")
+
+
+def window(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, shift: int, scale: float,
+    implementation: str,
+) -> Tensor:  # fmt: skip
+    """Eq. 4 on windows of whole maps, shifted alike on both axes."""
+    _known(implementation, ("unfold", "sdc"), "windows; give auto, reference or fused")
+    if implementation == "fused":
+        raise ValueError("implementation='fused' cannot run: the window kernel is not built yet")
+    height, width = v.shape[2:4]
+    excluded = functional.shift_bands(height, width, size, (shift, shift), v.device)
+    if shift:
+        q, k, v = (None if t is None else t.roll((-shift, -shift), (2, 3)) for t in (q, k, v))  # type: ignore[assignment]
+    out = rolled_window(
+        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, excluded, scale, implementation
+    )
+    return out.roll((shift, shift), (2, 3)) if shift else out
+
+
+def rolled_window(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, excluded: Tensor | None,
+    scale: float, implementation: str,
+) -> Tensor:  # fmt: skip
+    """Eq. 4 on windows of maps that are rolled and padded already."""
+    plain = norm == "softmax" and use_qk and rel_k is None and rel_q is None
+    if implementation == "auto" and plain and q is not None and k is not None:
+        return window_by_sdpa(q, k, v, rel_bias, size, excluded, scale)
+    return functional.window(
+        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, excluded, scale
+    )  # fmt: skip
+
+
+def neighboring(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
+    implementation: str,
+) -> Tensor:  # fmt: skip
+    """Eq. 4 on every pixel's own neighborhood."""
+    _known(implementation)
+    if implementation == "fused":
+        raise ValueError("implementation='fused' cannot run: the kernel is not built yet")
+    if implementation == "sdc" and border != "mask":
+        raise ValueError(
+            f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "
+            "give border='mask'"
+        )
+    ways = {"sdc": neighborhoods.sdc, "unfold": neighborhoods.unfold}
+    way = ways.get(implementation, functional.neighboring)
+    return way(q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale)
+
+
+def apply(
+    values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None,
+    kernel_size: int, implementation: str,
+) -> Tensor:  # fmt: skip
+    """Per-pixel filters, expanded by the ghost head, on values."""
+    _known(implementation, ("sdc",), "filters; give auto, reference, unfold or fused")
+    if implementation == "fused":
+        raise ValueError("implementation='fused' cannot run: the kernel is not built yet")
+    way = neighborhoods.apply_unfold if implementation == "unfold" else functional.apply_reference
+    return way(values, filters, ghost_mul, ghost_add, kernel_size)
+
+
+def window_by_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, rel_bias: Tensor | None, size: int, excluded: Tensor | None,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """Softmax windows with q.k and bias, which torch's own attention computes."""
+    height, width = v.shape[2:4]
+    q, k, v = (functional.to_windows(t, size) for t in (q, k, v))
+    mask = None
+    if rel_bias is not None:
+        mask = rel_bias[:, functional.window_offsets(size, v.device)].to(v.dtype)
+    if excluded is not None:
+        floor = v.new_zeros(excluded.shape).masked_fill(excluded, float("-inf"))[:, None]
+        mask = floor if mask is None else mask + floor
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return functional.from_windows(out, size, height, width)
+
+
+def _known(implementation: str, refused: tuple[str, ...] = (), purpose: str = "") -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation={implementation!r} is unknown; known: {', '.join(IMPLEMENTATIONS)}"
+        )
+    if implementation in refused:
+        raise ValueError(f"implementation={implementation!r} does not compute {purpose}")

@@ -1,0 +1,410 @@
+r"""Eq. 4 of the article as plain functions: the definition that everything else is held to.
+
+.. math::
+    f'_i = \sum_{j \in \Phi} Norm(s (q_i k_j + q_i r^k_{j-i} + r^q_{j-i} k_j) + r^b_{j-i}) v_j
+
+Shape letters: B batch, h heads, d channels of a head, H x W the map, K the side of the area,
+N = H * W pixels, T = K * K taps. Offsets are pos(j) - pos(i), row by row from the top left.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Norm = Literal["identity", "filter_norm", "softmax"]
+Application = Literal["window", "neighboring"]
+Border = Literal["zero", "mask"]
+
+NORMS = ("identity", "filter_norm", "softmax")
+GAIN = math.sqrt(2.0)
+EPSILON = 1e-10
+
+
+def filter_norm(x: Tensor, *, dim: int, gain: float) -> Tensor:
+    r"""Standardise filters over their taps, as the decoupled dynamic filter does.
+
+    .. math:: gain \cdot (x - mean(x)) / (std(x) + 10^{-10})
+
+    The standard deviation is the unbiased one and the epsilon stands outside the root. Runs in
+    float32 at least: the epsilon vanishes in half precision.
+
+    Args:
+        x: filters, any shape.
+        dim: the axis of the taps.
+        gain: DDF's sqrt(2)/K for filters of side K.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    centred = wide - wide.mean(dim, keepdim=True)
+    deviation = wide.std(dim, keepdim=True)
+    return (gain * centred / (deviation + EPSILON)).to(x.dtype)
+
+
+def normalise(logits: Tensor, norm: str, size: int, excluded: Tensor | None = None) -> Tensor:
+    """Turn logits into weights over the last axis; excluded places get weight 0 and no say.
+
+    Args:
+        logits: (..., taps).
+        norm: identity, filter_norm or softmax.
+        size: side of the area, for the gain of filter norm.
+        excluded: boolean, broadcastable to ``logits``; at least one tap of an area stays.
+    """
+    if norm == "softmax":
+        if excluded is not None:
+            logits = logits.masked_fill(excluded, -math.inf)
+        return logits.softmax(-1)
+    if norm == "identity":
+        return logits if excluded is None else logits.masked_fill(excluded, 0)
+    if excluded is None:
+        return filter_norm(logits, dim=-1, gain=GAIN / size)
+    return _filter_norm_of_some(logits, excluded, GAIN / size)
+
+
+def _filter_norm_of_some(logits: Tensor, excluded: Tensor, gain: float) -> Tensor:
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    kept = (~excluded).to(wide.dtype).expand_as(wide)
+    count = kept.sum(-1, keepdim=True)
+    mean = (wide * kept).sum(-1, keepdim=True) / count
+    centred = (wide - mean) * kept
+    # A pixel alone in its area has no deviation: its weight is 0 over epsilon, which is 0.
+    variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    positive = variance > 0
+    deviation = torch.where(positive, variance, 1.0).sqrt() * positive
+    return (gain * centred / (deviation + EPSILON)).to(logits.dtype)
+
+
+def window_offsets(size: int, device: torch.device | None = None) -> Tensor:
+    """Index of pos(j) - pos(i) in a table of (2*size-1)**2, for all pairs: (size**2, size**2)."""
+    axis = torch.arange(size, device=device)
+    delta = axis[None, :] - axis[:, None] + size - 1
+    rows = delta[:, None, :, None] * (2 * size - 1)
+    return (rows + delta[None, :, None, :]).reshape(size * size, size * size)
+
+
+def shift_bands(
+    height: int, width: int, size: int, shift: int | tuple[int, int], device: torch.device | None
+) -> Tensor | None:
+    """Pairs of a rolled map's windows that were not neighbors before the roll.
+
+    Returns:
+        Boolean (windows, size**2, size**2), True where excluded; None without a shift.
+    """
+    shifts = (shift, shift) if isinstance(shift, int) else shift
+    if not any(shifts):
+        return None
+    bands = torch.zeros(height, width, dtype=torch.long, device=device)
+    for extent, by, axis in ((height, shifts[0], 0), (width, shifts[1], 1)):
+        place = torch.arange(extent, device=device)
+        band = (place >= extent - size).long() + (place >= extent - by).long() * (by > 0)
+        bands = bands * 3 + (band if by else torch.zeros_like(band)).unsqueeze(1 - axis)
+    tiles = to_windows(bands.expand(1, 1, height, width).unsqueeze(-1), size)
+    tiles = tiles.reshape(-1, size * size)
+    return tiles[:, :, None] != tiles[:, None, :]
+
+
+def to_windows(x: Tensor, size: int) -> Tensor:
+    """(B, h, H, W, d) -> (B, windows, h, size**2, d), windows row by row."""
+    batch, heads, height, width, depth = x.shape
+    x = x.reshape(batch, heads, height // size, size, width // size, size, depth)
+    return x.permute(0, 2, 4, 1, 3, 5, 6).reshape(batch, -1, heads, size * size, depth)
+
+
+def from_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
+    """The inverse of ``to_windows``."""
+    batch, _, heads, _, depth = x.shape
+    x = x.reshape(batch, height // size, width // size, heads, size, size, depth)
+    return x.permute(0, 3, 1, 4, 2, 5, 6).reshape(batch, heads, height, width, depth)
+
+
+def window(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, excluded: Tensor | None,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """The definition for shared windows of a map that is rolled and padded already.
+
+    ``excluded`` is what ``shift_bands`` gives for it.
+    """
+    height, width = v.shape[2:4]
+    tiles_q, tiles_k = (None if t is None else to_windows(t, size) for t in (q, k))
+    tiles_v = to_windows(v, size)
+    index = window_offsets(size, v.device)
+    logits = window_logits(tiles_q, tiles_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
+    if excluded is not None:
+        excluded = excluded[:, None]
+        logits = logits.expand(*tiles_v.shape[:3], *logits.shape[-2:])
+    weights = normalise(logits, norm, size, excluded).to(v.dtype)
+    return from_windows(weights @ tiles_v, size, height, width)
+
+
+def window_logits(
+    q: Tensor | None, k: Tensor | None, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, index: Tensor, scale: float,
+) -> Tensor:  # fmt: skip
+    """Logits of all pairs of a window, (..., h, size**2, size**2), from q, k (..., size**2, d)."""
+    terms: list[Tensor] = []
+    if use_qk:
+        assert q is not None
+        assert k is not None
+        terms.append(scale * q @ k.transpose(-1, -2))
+    if rel_k is not None:
+        assert q is not None
+        terms.append(scale * torch.einsum("bnhid,hijd->bnhij", q, rel_k[:, index].to(q.dtype)))
+    if rel_q is not None:
+        assert k is not None
+        terms.append(scale * torch.einsum("bnhjd,hijd->bnhij", k, rel_q[:, index].to(k.dtype)))
+    if rel_bias is not None:
+        terms.append(rel_bias[:, index])
+    return sum(terms[1:], start=terms[0])
+
+
+def neighbors(x: Tensor, size: int) -> Tensor:
+    """Every pixel's area, zero outside the map: (B, h, H, W, d) -> view (B, h, H, W, d, T)."""
+    reach = size // 2
+    padded = F.pad(x, (0, 0, reach, reach, reach, reach))
+    return padded.unfold(2, size, 1).unfold(3, size, 1).flatten(-2)
+
+
+def outside(height: int, width: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Which taps of every pixel fall outside the map: boolean (H, W, T)."""
+    inside = torch.ones(1, 1, height, width, 1, device=device)
+    return neighbors(inside, size)[0, 0, :, :, 0] == 0
+
+
+def neighboring_weights(
+    q: Tensor | None, k: Tensor | None, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
+    like: Tensor,
+) -> Tensor:  # fmt: skip
+    """Weights of every pixel's area, (B, h, H, W, T), for a map shaped as ``like``."""
+    batch, _, height, width, _ = like.shape
+    terms: list[Tensor] = []
+    patches_k = None if k is None else neighbors(k, size)
+    if use_qk:
+        assert q is not None
+        assert patches_k is not None
+        terms.append(scale * torch.einsum("bhyxd,bhyxdt->bhyxt", q, patches_k))
+    if rel_k is not None:
+        assert q is not None
+        terms.append(scale * torch.einsum("bhyxd,htd->bhyxt", q, rel_k.to(q.dtype)))
+    if rel_q is not None:
+        assert patches_k is not None
+        terms.append(
+            scale * torch.einsum("htd,bhyxdt->bhyxt", rel_q.to(patches_k.dtype), patches_k)
+        )
+    if rel_bias is not None:
+        terms.append(rel_bias[:, None, None].expand(batch, -1, height, width, -1))
+    logits = sum(terms[1:], start=terms[0])
+    excluded = outside(height, width, size, like.device) if border == "mask" else None
+    return normalise(logits, norm, size, excluded)
+
+
+def neighboring(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
+) -> Tensor:  # fmt: skip
+    """The definition for every pixel's own neighborhood."""
+    weights = neighboring_weights(
+        q, k, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale, like=v
+    )
+    return torch.einsum("bhyxt,bhyxdt->bhyxd", weights.to(v.dtype), neighbors(v, size))
+
+
+def spatial_attention(
+    q: Tensor | None, k: Tensor | None, v: Tensor, *, rel_k: Tensor | None = None,
+    rel_q: Tensor | None = None, rel_bias: Tensor | None = None, use_qk: bool = True, norm: Norm,
+    application: Application, size: int, shift: int = 0, border: Border = "zero",
+    scale: float | None = None, implementation: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Apply Eq. 4 to projected queries, keys and values.
+
+    Their Phi is ``application`` with ``size``; their Norm is ``norm``; their r^k, r^q and r^b are
+    ``rel_k``, ``rel_q`` and ``rel_bias``, per head.
+
+    Args:
+        q, k, v: (B, h, H, W, d), any strides. q or k may be None where no chosen term reads it.
+        rel_k, rel_q: (h, offsets, d). None leaves the term out.
+        rel_bias: (h, offsets). None leaves the term out.
+        use_qk: whether the term q.k is in.
+        norm: identity, filter_norm (gain sqrt(2)/size) or softmax.
+        application: window, where H and W are multiples of ``size`` and there are
+            (2*size-1)**2 offsets; or neighboring, where ``size`` is odd and there are size**2.
+        shift: window only; the map is rolled by it on both axes before it is cut and back after.
+            Pixels that were not neighbors before the roll get weight 0, outside the norm.
+        border: neighboring only. zero: taps outside the map stay in the norm with a key of 0
+            and add nothing to the sum; mask: they are left out of the norm too.
+        scale: on all three dot products, none on the bias; None means d**-0.5.
+        implementation: auto, reference, unfold, sdc (border mask only) or fused; see ``dispatch``.
+
+    Returns:
+        (B, h, H, W, d).
+
+    Raises:
+        ValueError: the shapes do not fit together, a word is unknown, or the implementation
+            cannot take these inputs (the message says why).
+    """
+    from lsa_study.ops import dispatch
+
+    check_attention(q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, application, size, shift, border)
+    scale = v.shape[-1] ** -0.5 if scale is None else scale
+    if application == "window":
+        return dispatch.window(
+            q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, shift, scale, implementation
+        )
+    return dispatch.neighboring(
+        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale, implementation
+    )
+
+
+def apply_filters(
+    values: Tensor, filters: Tensor, *, ghost_mul: Tensor | None = None,
+    ghost_add: Tensor | None = None, kernel_size: int, implementation: str = "auto",
+) -> Tensor:  # fmt: skip
+    r"""Weigh every pixel's neighborhood by its own filters, expanded by the ghost head.
+
+    .. math:: out_{c,p} = \sum_t (mul_{c,t} \, filters_{h(c),t,p} + add_{c,t}) \, values_{c,p+o_t}
+
+    Source: Eq. 5 of the article. Their G is the bracket; ``ghost_mul`` is their mul_matrix already
+    raised to lambda, ``ghost_add`` their add_matrix already times gamma. Channel c belongs to head
+    h(c) = c // (C // heads), contiguously, as the released code has it.
+
+    Args:
+        values: (B, H, W, C).
+        filters: (B, H, W, heads, K*K), used as given; heads divides C.
+        ghost_mul, ghost_add: (C, K, K); None means absent (1 and 0).
+        kernel_size: K, odd.
+        implementation: auto, reference, unfold or fused.
+
+    Returns:
+        (B, H, W, C). Outside the map values read as zero.
+
+    Raises:
+        ValueError: the shapes do not fit together, or the implementation cannot take them.
+    """
+    from lsa_study.ops import dispatch
+
+    check_filters(values, filters, ghost_mul, ghost_add, kernel_size)
+    return dispatch.apply(values, filters, ghost_mul, ghost_add, kernel_size, implementation)
+
+
+def apply_reference(
+    values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
+) -> Tensor:
+    """The definition of ``apply_filters``, tap by tap, so that nothing of T * C * N is stored."""
+    _, height, width, channels = values.shape
+    heads = filters.shape[3]
+    reach = size // 2
+    padded = F.pad(values, (0, 0, reach, reach, reach, reach))
+    out = torch.zeros_like(values)
+    for tap in range(size * size):
+        row, column = divmod(tap, size)
+        there = padded[:, row : row + height, column : column + width]
+        weight = filters[..., tap].repeat_interleave(channels // heads, -1)
+        if ghost_mul is not None:
+            weight = weight * ghost_mul[:, row, column]
+        if ghost_add is not None:
+            weight = weight + ghost_add[:, row, column]
+        out = out + weight * there
+    return out
+
+
+def check_attention(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, application: str, size: int, shift: int,
+    border: str,
+) -> None:  # fmt: skip
+    """Refuse what ``spatial_attention`` cannot mean, in words."""
+    check_words(norm, application, border)
+    check_area(application, size, shift)
+    if v.dim() != 5:
+        raise ValueError(f"v {tuple(v.shape)} must be (B, heads, H, W, d)")
+    _check_reads(q, k, v, use_qk, rel_k, rel_q, rel_bias)
+    height, width = v.shape[2:4]
+    if application == "window" and (height % size or width % size):
+        raise ValueError(
+            f"v {tuple(v.shape)}: {height} x {width} is not whole windows of {size} x {size}; "
+            "pad it, as UnifiedSpatialOp does"
+        )
+    offsets = (2 * size - 1) ** 2 if application == "window" else size**2
+    want = (v.shape[1], offsets, v.shape[4])
+    for name, table, shape in (
+        ("rel_k", rel_k, want), ("rel_q", rel_q, want), ("rel_bias", rel_bias, want[:2]),
+    ):  # fmt: skip
+        if table is not None and tuple(table.shape) != shape:
+            raise ValueError(
+                f"{name} {tuple(table.shape)} does not fit v {tuple(v.shape)} with "
+                f"application={application!r}, size={size}: want {shape}"
+            )
+
+
+def _check_reads(
+    q: Tensor | None, k: Tensor | None, v: Tensor, use_qk: bool, rel_k: Tensor | None,
+    rel_q: Tensor | None, rel_bias: Tensor | None,
+) -> None:  # fmt: skip
+    if not use_qk and rel_k is None and rel_q is None and rel_bias is None:
+        raise ValueError("no term is chosen; give use_qk=True, rel_k, rel_q or rel_bias")
+    for name, tensor, read in (
+        ("q", q, use_qk or rel_k is not None),
+        ("k", k, use_qk or rel_q is not None),
+    ):
+        if tensor is None and read:
+            raise ValueError(f"{name} is None, but the chosen terms read it; give a tensor")
+        if tensor is not None and tensor.shape != v.shape:
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} must have the shape of v {tuple(v.shape)}"
+            )
+
+
+def check_words(norm: str, application: str, border: str) -> None:
+    """Refuse unknown words."""
+    for word, known, name in (
+        (norm, NORMS, "norm"),
+        (application, ("window", "neighboring"), "application"),
+        (border, ("zero", "mask"), "border"),
+    ):
+        if word not in known:
+            raise ValueError(f"{name}={word!r} is unknown; known: {', '.join(known)}")
+
+
+def check_area(application: str, size: int, shift: int) -> None:
+    """Refuse areas that cannot be."""
+    if size < 1:
+        raise ValueError(f"size={size} must be at least 1")
+    if application == "window":
+        if not 0 <= shift < size:
+            raise ValueError(f"shift={shift} must be in 0..{size - 1}, below size={size}")
+        return
+    if size % 2 == 0:
+        raise ValueError(
+            f"size={size}: 'neighboring' centres an area on every pixel; give an odd size "
+            "(window accepts even sizes)"
+        )
+    if shift:
+        raise ValueError(f"shift={shift} belongs to windows; give 0 with 'neighboring'")
+
+
+def check_filters(
+    values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
+) -> None:
+    """Refuse what ``apply_filters`` cannot mean, in words."""
+    if size % 2 == 0 or size < 1:
+        raise ValueError(f"kernel_size={size} must be odd, so that a pixel is central")
+    if values.dim() != 4:
+        raise ValueError(f"values {tuple(values.shape)} must be (B, H, W, C)")
+    batch, height, width, channels = values.shape
+    fits = filters.dim() == 5 and tuple(filters.shape[:3]) == (batch, height, width)
+    if not fits or filters.shape[4] != size * size or channels % max(filters.shape[3], 1):
+        raise ValueError(
+            f"filters {tuple(filters.shape)} do not fit values {tuple(values.shape)}: want "
+            f"({batch}, {height}, {width}, heads, {size * size}) with heads a divisor of {channels}"
+        )
+    for name, ghost in (("ghost_mul", ghost_mul), ("ghost_add", ghost_add)):
+        if ghost is not None and tuple(ghost.shape) != (channels, size, size):
+            raise ValueError(
+                f"{name} {tuple(ghost.shape)} does not fit values {tuple(values.shape)}: want "
+                f"({channels}, {size}, {size})"
+            )

@@ -1,0 +1,161 @@
+"""The article's Eq. 4 as a layer: project, attend, project back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lsa_study.ops import dispatch
+from lsa_study.ops.functional import (
+    Application,
+    Border,
+    Norm,
+    check_area,
+    check_words,
+    shift_bands,
+    spatial_attention,
+)
+
+TERMS = ("qk", "q_rk", "rq_k", "bias")
+Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
+TABLE_STD = 0.02
+
+
+class UnifiedSpatialOp(nn.Module):
+    r"""One point of the article's Eq. 4, between an input and an output projection.
+
+    .. math:: f'_i = \sum_{j\in\Phi} Norm(q_i k_j + q_i r^k_{j-i} + r^q_{j-i} k_j + r^b_{j-i}) v_j
+
+    Only the projections and tables that the chosen terms read are built: v always, q for ``qk``
+    and ``q_rk``, k for ``qk`` and ``rq_k``. Tables are per head and indexed by j - i, row by row.
+
+    Swin's attention is ``terms={"qk", "bias"}, norm="softmax", application="window"``.
+
+    Args:
+        dim: C, channels in and out.
+        num_heads: h, a divisor of C.
+        terms: summands of the logits, any of qk, q_rk, rq_k, bias.
+        norm: identity, filter_norm or softmax, over the area.
+        application: window (pixels of a tile share it) or neighboring (each pixel its own).
+        size: side of the area.
+        shift: window only: cyclic shift of the tiling. Dropped on an axis that one window covers.
+        border: neighboring only, zero or mask; see ``functional.spatial_attention``.
+        qkv_bias: whether the input projection has a bias.
+        scale: on the three dot products; None means (C/h)**-0.5.
+        implementation: see ``functional.spatial_attention``.
+
+    Shape: (B, H, W, C) to (B, H, W, C), any H and W. Maps that are not whole windows are rolled,
+    then padded with zeros at the bottom and right, as timm does.
+
+    Raises:
+        ValueError: heads do not divide, an even neighborhood, an unknown word.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, terms: Collection[str], norm: Norm,
+        application: Application, size: int = 7, shift: int = 0, border: Border = "zero",
+        qkv_bias: bool = True, scale: float | None = None, implementation: Implementation = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        _check(dim, num_heads, terms, norm, size, shift, application, border)
+        self.dim, self.num_heads, self.terms = dim, num_heads, frozenset(terms)
+        self.norm, self.application, self.border = norm, application, border
+        self.size, self.shift, self.implementation = size, shift, implementation
+        self.depth = depth = dim // num_heads
+        self.scale = depth**-0.5 if scale is None else scale
+        self.reads_q = bool(self.terms & {"qk", "q_rk"})
+        self.reads_k = bool(self.terms & {"qk", "rq_k"})
+        self.qkv = nn.Linear(dim, (1 + self.reads_q + self.reads_k) * dim, bias=qkv_bias)
+        offsets = (2 * size - 1) ** 2 if application == "window" else size**2
+        self.rel_k = self._table("q_rk", num_heads, offsets, depth)
+        self.rel_q = self._table("rq_k", num_heads, offsets, depth)
+        self.rel_bias = self._table("bias", num_heads, offsets)
+        self.proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def _table(self, term: str, *shape: int) -> nn.Parameter | None:
+        return nn.Parameter(torch.empty(shape)) if term in self.terms else None
+
+    def reset_parameters(self) -> None:
+        """Tables as Swin's, truncated normal 0.02; static filters (bias alone) as convolutions."""
+        only_static = self.terms == {"bias"} and self.norm == "identity"
+        for table in (self.rel_k, self.rel_q, self.rel_bias):
+            if table is None:
+                continue
+            if only_static:
+                nn.init.uniform_(table, -1 / self.size, 1 / self.size)
+            else:
+                nn.init.trunc_normal_(table, std=TABLE_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        if x.dim() != 4 or x.shape[-1] != self.dim:
+            raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {self.dim})")
+        height, width = x.shape[1:3]
+        shifts = (0, 0)
+        if self.application == "window":
+            shifts = (self.shift * (height > self.size), self.shift * (width > self.size))
+        whole = height % self.size == 0 and width % self.size == 0
+        if self.application == "neighboring" or (whole and shifts[0] == shifts[1]):
+            mixed = self._attend(x, shifts[0])
+        else:
+            mixed = self._attend_padded(x, shifts)
+        out: Tensor = self.proj(mixed)
+        return out
+
+    def _attend(self, x: Tensor, shift: int) -> Tensor:
+        q, k, v = self._project(x)
+        out = spatial_attention(
+            q, k, v, rel_k=self.rel_k, rel_q=self.rel_q, rel_bias=self.rel_bias,
+            use_qk="qk" in self.terms, norm=self.norm, application=self.application,
+            size=self.size, shift=shift, border=self.border, scale=self.scale,
+            implementation=self.implementation,
+        )  # fmt: skip
+        return out.permute(0, 2, 3, 1, 4).reshape(x.shape)
+
+    def _attend_padded(self, x: Tensor, shifts: tuple[int, int]) -> Tensor:
+        # Rolled before it is padded, each axis by itself, and padded before the projection, so
+        # that padded keys and values are the projection's bias: all of it as timm does.
+        height, width = x.shape[1:3]
+        rolled = x.roll((-shifts[0], -shifts[1]), (1, 2)) if any(shifts) else x
+        padded = F.pad(rolled, (0, 0, 0, -width % self.size, 0, -height % self.size))
+        q, k, v = self._project(padded)
+        tall, wide = padded.shape[1:3]
+        excluded = shift_bands(tall, wide, self.size, shifts, x.device)
+        out = dispatch.rolled_window(
+            q, k, v, self.rel_k, self.rel_q, self.rel_bias, "qk" in self.terms, self.norm,
+            self.size, excluded, self.scale, self.implementation,
+        )  # fmt: skip
+        out = out.permute(0, 2, 3, 1, 4).flatten(3)[:, :height, :width]
+        return out.roll(shifts, (1, 2)) if any(shifts) else out
+
+    def _project(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        batch, height, width, _ = x.shape
+        parts = self.qkv(x).view(batch, height, width, -1, self.num_heads, self.depth)
+        found = iter(parts.permute(3, 0, 4, 1, 2, 5).unbind(0))
+        q = next(found) if self.reads_q else None
+        k = next(found) if self.reads_k else None
+        return q, k, next(found)
+
+    def extra_repr(self) -> str:
+        """What makes this point of Eq. 4."""
+        terms = "+".join(term for term in TERMS if term in self.terms)
+        return (
+            f"{terms}, {self.norm}, {self.application} {self.size}x{self.size}, "
+            f"heads={self.num_heads}, shift={self.shift}, border={self.border}"
+        )
+
+
+def _check(dim: int, num_heads: int, terms: Collection[str], norm: str, size: int, shift: int,
+           application: str, border: str) -> None:  # fmt: skip
+    unknown = sorted(set(terms) - set(TERMS))
+    if unknown or not terms or isinstance(terms, str):
+        raise ValueError(f"terms={terms!r}: give one or more of {', '.join(TERMS)}")
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
+    check_words(norm, application, border)
+    check_area(application, size, shift)
