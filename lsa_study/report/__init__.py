@@ -1,0 +1,1 @@
+"""Tables, plots and one page from the evidence. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Puts this folder on the path, so that tests anywhere below can import ``synthetic``."""
