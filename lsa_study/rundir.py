@@ -170,6 +170,11 @@ class RunDir:
                 if _read_json(path) == token:
                     path.unlink(missing_ok=True)
 
+    def writer(self) -> dict[str, Any] | None:
+        """Who writes here now: host, pid, job, start; None when nobody does any more."""
+        owner = _read_json(self.root / "owner.json")
+        return owner if owner is not None and self._alive(owner) else None
+
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         with (self.root / ".lock").open("w") as handle:

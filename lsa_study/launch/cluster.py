@@ -1,0 +1,117 @@
+"""What a site wants of its jobs: partition, account, limits; from ``cluster.yaml`` and flags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from lsa_study import compose, strict_yaml
+from lsa_study.study import Resources, repository_folder
+
+
+class Cluster(BaseModel):
+    """How jobs are asked for here. Nothing of it is part of a run's identity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    """Nodes to stay away from, as ``sbatch --exclude`` takes them."""
+    nice: NonNegativeInt | None = None
+    throttle: PositiveInt | None = None
+    """At most so many runs at once."""
+    gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How this site counts GPUs. none: a partition without GPUs, one process per node."""
+    gpu_type: str | None = None
+    submit_limit: PositiveInt | None = None
+    """Most jobs a user may have queued, where the scheduler does not tell."""
+    leave_seconds: PositiveInt = 120
+    """A run is told to save and leave so long before its time limit."""
+    check_data: Literal["here", "job"] = "here"
+    """here: look for the data before queueing; job: this machine cannot see the nodes' data."""
+    setup: list[str] = []
+    """Shell lines that run in the job first, such as ``module load cuda``."""
+    sbatch: dict[str, str | int | bool] = {}
+    """Further options of ``sbatch``, by their long names."""
+    srun: list[str] = []
+    """Further arguments of ``srun``."""
+
+
+def read(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Cluster:
+    """Read the site's wishes; what is given as flags wins, None means not given.
+
+    Args:
+        path: the file; None: ``experiments/cluster.yaml``, which need not be there.
+        flags: fields of ``Cluster``.
+
+    Raises:
+        ConfigError: every mistake at once, each with its place.
+    """
+    layers = compose.Layers()
+    place = path or repository_folder("experiments") / "cluster.yaml"
+    if path is not None or place.exists():
+        document = strict_yaml.read(place)
+        layers.add(document, document.data)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            layers.set(name, value, f"--{name.replace('_', '-')}")
+    return compose.validate(Cluster, layers.data, layers.where)
+
+
+def tasks_per_node(resources: Resources, cluster: Cluster) -> int:
+    """Processes of one run on a node: one per GPU."""
+    return 1 if cluster.gpus == "none" else resources.gpus
+
+
+def gpus_of(resources: Resources, cluster: Cluster) -> int:
+    """GPUs that one run holds."""
+    return 0 if cluster.gpus == "none" else resources.nodes * resources.gpus
+
+
+def minutes(resources: Resources) -> int:
+    """The time limit of a job."""
+    return max(1, math.ceil(resources.hours * 60))
+
+
+def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
+    """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
+    limit = minutes(resources)
+    asked: dict[str, Any] = {
+        "time": limit,
+        "nodes": resources.nodes,
+        "ntasks_per_node": tasks_per_node(resources, cluster),
+        "cpus_per_task": resources.cpus,
+        "mem": f"{resources.memory_gb}GB",
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "signal_delay_s": min(cluster.leave_seconds, limit * 60 // 4),
+        # srun takes --cpus-per-task from nobody else; without it loading gets one core.
+        # When one process of a run dies, the others would wait for it until the time limit.
+        "srun_args": [
+            f"--cpus-per-task={resources.cpus}",
+            "--kill-on-bad-exit=1",
+            "--export=ALL",
+            *cluster.srun,
+        ],
+        "additional_parameters": {"requeue": True, **_nice(cluster), **cluster.sbatch},
+    }
+    kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
+    if cluster.gpus == "gres":
+        asked["gres"] = f"gpu:{kind}{resources.gpus}"
+    elif cluster.gpus == "gpus-per-node":
+        asked["gpus_per_node"] = f"{kind}{resources.gpus}"
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _nice(cluster: Cluster) -> dict[str, int]:
+    return {} if cluster.nice is None else {"nice": cluster.nice}

@@ -1,0 +1,277 @@
+"""What SLURM is asked and told, through its own commands and their plain text output.
+
+The text formats used here have been the same for many versions; the JSON output has not.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from lsa_study.errors import EnvironmentLacks
+
+SECONDS = 30.0
+"""How long a command may take before the controller counts as silent."""
+
+CALL_SIZE = 500
+"""Job ids handed to one command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A job that SLURM still has in hand: pending, running or completing."""
+
+    job: str
+    state: str
+    reason: str
+    comment: str
+
+    @property
+    def pending(self) -> bool:
+        """Whether it waits for its turn."""
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for somebody to release it."""
+        return self.pending and self.reason.startswith("JobHeld")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What SLURM remembers of a job that has gone."""
+
+    state: str
+    exit_code: str = ""
+    """``code:signal`` as SLURM writes it."""
+    nodes: str = ""
+
+
+class Rejected(EnvironmentLacks):
+    """SLURM refused an order; holds its own words."""
+
+
+def require() -> None:
+    """Make sure that jobs can be submitted here.
+
+    Raises:
+        EnvironmentLacks: there is no SLURM on this machine.
+    """
+    for command in ("sbatch", "srun", "squeue", "scontrol"):
+        if shutil.which(command) is None:
+            raise EnvironmentLacks(
+                f"launch needs SLURM: {command} is not on PATH here. "
+                "On a login node, load it; on this machine use lsa run"
+            )
+
+
+def here() -> bool:
+    """Whether SLURM's commands are on PATH."""
+    return shutil.which("squeue") is not None and shutil.which("scontrol") is not None
+
+
+def call(*words: str, text: str | None = None, seconds: float = SECONDS) -> str:
+    """Run one of SLURM's commands and return what it printed.
+
+    Raises:
+        Rejected: it failed; its own words are in the message.
+    """
+    try:
+        done = subprocess.run(
+            words, input=text, capture_output=True, text=True, check=False, timeout=seconds
+        )
+    except OSError as error:
+        raise Rejected(f"{words[0]}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise Rejected(f"{words[0]}: no answer from SLURM within {seconds:.0f} s") from None
+    if done.returncode != 0:
+        raise Rejected(plain_words(done.stderr) or f"{words[0]} failed ({done.returncode})")
+    return done.stdout
+
+
+def plain_words(stderr: str) -> str:
+    """The last complaint of a command, without the names of programs before it."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = [line for line in lines if "rror: " in line or "failure: " in line] or lines
+    return re.sub(r"^(\S+: )?([Ee]rror: |allocation failure: )", "", told[-1]) if told else ""
+
+
+# -- asking -------------------------------------------------------------------------------------
+
+
+def queue(users: Collection[str] = ()) -> dict[str, Queued]:
+    """The jobs of some users (else of oneself) that have not ended, by job id.
+
+    An element of an array has the id ``ARRAY_INDEX``.
+
+    Raises:
+        Rejected: the controller does not answer.
+    """
+    names = ",".join(sorted({*users} or {getpass.getuser()}))
+    told = call("squeue", "--noheader", "--array", "--user", names, "--format", "%i|%T|%r|%k")
+    rows = (line.split("|", 3) for line in told.splitlines())
+    return {row[0].strip(): Queued(*(part.strip() for part in row)) for row in rows if len(row) > 3}
+
+
+def array_of(job: str) -> str:
+    """The array (or job) that an element belongs to."""
+    return job.partition("_")[0]
+
+
+def ended(jobs: Iterable[str]) -> dict[str, Ended]:
+    """What is still known of jobs that have left the queue; those forgotten are left out.
+
+    The controller forgets after some minutes (``MinJobAge``); accounting remembers, where there
+    is any and users may ask it.
+    """
+    wanted = set(jobs)
+    found = {job: end for job, end in _from_controller(wanted) if job in wanted}
+    missing = wanted - found.keys()
+    return found | {job: end for job, end in _from_accounting(missing) if job in missing}
+
+
+def _from_controller(jobs: set[str]) -> Iterator[tuple[str, Ended]]:
+    for array in sorted({array_of(job) for job in jobs}):
+        try:
+            told = call("scontrol", "show", "job", "--oneliner", array)
+        except Rejected:
+            continue
+        for line in told.splitlines():
+            facts = dict(re.findall(r"(\S+?)=(\S*)", line))
+            job, index = facts.get("JobId", ""), facts.get("ArrayTaskId", "")
+            if index:
+                job = f"{facts['ArrayJobId']}_{index}"
+            nodes = facts.get("NodeList", "").replace("(null)", "")
+            yield job, Ended(facts.get("JobState", ""), facts.get("ExitCode", ""), nodes)
+
+
+def _from_accounting(jobs: set[str]) -> Iterator[tuple[str, Ended]]:
+    if not jobs or shutil.which("sacct") is None:
+        return
+    arrays = sorted({array_of(job) for job in jobs})
+    for part in _parts(arrays):
+        try:
+            told = call(
+                "sacct", "--noheader", "--parsable2", "--allocations", "--array",
+                "--format", "JobID,State,ExitCode,NodeList", "--jobs", ",".join(part),
+            )  # fmt: skip
+        except Rejected:
+            return
+        for line in told.splitlines():
+            job, state, exit_code, nodes = line.split("|", 3)
+            # "CANCELLED by 1000"
+            yield job, Ended(state.split(" ", 1)[0], exit_code, nodes.replace("None assigned", ""))
+
+
+def setting(name: str, otherwise: int) -> int:
+    """A whole number from the controller's configuration, such as ``MaxArraySize``."""
+    match = re.search(rf"^{name}\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
+    return int(match[1]) if match else otherwise
+
+
+def submit_limit() -> int | None:
+    """Most jobs that accounting lets oneself have queued; None where it does not say."""
+    if shutil.which("sacctmgr") is None:
+        return None
+    try:
+        told = call(
+            "sacctmgr", "--noheader", "--parsable2", "show", "associations",
+            f"user={getpass.getuser()}", "format=MaxSubmitJobs",
+        )  # fmt: skip
+    except Rejected:
+        return None
+    limits = [int(line) for line in told.split() if line.isdigit()]
+    return min(limits) if limits else None
+
+
+def partitions() -> list[str]:
+    """The partitions of the cluster; empty if it does not tell."""
+    try:
+        return sorted(set(call("sinfo", "--noheader", "--format", "%R").split()))
+    except Rejected:
+        return []
+
+
+def try_script(script: str) -> None:
+    """Ask whether a batch script would be taken, without queueing it.
+
+    Raises:
+        Rejected: it would not, in SLURM's words.
+    """
+    call("sbatch", "--test-only", text=script)
+
+
+def seconds_left(job: str) -> float | None:
+    """Seconds until a running job's time limit; None if unknown or without limit."""
+    try:
+        told = call("squeue", "--noheader", "--job", job, "--format", "%L").strip()
+    except Rejected:
+        return None
+    days, dash, clock = told.partition("-")
+    fields = (clock if dash else days).split(":")
+    if not all(field.isdigit() for field in fields):
+        return None
+    seconds = 0.0
+    for field in fields:
+        seconds = seconds * 60 + int(field)
+    return seconds + (int(days) * 86400 if dash else 0)
+
+
+# -- telling ------------------------------------------------------------------------------------
+
+
+def requeue(job: str, *, patience: float = 90.0) -> None:
+    """Put a running job back into the queue; wait a while for a controller that restarts.
+
+    Raises:
+        Rejected: it was refused to the end.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            call("scontrol", "requeue", job)
+            return
+        except Rejected as error:
+            silent = re.search("contact|answer|timed out|temporar", str(error))
+            if not silent or time.monotonic() > end:
+                raise
+            time.sleep(3.0)
+
+
+def hold(arrays: Iterable[str]) -> None:
+    """Keep the pending elements of arrays from starting."""
+    _order("hold", arrays)
+
+
+def release(arrays: Iterable[str]) -> None:
+    """Let held elements start again."""
+    _order("release", arrays)
+
+
+def _order(order: str, arrays: Iterable[str]) -> None:
+    for array in arrays:
+        # An array of which some elements have ended is an error to scontrol, yet it does the rest.
+        subprocess.run(
+            ["scontrol", order, array], capture_output=True, check=False, timeout=SECONDS
+        )
+
+
+def cancel(jobs: Sequence[str], *options: str) -> None:
+    """Cancel jobs, or with ``--signal`` only signal their processes.
+
+    Raises:
+        Rejected: the controller does not answer.
+    """
+    for part in _parts(jobs):
+        # --quiet: a job that has just ended by itself is what was wanted.
+        call("scancel", "--quiet", *options, *part)
+
+
+def _parts(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), CALL_SIZE):
+        yield items[start : start + CALL_SIZE]
