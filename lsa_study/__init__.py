@@ -1,3 +1,52 @@
 """What limits local self-attention? An ablation harness, from YAML to tables."""
 
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
 __version__ = "0.1.0"
+
+
+class _TellTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Registers the study's networks as soon as timm is imported, and never imports it itself.
+
+    ``timm.create_model("elsa_swin_tiny")`` works after ``import lsa_study``, whichever is imported
+    first, while planning and reporting stay free of torch.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("timm")
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        _register()
+
+
+def _register() -> None:
+    # By name: an import statement would tie the reporting side to the models for import-linter.
+    importlib.import_module("lsa_study.models")
+
+
+if "timm" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _TellTimm())

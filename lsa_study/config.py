@@ -109,7 +109,18 @@ class ElsaOp(_Settings):
     heads: Heads = "1x"
     last_stage: Literal["lsa", "same"] = "lsa"
     """The article keeps window attention in Swin's last stage."""
+    last_stage_window: PositiveInt = 7
+    """Side of that attention's window; 12 at an image size of 384."""
     implementation: Literal["auto", "reference", "unfold", "fused"] = "auto"
+
+    @model_validator(mode="after")
+    def _window_is_read(self) -> Self:
+        if self.last_stage == "same" and self.last_stage_window != 7:
+            raise ValueError(
+                f"last_stage_window={self.last_stage_window} changes nothing where the last stage "
+                "holds the operator itself; drop it, or set last_stage: lsa"
+            )
+        return self
 
 
 class DwConvOp(_Settings):

@@ -1,0 +1,5 @@
+"""Backbones that receive an operator, by settings or by name; importing it tells timm the names."""
+
+from lsa_study.models.registry import MODELS, build_model, from_settings
+
+__all__ = ["MODELS", "build_model", "from_settings"]

@@ -1,0 +1,192 @@
+"""What a network costs: parameters and multiply-adds, in the article's convention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models import swin_transformer, volo
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lsa_study import ops
+
+Shape = tuple[int, ...]
+Products = tuple[int, int]
+"""Multiply-adds of convolutions, linear maps and matrix products; and of per-pixel filters."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Size and cost of a network on one input.
+
+    ``macs`` is the article's convention: multiply-adds of every convolution, linear map and
+    product of attention, and K*K*C per pixel for applying per-pixel filters, and again for
+    combining them with static ones (one ghost matrix, or DDF's product). Norms, softmax,
+    activations and element-wise work are left out. ``macs_raw`` leaves out the two filter parts
+    too: half of what torch's ``FlopCounterMode`` sees, as tools count.
+    """
+
+    params: int
+    macs: int
+    macs_raw: int
+
+
+def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
+    """Count parameters, and multiply-adds of one forward pass, without computing it.
+
+    The pass runs on the meta device with the module's own parameters left alone, so it takes
+    milliseconds whatever the size; random state, training mode and running statistics stay.
+
+    Args:
+        module: a network or an operator.
+        input_shape: shape of its input with the batch first, such as (1, 3, 224, 224) or, for an
+            operator, (1, H, W, C); a shape of three numbers is one such input without its batch.
+
+    Raises:
+        ValueError: a part with parameters has no formula here, or a part that should cost
+            something was never reached; the count would be too low.
+    """
+    shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
+    parts = dict(_parts(module, ""))
+    found = dict.fromkeys(parts, (0, 0))
+    with _watch(parts, found), _evaluating(module), torch.no_grad():
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        torch.func.functional_call(module, meta, (torch.empty(shape, device="meta", dtype=dtype),))
+    idle = [f"{name} ({type(parts[name]).__name__})" for name, (raw, _) in found.items() if not raw]
+    if idle:
+        raise ValueError(
+            f"count: {', '.join(idle)} cost nothing on an input of {shape}; every such part should "
+            "be reached, so the network leaves it out or its formula is wrong"
+        )
+    raw, filters = (sum(part) for part in zip(*found.values(), strict=True))
+    params = sum(p.numel() for p in module.parameters())
+    return Count(params, raw + filters, raw)
+
+
+def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Walk the outermost parts that have a formula."""
+    if type(module) in FORMULAS:
+        yield name or type(module).__name__, module
+        return
+    children = list(module.named_children())
+    if not children and list(module.parameters()) and not isinstance(module, FREE):
+        raise ValueError(
+            f"count: {name or 'the module'} is a {type(module).__name__} with parameters and no "
+            "formula; add one to lsa_study.measure.FORMULAS"
+        )
+    for child, inner in children:
+        yield from _parts(inner, f"{name}.{child}" if name else child)
+
+
+@contextmanager
+def _watch(parts: dict[str, nn.Module], found: dict[str, Products]) -> Iterator[None]:
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            raw, filters = FORMULAS[type(module)](module, inputs[0].shape, output.shape)
+            found[name] = (found[name][0] + raw, found[name][1] + filters)
+
+        return hook
+
+    handles = [part.register_forward_hook(hook_of(name)) for name, part in parts.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _linear(linear: Any, inputs: Shape, output: Shape) -> Products:
+    return math.prod(output) * linear.in_features, 0
+
+
+def _convolution(conv: Any, inputs: Shape, output: Shape) -> Products:
+    return math.prod(output) * conv.in_channels // conv.groups * math.prod(conv.kernel_size), 0
+
+
+def _unified(op: ops.UnifiedSpatialOp, inputs: Shape, output: Shape) -> Products:
+    """Per pixel: C per projected channel, and C per tap for each dot product and the sum.
+
+    A window op works on the map padded to whole windows, projection in included.
+    """
+    batch, height, width, channels = inputs
+    pixels = batch * height * width
+    padded = pixels
+    if op.application == "window":
+        padded = batch * math.prod(math.ceil(side / op.size) * op.size for side in (height, width))
+    products = len(op.terms & {"qk", "q_rk", "rq_k"}) + 1
+    raw = padded * channels * (op.qkv.out_features + products * op.size**2)
+    return raw + pixels * channels**2, 0
+
+
+def _elsa(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Projections and logits; then, element by element, one K*K*C per ghost matrix and to apply."""
+    pixels, channels, taps = math.prod(inputs[:3]), op.dim, op.kernel_size**2
+    if op.variant == "conv":
+        conv, _, last = op.attn
+        logits = op.dim_qk * taps * conv.in_channels // conv.groups + op.dim_qk * last.out_channels
+    else:
+        logits = 2 * taps * channels
+    raw = pixels * (channels * op.pre_proj.out_channels + logits + channels**2)
+    ghosts = bool(op.ghost_mul) + bool(op.ghost_add)
+    return raw, pixels * taps * channels * (1 + ghosts)
+
+
+def _dwconv(op: ops.DwConv, inputs: Shape, output: Shape) -> Products:
+    return math.prod(inputs) * (2 * op.dim + op.kernel_size**2), 0
+
+
+def _attention(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Every pixel with every pixel: timm's Swin windows (windows, pixels, C) and VOLO's maps."""
+    batch, *sides, channels = inputs
+    pixels = math.prod(sides)
+    return batch * pixels * channels * (4 * channels + 2 * pixels), 0
+
+
+def _class_attention(op: volo.ClassAttention, inputs: Shape, output: Shape) -> Products:
+    """One query, the class token's, against all tokens."""
+    batch, tokens, channels = inputs
+    inner = op.head_dim * op.num_heads
+    return batch * (2 * tokens + 2) * inner * channels + batch * 2 * tokens * inner, 0
+
+
+def _outlook(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Projections of all pixels; K**4 weights per head and their products per coarse location."""
+    batch, height, width, channels = inputs
+    coarse = batch * math.ceil(height / op.stride) * math.ceil(width / op.stride)
+    weights = op.kernel_size**4
+    return math.prod(inputs) * 2 * channels + coarse * channels * weights * (op.num_heads + 1), 0
+
+
+FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    ops.UnifiedSpatialOp: _unified,
+    ops.ELSA: _elsa,
+    ops.DwConv: _dwconv,
+    swin_transformer.WindowAttention: _attention,
+    volo.Attention: _attention,
+    volo.ClassAttention: _class_attention,
+    volo.OutlookAttention: _outlook,
+}
+"""Closed formulas: (module, input shape, output shape) -> products of the module and its parts."""
+
+FREE = (nn.LayerNorm, _BatchNorm)
+"""Parts with parameters whose cost the convention leaves out."""

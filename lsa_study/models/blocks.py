@@ -1,0 +1,51 @@
+"""The residual block that every spatial operator of the study is put into."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-5
+
+
+class SpatialBlock(nn.Module):
+    r"""Mix pixels with an operator, then channels with a perceptron, each beside a shortcut.
+
+    .. math:: x \leftarrow x + DP(op(norm_1(x))), \qquad x \leftarrow x + DP(mlp(norm_2(x)))
+
+    It is Swin's block (Liu et al., 2021) with the attention replaced by ``op``; parameter names
+    are those of ``timm.models.swin_transformer.SwinTransformerBlock``. DP drops the branch of a
+    whole image with probability ``drop_path`` (stochastic depth).
+
+    Args:
+        dim: channels C.
+        op: maps (B, H, W, C) to the same shape.
+        norm1: what the operator reads through; layer norm unless given.
+        norm2: what the perceptron reads through; layer norm unless given.
+        mlp_ratio: hidden channels of the perceptron against C.
+        drop_path: probability in [0, 1) to drop a branch in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        op: nn.Module,
+        *,
+        norm1: nn.Module | None = None,
+        norm2: nn.Module | None = None,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm1 is None else norm1
+        self.attn = op
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm2 is None else norm2
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return out

@@ -1,0 +1,120 @@
+"""From settings to an operator at its place in a backbone. To add one: add its line to BUILDERS.
+
+Which terms, norms and areas exist is said in :mod:`lsa_study.config`; what they compute, in
+:mod:`lsa_study.ops`. Here stands what depends on the place: channels, heads, shift, last stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lsa_study import ops
+from lsa_study.config import DwConvOp, ElsaOp, Heads, Op, UnifiedOp
+from lsa_study.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator stands.
+
+    ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``side``: the shorter side of
+    the stage's map in pixels; ``odd``: every second block of a stage, whose windows are shifted;
+    ``last_stage``: of the backbone.
+    """
+
+    dim: int
+    heads: int
+    side: int
+    odd: bool
+    last_stage: bool
+
+
+def build(op: Op, place: Place) -> nn.Module:
+    """Build the operator that ``op`` asks for at ``place``.
+
+    Raises:
+        ConfigError: the heads asked for do not divide the channels there.
+    """
+    return BUILDERS[op.kind](op, place)
+
+
+def _unified(op: UnifiedOp, place: Place) -> nn.Module:
+    if op.application == "window" or (place.last_stage and op.last_stage == "window"):
+        return _window(op, place)
+    return ops.UnifiedSpatialOp(
+        place.dim,
+        _heads(op.heads, place),
+        terms=op.terms,
+        norm=op.norm,
+        application="neighboring",
+        size=op.size,
+        border=op.border,
+        implementation=op.implementation,
+    )
+
+
+def _window(op: UnifiedOp, place: Place) -> nn.Module:
+    # A map smaller than the window is one window of the map's size, as in Swin.
+    size = min(op.size, place.side)
+    # unfold and sdc are ways to gather neighborhoods; the last stage's window has no use for them.
+    implementation = op.implementation if op.implementation not in ("unfold", "sdc") else "auto"
+    return ops.UnifiedSpatialOp(
+        place.dim,
+        _heads(op.heads, place),
+        terms=op.terms,
+        norm=op.norm,
+        application="window",
+        size=size,
+        shift=size // 2 if place.odd else 0,
+        implementation=implementation,
+    )
+
+
+def _swin_attention(op: ElsaOp | DwConvOp, place: Place, size: int) -> nn.Module:
+    terms = UnifiedOp(
+        terms=("qk", "bias"), norm="softmax", application="window", size=size, heads=op.heads
+    )
+    return _window(terms, place)
+
+
+def _elsa(op: ElsaOp, place: Place) -> nn.Module:
+    if place.last_stage and op.last_stage == "lsa":
+        return _swin_attention(op, place, op.last_stage_window)
+    return ops.ELSA(
+        place.dim,
+        _heads(op.heads, place),
+        variant=op.variant,
+        kernel_size=op.kernel_size,
+        group_width=op.group_width,
+        ghost_mul=op.ghost_mul,
+        ghost_add=op.ghost_add,
+        implementation=op.implementation,
+    )
+
+
+def _dwconv(op: DwConvOp, place: Place) -> nn.Module:
+    if place.last_stage and op.last_stage == "lsa":
+        return _swin_attention(op, place, size=7)
+    return ops.DwConv(place.dim, num_heads=_heads(op.heads, place), kernel_size=op.kernel_size)
+
+
+def _heads(setting: Heads, place: Place) -> int:
+    heads = {"1": 1, "1x": place.heads, "2x": 2 * place.heads, "C": place.dim}[setting]
+    if place.dim % heads:
+        raise ConfigError(
+            f"model.op.heads = {setting!r}: {heads} heads do not divide {place.dim} channels; "
+            "give 1, 1x or C"
+        )
+    return heads
+
+
+BUILDERS: dict[str, Callable[[Any, Place], nn.Module]] = {
+    "unified": _unified,
+    "elsa": _elsa,
+    "dwconv": _dwconv,
+}
+"""``kind`` in the settings -> builder."""
