@@ -12,19 +12,18 @@ from torch import nn
 
 from lsa_study.config import Train
 
-TABLES = ("*bias_table", "*rel_bias", "*rel_k", "*rel_q")
-"""Names of position tables, which Swin's code does not decay."""
-
 
 def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     """AdamW with the learning rate scaled to the effective batch.
 
-    Biases and 1-D parameters are not decayed; nor are position tables with ``no_decay: swin``.
+    Biases and 1-D parameters are not decayed; with ``no_decay: swin`` neither is what the network
+    names in its ``no_weight_decay``, the position tables.
     """
+    spared: Any = getattr(model, "no_weight_decay", set)
     groups: list[dict[str, Any]] = param_groups_weight_decay(
         model,
         train.weight_decay,
-        no_weight_decay_list=TABLES if train.no_decay == "swin" else (),
+        no_weight_decay_list=spared() if train.no_decay == "swin" else (),
     )
     made: torch.optim.Optimizer = create_optimizer_v2(
         groups, opt="adamw", lr=peak_rate(train), weight_decay=train.weight_decay

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lsa_study import data
+from lsa_study import data, measure, models
 from lsa_study.config import SCHEMA_VERSION, Settings
 from lsa_study.data import DataLacks, seeds
 from lsa_study.data.sets import CHANNELS, Sets
@@ -192,38 +192,37 @@ class _Attempt:
 
 def build(settings: Settings, sets: Sets) -> nn.Module:
     """Build the run's network; its first weights depend on the seed alone."""
-    from lsa_study import models
-
     torch.manual_seed(seeds.derive(settings.seed, "weights"))
-    if not hasattr(models, "from_settings"):
-        import timm
-
-        made: nn.Module = timm.create_model(
-            "swin_tiny_patch4_window7_224", img_size=28, patch_size=2, window_size=7,
-            embed_dim=32, depths=(2, 2), num_heads=(2, 4), num_classes=10,
-            drop_path_rate=settings.model.drop_path,
-        )  # fmt: skip
-        return made
-    made = models.from_settings(
+    return models.from_settings(
         settings.model,
         image_size=settings.data.image_size,
         num_classes=sets.source.num_classes,
         in_chans=CHANNELS,
     )
-    return made
+
+
+def _implementations(model: nn.Module) -> str:
+    """What computes the operators, such as ``UnifiedSpatialOp: auto``."""
+    found = {
+        f"{type(module).__name__}: {module.implementation}"
+        for module in model.modules()
+        if isinstance(getattr(module, "implementation", None), str)
+    }
+    return ", ".join(sorted(found))
 
 
 def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> dict[str, Any]:
     """What is known before training; written for this life, and part of the result."""
     settings, source = life.settings, sets.source
     config = life.run_dir.config()
+    cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
     facts = {
         **environment.facts(device),
         "precision": str(environment.precision(settings.train, device)).removeprefix("torch."),
         "torch": torch.__version__,
-        "params": sum(p.numel() for p in model.parameters()),
-        "macs": 0,
-        "implementation": "",
+        "params": cost.params,
+        "macs": cost.macs,
+        "implementation": _implementations(model),
         "train_images": source.train_images,
         "test_images": source.test_images,
         "data_fingerprint": source.fingerprint,
