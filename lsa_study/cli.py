@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from lsa_study import asked
 from lsa_study import plan as planning
 from lsa_study import study as studies
 from lsa_study.errors import ConfigError, LsaError
@@ -80,14 +81,23 @@ def load_all(
     only: str | None,
     overrides: Sequence[str] | None,
     allowed: Sequence[str] = (),
+    results: Path | None = None,
 ) -> list[studies.Study]:
-    """Read studies, each held to its contrast contract; ``--only`` may spare some of several."""
+    """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
+
+    With ``results``, seeds and overrides that are not given are those last asked for there.
+    """
     wide = studies.expand_names(names)
     chosen, unmatched = [], []
     for name in wide:
+        before = asked.recall(results, tier, Path(name).stem) if results else asked.Asked()
         try:
             loaded = studies.load(
-                name, tier=tier, seeds=parse_seeds(seeds), only=only, overrides=overrides or ()
+                name,
+                tier=tier,
+                seeds=parse_seeds(seeds) or before.seeds,
+                only=only,
+                overrides=before.overrides if overrides is None else overrides,
             )
         except studies.NoVariant as error:
             unmatched.append(error)
@@ -135,7 +145,10 @@ def run(
 
     loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
     console = Console(soft_wrap=True)
-    summary = Queue(results, jobs=jobs, console=console).work(studies.distinct(loaded))
+    summary = Queue(results, jobs=jobs, console=console).work(
+        studies.distinct(loaded),
+        started=lambda: asked.remember(results, loaded, overrides or ()),
+    )
     counts: dict[str, int] = {}
     for state in summary.finished.values():
         counts[state] = counts.get(state, 0) + 1
@@ -148,6 +161,51 @@ def run(
     if summary.interrupted:
         typer.echo(f"Continue with the same command: lsa {' '.join(sys.argv[1:])}")
     raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def table(
+    study: StudyNames,
+    tier: Tier = "toy",
+    seeds: Seeds = None,
+    only: Only = None,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    allow_confound: Confound = None,
+) -> None:
+    """Write the tables of finished runs (csv, tex, md, json) and print them."""
+    from lsa_study.report import tables
+
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound or (), results)
+    for path in tables.write_tables(loaded, results):
+        if path.suffix == ".md":
+            typer.echo(path.read_text("utf-8"))
+    typer.echo(f"written to {tables.tables_folder(results, tier)}")
+
+
+@app.command()
+def plots(
+    study: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]")] = None,
+    tier: Tier = "toy",
+    seeds: Seeds = None,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+) -> None:
+    """Draw the figures of finished runs, as SVG and PNG."""
+    from lsa_study.report.plots import write_plots
+
+    loaded = load_all(study or ["all"], tier, seeds, None, overrides, (), results)
+    for path in write_plots(loaded, results):
+        typer.echo(path)
+
+
+@app.command()
+def doctor(results: Results = Path("results")) -> None:
+    """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
+    from lsa_study.doctor import report
+
+    for topic, words in report(results):
+        typer.echo(f"{topic:<9} {words}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def _gpus() -> str:
 def _kernels() -> str:
     import lsa_kernels
 
-    return str(lsa_kernels.build_info())
+    found = getattr(lsa_kernels, "build_info", None)
+    return str(found()) if found else "not built"
 
 
 def _slurm() -> str:

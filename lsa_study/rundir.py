@@ -85,7 +85,7 @@ class RunDir:
             "variant": variant,
             "settings": settings.model_dump(mode="json"),
         }
-        with _writable(self.root):
+        with writable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.root / "checkpoint").mkdir(mode=0o700, exist_ok=True)
             (self.root / "attempts").mkdir(mode=0o700, exist_ok=True)
@@ -150,7 +150,7 @@ class RunDir:
         """
         token = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "start": time.time()}
         path = self.root / "owner.json"
-        with _writable(self.root), self._lock():
+        with writable(self.root), self._lock():
             owner = _read_json(path)
             if owner is not None and self._alive(owner):
                 age = time.time() - float(self.status().get("heartbeat", owner["start"]))
@@ -213,7 +213,7 @@ class RunDir:
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record; it needs ``epoch`` and ``attempt``."""
         with (
-            _writable(self.root),
+            writable(self.root),
             (self.root / "metrics.jsonl").open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(record, sort_keys=True) + "\n")
@@ -282,7 +282,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with _writable(path):
+    with writable(path):
         try:
             with part.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -294,7 +294,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
+    """Tell a full disk or a folder without permission in words."""
     try:
         yield
     except OSError as error:

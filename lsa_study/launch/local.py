@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,8 @@ class Queue:
         self.interrupted_at: float | None = None
         self.last_errors: list[str] = []
 
-    def work(self, runs: Sequence[Run]) -> Summary:
-        """Train what has no result yet.
+    def work(self, runs: Sequence[Run], *, started: Callable[[], None] = lambda: None) -> Summary:
+        """Train what has no result yet; ``started`` is called once nothing is known to lack.
 
         Raises:
             LsaError: the data are missing or the results folder cannot be written; nothing ran.
@@ -138,6 +138,9 @@ class Queue:
                 self.summary.already += 1
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
+            if self.waiting:
+                self._check_data()
+            started()
             self._serve()
         finally:
             signal.signal(signal.SIGINT, previous)
@@ -146,9 +149,6 @@ class Queue:
         return self.summary
 
     def _serve(self) -> None:
-        if not self.waiting:
-            return
-        self._check_data()
         while self.waiting and len(self.workers) < min(self.jobs, len(self.waiting)):
             self._hire()
         for worker in self.workers:
