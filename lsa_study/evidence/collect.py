@@ -1,4 +1,4 @@
-"""Gather the finished runs of a tier: run folders and the committed ``runs.parquet`` as one table."""
+"""Gather the finished runs of a tier from its run folders and the committed ``runs.parquet``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ DTYPES = {
 }
 ORDER = ["variant", "seed", "identity"]
 
+Run = dict[str, Any]
+"""One finished run: a row of ``Collected.runs``."""
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -56,10 +59,15 @@ class Collected:
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
 
-    def of(self, identities: Iterable[str]) -> pd.DataFrame:
-        """The runs with these identities that have ended, in the given order."""
-        known = self.runs.index
-        return self.runs.loc[[identity for identity in identities if identity in known]]
+    def of(self, identities: Iterable[str]) -> dict[str, Run]:
+        """The runs with these identities that have ended, by identity; missing facts are None."""
+        places = self.runs.index.get_indexer(pd.Index(list(identities)))
+        chosen = self.runs.iloc[places[places >= 0]]
+        columns = {str(name): [_plain(v) for v in chosen[name]] for name in chosen}
+        return {
+            identity: {name: values[at] for name, values in columns.items()}
+            for at, identity in enumerate(columns["identity"])
+        }
 
 
 def parquet_path(results: Path, tier: str) -> Path:
@@ -86,7 +94,7 @@ def collect(results: Path, tier: str) -> Collected:
     kept = stored[~stored.index.isin(new.index)]
     parts = [part for part in (kept, new) if len(part)]
     runs = _typed(pd.concat(parts)) if parts else stored
-    settings = sorted(set(runs) - set(COLUMNS))
+    settings = sorted({str(name) for name in runs} - set(COLUMNS))
     return Collected(runs[[*COLUMNS, *settings]].sort_values(ORDER), tuple(broken))
 
 

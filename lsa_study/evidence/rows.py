@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pandas as pd
+from functools import cached_property
 
 from lsa_study.config import Settings
 from lsa_study.evidence.article import Printed, printed
-from lsa_study.evidence.collect import Collected
+from lsa_study.evidence.collect import Collected, Run
 from lsa_study.evidence.statistics import Estimate, t_interval
 from lsa_study.study import Study
 
@@ -28,41 +27,41 @@ class Row:
     """The row it is compared with; itself for a baseline."""
     seeds: tuple[int, ...]
     """The seeds that were looked for."""
-    runs: pd.DataFrame
-    """Those of its runs that have ended, by seed; columns as in ``Collected.runs``."""
+    runs: tuple[Run, ...]
+    """Those of its runs that have ended, by seed."""
     article: Printed
     note: str | None = None
 
-    @property
-    def done(self) -> pd.DataFrame:
+    @cached_property
+    def done(self) -> tuple[Run, ...]:
         """Its runs that have an accuracy."""
-        return self.runs[self.runs["outcome"] == "done"]
+        return tuple(run for run in self.runs if run["outcome"] == "done")
 
-    @property
+    @cached_property
     def accuracy(self) -> Estimate:
         """Top-1 accuracy over the seeds that have one, in percent."""
-        return t_interval([float(value) for value in self.done["acc1"]])
+        return t_interval([run["acc1"] for run in self.done])
+
+    @cached_property
+    def ends(self) -> dict[str, int]:
+        """How many of its runs ended without an accuracy, by outcome."""
+        outcomes = [run["outcome"] for run in self.runs]
+        return {name: outcomes.count(name) for name in WORDS if name in outcomes}
 
     @property
     def outcome(self) -> str:
         """``done``, ``not run``, or what else happened with counts, as ``diverged 1/3``."""
-        counts = self.runs["outcome"].value_counts()
-        if not len(self.runs):
+        if not self.runs:
             return "not run"
-        words = [
-            f"{name} {counts[name]}/{len(self.runs)}"
-            for name in ("diverged", "oom")
-            if name in counts
-        ]
+        words = [f"{name} {count}/{len(self.runs)}" for name, count in self.ends.items()]
         return ", ".join(words) or "done"
 
     @property
     def word(self) -> str:
         """What stands in place of an accuracy: empty if there is one."""
-        if len(self.done):
+        if self.done:
             return ""
-        ends = [WORDS[name] for name in ("diverged", "oom") if name in set(self.runs["outcome"])]
-        return " / ".join(ends) or "not run"
+        return " / ".join(WORDS[name] for name in self.ends) or "not run"
 
     @property
     def name(self) -> str:
@@ -82,27 +81,31 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
         ConfigError: a row's place in the article's table is not found.
     """
     wanted = tuple(seeds) if seeds is not None else _all_seeds(study, collected)
-    return [_row(study, collected, variant, wanted) for variant in study.variants]
+    identities = {
+        variant: {identity_of(settings, seed): seed for seed in wanted}
+        for variant, settings in study.variants.items()
+    }
+    found = collected.of([identity for of_row in identities.values() for identity in of_row])
+    rows = []
+    for variant, of_row in identities.items():
+        written = study.file.variants[variant]
+        rows.append(
+            Row(
+                variant=variant,
+                label=written.label,
+                columns=dict(written.columns),
+                reference=study.reference_of(variant),
+                seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
+                runs=tuple(found[identity] for identity in of_row if identity in found),
+                article=printed(study, variant),
+                note=written.note,
+            )
+        )
+    return rows
 
 
 def _all_seeds(study: Study, collected: Collected) -> tuple[int, ...]:
     return tuple(sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())}))
-
-
-def _row(study: Study, collected: Collected, variant: str, seeds: tuple[int, ...]) -> Row:
-    written = study.file.variants[variant]
-    identities = {seed: identity_of(study.variants[variant], seed) for seed in seeds}
-    runs = collected.of(identities.values())
-    return Row(
-        variant=variant,
-        label=written.label,
-        columns=dict(written.columns),
-        reference=study.reference_of(variant),
-        seeds=tuple(sorted({*study.seeds, *(int(s) for s in runs["seed"])} & {*seeds})),
-        runs=runs,
-        article=printed(study, variant),
-        note=written.note,
-    )
 
 
 def identity_of(settings: Settings, seed: int) -> str:

@@ -6,9 +6,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from lsa_study.evidence.collect import Collected
+from lsa_study.evidence.collect import Collected, Run
 from lsa_study.evidence.rows import Row
 from lsa_study.study import Study
 
@@ -40,7 +38,7 @@ def notes_of(
             mark = string.ascii_lowercase[len(marked) % 26]
             marks[row.variant] = (mark,)
             marked.append(Note(row.note, mark))
-    ran = pd.concat([row.runs for row in rows]) if rows else collected.runs.iloc[:0]
+    ran = [run for row in rows for run in row.runs]
     general = [
         TIERS[study.tier],
         _article(study),
@@ -66,12 +64,13 @@ def _reading(rows: Sequence[Row]) -> str:
     return "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
 
 
-def _data(study: Study, ran: pd.DataFrame) -> list[str]:
+def _data(study: Study, ran: Sequence[Run]) -> list[str]:
     settings = next(iter(study.variants.values()))
     data, train = settings.data, settings.train
-    prints = ", ".join(words(ran["data_fingerprint"])) or "none yet"
-    sizes = {(int(a), int(b)) for a, b in zip(*_both(ran, "train_images", "test_images"))}
-    images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sorted(sizes))
+    prints = ", ".join(words(ran, "data_fingerprint")) or "none yet"
+    both = ((run["train_images"], run["test_images"]) for run in ran)
+    sizes = sorted({pair for pair in both if None not in pair})
+    images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
     return [
         f"Data: {data.name} at {data.image_size} px"
         + (f", {images}" if images else "")
@@ -80,35 +79,28 @@ def _data(study: Study, ran: pd.DataFrame) -> list[str]:
     ]
 
 
-def _both(ran: pd.DataFrame, *names: str) -> list[list[object]]:
-    whole = ran[list(names)].dropna()
-    return [list(whole[name]) for name in names]
-
-
-def _environment(ran: pd.DataFrame) -> list[str]:
-    if not len(ran):
+def _environment(ran: Sequence[Run]) -> list[str]:
+    if not ran:
         return []
-    seeds = sorted({int(seed) for seed in ran["seed"]})
-    commits = [f"{commit[:10]}{_changed(ran, commit)}" for commit in words(ran["commit"])]
+    changed = {run["commit"] for run in ran if run["dirty"]}
+    commits = [
+        f"{commit[:10]}{' with local changes' * (commit in changed)}"
+        for commit in words(ran, "commit")
+    ]
     parts = [
-        f"Device: {', '.join(words(ran['device']))}",
-        f"precision: {', '.join(words(ran['precision']))}",
-        f"torch: {', '.join(words(ran['torch']))}",
+        f"Device: {', '.join(words(ran, 'device'))}",
+        f"precision: {', '.join(words(ran, 'precision'))}",
+        f"torch: {', '.join(words(ran, 'torch'))}",
         f"commit: {', '.join(commits) or 'unknown'}",
-        f"seeds: {', '.join(map(str, seeds))}",
+        f"seeds: {', '.join(map(str, sorted({run['seed'] for run in ran})))}",
     ]
     return [f"{'; '.join(parts)}."]
-
-
-def _changed(ran: pd.DataFrame, commit: str) -> str:
-    dirty = ran.loc[ran["commit"] == commit, "dirty"].fillna(False)
-    return " with local changes" if bool(dirty.any()) else ""
 
 
 def _missing(study: Study, rows: Sequence[Row]) -> list[str]:
     lacking = []
     for row in rows:
-        ran = {int(seed) for seed in row.runs["seed"]}
+        ran = {run["seed"] for run in row.runs}
         absent = [seed for seed in study.seeds if seed in row.seeds and seed not in ran]
         if ran and absent:
             lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
@@ -126,6 +118,6 @@ def _are(number: int) -> str:
     return "are" if number > 1 else "is"
 
 
-def words(column: Iterable[object]) -> list[str]:
-    """The distinct texts of a column, sorted; missing ones are left out."""
-    return sorted({str(value) for value in column if isinstance(value, str)})
+def words(ran: Iterable[Run], name: str) -> list[str]:
+    """The distinct texts of a fact, sorted; missing ones are left out."""
+    return sorted({run[name] for run in ran if run[name] is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,14 +156,13 @@ def _row(
         gmacs=_scaled(row, "macs", 1e9),
         seconds_per_epoch=_scaled(row, "seconds_per_epoch", 1),
         peak_memory_gib=_scaled(row, "peak_memory_bytes", 2**30),
-        runs=tuple(str(identity) for identity in row.runs["identity"]),
+        runs=tuple(run["identity"] for run in row.runs),
         marks=marks,
     )
 
 
 def _test_images(rows: Sequence[matching.Row]) -> int | None:
-    sizes = [int(n) for row in rows for n in row.done["test_images"].dropna()]
-    return max(sizes, default=None)
+    return max((run["test_images"] for row in rows for run in row.done), default=None)
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
@@ -171,8 +171,8 @@ def _minus(one: float | None, other: float | None) -> float | None:
 
 def _scaled(row: matching.Row, name: str, unit: float) -> float | None:
     # The median: one seed that shared its machine must not make a row look slow.
-    values = row.runs[name].dropna()
-    return float(values.median()) / unit if len(values) else None
+    values = [run[name] for run in row.runs if run[name] is not None]
+    return float(statistics.median(values)) / unit if values else None
 
 
 def _label_cell(name: str) -> Any:

@@ -1,0 +1,52 @@
+"""The figures of a tier: learning curves, accuracies beside the article's, costs, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lsa_study.evidence.rows import Row, rows_of
+from lsa_study.report import style
+from lsa_study.report.accuracy import accuracy
+from lsa_study.report.costs import costs
+from lsa_study.report.curves import curves
+from lsa_study.report.heads import heads
+from lsa_study.report.tables import with_runs
+from lsa_study.study import Study
+
+
+def plots_folder(results: Path, tier: str) -> Path:
+    """Where the figures of a tier lie under a results folder."""
+    return results / tier / "plots"
+
+
+def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
+    """Draw every figure of the studies; each is written as SVG and PNG.
+
+    Rows without an accuracy stand in the figures as words. The figures of studies at one tier
+    lie in ``DIR/<tier>/plots``; the figure of costs holds the rows of all of them.
+    """
+    by_tier: dict[str, list[tuple[Study, list[Row]]]] = {}
+    for study, collected in with_runs(studies, results):
+        by_tier.setdefault(study.tier, []).append((study, rows_of(study, collected)))
+    return [
+        path
+        for tier, pairs in by_tier.items()
+        for name, drawn in figures(pairs).items()
+        for path in style.save(drawn, plots_folder(results, tier) / name)
+    ]
+
+
+def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
+    """The figures of studies at one tier, by file name."""
+    drawn: dict[str, Figure] = {}
+    with style.styled():
+        for study, rows in pairs:
+            drawn[f"{study.name}-accuracy"] = accuracy(study, rows)
+            drawn[f"{study.name}-curves"] = curves(study, rows)
+            if study.file.factor == ["model.op.heads"]:
+                drawn[f"{study.name}-heads"] = heads(study, rows)
+        drawn["costs"] = costs(pairs)
+    return drawn

@@ -1,0 +1,116 @@
+"""Figures: the same numbers give the same bytes, and rows without a number stand as words."""
+
+import itertools
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import write_run, write_study
+
+from lsa_study import study
+from lsa_study.evidence.collect import collect
+from lsa_study.evidence.rows import rows_of
+from lsa_study.report import style
+from lsa_study.report.plots import figures, write_plots
+
+
+def drawn(results, *names, **how):
+    collected = collect(results, "toy")
+    loaded = [study.load(name, **how) for name in names]
+    return figures([(one, rows_of(one, collected)) for one in loaded])
+
+
+def texts(figure):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", style.svg(figure))
+
+
+def test_every_figure_is_written_as_svg_and_png(tmp_path):
+    loaded = [write_study(tmp_path, name, seeds=[0]) for name in ("table2", "fig2")]
+    names = {path.name for path in write_plots(loaded, tmp_path)}
+    stems = (
+        "table2-accuracy", "table2-curves", "fig2-accuracy", "fig2-curves", "fig2-heads", "costs",
+    )  # fmt: skip
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
+    folder = tmp_path / "toy" / "plots"
+    assert (folder / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    write_study(tmp_path, "table2")
+    first, second = (drawn(tmp_path, "table2") for _ in range(2))
+    for name in first:
+        assert style.svg(first[name]) == style.svg(second[name])
+        assert style.png(first[name]) == style.png(second[name])
+    assert not re.search(r"20\d\d-\d\d-\d\d|Matplotlib v", style.svg(first["table2-curves"]))
+
+
+def test_words_stand_where_numbers_are_missing(tmp_path):
+    write_study(tmp_path, "table2", seeds=[0])
+    write_study(tmp_path, "fig2", seeds=[0], only="swin,lsa_heads_c,dwconv")
+    made = drawn(tmp_path, "table2", "fig2")
+    assert {"diverged", "crash"} <= set(texts(made["table2-accuracy"]))
+    assert "Net7 (identity): diverged" in texts(made["table2-curves"])
+    assert {"not run", "out of memory"} <= set(texts(made["fig2-accuracy"]))
+    assert "LSA (C): out of memory" in texts(made["fig2-curves"])
+    assert "DwConv (1): not run" in texts(made["fig2-curves"])
+
+
+def test_values_are_drawn_where_they_belong(tmp_path):
+    write_study(tmp_path, "table4")
+    collected = collect(tmp_path, "toy")
+    loaded = study.load("table4")
+    rows = rows_of(loaded, collected)
+    figure = figures([(loaded, rows)])["table4-accuracy"]
+    ours, article = figure.axes
+    dots = {
+        line.get_ydata()[0]: line.get_xdata()[0] for line in ours.lines if line.get_marker() == "o"
+    }
+    assert dots == {at: row.accuracy.mean for at, row in enumerate(rows)}
+    diamonds = {line.get_ydata()[0]: line.get_xdata()[0] for line in article.lines}
+    assert diamonds == {0: 81.3, 1: 82.4, 2: 82.7}
+
+
+def test_curves_are_the_metrics_of_the_folders(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0], only="swin")
+    rows = rows_of(loaded, collect(tmp_path, "toy"))
+    left, _ = figures([(loaded, rows)])["table4-curves"].axes
+    records = json.loads(rows[0].runs[0]["curve"])
+    (line,) = left.lines
+    assert list(line.get_xdata()) == [record["epoch"] for record in records]
+    assert list(line.get_ydata()) == [record["acc1"] for record in records]
+
+
+def test_the_head_figure_puts_the_article_on_the_second_panel(tmp_path):
+    write_study(tmp_path, "fig2")
+    left, right = drawn(tmp_path, "fig2")["fig2-heads"].axes
+    values = [list(line.get_ydata()) for line in right.lines]
+    assert values == [[78.9, 81.3, 81.2], [80.3, 81.2, 81.4, 81.6]]
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["1", "1x", "2x", "C"]
+
+
+@pytest.mark.parametrize("overrides", [["train.epochs=1"], []])
+def test_one_epoch_or_no_run_at_all_can_be_drawn(tmp_path, overrides):
+    if overrides:
+        write_study(tmp_path, "table2", seeds=[0], overrides=overrides)
+    for figure in drawn(tmp_path, "table2", "fig2", overrides=overrides).values():
+        assert style.svg(figure)
+
+
+def test_a_seed_that_diverged_does_not_cut_the_mean_of_the_others(tmp_path):
+    loaded = write_study(tmp_path, "table4", only="swin")
+    write_run(tmp_path, loaded.runs()[0], changes={"outcome": "diverged", "acc1": None})
+    rows = rows_of(loaded, collect(tmp_path, "toy"))
+    left, _ = figures([(loaded, rows)])["table4-curves"].axes
+    assert max(max(line.get_xdata()) for line in left.lines) == 12
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12), st.floats(0.1, 5))
+def test_labels_are_moved_apart_in_order(wanted, gap):
+    placed = style.spread(wanted, gap, 1e9)
+    order = sorted(range(len(wanted)), key=lambda at: wanted[at])
+    steps = [placed[b] - placed[a] for a, b in itertools.pairwise(order)]
+    assert all(step >= gap - 1e-6 for step in steps)
+    capped = style.spread(wanted, gap, 50)
+    assert max(capped) <= 50
