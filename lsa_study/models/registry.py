@@ -15,6 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from lsa_study import compose
 from lsa_study.config import DwConvOp, ElsaOp, Model, Op, Term, UnifiedOp
 from lsa_study.errors import ConfigError
 from lsa_study.models.swin import SIZES, Swin
@@ -57,7 +58,7 @@ MODELS: dict[str, Model] = {
     "elsa_swin_tiny": _swin("tiny", ElsaOp(group_width=4)),
     **{f"elsa_swin_{size}": _swin(size, ElsaOp()) for size in ("small", "base", "large")},
     "elsa_swin_tiny_noghost": _swin("tiny", ElsaOp(group_width=4, ghost_add=0.0)),
-    "dwconv_swin_tiny": _swin("tiny", DwConvOp()),
+    "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
 }
 """Name -> the settings it stands for."""
 
@@ -126,7 +127,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         pretrained,
         feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
         size=SIZES[point.backbone],
-        op=type(point.op).model_validate({**point.op.model_dump(), **changes}),
+        op=compose.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
         **{"drop_path_rate": point.drop_path, **options},
     )
     return network

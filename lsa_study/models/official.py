@@ -1,0 +1,168 @@
+"""Released weights of the article's layers and their counterparts, brought into our layout.
+
+| source | release | what differs from ours |
+|---|---|---|
+| timm | timm's Swin and VOLO | Swin's table is (offsets, heads) over pos(i) - pos(j) |
+| swin | Swin's authors | as timm; merges stand at the end of a stage, the head has no ``fc`` |
+| elsa | ELSA's authors | window attention projects to v, q, k; its table has our order |
+| dwnet | DWNet's authors | the block's parts are called ``attn2conv`` and ``bn`` |
+| ddf | decoupled dynamic filters | none, for the operator alone |
+| involution | involution's authors | none, for the operator alone |
+| volo | VOLO's authors | none |
+
+Merges, head and wrappers differ alike in swin, elsa and dwnet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lsa_study import ops
+from lsa_study.errors import ConfigError
+
+Source = Literal["timm", "swin", "elsa", "dwnet", "ddf", "involution", "volo"]
+State = dict[str, Tensor]
+
+DERIVED = ("relative_position_index", "relative_id", "attn_mask")
+"""Buffers some releases store though they follow from the settings."""
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """Read a file of weights without running code from it.
+
+    Args:
+        path: a ``.safetensors`` file, or one of torch's own.
+
+    Raises:
+        ConfigError: there is no such file, or it holds more than weights and plain settings.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file of weights; give a .safetensors or .pth file")
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    try:
+        # Training scripts store their arguments beside the weights; they are plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: not a file of weights that can be read safely: {error}"
+        ) from None
+    return content
+
+
+def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: Source) -> None:
+    """Fill a network, a block or an operator from released weights.
+
+    Args:
+        module: what to fill; its settings must be those of the release.
+        state_dict: tensors by name, or a checkpoint that holds them under ``model`` or
+            ``state_dict``; prefixes of data-parallel training are dropped.
+        source: whose layout it is; see the table above.
+
+    Raises:
+        ValueError: an unknown source, or weights that do not fit: names left over on either side
+            and both shapes where they differ. Nothing is loaded then.
+    """
+    if source not in get_args(Source):
+        raise ValueError(f"source={source!r} is unknown; known: {', '.join(get_args(Source))}")
+    state = {_renamed(name, source): tensor for name, tensor in _tensors(state_dict).items()}
+    for name, part in module.named_modules():
+        convert = CONVERTERS.get((source, type(part)))
+        if convert is not None:
+            prefix = f"{name}." if name else ""
+            theirs = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+            ours = convert(part, {key.removeprefix(prefix): t for key, t in theirs.items()})
+            state |= {prefix + key: tensor for key, tensor in ours.items()}
+    own = module.state_dict()
+    _add_counters(state, own)
+    _check_fit(state, own, f"{source} weights for {type(module).__name__}")
+    module.load_state_dict(state)
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> State:
+    content = state_dict
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    named = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {name: t for name, t in named.items() if name.rpartition(".")[2] not in DERIVED}
+
+
+def _renamed(name: str, source: str) -> str:
+    if source in ("swin", "elsa", "dwnet"):
+        # They merge at the end of a stage, we at the start of the next.
+        name = re.sub(
+            r"^layers\.(\d+)\.downsample\.",
+            lambda match: f"layers.{int(match[1]) + 1}.downsample.",
+            name,
+        )
+        name = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)
+    if source == "dwnet":
+        name = re.sub(r"(^|\.)attn2conv\.", r"\1attn.", name)
+        name = re.sub(r"^(layers\.\d+\.blocks\.\d+\.)bn\.", r"\1norm2.", name)
+    return name
+
+
+def _swin_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
+    ours = dict(theirs)
+    if "relative_position_bias_table" in ours:
+        # Their index is pos(i) - pos(j): the same table read backwards.
+        ours["rel_bias"] = ours.pop("relative_position_bias_table").flip(0).T.contiguous()
+    return ours
+
+
+def _elsa_window_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
+    ours = {name.replace("post_proj.", "proj."): tensor for name, tensor in theirs.items()}
+    for name in ("weight", "bias"):
+        if f"pre_proj.{name}" in ours:
+            v, q, k = ours.pop(f"pre_proj.{name}").chunk(3)
+            ours[f"qkv.{name}"] = torch.cat([q, k, v])
+    if "rb" in ours:
+        ours["rel_bias"] = ours.pop("rb")
+    return ours
+
+
+CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[Any, State], State]] = {
+    ("timm", ops.UnifiedSpatialOp): _swin_attention,
+    ("swin", ops.UnifiedSpatialOp): _swin_attention,
+    ("elsa", ops.UnifiedSpatialOp): _elsa_window_attention,
+}
+"""(source, our operator) -> from their tensors to ours. Without a line, names are the same."""
+
+
+def _add_counters(state: State, own: State) -> None:
+    """Batch norm's count of training steps is no weight; a release may lack it."""
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, tensor)
+
+
+def _check_fit(state: State, own: State, what: str) -> None:
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    differ = [
+        f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{words}: {', '.join(names)}"
+        for words, names in (
+            ("they lack", missing),
+            ("nothing here takes", unexpected),
+            ("shapes differ", differ),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{what} do not fit; {'; '.join(problems)}")

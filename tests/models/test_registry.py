@@ -1,0 +1,143 @@
+"""The networks by name: parameter counts to the unit, timm, and refusals."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from lsa_study.config import DwConvOp, Model, UnifiedOp
+from lsa_study.errors import ConfigError
+from lsa_study.models import MODELS, build_model, from_settings
+
+PARAMETERS = {
+    "lsa_swin_tiny": 28_288_354,
+    "lsa_swin_small": 49_606_258,
+    "lsa_swin_base": 87_768_224,
+    "lsa_swin_large": 196_532_476,
+    "net1_swin_tiny": 28_265_032,
+    "net2_swin_tiny": 26_850_376,
+    "net3_swin_tiny": 26_850_376,
+    "net4_swin_tiny": 23_966_434,
+    "net5_swin_tiny": 29_757_640,
+    "net6_swin_tiny": 29_780_962,
+    "net7_swin_tiny": 29_780_962,
+    "swin_tiny_n": 28_277_554,
+    "net6_swin_tiny_n": 29_078_962,
+    "net7_swin_tiny_n": 29_078_962,
+    "elsa_swin_tiny": 29_140_978,
+    "elsa_swin_tiny_noghost": 28_999_858,
+    "elsa_swin_small": 52_874_626,
+    "elsa_swin_base": 92_682_464,
+    "elsa_swin_large": 205_014_556,
+    "dwconv_eq4_swin_tiny": 24_163_912,
+}
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def on_meta(build, *args, **options):
+    with torch.device("meta"):
+        return build(*args, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_name_has_its_parameters(name):
+    assert parameters(on_meta(build_model, name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [
+        ("lsa", {"1": 28_267_060, "1x": 28_288_354, "2x": 28_311_676, "C": 29_011_336}),
+        ("dwconv", {"1": 23_948_116, "1x": 23_954_290, "2x": 23_961_052, "C": 24_163_912}),
+    ],
+)
+def test_heads_of_figure_2(kind, counts):
+    for heads, want in counts.items():
+        op = (
+            UnifiedOp(terms=("qk", "bias"), norm="softmax", application="window", heads=heads)
+            if kind == "lsa"
+            else DwConvOp(heads=heads)
+        )
+        settings = Model(backbone="swin_tiny", op=op, drop_path=0.1)
+        model = on_meta(from_settings, settings, image_size=224, num_classes=1000)
+        assert parameters(model) == want, heads
+
+
+def test_larger_windows_for_larger_images():
+    large = {"img_size": 384, "window_size": 12}
+    assert parameters(on_meta(build_model, "lsa_swin_large", **large)) == 196_735_516
+    assert parameters(on_meta(build_model, "elsa_swin_large", **large)) == 205_049_116
+
+
+def test_both_ghost_matrices():
+    """The count that pins the article's Swin-T to one ghost matrix: two would be 29.3 M."""
+    assert parameters(on_meta(build_model, "elsa_swin_tiny", ghost_mul=1.0)) == 29_282_098
+
+
+@pytest.mark.parametrize("imports", ["import lsa_study, timm", "import timm, lsa_study"])
+def test_timm_knows_the_names_in_either_order(imports):
+    code = f"{imports}\nprint(type(timm.create_model('net7_swin_tiny', num_classes=3)).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Swin"
+
+
+def test_the_command_line_stays_free_of_torch():
+    code = "import lsa_study.cli, sys; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_timm_builds_the_same_network():
+    options = {"num_classes": 5, "drop_path_rate": 0.3, "heads": "2x", "norm": "filter_norm"}
+    torch.manual_seed(0)
+    ours = build_model("net7_swin_tiny", **options)
+    torch.manual_seed(0)
+    theirs = timm.create_model("net7_swin_tiny", **options)
+    assert str(ours) == str(theirs)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name]), name
+    assert "heads=6" in str(ours)
+    assert "filter_norm" in str(ours)
+
+
+def test_features_of_every_stage():
+    model = build_model("elsa_swin_tiny", features_only=True, img_size=64)
+    maps = model(torch.zeros(1, 3, 64, 64))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 16, 96), (8, 8, 192), (4, 4, 384), (2, 2, 768),
+    ]  # fmt: skip
+    assert model.feature_info.channels() == [96, 192, 384, 768]
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+
+
+def test_another_head():
+    model = build_model("net4_swin_tiny", img_size=32)
+    model.reset_classifier(7)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 768)
+
+
+def test_no_weights_to_download():
+    with pytest.raises(RuntimeError, match="pretrained"):
+        build_model("net1_swin_tiny", pretrained=True)
+    assert timm.get_pretrained_cfg("elsa_swin_tiny").crop_pct == 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("net7_swin_tinny", {}, "did you mean net7_swin_tiny"),
+        ("resnet50", {}, "not one of the study's; known: lsa_swin_tiny"),
+        ("dwconv_eq4_swin_tiny", {"window_size": 12}, "window_size=12: it has no window"),
+        ("elsa_swin_tiny", {"heads": "3x"}, "elsa_swin_tiny: heads"),
+        ("swin_tiny_n", {"size": 6}, "odd"),
+    ],
+)
+def test_refusals(name, options, words):
+    with pytest.raises(ConfigError, match=words):
+        build_model(name, **options)

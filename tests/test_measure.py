@@ -1,0 +1,165 @@
+"""Counting: the article's figures, torch's own counter as a witness, and refusals."""
+
+import time
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lsa_study import measure, ops
+from lsa_study.config import ElsaOp, Model
+from lsa_study.measure import Count, count
+from lsa_study.models import MODELS, build_model, from_settings
+
+IMAGE = (1, 3, 224, 224)
+
+GMACS = {
+    "lsa_swin_tiny": (4.4906, 4.4906),
+    "lsa_swin_small": (8.7409, 8.7409),
+    "lsa_swin_base": (15.4309, 15.4309),
+    "lsa_swin_large": (34.4758, 34.4758),
+    "elsa_swin_tiny": (4.6372, 4.7699),
+    "elsa_swin_tiny_noghost": (4.6372, 4.7036),
+    "elsa_swin_small": (9.3349, 9.5561),
+    "elsa_swin_base": (16.3687, 16.6637),
+    "elsa_swin_large": (36.1141, 36.5567),
+    "dwconv_eq4_swin_tiny": (3.7269, 3.7269),
+}
+"""Convolutions, linear maps and products; and with the filters applied and combined."""
+
+
+def on_meta(build, *args, **options):
+    with torch.device("meta"):
+        return build(*args, **options)
+
+
+def by_torch(module, shape):
+    """Half of what torch counts while the module runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval()(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", GMACS)
+def test_article_figures(name):
+    found = count(on_meta(build_model, name), IMAGE)
+    assert (found.macs_raw / 1e9, found.macs / 1e9) == pytest.approx(GMACS[name], abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "gmacs"),
+    [
+        ("lsa_swin_large", {"img_size": 384, "window_size": 12}, 103.9191),
+        ("elsa_swin_large", {"img_size": 384, "window_size": 12}, 107.5129),
+    ],
+)
+def test_article_figures_at_384(name, options, gmacs):
+    found = count(on_meta(build_model, name, **options), (3, 384, 384))
+    assert found.macs / 1e9 == pytest.approx(gmacs, abs=6e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "tiny" in n and "elsa" not in n])
+def test_torch_counts_the_same_products(name):
+    model = on_meta(build_model, name, img_size=64)
+    found = count(model, (1, 3, 64, 64))
+    assert found.macs_raw == found.macs == by_torch(model, (1, 3, 64, 64))
+
+
+def eq4(*terms, application="window", shift=0, **options):
+    return ops.UnifiedSpatialOp(
+        12, 3, terms=terms, norm="softmax", application=application, size=5, shift=shift, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: eq4("qk", "bias", shift=2),
+        lambda: eq4("qk"),
+        lambda: eq4("q_rk", "rq_k", "bias"),
+        lambda: eq4("bias"),
+        lambda: eq4("qk", "q_rk", "rq_k", "bias", shift=2),
+        lambda: eq4("qk", "q_rk", "rq_k", "bias", application="neighboring"),
+        lambda: eq4("rq_k", application="neighboring", qkv_bias=False),
+        lambda: ops.DwConv(12, num_heads=3, kernel_size=5),
+    ],
+)
+@pytest.mark.parametrize("size", [(10, 15), (7, 11), (3, 4)])
+def test_torch_counts_the_same_for_operators(build, size):
+    """Whole windows, padded ones and a map below the area; two images at once."""
+    op, shape = on_meta(build), (2, *size, 12)
+    assert count(op, shape).macs_raw == by_torch(op, shape)
+
+
+@pytest.mark.parametrize("variant", ["conv", "eq7"])
+@pytest.mark.parametrize("ghosts", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_elsa_by_hand(variant, ghosts):
+    op = ops.ELSA(
+        12, 3, variant=variant, kernel_size=5, group_width=4, ghost_mul=ghosts[0],
+        ghost_add=ghosts[1],
+    )  # fmt: skip
+    found = count(op, (2, 6, 9, 12))
+    if variant == "conv":  # 8 channels of q and k, groups of 4, 25 taps, 3 heads
+        per_pixel = 12 * (8 + 8 + 12) + 8 * 4 * 25 + 8 * 3 * 25 + 12 * 12
+    else:
+        per_pixel = 12 * 36 + 2 * 25 * 12 + 12 * 12
+    assert found.macs_raw == 2 * 6 * 9 * per_pixel
+    assert found.macs - found.macs_raw == 2 * 6 * 9 * 25 * 12 * (1 + sum(ghosts))
+
+
+def test_elsa_by_torch():
+    """Torch sees the added matrix, which runs as a convolution, but not the per-pixel filters."""
+    op = on_meta(ops.ELSA, 12, 3, kernel_size=5, group_width=4)
+    shape = (1, 6, 9, 12)
+    assert by_torch(op, shape) == count(op, shape).macs_raw + 6 * 9 * 25 * 12
+
+
+@pytest.mark.parametrize("name", ["volo_d1_224", "swin_tiny_patch4_window7_224"])
+def test_networks_of_timm(name):
+    model = on_meta(timm.create_model, name)
+    found = count(model, IMAGE)
+    assert found.macs == found.macs_raw == by_torch(model, IMAGE)
+    assert found.params == sum(p.numel() for p in model.parameters())
+
+
+def test_counting_leaves_everything_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.ReLU())
+    model[2].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert count(model, (3, 8, 8)) == Count(4 * 27 + 4 + 8, 36 * 4 * 27, 36 * 4 * 27)
+    assert [part.training for part in model] == [True, True, False, True]
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+        assert tensor.device.type == "cpu"
+    assert not model[0]._forward_hooks
+
+
+def test_every_run_counts_quickly():
+    settings = Model(backbone="swin_micro", op=ElsaOp(), drop_path=0.0)
+    model = from_settings(settings, image_size=28, num_classes=10)
+    count(model, (3, 28, 28))
+    start = time.process_time()
+    count(model, (3, 28, 28))
+    assert time.process_time() - start < 0.3
+
+
+def test_a_part_without_formula_is_refused():
+    with pytest.raises(ValueError, match=r"1 is a Bilinear with parameters and no formula"):
+        count(nn.Sequential(nn.ReLU(), nn.Bilinear(2, 2, 2)), (1, 2))
+
+
+def test_a_part_that_is_never_reached_is_refused():
+    network = nn.ModuleDict({"used": nn.Identity(), "unused": nn.Linear(2, 2)})
+    network.forward = lambda x: network["used"](x)
+    with pytest.raises(ValueError, match=r"unused \(Linear\) cost nothing"):
+        count(network, (1, 2))
+
+
+def test_an_operator_that_counts_nothing_is_refused(monkeypatch):
+    monkeypatch.setitem(measure.FORMULAS, ops.DwConv, lambda *_: (0, 0))
+    with pytest.raises(ValueError, match=r"DwConv \(DwConv\) cost nothing"):
+        count(ops.DwConv(4), (1, 5, 5, 4))
