@@ -58,8 +58,8 @@ def neighboring(
             f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "
             "give border='mask'"
         )
-    ways = {"sdc": neighborhoods.sdc, "unfold": neighborhoods.unfold}
-    way = ways.get(implementation, functional.neighboring)
+    ways = {"reference": functional.neighboring, "unfold": neighborhoods.unfold}
+    way = ways.get(implementation, neighborhoods.tiled)
     return way(q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale)
 
 
@@ -84,9 +84,9 @@ def window_by_sdpa(
     q, k, v = (functional.to_windows(t, size) for t in (q, k, v))
     mask = None
     if rel_bias is not None:
-        mask = rel_bias[:, functional.window_offsets(size, v.device)].to(v.dtype)
+        mask = rel_bias[:, None, functional.window_offsets(size, v.device)].to(v.dtype)
     if excluded is not None:
-        floor = v.new_zeros(excluded.shape).masked_fill(excluded, float("-inf"))[:, None]
+        floor = v.new_zeros(excluded.shape).masked_fill(excluded, float("-inf"))
         mask = floor if mask is None else mask + floor
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return functional.from_windows(out, size, height, width)

@@ -107,17 +107,17 @@ def shift_bands(
 
 
 def to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, h, H, W, d) -> (B, windows, h, size**2, d), windows row by row."""
+    """(B, h, H, W, d) -> (B, h, windows, size**2, d), windows row by row."""
     batch, heads, height, width, depth = x.shape
     x = x.reshape(batch, heads, height // size, size, width // size, size, depth)
-    return x.permute(0, 2, 4, 1, 3, 5, 6).reshape(batch, -1, heads, size * size, depth)
+    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, -1, size * size, depth)
 
 
 def from_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
     """The inverse of ``to_windows``."""
-    batch, _, heads, _, depth = x.shape
-    x = x.reshape(batch, height // size, width // size, heads, size, size, depth)
-    return x.permute(0, 3, 1, 4, 2, 5, 6).reshape(batch, heads, height, width, depth)
+    batch, heads, _, _, depth = x.shape
+    x = x.reshape(batch, heads, height // size, width // size, size, size, depth)
+    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, height, width, depth)
 
 
 def window(
@@ -133,19 +133,25 @@ def window(
     tiles_q, tiles_k = (None if t is None else to_windows(t, size) for t in (q, k))
     tiles_v = to_windows(v, size)
     index = window_offsets(size, v.device)
-    logits = window_logits(tiles_q, tiles_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
-    if excluded is not None:
-        excluded = excluded[:, None]
-        logits = logits.expand(*tiles_v.shape[:3], *logits.shape[-2:])
+    logits = pair_logits(tiles_q, tiles_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
+    logits = logits.expand(*tiles_v.shape[:3], *logits.shape[-2:])
     weights = normalise(logits, norm, size, excluded).to(v.dtype)
     return from_windows(weights @ tiles_v, size, height, width)
 
 
-def window_logits(
+def pair_logits(
     q: Tensor | None, k: Tensor | None, rel_k: Tensor | None, rel_q: Tensor | None,
     rel_bias: Tensor | None, use_qk: bool, index: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Logits of all pairs of a window, (..., h, size**2, size**2), from q, k (..., size**2, d)."""
+    """Logits of all pairs of a tile's queries and the keys it sees.
+
+    Args:
+        q: (B, h, tiles, queries, d). k: (B, h, tiles, keys, d).
+        index: the offset of every pair, (queries, keys).
+
+    Returns:
+        (B, h, tiles, queries, keys), or what broadcasts to it where neither q nor k is read.
+    """
     terms: list[Tensor] = []
     if use_qk:
         assert q is not None
@@ -153,12 +159,14 @@ def window_logits(
         terms.append(scale * q @ k.transpose(-1, -2))
     if rel_k is not None:
         assert q is not None
-        terms.append(scale * torch.einsum("bnhid,hijd->bnhij", q, rel_k[:, index].to(q.dtype)))
+        table = rel_k[:, index].to(q.dtype)
+        terms.append(scale * torch.einsum("bhtid,hijd->bhtij", q, table))
     if rel_q is not None:
         assert k is not None
-        terms.append(scale * torch.einsum("bnhjd,hijd->bnhij", k, rel_q[:, index].to(k.dtype)))
+        table = rel_q[:, index].to(k.dtype)
+        terms.append(scale * torch.einsum("bhtjd,hijd->bhtij", k, table))
     if rel_bias is not None:
-        terms.append(rel_bias[:, index])
+        terms.append(rel_bias[:, None, index])
     return sum(terms[1:], start=terms[0])
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.ops.functional import normalise, outside
+from lsa_study.ops.functional import from_windows, normalise, outside, pair_logits
 
 
 def unfold(
@@ -41,16 +41,17 @@ def unfold(
     return (weights.unsqueeze(-1) * copies(v)).sum(-2)
 
 
-def sdc(
+def tiled(
     q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
     rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
 ) -> Tensor:  # fmt: skip
     """Sliding chunks: tiles of side c = size // 2 attend to the 3c x 3c block around them.
 
     Pairs of a block that lie further apart than c are excluded, so that every pixel sees exactly
-    its centred area of side 2c + 1 = size; pixels outside the map are excluded too. This is
-    another meaning than ``border="zero"``, not a faster way to it.
-    Source: the sliding chunk of Vision Longformer in its exact mode.
+    its centred area of side 2c + 1 = size. With ``border="mask"`` pixels outside the map are
+    excluded too: this is the article's SDC, the sliding chunk of Vision Longformer in its exact
+    mode. With ``border="zero"`` it is another way to the same numbers as ``unfold``, without its
+    T copies.
     """
     height, width = v.shape[2:4]
     chunk = max(size // 2, 1)
@@ -59,34 +60,28 @@ def sdc(
     def tiles(x: Tensor) -> Tensor:
         padded = F.pad(x, (0, 0, 0, right, 0, down))
         cut = padded.unfold(2, chunk, chunk).unfold(3, chunk, chunk)
-        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
 
     def blocks(x: Tensor) -> Tensor:
         padded = F.pad(x, (0, 0, chunk, right + chunk, chunk, down + chunk))
         cut = padded.unfold(2, 3 * chunk, chunk).unfold(3, 3 * chunk, chunk)
-        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
 
+    tiles_q = None if q is None else tiles(q)
+    blocks_k = None if k is None else blocks(k)
     index, apart = _block_offsets(chunk, size, v.device)
-    logits = v.new_zeros(())
-    if use_qk and q is not None and k is not None:
-        logits = logits + scale * tiles(q) @ blocks(k).transpose(-1, -2)
-    if rel_k is not None and q is not None:
-        by_offset = tiles(q) @ rel_k.to(q.dtype)[:, None, None].transpose(-1, -2)
-        logits = logits + scale * by_offset.gather(-1, index.expand(*by_offset.shape[:5], -1))
-    if rel_q is not None and k is not None:
-        by_offset = rel_q.to(k.dtype)[:, None, None] @ blocks(k).transpose(-1, -2)
-        logits = logits + scale * by_offset.gather(-2, index.expand(*by_offset.shape[:4], -1, -1))
-    if rel_bias is not None:
-        logits = logits + rel_bias[:, None, None][..., index]
-    there = blocks(v.new_ones(1, 1, height, width, 1)).squeeze(-1) == 0
-    # A padded query has no neighbor; let it see all, so that no row is empty. It is cut off below.
-    excluded = apart | there.unsqueeze(-2)
-    excluded = excluded & ~excluded.all(-1, keepdim=True)
-    out = normalise(logits, norm, size, excluded).to(v.dtype) @ blocks(v)
-    rows, columns = out.shape[2:4]
-    out = out.reshape(*out.shape[:4], chunk, chunk, -1).permute(0, 1, 2, 4, 3, 5, 6)
-    out = out.reshape(*out.shape[:2], rows * chunk, columns * chunk, -1)
-    return out[:, :, :height, :width]
+    logits = pair_logits(tiles_q, blocks_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
+    excluded = apart
+    if border == "mask":
+        beyond = blocks(v.new_ones(1, 1, height, width, 1)).squeeze(-1) == 0
+        excluded = excluded | beyond.unsqueeze(-2)
+        # A padded query may have no neighbor; let it see all, so that no row is empty. It is cut
+        # off below.
+        excluded = excluded & ~excluded.all(-1, keepdim=True)
+    blocks_v = blocks(v)
+    logits = logits.expand(*blocks_v.shape[:3], *logits.shape[-2:])
+    out = normalise(logits, norm, size, excluded).to(v.dtype) @ blocks_v
+    return from_windows(out, chunk, height + down, width + right)[:, :, :height, :width]
 
 
 def _block_offsets(chunk: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
