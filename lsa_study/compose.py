@@ -16,7 +16,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lsa_study import strict_yaml
-from lsa_study.config import DwConvOp, ElsaOp, Settings, UnifiedOp
+from lsa_study.config import (
+    DdfOp,
+    DwConvOp,
+    DwNetOp,
+    DynamicDwConvOp,
+    ElsaOp,
+    OutlookOp,
+    Settings,
+    UnifiedOp,
+)
 from lsa_study.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -26,6 +35,10 @@ OP_KINDS: dict[str, type[BaseModel]] = {
     "unified": UnifiedOp,
     "elsa": ElsaOp,
     "dwconv": DwConvOp,
+    "dwnet": DwNetOp,
+    "ddwconv": DynamicDwConvOp,
+    "ddf": DdfOp,
+    "outlook": OutlookOp,
 }
 
 

@@ -28,7 +28,10 @@ SCHEMA_VERSION = 1
 TERMS = ("qk", "q_rk", "rq_k", "bias")
 Term = Literal["qk", "q_rk", "rq_k", "bias"]
 Heads = Literal["1", "1x", "2x", "C"]
-Backbone = Literal["swin_micro", "swin_mini", "swin_tiny", "swin_small", "swin_base", "swin_large"]
+Backbone = Literal[
+    "swin_micro", "swin_mini", "swin_tiny", "swin_small", "swin_base", "swin_large",
+    "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
+]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -133,7 +136,46 @@ class DwConvOp(_Settings):
     last_stage: Literal["same", "lsa"] = "same"
 
 
-Op = Annotated[UnifiedOp | ElsaOp | DwConvOp, Field(discriminator="kind")]
+class DwNetOp(_Settings):
+    """Depthwise convolution as DWNet has it: batch norm and ReLU around it, no norm before it."""
+
+    kind: Literal["dwnet"] = "dwnet"
+    kernel_size: OddSize = 7
+
+
+class DynamicDwConvOp(_Settings):
+    """DWNet with filters made from the image: one per image and channel (D-DwConv)."""
+
+    kind: Literal["ddwconv"] = "ddwconv"
+    kernel_size: OddSize = 7
+
+
+class DdfOp(_Settings):
+    """Decoupled dynamic filters, one per pixel times one per channel, in DWNet's shell."""
+
+    kind: Literal["ddf"] = "ddf"
+    kernel_size: OddSize = 7
+    heads: Heads = "1"
+    """Filters per pixel; the channels of one head share it."""
+    combine: Literal["mul", "add"] = "mul"
+    reduction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Hidden channels of the channel filters' generator against all."""
+
+
+class OutlookOp(_Settings):
+    """VOLO's outlook attention: every coarse place writes to the pixels around it."""
+
+    kind: Literal["outlook"] = "outlook"
+    kernel_size: OddSize = 3
+    stride: PositiveInt = 2
+    """Pixels between two places that make weights."""
+    heads: Heads = "1x"
+
+
+Op = Annotated[
+    UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DynamicDwConvOp | DdfOp | OutlookOp,
+    Field(discriminator="kind"),
+]
 
 
 class Data(_Settings):
@@ -155,6 +197,18 @@ class Model(_Settings):
     op: Op
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
+
+    @model_validator(mode="after")
+    def _last_stage_is_read(self) -> Self:
+        if self.backbone.startswith("volo"):
+            for key in ("last_stage", "last_stage_window"):
+                field = type(self.op).model_fields.get(key)
+                if field is not None and getattr(self.op, key) != field.default:
+                    raise ValueError(
+                        f"op.{key}={getattr(self.op, key)!r} changes nothing: {self.backbone} "
+                        "holds operators in its first stage only; drop it"
+                    )
+        return self
 
 
 class Train(_Settings):

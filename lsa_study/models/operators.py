@@ -23,7 +23,7 @@ class Place:
 
     ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``side``: the shorter side of
     the stage's map in pixels; ``odd``: every second block of a stage, whose windows are shifted;
-    ``last_stage``: of the backbone.
+    ``last_stage``: of the backbone; ``qkv_bias``: whether its projections have a bias.
     """
 
     dim: int
@@ -31,6 +31,7 @@ class Place:
     side: int
     odd: bool
     last_stage: bool
+    qkv_bias: bool = True
 
 
 def build(op: Op, place: Place) -> nn.Module:
@@ -53,6 +54,7 @@ def _unified(op: UnifiedOp, place: Place) -> nn.Module:
         application="neighboring",
         size=op.size,
         border=op.border,
+        qkv_bias=place.qkv_bias,
         implementation=op.implementation,
     )
 
@@ -70,6 +72,7 @@ def _window(op: UnifiedOp, place: Place) -> nn.Module:
         application="window",
         size=size,
         shift=size // 2 if place.odd else 0,
+        qkv_bias=place.qkv_bias,
         implementation=implementation,
     )
 
@@ -92,6 +95,7 @@ def _elsa(op: ElsaOp, place: Place) -> nn.Module:
         group_width=op.group_width,
         ghost_mul=op.ghost_mul,
         ghost_add=op.ghost_add,
+        qkv_bias=place.qkv_bias,
         implementation=op.implementation,
     )
 

@@ -18,10 +18,13 @@ from torch import nn
 from lsa_study import compose
 from lsa_study.config import DwConvOp, ElsaOp, Model, Op, Term, UnifiedOp
 from lsa_study.errors import ConfigError
-from lsa_study.models.swin import SIZES, Swin
+from lsa_study.models import swin, volo
 
-DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
+SWIN_DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
 """The released ELSA commands; L as Swin's own configuration."""
+
+VOLO_DROP_PATH = {"d1": 0.1, "d2": 0.2, "d3": 0.5, "d4": 0.5, "d5": 0.75}
+"""VOLO's own configurations."""
 
 NETS: dict[str, tuple[Term, ...]] = {
     "net1": ("qk",),
@@ -41,8 +44,15 @@ def _swin(size: str, op: Op) -> Model:
     return Model(
         backbone=f"swin_{size}",  # type: ignore[arg-type]  # checked when the model is made
         op=op,
-        drop_path=DROP_PATH[size],
+        drop_path=SWIN_DROP_PATH[size],
     )
+
+
+def _elsa_volo(size: str) -> Model:
+    # The article does not say its settings. Of those tried, these alone have the parameters of its
+    # three models.
+    op = ElsaOp(group_width=16)
+    return Model(backbone=f"volo_{size}", op=op, drop_path=VOLO_DROP_PATH[size])  # type: ignore[arg-type]
 
 
 def _net(terms: tuple[Term, ...], application: str = "window") -> Model:
@@ -50,7 +60,7 @@ def _net(terms: tuple[Term, ...], application: str = "window") -> Model:
 
 
 MODELS: dict[str, Model] = {
-    **{f"lsa_swin_{size}": _swin(size, LSA) for size in DROP_PATH},
+    **{f"lsa_swin_{size}": _swin(size, LSA) for size in SWIN_DROP_PATH},
     **{f"{net}_swin_tiny": _net(terms) for net, terms in NETS.items()},
     "swin_tiny_n": _net(LSA.terms, "neighboring"),
     "net6_swin_tiny_n": _net(NETS["net6"], "neighboring"),
@@ -59,8 +69,12 @@ MODELS: dict[str, Model] = {
     **{f"elsa_swin_{size}": _swin(size, ElsaOp()) for size in ("small", "base", "large")},
     "elsa_swin_tiny_noghost": _swin("tiny", ElsaOp(group_width=4, ghost_add=0.0)),
     "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
+    **{f"elsa_volo_{size}": _elsa_volo(size) for size in VOLO_DROP_PATH},
 }
 """Name -> the settings it stands for."""
+
+TIMM_MODELS = {f"volo_{size}": f"volo_{size}_224" for size in VOLO_DROP_PATH}
+"""Short names of networks that are timm's own."""
 
 WINDOW_FIELD = {"unified": "size", "elsa": "last_stage_window"}
 """What timm calls ``window_size``, by operator."""
@@ -81,8 +95,9 @@ def from_settings(
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its
             channels.
     """
-    network: nn.Module = Swin(
-        SIZES[model.backbone],
+    kind, size = _backbone(model)
+    network: nn.Module = kind(
+        size,
         model.op,
         img_size=image_size,
         num_classes=num_classes,
@@ -92,11 +107,17 @@ def from_settings(
     return network
 
 
+def _backbone(model: Model) -> tuple[type[nn.Module], swin.SwinSize | volo.VoloSize]:
+    if model.backbone in volo.SIZES:
+        return volo.Volo, volo.SIZES[model.backbone]
+    return swin.Swin, swin.SIZES[model.backbone]
+
+
 def build_model(name: str, **overrides: Any) -> nn.Module:
     """Build a network by name; the same as ``timm.create_model(name, **overrides)``.
 
     Args:
-        name: one of ``MODELS``.
+        name: one of ``MODELS`` or ``TIMM_MODELS``.
         overrides: what timm's networks take (``num_classes``, ``img_size``, ``in_chans``,
             ``drop_path_rate``, ``features_only`` ...), settings of the operator by their name in
             :mod:`lsa_study.config` (``heads``, ``border``, ``implementation`` ...), and
@@ -105,9 +126,10 @@ def build_model(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ConfigError: no network has that name, or a setting of the operator will not do.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(MODELS)}"
+    known = [*MODELS, *TIMM_MODELS]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
         raise ConfigError(f"model {name!r} is not one of the study's; {hint}")
     network: nn.Module = timm.create_model(name, **overrides)
     return network
@@ -118,15 +140,16 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     changes = {key: options.pop(key) for key in list(options) if key in type(point.op).model_fields}
     window = options.pop("window_size", None)
     if window is not None:
-        if point.op.kind not in WINDOW_FIELD:
+        if point.op.kind not in WINDOW_FIELD or point.backbone not in swin.SIZES:
             raise ConfigError(f"{name}: window_size={window}: it has no window; drop it")
         changes[WINDOW_FIELD[point.op.kind]] = window
+    kind, size = _backbone(point)
     network: nn.Module = build_model_with_cfg(
-        Swin,
+        kind,
         name,
         pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        size=SIZES[point.backbone],
+        feature_cfg=FEATURES[kind],
+        size=size,
         op=compose.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
         **{"drop_path_rate": point.drop_path, **options},
     )
@@ -135,31 +158,49 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
 
 def _entry(name: str) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
+        if name in TIMM_MODELS:
+            network: nn.Module = timm.create_model(TIMM_MODELS[name], pretrained, **options)
+            return network
         return _create(name, pretrained, options)
 
     entry.__name__ = name
-    entry.__doc__ = f"Build {name}: {MODELS[name]!r}."
+    entry.__doc__ = f"Build {MODELS.get(name) or TIMM_MODELS[name]!r}."
     return entry
 
 
+FEATURES: dict[type[nn.Module], dict[str, Any]] = {
+    swin.Swin: {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
+    volo.Volo: {"feature_cls": "getter", "out_indices": 3},
+}
+"""How timm takes the maps of the stages out of a backbone."""
+
+_COMMON_CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "fixed_input_size": True,
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+}
+_CFGS: dict[type[nn.Module], dict[str, Any]] = {
+    swin.Swin: {
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+    },
+    volo.Volo: {
+        "pool_size": None,
+        "crop_pct": 0.96,
+        "first_conv": "patch_embed.conv.0",
+        "classifier": ("head", "aux_head"),
+    },
+}
+
 default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "crop_pct": 0.9,
-            "interpolation": "bicubic",
-            "fixed_input_size": True,
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head.fc",
-        }
-        for name in MODELS
-    }
+    {name: _COMMON_CFG | _CFGS[_backbone(point)[0]] for name, point in MODELS.items()}
 )
 """timm's description of each network; none has weights to download."""
 
-for _name in MODELS:
+for _name in (*MODELS, *TIMM_MODELS):
     register_model(_entry(_name))

@@ -54,7 +54,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
         size: depths and widths.
         op: settings of the operator; see :mod:`lsa_study.models.operators` for what depends on
             the stage.
-        img_size: side of the square image in pixels.
+        img_size: side or sides of the image in pixels.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         options: anything else timm's ``SwinTransformer`` takes, such as ``num_classes``.
     """
@@ -64,7 +64,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
         size: SwinSize,
         op: Op,
         *,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         drop_path_rate: float = 0.1,
         **options: Any,
     ) -> None:

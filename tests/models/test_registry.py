@@ -9,7 +9,7 @@ import torch
 
 from lsa_study.config import DwConvOp, Model, UnifiedOp
 from lsa_study.errors import ConfigError
-from lsa_study.models import MODELS, build_model, from_settings
+from lsa_study.models import MODELS, TIMM_MODELS, build_model, from_settings
 
 PARAMETERS = {
     "lsa_swin_tiny": 28_288_354,
@@ -32,6 +32,16 @@ PARAMETERS = {
     "elsa_swin_base": 92_682_464,
     "elsa_swin_large": 205_014_556,
     "dwconv_eq4_swin_tiny": 24_163_912,
+    "elsa_volo_d1": 27_044_712,
+    "elsa_volo_d2": 59_540_320,
+    "elsa_volo_d3": 87_474_384,
+    "elsa_volo_d4": 194_507_760,
+    "elsa_volo_d5": 297_774_944,
+    "volo_d1": 26_632_040,
+    "volo_d2": 58_678_336,
+    "volo_d3": 86_325_072,
+    "volo_d4": 192_961_520,
+    "volo_d5": 295_455_584,
 }
 
 
@@ -44,7 +54,7 @@ def on_meta(build, *args, **options):
         return build(*args, **options)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *TIMM_MODELS])
 def test_every_name_has_its_parameters(name):
     assert parameters(on_meta(build_model, name)) == PARAMETERS[name]
 
