@@ -1,1 +1,50 @@
-"""Puts this folder on the path, so that tests anywhere below can import ``synthetic``."""
+"""Golden tensors for tests: ``@pytest.mark.golden("eq4_*")`` runs a test once for every such file.
+
+The smaller files lie in tests/golden; the rest is looked for in a folder ``shared/golden`` beside
+the repository, and a test that does not find its file skips and says so.
+"""
+
+import fnmatch
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent / "golden"
+FOLDERS = (HERE, HERE.parent.parent.parent / "shared" / "golden")
+
+
+class Golden:
+    """One file: arrays by name, ``meta`` as a dictionary."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        found = [folder / f"{name}.npz" for folder in FOLDERS if (folder / f"{name}.npz").exists()]
+        if not found:
+            pytest.skip(f"golden file {name}.npz is not here")
+        with np.load(found[0]) as arrays:
+            self.arrays = {key: arrays[key] for key in arrays if key != "meta"}
+            self.meta = json.loads(str(arrays["meta"]))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def with_prefix(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays called ``prefix...``, without it."""
+        start = len(prefix)
+        return {key[start:]: a for key, a in self.arrays.items() if key.startswith(prefix)}
+
+
+def pytest_generate_tests(metafunc):
+    if "golden" in metafunc.fixturenames:
+        (marker,) = metafunc.definition.iter_markers("golden")
+        names = (HERE / "index.txt").read_text().split()
+        chosen = [n for n in names if any(fnmatch.fnmatchcase(n, g) for g in marker.args)]
+        assert chosen, f"no golden file is called {marker.args}"
+        metafunc.parametrize("golden", chosen, indirect=True)
+
+
+@pytest.fixture
+def golden(request) -> Golden:
+    return Golden(request.param)

@@ -7,13 +7,14 @@ from torch.nn import functional as F
 
 from lsa_study.ops import functional
 from lsa_study.ops import neighboring as neighborhoods
+from lsa_study.ops.functional import Size
 
 IMPLEMENTATIONS = ("auto", "reference", "unfold", "sdc", "fused")
 
 
 def window(
     q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, shift: int, scale: float,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: Size, shift: int, scale: float,
     implementation: str,
 ) -> Tensor:  # fmt: skip
     """Eq. 4 on windows of whole maps, shifted alike on both axes."""
@@ -32,7 +33,7 @@ def window(
 
 def rolled_window(
     q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, excluded: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: Size, excluded: Tensor | None,
     scale: float, implementation: str,
 ) -> Tensor:  # fmt: skip
     """Eq. 4 on windows of maps that are rolled and padded already."""
@@ -76,7 +77,7 @@ def apply(
 
 
 def window_by_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, rel_bias: Tensor | None, size: int, excluded: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, rel_bias: Tensor | None, size: Size, excluded: Tensor | None,
     scale: float,
 ) -> Tensor:  # fmt: skip
     """Softmax windows with q.k and bias, which torch's own attention computes."""

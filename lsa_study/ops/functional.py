@@ -19,6 +19,8 @@ from torch.nn import functional as F
 Norm = Literal["identity", "filter_norm", "softmax"]
 Application = Literal["window", "neighboring"]
 Border = Literal["zero", "mask"]
+Size = int | tuple[int, int]
+"""Side of an area, or rows and columns of a window."""
 
 NORMS = ("identity", "filter_norm", "softmax")
 GAIN = math.sqrt(2.0)
@@ -44,7 +46,7 @@ def filter_norm(x: Tensor, *, dim: int, gain: float) -> Tensor:
     return (gain * centred / (deviation + EPSILON)).to(x.dtype)
 
 
-def normalise(logits: Tensor, norm: str, size: int, excluded: Tensor | None = None) -> Tensor:
+def normalise(logits: Tensor, norm: str, size: Size, excluded: Tensor | None = None) -> Tensor:
     """Turn logits into weights over the last axis; excluded places get weight 0 and no say.
 
     Args:
@@ -59,9 +61,10 @@ def normalise(logits: Tensor, norm: str, size: int, excluded: Tensor | None = No
         return logits.softmax(-1)
     if norm == "identity":
         return logits if excluded is None else logits.masked_fill(excluded, 0)
+    gain = GAIN / math.sqrt(math.prod(sides(size)))
     if excluded is None:
-        return filter_norm(logits, dim=-1, gain=GAIN / size)
-    return _filter_norm_of_some(logits, excluded, GAIN / size)
+        return filter_norm(logits, dim=-1, gain=gain)
+    return _filter_norm_of_some(logits, excluded, gain)
 
 
 def _filter_norm_of_some(logits: Tensor, excluded: Tensor, gain: float) -> Tensor:
@@ -77,52 +80,69 @@ def _filter_norm_of_some(logits: Tensor, excluded: Tensor, gain: float) -> Tenso
     return (gain * centred / (deviation + EPSILON)).to(logits.dtype)
 
 
-def window_offsets(size: int, device: torch.device | None = None) -> Tensor:
-    """Index of pos(j) - pos(i) in a table of (2*size-1)**2, for all pairs: (size**2, size**2)."""
-    axis = torch.arange(size, device=device)
-    delta = axis[None, :] - axis[:, None] + size - 1
-    rows = delta[:, None, :, None] * (2 * size - 1)
-    return (rows + delta[None, :, None, :]).reshape(size * size, size * size)
+def sides(size: Size) -> tuple[int, int]:
+    """Rows and columns of a window."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def num_offsets(application: str, size: Size) -> int:
+    """How many offsets pos(j) - pos(i) an area has."""
+    rows, columns = sides(size)
+    return (2 * rows - 1) * (2 * columns - 1) if application == "window" else rows * columns
+
+
+def window_offsets(size: Size, device: torch.device | None = None) -> Tensor:
+    """Index of pos(j) - pos(i) in a window's table, for all pairs of its pixels."""
+    rows, columns = sides(size)
+    down = torch.arange(rows, device=device)
+    right = torch.arange(columns, device=device)
+    delta_y = (down[None, :] - down[:, None] + rows - 1) * (2 * columns - 1)
+    delta_x = right[None, :] - right[:, None] + columns - 1
+    index = delta_y[:, None, :, None] + delta_x[None, :, None, :]
+    return index.reshape(rows * columns, rows * columns)
 
 
 def shift_bands(
-    height: int, width: int, size: int, shift: int | tuple[int, int], device: torch.device | None
+    height: int, width: int, size: Size, shifts: tuple[int, int], device: torch.device | None
 ) -> Tensor | None:
     """Pairs of a rolled map's windows that were not neighbors before the roll.
 
     Returns:
-        Boolean (windows, size**2, size**2), True where excluded; None without a shift.
+        Boolean (windows, pixels, pixels), True where excluded; None without a shift.
     """
-    shifts = (shift, shift) if isinstance(shift, int) else shift
     if not any(shifts):
         return None
     bands = torch.zeros(height, width, dtype=torch.long, device=device)
-    for extent, by, axis in ((height, shifts[0], 0), (width, shifts[1], 1)):
-        place = torch.arange(extent, device=device)
-        band = (place >= extent - size).long() + (place >= extent - by).long() * (by > 0)
-        bands = bands * 3 + (band if by else torch.zeros_like(band)).unsqueeze(1 - axis)
-    tiles = to_windows(bands.expand(1, 1, height, width).unsqueeze(-1), size)
-    tiles = tiles.reshape(-1, size * size)
+    for axis, (extent, side, by) in enumerate(
+        zip((height, width), sides(size), shifts, strict=True)
+    ):
+        if by:
+            place = torch.arange(extent, device=device)
+            band = (place >= extent - side).long() + (place >= extent - by).long()
+            bands = bands * 3 + band.unsqueeze(1 - axis)
+    tiles = to_windows(bands[None, None, :, :, None], size).flatten(0, 2).squeeze(-1)
     return tiles[:, :, None] != tiles[:, None, :]
 
 
-def to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, h, H, W, d) -> (B, h, windows, size**2, d), windows row by row."""
+def to_windows(x: Tensor, size: Size) -> Tensor:
+    """(B, h, H, W, d) -> (B, h, windows, pixels, d), windows row by row."""
     batch, heads, height, width, depth = x.shape
-    x = x.reshape(batch, heads, height // size, size, width // size, size, depth)
-    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, -1, size * size, depth)
+    rows, columns = sides(size)
+    x = x.reshape(batch, heads, height // rows, rows, width // columns, columns, depth)
+    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, -1, rows * columns, depth)
 
 
-def from_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
+def from_windows(x: Tensor, size: Size, height: int, width: int) -> Tensor:
     """The inverse of ``to_windows``."""
     batch, heads, _, _, depth = x.shape
-    x = x.reshape(batch, heads, height // size, width // size, size, size, depth)
+    rows, columns = sides(size)
+    x = x.reshape(batch, heads, height // rows, width // columns, rows, columns, depth)
     return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, height, width, depth)
 
 
 def window(
     q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, excluded: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: Size, excluded: Tensor | None,
     scale: float,
 ) -> Tensor:  # fmt: skip
     """The definition for shared windows of a map that is rolled and padded already.
@@ -225,7 +245,7 @@ def neighboring(
 def spatial_attention(
     q: Tensor | None, k: Tensor | None, v: Tensor, *, rel_k: Tensor | None = None,
     rel_q: Tensor | None = None, rel_bias: Tensor | None = None, use_qk: bool = True, norm: Norm,
-    application: Application, size: int, shift: int = 0, border: Border = "zero",
+    application: Application, size: Size, shift: int = 0, border: Border = "zero",
     scale: float | None = None, implementation: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Apply Eq. 4 to projected queries, keys and values.
@@ -241,6 +261,7 @@ def spatial_attention(
         norm: identity, filter_norm (gain sqrt(2)/size) or softmax.
         application: window, where H and W are multiples of ``size`` and there are
             (2*size-1)**2 offsets; or neighboring, where ``size`` is odd and there are size**2.
+        size: side of the area; a window may have (rows, columns).
         shift: window only; the map is rolled by it on both axes before it is cut and back after.
             Pixels that were not neighbors before the roll get weight 0, outside the norm.
         border: neighboring only. zero: taps outside the map stay in the norm with a key of 0
@@ -263,8 +284,9 @@ def spatial_attention(
         return dispatch.window(
             q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, shift, scale, implementation
         )
+    side, _ = sides(size)
     return dispatch.neighboring(
-        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale, implementation
+        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, side, border, scale, implementation
     )
 
 
@@ -322,7 +344,7 @@ def apply_reference(
 
 def check_attention(
     q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, application: str, size: int, shift: int,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, application: str, size: Size, shift: int,
     border: str,
 ) -> None:  # fmt: skip
     """Refuse what ``spatial_attention`` cannot mean, in words."""
@@ -331,13 +353,13 @@ def check_attention(
     if v.dim() != 5:
         raise ValueError(f"v {tuple(v.shape)} must be (B, heads, H, W, d)")
     _check_reads(q, k, v, use_qk, rel_k, rel_q, rel_bias)
-    height, width = v.shape[2:4]
-    if application == "window" and (height % size or width % size):
+    rows, columns = sides(size)
+    if application == "window" and (v.shape[2] % rows or v.shape[3] % columns):
         raise ValueError(
-            f"v {tuple(v.shape)}: {height} x {width} is not whole windows of {size} x {size}; "
-            "pad it, as UnifiedSpatialOp does"
+            f"v {tuple(v.shape)} is not whole windows of {rows} x {columns}; pad the map, as "
+            "UnifiedSpatialOp does"
         )
-    offsets = (2 * size - 1) ** 2 if application == "window" else size**2
+    offsets = num_offsets(application, size)
     want = (v.shape[1], offsets, v.shape[4])
     for name, table, shape in (
         ("rel_k", rel_k, want), ("rel_q", rel_q, want), ("rel_bias", rel_bias, want[:2]),
@@ -378,15 +400,16 @@ def check_words(norm: str, application: str, border: str) -> None:
             raise ValueError(f"{name}={word!r} is unknown; known: {', '.join(known)}")
 
 
-def check_area(application: str, size: int, shift: int) -> None:
+def check_area(application: str, size: Size, shift: int) -> None:
     """Refuse areas that cannot be."""
-    if size < 1:
+    rows, columns = sides(size)
+    if rows < 1 or columns < 1:
         raise ValueError(f"size={size} must be at least 1")
     if application == "window":
-        if not 0 <= shift < size:
-            raise ValueError(f"shift={shift} must be in 0..{size - 1}, below size={size}")
+        if not 0 <= shift < min(rows, columns):
+            raise ValueError(f"shift={shift} must be at least 0 and below size={size}")
         return
-    if size % 2 == 0:
+    if rows != columns or rows % 2 == 0:
         raise ValueError(
             f"size={size}: 'neighboring' centres an area on every pixel; give an odd size "
             "(window accepts even sizes)"

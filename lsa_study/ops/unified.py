@@ -14,9 +14,12 @@ from lsa_study.ops.functional import (
     Application,
     Border,
     Norm,
+    Size,
     check_area,
     check_words,
+    num_offsets,
     shift_bands,
+    sides,
     spatial_attention,
 )
 
@@ -41,7 +44,7 @@ class UnifiedSpatialOp(nn.Module):
         terms: summands of the logits, any of qk, q_rk, rq_k, bias.
         norm: identity, filter_norm or softmax, over the area.
         application: window (pixels of a tile share it) or neighboring (each pixel its own).
-        size: side of the area.
+        size: side of the area; a window may have (rows, columns).
         shift: window only: cyclic shift of the tiling. Dropped on an axis that one window covers.
         border: neighboring only, zero or mask; see ``functional.spatial_attention``.
         qkv_bias: whether the input projection has a bias.
@@ -57,7 +60,7 @@ class UnifiedSpatialOp(nn.Module):
 
     def __init__(
         self, dim: int, num_heads: int, *, terms: Collection[str], norm: Norm,
-        application: Application, size: int = 7, shift: int = 0, border: Border = "zero",
+        application: Application, size: Size = 7, shift: int = 0, border: Border = "zero",
         qkv_bias: bool = True, scale: float | None = None, implementation: Implementation = "auto",
     ) -> None:  # fmt: skip
         super().__init__()
@@ -70,7 +73,7 @@ class UnifiedSpatialOp(nn.Module):
         self.reads_q = bool(self.terms & {"qk", "q_rk"})
         self.reads_k = bool(self.terms & {"qk", "rq_k"})
         self.qkv = nn.Linear(dim, (1 + self.reads_q + self.reads_k) * dim, bias=qkv_bias)
-        offsets = (2 * size - 1) ** 2 if application == "window" else size**2
+        offsets = num_offsets(application, size)
         self.rel_k = self._table("q_rk", num_heads, offsets, depth)
         self.rel_q = self._table("rq_k", num_heads, offsets, depth)
         self.rel_bias = self._table("bias", num_heads, offsets)
@@ -87,7 +90,8 @@ class UnifiedSpatialOp(nn.Module):
             if table is None:
                 continue
             if only_static:
-                nn.init.uniform_(table, -1 / self.size, 1 / self.size)
+                bound = table.shape[-1] ** -0.5
+                nn.init.uniform_(table, -bound, bound)
             else:
                 nn.init.trunc_normal_(table, std=TABLE_STD)
 
@@ -96,10 +100,11 @@ class UnifiedSpatialOp(nn.Module):
         if x.dim() != 4 or x.shape[-1] != self.dim:
             raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {self.dim})")
         height, width = x.shape[1:3]
+        rows, columns = sides(self.size)
         shifts = (0, 0)
         if self.application == "window":
-            shifts = (self.shift * (height > self.size), self.shift * (width > self.size))
-        whole = height % self.size == 0 and width % self.size == 0
+            shifts = (self.shift * (height > rows), self.shift * (width > columns))
+        whole = height % rows == 0 and width % columns == 0
         if self.application == "neighboring" or (whole and shifts[0] == shifts[1]):
             mixed = self._attend(x, shifts[0])
         else:
@@ -122,7 +127,8 @@ class UnifiedSpatialOp(nn.Module):
         # that padded keys and values are the projection's bias: all of it as timm does.
         height, width = x.shape[1:3]
         rolled = x.roll((-shifts[0], -shifts[1]), (1, 2)) if any(shifts) else x
-        padded = F.pad(rolled, (0, 0, 0, -width % self.size, 0, -height % self.size))
+        rows, columns = sides(self.size)
+        padded = F.pad(rolled, (0, 0, 0, -width % columns, 0, -height % rows))
         q, k, v = self._project(padded)
         tall, wide = padded.shape[1:3]
         excluded = shift_bands(tall, wide, self.size, shifts, x.device)
@@ -145,12 +151,12 @@ class UnifiedSpatialOp(nn.Module):
         """What makes this point of Eq. 4."""
         terms = "+".join(term for term in TERMS if term in self.terms)
         return (
-            f"{terms}, {self.norm}, {self.application} {self.size}x{self.size}, "
+            f"{terms}, {self.norm}, {self.application} {self.size}, "
             f"heads={self.num_heads}, shift={self.shift}, border={self.border}"
         )
 
 
-def _check(dim: int, num_heads: int, terms: Collection[str], norm: str, size: int, shift: int,
+def _check(dim: int, num_heads: int, terms: Collection[str], norm: str, size: Size, shift: int,
            application: str, border: str) -> None:  # fmt: skip
     unknown = sorted(set(terms) - set(TERMS))
     if unknown or not terms or isinstance(terms, str):
