@@ -113,13 +113,11 @@ def shift_bands(
     if not any(shifts):
         return None
     bands = torch.zeros(height, width, dtype=torch.long, device=device)
-    for axis, (extent, side, by) in enumerate(
-        zip((height, width), sides(size), shifts, strict=True)
-    ):
+    # Only the last window of an axis holds pixels that the roll brought from the other end.
+    for axis, (extent, by) in enumerate(zip((height, width), shifts, strict=True)):
         if by:
-            place = torch.arange(extent, device=device)
-            band = (place >= extent - side).long() + (place >= extent - by).long()
-            bands = bands * 3 + band.unsqueeze(1 - axis)
+            band = (torch.arange(extent, device=device) >= extent - by).long()
+            bands = bands * 2 + band.unsqueeze(1 - axis)
     tiles = to_windows(bands[None, None, :, :, None], size).flatten(0, 2).squeeze(-1)
     return tiles[:, :, None] != tiles[:, None, :]
 
