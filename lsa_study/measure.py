@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lsa_study import ops
+from lsa_study.ops.functional import sides
 
 Shape = tuple[int, ...]
 Products = tuple[int, int]
@@ -129,10 +130,11 @@ def _unified(op: ops.UnifiedSpatialOp, inputs: Shape, output: Shape) -> Products
     batch, height, width, channels = inputs
     pixels = batch * height * width
     padded = pixels
+    rows, columns = sides(op.size)
     if op.application == "window":
-        padded = batch * math.prod(math.ceil(side / op.size) * op.size for side in (height, width))
+        padded = batch * math.ceil(height / rows) * rows * math.ceil(width / columns) * columns
     products = len(op.terms & {"qk", "q_rk", "rq_k"}) + 1
-    raw = padded * channels * (op.qkv.out_features + products * op.size**2)
+    raw = padded * channels * (op.qkv.out_features + products * rows * columns)
     return raw + pixels * channels**2, 0
 
 

@@ -67,10 +67,11 @@ def test_torch_counts_the_same_products(name):
     assert found.macs_raw == found.macs == by_torch(model, (1, 3, 64, 64))
 
 
-def eq4(*terms, application="window", shift=0, **options):
+def eq4(*terms, application="window", size=5, shift=0, **options):
     return ops.UnifiedSpatialOp(
-        12, 3, terms=terms, norm="softmax", application=application, size=5, shift=shift, **options
-    )
+        12, 3, terms=terms, norm="softmax", application=application, size=size, shift=shift,
+        **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def eq4(*terms, application="window", shift=0, **options):
     [
         lambda: eq4("qk", "bias", shift=2),
         lambda: eq4("qk"),
+        lambda: eq4("qk", "bias", size=(4, 5)),
         lambda: eq4("q_rk", "rq_k", "bias"),
         lambda: eq4("bias"),
         lambda: eq4("qk", "q_rk", "rq_k", "bias", shift=2),

@@ -21,14 +21,14 @@ from lsa_study.errors import ConfigError
 class Place:
     """Where an operator stands.
 
-    ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``side``: the shorter side of
-    the stage's map in pixels; ``odd``: every second block of a stage, whose windows are shifted;
-    ``last_stage``: of the backbone; ``qkv_bias``: whether its projections have a bias.
+    ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``map_size``: height and
+    width of the stage's map in pixels; ``odd``: every second block of a stage, whose windows are
+    shifted; ``last_stage`` of the backbone; ``qkv_bias``: whether its projections have a bias.
     """
 
     dim: int
     heads: int
-    side: int
+    map_size: tuple[int, int]
     odd: bool
     last_stage: bool
     qkv_bias: bool = True
@@ -60,8 +60,9 @@ def _unified(op: UnifiedOp, place: Place) -> nn.Module:
 
 
 def _window(op: UnifiedOp, place: Place) -> nn.Module:
-    # A map smaller than the window is one window of the map's size, as in Swin.
-    size = min(op.size, place.side)
+    # A side of the map shorter than the window is one window of that length, as in timm. On maps of
+    # 3 pixels and fewer the shift of the other side shrinks too; timm keeps it.
+    rows, columns = (min(op.size, side) for side in place.map_size)
     # unfold and sdc are ways to gather neighborhoods; the last stage's window has no use for them.
     implementation = op.implementation if op.implementation not in ("unfold", "sdc") else "auto"
     return ops.UnifiedSpatialOp(
@@ -70,8 +71,8 @@ def _window(op: UnifiedOp, place: Place) -> nn.Module:
         terms=op.terms,
         norm=op.norm,
         application="window",
-        size=size,
-        shift=size // 2 if place.odd else 0,
+        size=rows if rows == columns else (rows, columns),
+        shift=min(op.size // 2, rows - 1, columns - 1) if place.odd else 0,
         qkv_bias=place.qkv_bias,
         implementation=implementation,
     )

@@ -96,7 +96,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
         place = operators.Place(
             dim=size.embed_dim * 2**stage,
             heads=size.heads[stage],
-            side=min(self.layers[stage].output_resolution),
+            map_size=tuple(self.layers[stage].output_resolution),
             odd=block % 2 == 1,
             last_stage=stage == len(size.depths) - 1,
         )

@@ -57,6 +57,7 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
     def __init__(
         self, size: VoloSize, op: Op, *, img_size: int | tuple[int, int] = 224, **options: Any
     ) -> None:
+        height, width = to_2tuple(img_size)
         first, later = size.dims
         heads, later_heads = size.heads
         super().__init__(
@@ -77,7 +78,7 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
                         operators.Place(
                             dim=first,
                             heads=heads,
-                            side=min(to_2tuple(img_size)) // PATCH,
+                            map_size=(height // PATCH, width // PATCH),
                             odd=block % 2 == 1,
                             last_stage=False,
                             qkv_bias=False,

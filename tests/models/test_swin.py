@@ -26,16 +26,20 @@ def places(model):
     return [[block.attn for block in stage.blocks] for stage in model.layers]
 
 
-def test_same_logits_as_timm():
-    """All four stages, shifted and not, from timm's weights: tables, projections, merges, head."""
+@pytest.mark.parametrize("size", [(224, 224), (128, 320)])
+def test_same_logits_as_timm(size):
+    """All four stages, shifted and not, from timm's weights: tables, projections, merges, head.
+
+    The oblong image has maps that are not whole windows, and windows of 4 x 7 pixels.
+    """
     torch.manual_seed(0)
-    theirs = timm.create_model("swin_tiny_patch4_window7_224").double().eval()
+    theirs = timm.create_model("swin_tiny_patch4_window7_224", img_size=size).double().eval()
     for name, tensor in theirs.named_parameters():
         if "table" in name or name.endswith("bias"):
             torch.nn.init.normal_(tensor, std=0.5)
-    ours = build_model("lsa_swin_tiny").double().eval()
+    ours = build_model("lsa_swin_tiny", img_size=size).double().eval()
     load_official(ours, theirs.state_dict(), source="timm")
-    image = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-8)
 
@@ -80,7 +84,7 @@ def test_gradients_reach_every_parameter(backbone, op):
 
 
 def test_heads_that_do_not_divide_are_refused():
-    place = Place(dim=16, heads=3, side=14, odd=False, last_stage=False)
+    place = Place(dim=16, heads=3, map_size=(14, 14), odd=False, last_stage=False)
     with pytest.raises(ConfigError, match=r"model\.op\.heads = '2x': 6 heads do not divide 16"):
         build(DwConvOp(heads="2x"), place)
 

@@ -1,0 +1,189 @@
+"""Released layouts: golden tensors come through ``load_official``; what does not fit is refused."""
+
+import argparse
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from lsa_study.config import ElsaOp, Model
+from lsa_study.errors import ConfigError
+from lsa_study.models import build_model, from_settings, load_official, read_checkpoint
+from lsa_study.models.blocks import SpatialBlock
+from lsa_study.ops import ELSA, UnifiedSpatialOp
+
+
+def released(golden):
+    """The weights of a golden file under the names of their release."""
+    arrays = golden.with_prefix("w.") | golden.with_prefix("b.")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def check(golden, module, source, shape=None):
+    """Output and input gradient to 1e-9, from the released weights."""
+    module = module.double().eval()
+    load_official(module, released(golden), source=source)
+    x = torch.from_numpy(golden["x"]).requires_grad_()
+    y = module(x if shape is None else x.unflatten(1, shape))
+    y = y if shape is None else y.flatten(1, 2)
+    np.testing.assert_allclose(y.detach().numpy(), golden["y"], rtol=0, atol=1e-9)
+    y.backward(torch.from_numpy(golden["gy"]))
+    np.testing.assert_allclose(x.grad.numpy(), golden["gx"], rtol=0, atol=1e-9)
+
+
+def window_attention(golden, size, **options):
+    return UnifiedSpatialOp(
+        golden.meta["dim"], golden.meta["heads"], terms=("qk", "bias"), norm="softmax",
+        application="window", size=size, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.golden("lsa_window*")
+def test_timm_window_attention(golden):
+    size = tuple(golden.meta["window"])
+    check(golden, window_attention(golden, size), "timm", size)
+
+
+@pytest.mark.golden("lsa_block*")
+def test_attention_of_a_swin_block(golden):
+    rows, columns = golden.meta["effective_window"]
+    op = window_attention(
+        golden, rows if rows == columns else (rows, columns), shift=golden.meta["requested_shift"]
+    )
+    holder = torch.nn.Sequential()
+    holder.add_module("attn", op)
+    check(golden, holder, "swin")
+
+
+@pytest.mark.golden("lsa_elsarepo*")
+def test_window_attention_of_elsa(golden):
+    check(golden, window_attention(golden, 7), "elsa", (7, 7))
+
+
+def elsa_of(golden):
+    meta = golden.meta
+    return ELSA(
+        meta["dim"], meta["heads"], kernel_size=meta["kernel"], ghost_mul=meta["lam"],
+        group_width=meta["group_width"], ghost_add=meta["gamma"],
+    )  # fmt: skip
+
+
+@pytest.mark.golden("elsa_d*")
+def test_elsa(golden):
+    check(golden, elsa_of(golden), "elsa")
+
+
+@pytest.mark.golden("elsa_block*")
+def test_elsa_block(golden):
+    check(golden, SpatialBlock(golden.meta["dim"], elsa_of(golden)), "elsa")
+
+
+def as_released_by_swin(state):
+    """The layout of Swin's authors: merges at the end of stages, no ``fc``, index buffers."""
+    theirs = {}
+    for name, tensor in state.items():
+        if ".downsample." in name:
+            stage = int(name.split(".")[1])
+            name = name.replace(f"layers.{stage}", f"layers.{stage - 1}")
+        theirs[name.replace("head.fc.", "head.")] = tensor
+    theirs["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
+    theirs["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    return theirs
+
+
+def small_timm():
+    torch.manual_seed(0)
+    return timm.create_model("swin_tiny_patch4_window7_224", img_size=64).eval()
+
+
+def test_swin_release_as_timm_reads_it():
+    theirs = small_timm()
+    ours = build_model("lsa_swin_tiny", img_size=64).eval()
+    load_official(ours, {"model": as_released_by_swin(theirs.state_dict())}, source="swin")
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-5)
+
+
+def as_released_by_elsa(model):
+    """The layout of ELSA's authors, written from our weights by its own rules."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        parent = name.rpartition(".")[0]
+        if name.endswith("rel_bias"):
+            name = f"{parent}.rb"
+        elif ".attn.qkv." in name:
+            third = len(tensor) // 3
+            tensor = torch.cat([tensor[2 * third :], tensor[: 2 * third]])
+            name = name.replace("qkv", "pre_proj")
+        elif ".attn.proj." in name:
+            name = name.replace("proj", "post_proj")
+        state[name] = tensor
+    return {f"module.{name}": t for name, t in as_released_by_swin(state).items()}
+
+
+def test_elsa_release_comes_back():
+    settings = Model(backbone="swin_mini", op=ElsaOp(), drop_path=0.0)
+    torch.manual_seed(0)
+    first = from_settings(settings, image_size=28, num_classes=10)
+    second = from_settings(settings, image_size=28, num_classes=10)
+    load_official(second, {"state_dict": as_released_by_elsa(first)}, source="elsa")
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_leftovers_on_either_side_are_refused_by_name():
+    state = small_timm().state_dict()
+    del state["layers.1.downsample.norm.weight"]
+    state["head.fc.extra"] = torch.zeros(1)
+    state["norm.bias"] = torch.zeros(3)
+    model = build_model("lsa_swin_tiny", img_size=64)
+    before = model.norm.weight.clone()
+    state["norm.weight"] = before + 1
+    words = (
+        r"timm weights for Swin do not fit; they lack: layers\.1\.downsample\.norm\.weight; "
+        r"nothing here takes: head\.fc\.extra; shapes differ: norm\.bias \(3,\), here \(768,\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        load_official(model, state, source="timm")
+    assert torch.equal(model.norm.weight, before)
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match=r"shapes differ: .*rel_bias \(3, 169\), here \(3, 121\)"):
+        load_official(
+            build_model("lsa_swin_tiny", img_size=64, window_size=6),
+            small_timm().state_dict(),
+            source="timm",
+        )
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match="source='torchvision' is unknown; known: timm, swin"):
+        load_official(torch.nn.Linear(2, 2), {}, source="torchvision")
+
+
+def test_checkpoints_are_read(tmp_path):
+    tensors = {"weight": torch.randn(2, 2), "bias": torch.randn(2)}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+    torch.save({"state_dict": tensors, "args": argparse.Namespace(lr=1.0)}, tmp_path / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        linear = torch.nn.Linear(2, 2)
+        load_official(linear, read_checkpoint(tmp_path / name), source="timm")
+        assert torch.equal(linear.weight, tensors["weight"])
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_checkpoints_run_no_code(tmp_path, capsys):
+    torch.save({"model": Harmful()}, tmp_path / "bad.pth")
+    with pytest.raises(ConfigError, match=r"bad\.pth: not a file of weights that can be read"):
+        read_checkpoint(tmp_path / "bad.pth")
+    with pytest.raises(ConfigError, match=r"none\.pth: no such file of weights"):
+        read_checkpoint(tmp_path / "none.pth")
+    assert capsys.readouterr().out == ""
