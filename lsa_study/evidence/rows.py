@@ -66,7 +66,8 @@ class Row:
     @property
     def name(self) -> str:
         """Label and further cells as one text, such as ``Net7 (neighboring, unfold)``."""
-        return f"{self.label} ({', '.join(self.columns.values())})" if self.columns else self.label
+        cells = [cell for title, cell in self.columns.items() if "(article)" not in title]
+        return f"{self.label} ({', '.join(cells)})" if cells else self.label
 
 
 def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None = None) -> list[Row]:

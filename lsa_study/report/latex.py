@@ -1,6 +1,6 @@
 r"""Write a table as LaTeX: booktabs only, every text escaped, the runs behind a row as comments.
 
-Needs ``\usepackage{booktabs}``.
+Needs ``\usepackage{booktabs}``. Tables with further label columns want the width of a page.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ ESCAPES: Mapping[str, str] = {
     "–": "--",
     "—": "---",
     "’": "'",
+    "⁹": r"\textsuperscript{9}",
+    "³": r"\textsuperscript{3}",
+    "⁰": r"\textsuperscript{0}",
 }
 MELTING = "-,'"
 """Two of these in a row would melt into another sign."""
@@ -62,7 +65,7 @@ def latex(table: Table) -> str:
     lines = [
         rf"% {_one_line(table.caption)}",
         r"\begin{table}",
-        r"  \centering",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"  \caption{{{escape(table.caption)}}}",
         rf"  \label{{tab:lsa-{re.sub('[^a-zA-Z0-9]+', '-', f'{table.study}-{table.tier}')}}}",
         rf"  \begin{{tabular}}{{{shape}}}",

@@ -45,6 +45,7 @@ def notes_of(
         _reading(rows),
         *_data(study, ran),
         *_environment(ran),
+        *_costs(ran),
         *_missing(study, rows),
         *_broken(collected),
     ]
@@ -53,8 +54,8 @@ def notes_of(
 
 def _article(study: Study) -> str:
     return (
-        f"Article: the values printed in {study.file.article.source}. "
-        "Δ: difference to the reference row, in points."
+        f"Article: the values printed in {study.file.article.source}. Δ, and the article's value "
+        "in brackets: difference to the reference row (–), in points."
     )
 
 
@@ -67,6 +68,7 @@ def _reading(rows: Sequence[Row]) -> str:
 def _data(study: Study, ran: Sequence[Run]) -> list[str]:
     settings = next(iter(study.variants.values()))
     data, train = settings.data, settings.train
+    backbones = ", ".join(dict.fromkeys(one.model.backbone for one in study.variants.values()))
     prints = ", ".join(words(ran, "data_fingerprint")) or "none yet"
     both = ((run["train_images"], run["test_images"]) for run in ran)
     sizes = sorted({pair for pair in both if None not in pair})
@@ -74,8 +76,17 @@ def _data(study: Study, ran: Sequence[Run]) -> list[str]:
     return [
         f"Data: {data.name} at {data.image_size} px"
         + (f", {images}" if images else "")
-        + f"; fingerprint {prints}. Network: {settings.model.backbone}, {train.epochs} epochs, "
+        + f"; fingerprint {prints}. Network: {backbones}, {train.epochs} epochs, "
         f"batch {train.batch_size}, peak lr {train.lr:g}."
+    ]
+
+
+def _costs(ran: Sequence[Run]) -> list[str]:
+    if not ran:
+        return []
+    return [
+        "Costs: parameters; 10⁹ multiply-adds of one image; seconds of training an epoch (median "
+        "over seeds); peak memory in 2³⁰ bytes."
     ]
 
 

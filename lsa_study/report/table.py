@@ -77,18 +77,24 @@ class Table:
             ("Model", lambda row: row.model),
             *((name, _label_cell(name)) for name in self.label_columns),
             ("Acc@1 (%)", lambda row: _accuracy(row, d)),
-            ("Seeds", lambda row: str(row.acc1.n) if row.runs else ""),
-            ("Article (%)", lambda row: row.article.word or _number(row.article.value, 1)),
+            ("n", lambda row: str(row.acc1.n) if row.runs else ""),
             ("Δ", lambda row: _delta(row, row.delta, d)),
-            ("Article Δ", lambda row: _delta(row, row.article_delta, 1)),
+            ("Article", _article_cell),
         ]
         costs: list[tuple[str, str, int]] = [
             ("Params (M)", "params_m", 2),
             ("GMACs", "gmacs", 3 if self.tier != "paper" else 2),
             ("s/epoch", "seconds_per_epoch", 1),
-            ("Memory (GiB)", "peak_memory_gib", 2),
+            ("GiB", "peak_memory_gib", 2),
         ]
-        present = [c for c in costs if any(getattr(row, c[1]) is not None for row in self.rows)]
+        # Tables 6 and 8 bring their own columns of counted costs beside the article's.
+        counted = {title.split()[0] for title in self.label_columns if "(article)" in title}
+        present = [
+            cost
+            for cost in costs
+            if cost[0].split()[0] not in counted
+            and any(getattr(row, cost[1]) is not None for row in self.rows)
+        ]
         return always + [(title, _cost_cell(key, digits)) for title, key, digits in present]
 
     def as_json(self) -> dict[str, Any]:
@@ -191,7 +197,12 @@ def _accuracy(row: TableRow, digits: int) -> str:
 
 
 def _delta(row: TableRow, value: float | None, digits: int) -> str:
-    return "reference" if row.reference == row.variant else signed(value, digits)
+    return "–" if row.reference == row.variant else signed(value, digits)
+
+
+def _article_cell(row: TableRow) -> str:
+    text = row.article.word or _number(row.article.value, 1)
+    return text if row.article_delta is None else f"{text} ({signed(row.article_delta, 1)})"
 
 
 def _number(value: float | None, digits: int) -> str:

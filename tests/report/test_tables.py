@@ -78,7 +78,7 @@ def test_ends_without_an_accuracy_are_words_with_counts(tmp_path):
     loaded = write_study(tmp_path, "table2")
     cells = shown(table_of(tmp_path, "table2"), "net7_identity")
     assert cells["Acc@1 (%)"] == "diverged 3/3"
-    assert (cells["Seeds"], cells["Article (%)"], cells["Δ"]) == ("0", "crash", "")
+    assert (cells["n"], cells["Article"], cells["Δ"]) == ("0", "crash", "")
     run = next(run for run in loaded.runs() if run.variant == "net7")
     write_run(tmp_path, run, changes={"outcome": "diverged", "acc1": None})
     row = next(row for row in table_of(tmp_path, "table2").rows if row.variant == "net7")
@@ -90,9 +90,9 @@ def test_out_of_memory_and_not_run_are_told_apart(tmp_path):
     write_study(tmp_path, "fig2", seeds=[0], only="lsa_heads_c,swin")
     table = table_of(tmp_path, "fig2")
     assert shown(table, "lsa_heads_c")["Acc@1 (%)"] == "oom 1/1"
-    assert shown(table, "lsa_heads_c")["Article (%)"] == "out of memory"
+    assert shown(table, "lsa_heads_c")["Article"] == "out of memory"
     assert shown(table, "dwconv")["Acc@1 (%)"] == "not run"
-    assert shown(table, "dwconv")["Seeds"] == ""
+    assert shown(table, "dwconv")["n"] == ""
 
 
 def test_one_seed_has_no_interval(tmp_path):
