@@ -53,8 +53,39 @@ def tiled(
     mode. With ``border="zero"`` it is another way to the same numbers as ``unfold``, without its
     T copies.
     """
-    height, width = v.shape[2:4]
     chunk = max(size // 2, 1)
+    return _chunks(q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, chunk, size // 2, border, scale)
+
+
+def whole_blocks(
+    q: Tensor, k: Tensor, v: Tensor, *, rel_bias: Tensor | None = None, chunk: int,
+    scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Vision Longformer's default: a chunk's queries attend to the whole 3 x 3 chunks around it.
+
+    The area is not centred on the query: a pixel at a chunk's edge sees c pixels one way and
+    2c - 1 the other. Softmax of q.k and bias; pixels outside the map are excluded.
+
+    Args:
+        q, k, v: (B, h, H, W, d), any H and W.
+        rel_bias: (h, (4*chunk-1)**2), indexed by pos(j) - pos(i).
+        chunk: side c of a chunk.
+        scale: None means d**-0.5.
+    """
+    scale = v.shape[-1] ** -0.5 if scale is None else scale
+    return _chunks(
+        q, k, v, None, None, rel_bias, True, "softmax", chunk, 2 * chunk - 1, "mask", scale
+    )
+
+
+def _chunks(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, chunk: int, reach: int, border: str,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """Chunks that see the 3 x 3 chunks around them, but no pixel further than ``reach``."""
+    height, width = v.shape[2:4]
+    size = 2 * reach + 1
     down, right = -height % chunk, -width % chunk
 
     def tiles(x: Tensor) -> Tensor:
@@ -69,7 +100,7 @@ def tiled(
 
     tiles_q = None if q is None else tiles(q)
     blocks_k = None if k is None else blocks(k)
-    index, apart = _block_offsets(chunk, size, v.device)
+    index, apart = _block_offsets(chunk, reach, v.device)
     logits = pair_logits(tiles_q, blocks_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
     excluded = apart
     if border == "mask":
@@ -84,16 +115,15 @@ def tiled(
     return from_windows(out, chunk, height + down, width + right)[:, :, :height, :width]
 
 
-def _block_offsets(chunk: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _block_offsets(chunk: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For all pairs of a tile's and its block's pixels: the offset's index, and whether too far."""
-    reach = size // 2
     query = torch.arange(chunk, device=device)
     key = torch.arange(3 * chunk, device=device) - chunk
     delta = key[None, :] - query[:, None]
     rows = delta[:, None, :, None].expand(chunk, chunk, 3 * chunk, 3 * chunk)
     columns = delta[None, :, None, :].expand_as(rows)
     apart = (rows.abs() > reach) | (columns.abs() > reach)
-    index = (rows + reach) * size + columns + reach
+    index = (rows + reach) * (2 * reach + 1) + columns + reach
     flat = (chunk * chunk, 9 * chunk * chunk)
     return index.masked_fill(apart, 0).reshape(flat), apart.reshape(flat)
 
