@@ -19,14 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from submitit.helpers import DelayedSubmission
 
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
 from lsa_study.launch import scheduler
-from lsa_study.launch.records import Failure, LaunchFolder, identity_of
+from lsa_study.launch.causes import DISK_EXIT_CODE
+from lsa_study.launch.records import LIFE_MARK, Failure, LaunchFolder, identity_of
 from lsa_study.rundir import OUTCOMES, STALE_SECONDS, RunDir
 
 EQUAL_FAILURES = 3
@@ -37,6 +38,9 @@ IDLE_LIVES = 3
 
 OWN_FAULTS = ("config", "data", "import", "bug")
 """Causes that the next run of the same array will most likely share."""
+
+SIGNAL_EARLY_SECONDS = 90.0
+"""SLURM may send the signal before the time limit a minute early."""
 
 POLL_SECONDS = 5.0
 
@@ -91,35 +95,24 @@ def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 
 class Leave:
-    """Turns true when the run has to go, and remembers who wanted it.
+    """Turns true when the run has to go, and remembers which signal said so first.
 
-    SIGUSR2: the time limit is near (or SLURM announces a preemption): save, requeue.
-    SIGTERM: SLURM takes the node away and requeues by itself where it means to: save.
-    SIGINT: ``lsa cancel``: save, and stay away.
+    SIGUSR2: the time limit is near, or SLURM announces a preemption: save, requeue.
+    SIGTERM: SLURM takes the node away and requeues by itself where it means to, or ``lsa cancel``:
+    save only.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None or number == signal.SIGINT:
-            self.signal = signal.Signals(number)
+        self.signal = self.signal or signal.Signals(number)
 
     def __call__(self) -> bool:
         """Whether to go."""
         return self.signal is not None
-
-    def cause(self, job: str) -> str:
-        """Why the run had to go, in the words of ``status.json``."""
-        if self.signal is signal.SIGINT:
-            return "cancelled"
-        if self.signal is signal.SIGTERM:
-            return "preempted"
-        left = scheduler.seconds_left(job)
-        near = float(os.environ.get("LSA_LEAVE_SECONDS", "120")) + 90.0
-        return "timeout" if left is not None and left <= near else "preempted"
 
 
 @dataclass(frozen=True)
@@ -138,6 +131,7 @@ class RunTask:
         os.environ["LSA_JOB"] = place.job
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         run = RunDir(Path(self.folder))
+        _mark(run, place)
         if place.rank > 0:
             return _train(run, leave)
         return _FirstRank(run, place, leave).live()
@@ -145,6 +139,17 @@ class RunTask:
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again if it is told to leave before ``__call__`` has begun."""
         return DelayedSubmission(self)
+
+
+def _mark(run: RunDir, place: Place) -> None:
+    lives = LaunchFolder.of_run(run.root).lives(identity_of(run.root.name))
+    earlier = [life for life in lives if (life.job, life.restart) != (place.job, place.restart)]
+    _say(f"{LIFE_MARK}{len(earlier) + 1}: job {place.job} on {_node()}, process {place.rank}")
+
+
+def _say(words: str) -> None:
+    sys.stdout.write(words + "\n")
+    sys.stdout.flush()
 
 
 def _train(run: RunDir, leave: Leave) -> str:
@@ -162,12 +167,15 @@ class _FirstRank:
         self.records = LaunchFolder.of_run(run.root)
 
     def live(self) -> str:
+        if self.records.cancelled(self.identity):
+            self._rewrite("stopped", cause="cancelled")
+            return "stopped"
         self._begin()
         try:
             self._wait_for_writer()
             state = _train(self.run, self.leave)
         except Refused as error:
-            self._say(str(error))
+            _say(str(error))
             self._end("refused")
             sys.exit(error.exit_code)
         except Exception as error:
@@ -177,22 +185,16 @@ class _FirstRank:
             state = "stopped"
         if state == "stopped":
             return self._stopped()
-        self._end(state if state in OUTCOMES else str(self.run.status().get("cause") or "bug"))
         if state not in OUTCOMES:
             self._failed()
+        self._end(state)
         return state
 
     # -- the life -----------------------------------------------------------------------------
 
-    def _say(self, words: str) -> None:
-        sys.stdout.write(words + "\n")
-        sys.stdout.flush()
-
     def _begin(self) -> None:
         self._close_earlier()
-        number = len(self.records.lives(self.identity)) + 1
         self._note(start=time.time(), host=_node(), gpus=self.place.gpus, begun_at=self._at())
-        self._say(f"{LIFE_MARK}{number} job {self.place.job} on {_node()}")
 
     def _close_earlier(self) -> None:
         """End the lives that could not tell their end themselves."""
@@ -237,10 +239,10 @@ class _FirstRank:
             self.run.write_status(state, **{**status, **facts})
 
     def _stopped(self) -> str:
-        cause = self.leave.cause(self.place.job)
+        cause = self._why_leave()
         self._end(cause)
         self._rewrite("stopped", cause=cause)
-        if self.leave.signal is not signal.SIGUSR2:
+        if cause == "cancelled" or self.leave.signal is not signal.SIGUSR2:
             return "stopped"
         if self._idle():
             words = (
@@ -248,14 +250,23 @@ class _FirstRank:
                 "give it more hours"
             )
             self._rewrite("failed", cause="timeout", message=words)
-            self._say(words)
+            _say(words)
             sys.exit(1)
         try:
             scheduler.requeue(self.place.job)
-            self._say("put back into the queue")
+            _say("put back into the queue")
         except scheduler.Rejected as error:
-            self._say(f"cannot go back into the queue ({error}); lsa retry will do it")
+            _say(f"cannot go back into the queue ({error}); lsa retry will do it")
         return "stopped"
+
+    def _why_leave(self) -> str:
+        if self.records.cancelled(self.identity):
+            return "cancelled"
+        if self.leave.signal is not signal.SIGUSR2:
+            return "preempted"
+        left = scheduler.seconds_left(self.place.job)
+        near = float(os.environ.get("LSA_LEAVE_SECONDS", "120")) + SIGNAL_EARLY_SECONDS
+        return "timeout" if left is not None and left <= near else "preempted"
 
     def _idle(self) -> bool:
         lives = self.records.lives(self.identity)[-IDLE_LIVES:]
@@ -270,20 +281,22 @@ class _FirstRank:
         Console(soft_wrap=True).print_exception()
         return "failed"
 
-    def _failed(self) -> None:
+    def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
         status = self.run.status()
-        if status.get("cause") in OWN_FAULTS:
-            words = str(status.get("message") or status["cause"])
+        if status["state"] != "failed":
+            # Training could not even write that it failed.
+            status = {"cause": "disk", "message": "the disk is full"}
+            self._rewrite("failed", **status)
+        cause = str(status.get("cause") or "bug")
+        self._end(cause)
+        if cause in OWN_FAULTS:
+            words = str(status.get("message") or cause)
             failure = Failure(self.run.root.name, _signature(self.run, words), words)
             with contextlib.suppress(OSError, LsaError):
                 self.records.note_failure(failure)
                 hold_after(self.records, failure)
-        sys.exit(1)
-
-
-LIFE_MARK = "=== life "
-"""Begins the first line that a life writes into its job's output."""
+        sys.exit(DISK_EXIT_CODE if cause == "disk" else 1)
 
 
 def _node() -> str:

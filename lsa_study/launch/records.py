@@ -5,6 +5,7 @@
 ``<key>/``                  beside it submitit's files and the output of the jobs
 ``lives/<identity>.jsonl``  how often a run was started, where, and why each life ended
 ``failures/<identity>.json``  the error a run died with, so that equal errors can be counted
+``cancelled/<identity>``    the user does not want this run any more, whatever its job does
 ``held.json``               why the rest of the queue was stopped
 
 The folder is private: submitit's pickles run as code for whoever can write them.
@@ -57,6 +58,9 @@ class Array:
 
 
 COMMENT_PREFIX = "lsa-study:"
+
+LIFE_MARK = "=== life "
+"""Begins the first line that each process of a life prints; the life's number follows."""
 
 
 @dataclass
@@ -203,10 +207,26 @@ class LaunchFolder:
         folder.mkdir(mode=0o700, exist_ok=True)
         write_json(folder / f"{identity_of(failure.run)}.json", asdict(failure))
 
-    def forget_failures(self, identities: Sequence[str]) -> None:
-        """Drop the errors of runs that are tried again."""
+    def forget(self, identities: Sequence[str]) -> None:
+        """Drop the errors of runs that are queued again, and that they were cancelled."""
         for identity in identities:
             (self.root / "failures" / f"{identity}.json").unlink(missing_ok=True)
+            (self.root / "cancelled" / identity).unlink(missing_ok=True)
+
+    # -- cancelling ---------------------------------------------------------------------------
+
+    def cancelled(self, identity: str) -> bool:
+        """Whether the user cancelled the run since it was last queued."""
+        return (self.root / "cancelled" / identity).exists()
+
+    def note_cancelled(self, identities: Sequence[str]) -> None:
+        """Record that runs are not wanted any more."""
+        folder = self.root / "cancelled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for identity in identities:
+            (folder / identity).touch()
+
+    # -- holding ------------------------------------------------------------------------------
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``words``, ``count`` and ``arrays``."""

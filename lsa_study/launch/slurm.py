@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import getpass
-import itertools
 import json
 import shlex
 import shutil
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -64,6 +63,15 @@ class Launched:
         """0 all that was missing is queued, 1 some of it is not."""
         return 1 if self.left else 0
 
+    def add(self, other: Launched) -> None:
+        """Join what another launch did to this."""
+        self.queued += other.queued
+        self.left += other.left
+        self.scripts += other.scripts
+        self.refusal = self.refusal or other.refusal
+        for reason, names in other.already.items():
+            self.already.setdefault(reason, []).extend(names)
+
     def words(self) -> list[str]:
         """What to tell the user, line by line."""
         lines = [
@@ -85,13 +93,13 @@ def launch(
     results: Path,
     cluster: Cluster,
     *,
-    mode: str = "submit",
+    mode: Literal["submit", "dry-run"] = "submit",
     again: Callable[[Run], bool] | None = None,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
 
     Args:
-        runs: as ``study.distinct`` gives them, of one tier.
+        runs: as ``study.distinct`` gives them.
         results: the results folder, on a disk that the nodes see.
         cluster: what the site wants; ``cluster.read``.
         mode: submit; or dry-run, which writes and queues nothing and fills ``scripts``.
@@ -105,11 +113,10 @@ def launch(
     scheduler.require()
     launched = Launched()
     results = results.absolute()
-    for tier, of_tier in itertools.groupby(
-        sorted(runs, key=lambda run: run.settings.tier), key=lambda run: run.settings.tier
-    ):
+    for tier in sorted({run.settings.tier for run in runs}):
         launcher = _Launcher(LaunchFolder.of(results, tier), results, cluster, launched)
-        launcher.work(list(of_tier), mode, again or (lambda run: False))
+        of_tier = [run for run in runs if run.settings.tier == tier]
+        launcher.work(of_tier, mode, again or (lambda run: False))
     if launched.left and not launched.queued:
         raise EnvironmentLacks(launched.refusal or "SLURM took nothing")
     return launched
@@ -270,6 +277,7 @@ class _Launcher:
         for run, folder in zip(runs, folders, strict=True):
             folder.create(run.settings, variant=run.variant)
         self.records.write(array)
+        self.records.forget([run.identity for run in runs])
         try:
             jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
         except (FailedJobError, FailedSubmissionError) as error:

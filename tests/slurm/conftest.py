@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from lsa_study import rundir, study
 from lsa_study.launch import slurm
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.records import LaunchFolder, identity_of
+from lsa_study.launch.retry import retry
+from lsa_study.launch.status import status
 from lsa_study.rundir import RunDir
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -119,10 +122,9 @@ class Site:
         wait_for(lambda: self.idle_nodes() == 2, 30, "two idle nodes")
 
     def stop(self):
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(AssertionError):
             self.run("scancel", "--quiet", "--user", getpass.getuser())
-            self.run("scancel", "--quiet", "--full", "--signal=KILL", "--user", getpass.getuser())
-        self.drain(10)
+            self.drain(20)
         pids = [self.root / "n1.pid", self.root / "n2.pid", self.root / "controller.pid"]
         for path in [*pids, self.munge / "pid"]:
             self.kill(path, signal.SIGKILL)
@@ -159,6 +161,8 @@ class Site:
         """Job id -> (state, reason) of all that has not ended."""
         told = self.run("squeue", "--noheader", "--array", "--format", "%i|%T|%r").splitlines()
         return {job: (state, reason) for job, state, reason in (row.split("|") for row in told)}
+
+    wait_for = staticmethod(wait_for)
 
     def drain(self, seconds=60.0):
         """Wait until the queue is empty."""
@@ -197,20 +201,24 @@ def site(running_site):
 
 
 SETTINGS = (
-    "train.epochs=6", "data.train_limit=128", "train.batch_size=32",
+    "train.epochs=8", "data.train_limit=128", "train.batch_size=32",
     "runtime.checkpoint_seconds=1", "runtime.device=cpu",
 )  # fmt: skip
 """One run for all faults, so that one undisturbed run is their common reference."""
 
 
-def runs(*, only="swin", seeds=(0,), overrides=SETTINGS):
-    return study.load("table1", only=only, seeds=seeds, overrides=overrides).runs()
+def asked(*, only="swin", seeds=(0,), **resources):
+    """Runs of Table 1 with the settings that all share here."""
+    loaded = study.load("table1", only=only, seeds=seeds, overrides=SETTINGS)
+    return [
+        replace(run, resources=run.resources.model_copy(update=resources)) for run in loaded.runs()
+    ]
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """The final weights of the run that nothing happened to."""
-    (run,) = runs()
+    (run,) = asked()
     folder = RunDir(tmp_path_factory.mktemp("undisturbed") / run.name)
     folder.create(run.settings, variant=run.variant)
     command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
@@ -222,39 +230,61 @@ def undisturbed(tmp_path_factory):
 class Trial:
     """A results folder, and what is done with it."""
 
-    def __init__(self, results: Path, **wishes) -> None:
+    def __init__(self, results: Path) -> None:
         self.results = results
-        self.cluster = Cluster(check_data="job", **wishes)
+        self.cluster = Cluster(check_data="job")
 
-    def launch(self, asked=None, **how):
-        return slurm.launch(asked or runs(), self.results, self.cluster, **how)
+    asked = staticmethod(asked)
+    wait_for = staticmethod(wait_for)
 
-    def folders(self) -> dict[str, RunDir]:
-        return rundir.existing(self.results, "toy")
+    def wishes(self, **wishes):
+        self.cluster = self.cluster.model_copy(update=wishes)
+
+    def launch(self, runs=None, **how):
+        return slurm.launch(runs or asked(), self.results, self.cluster, **how)
+
+    def retry(self, *causes, **how):
+        return retry(self.results, (), self.cluster, causes=causes, **how)
+
+    def status(self):
+        """Variant and seed -> status."""
+        return {(row.variant, row.seed): row for row in status(self.results)}
+
+    @property
+    def row(self):
+        return self.status()["swin", 0]
 
     @property
     def folder(self) -> RunDir:
-        (folder,) = self.folders().values()
-        return folder
+        (run,) = asked()
+        return RunDir(rundir.runs_folder(self.results, "toy") / run.name)
 
     @property
     def records(self) -> LaunchFolder:
         return LaunchFolder.of(self.results, "toy")
 
-    def lives(self):
-        return self.records.lives(identity_of(self.folder.root.name))
+    def ends(self):
+        """Why each life of the run ended."""
+        return [life.why for life in self.records.lives(identity_of(self.folder.root.name))]
 
-    def at(self):
-        status = self.folder.status()
-        return status.get("epoch", 0), status.get("step", 0)
+    @property
+    def pid(self):
+        return int(self.folder.status()["pid"])
 
-    def wait_mid_run(self):
-        """Wait until the run has done an epoch and is not at its last."""
-        wait_for(lambda: self.at() >= (1, 0), 90, f"an epoch of {self.folder.root}")
+    def pause(self):
+        """Let the run's process sleep once it has done an epoch, well before its last."""
+        wait_for(lambda: self.folder.metrics(), 90, f"an epoch; {self.log()}")
+        os.kill(self.pid, signal.SIGSTOP)
         assert self.folder.status()["state"] == "running", self.log()
 
+    def go_on(self):
+        os.kill(self.pid, signal.SIGCONT)
+
+    def wait_state(self, state, seconds=60):
+        wait_for(lambda: self.row.state == state, seconds, f"{state}: {self.row} {self.log()}")
+
     def wait_done(self, seconds=120):
-        wait_for(lambda: self.folder.result(), seconds, f"a result; {self.log()}")
+        wait_for(lambda: self.folder.result(), seconds, f"a result: {self.log()}")
         assert self.folder.result()["outcome"] == "done"
 
     def log(self):
@@ -265,3 +295,9 @@ class Trial:
 @pytest.fixture
 def trial(site, tmp_path):
     return Trial(tmp_path / "results")
+
+
+@pytest.fixture
+def trials(site, tmp_path):
+    """As many as are asked for, each with results of its own."""
+    return lambda *names: [Trial(tmp_path / name) for name in names]

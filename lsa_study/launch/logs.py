@@ -1,0 +1,111 @@
+"""What a run printed: the output of its jobs, life by life, else its own log of each attempt."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lsa_study.errors import ConfigError
+from lsa_study.launch import select
+from lsa_study.launch.records import LIFE_MARK, LaunchFolder, identity_of
+from lsa_study.launch.select import Found
+from lsa_study.rundir import RunDir
+
+POLL_SECONDS = 1.0
+
+
+def logs(
+    results: Path,
+    run: str,
+    write: Callable[[str], object],
+    *,
+    mode: str = "all",
+    rank: int = 0,
+    attempt: int | None = None,
+) -> None:
+    """Hand what a run printed to ``write``, piece by piece.
+
+    Args:
+        results: the results folder.
+        run: the beginning of the run's name or identity.
+        write: takes text, such as ``sys.stdout.write``.
+        mode: all; or follow, which goes on until the run has ended.
+        rank: which of the run's processes.
+        attempt: which of its lives, from 1; None: all.
+
+    Raises:
+        ConfigError: no such run, or it has printed nothing, or has no such life.
+    """
+    if mode not in ("all", "follow"):
+        raise ValueError(f"mode={mode!r}: give all or follow")
+    found = select.one(results, run)
+    text = "".join(_pieces(found, results, rank, attempt))
+    if not text and (mode == "all" or attempt is not None):
+        which = "" if attempt is None else f" in life {attempt}"
+        raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
+    write(text)
+    if mode == "follow":
+        _follow(found, results, rank, write, done=len(text))
+
+
+def output_name(job: str, *, rank: int) -> str:
+    """The file that one process of a job prints into."""
+    return f"{job}_{rank}_log.out"
+
+
+def output_files(records: LaunchFolder, identity: str, *, rank: int) -> list[Path]:
+    """The files a run's jobs printed into, oldest first."""
+    found = []
+    for array in records.arrays():
+        for index, name in enumerate(array.runs):
+            job = array.job_of(index)
+            if identity_of(name) == identity and job is not None:
+                found.append(records.folder_of(array) / output_name(job, rank=rank))
+    return [path for path in found if path.exists()]
+
+
+def last_lines(path: Path, count: int = 20) -> list[str]:
+    """The last lines of a file that hold something; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 400 * count))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _pieces(found: Found, results: Path, rank: int, attempt: int | None) -> Iterator[str]:
+    files = output_files(LaunchFolder.of(results, found.tier), found.identity, rank=rank)
+    if not files:
+        yield from _own_logs(found.folder, attempt)
+        return
+    text = "".join(path.read_text("utf-8", "replace") for path in files)
+    if attempt is None:
+        yield text
+        return
+    # A life begins with its mark; what SLURM prints before the first belongs to the first.
+    lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
+    yield from (life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
+
+
+def _own_logs(folder: RunDir, attempt: int | None) -> Iterator[str]:
+    for place in folder.attempts():
+        if attempt in (None, int(place.name)) and (place / "log.txt").exists():
+            yield (place / "log.txt").read_text("utf-8", "replace")
+
+
+def _follow(
+    found: Found, results: Path, rank: int, write: Callable[[str], object], done: int
+) -> None:
+    while True:
+        ended = found.folder.result() is not None or found.folder.status()["state"] == "failed"
+        text = "".join(_pieces(found, results, rank, None))
+        if len(text) > done:
+            write(text[done:])
+            done = len(text)
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)
