@@ -63,7 +63,7 @@ class Collected:
         """The runs with these identities that have ended, by identity; missing facts are None."""
         places = self.runs.index.get_indexer(pd.Index(list(identities)))
         chosen = self.runs.iloc[places[places >= 0]]
-        columns = {str(name): [_plain(v) for v in chosen[name]] for name in chosen}
+        columns = {str(name): [_plain(v) for v in chosen[name].tolist()] for name in chosen}
         return {
             identity: {name: values[at] for name, values in columns.items()}
             for at, identity in enumerate(columns["identity"])

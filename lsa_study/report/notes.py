@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lsa_study.evidence import alike
 from lsa_study.evidence.collect import Collected, Run
+from lsa_study.evidence.contrasts import Contrast
+from lsa_study.evidence.order import agreement
+from lsa_study.evidence.power import pooled_noise, resolvable
 from lsa_study.evidence.rows import Row
 from lsa_study.study import Study
 
@@ -28,28 +33,42 @@ class Note:
 
 
 def notes_of(
-    study: Study, rows: Sequence[Row], collected: Collected
+    study: Study, rows: Sequence[Row], compared: Sequence[Contrast], collected: Collected
 ) -> tuple[list[Note], dict[str, tuple[str, ...]]]:
     """All notes in order, and for each row the marks it carries."""
-    marks: dict[str, tuple[str, ...]] = {}
+    marks: dict[str, list[str]] = {}
     marked: list[Note] = []
     for row in rows:
         if row.note:
             mark = string.ascii_lowercase[len(marked) % 26]
-            marks[row.variant] = (mark,)
+            marks.setdefault(row.variant, []).append(mark)
             marked.append(Note(row.note, mark))
+    reasons = alike.differences(study, rows)
+    for variant in reasons:
+        marks.setdefault(variant, []).append("†")
+    if reasons:
+        marked.append(Note(_daggers(rows, reasons), "†"))
     ran = [run for row in rows for run in row.runs]
     general = [
         TIERS[study.tier],
         _article(study),
         _reading(rows),
+        *_noise(compared),
+        *_order(rows),
         *_data(study, ran),
         *_environment(ran),
         *_costs(ran),
         *_missing(study, rows),
         *_broken(collected),
     ]
-    return [*marked, *(Note(text) for text in general)], marks
+    notes = [*marked, *(Note(text) for text in general)]
+    return notes, {variant: tuple(signs) for variant, signs in marks.items()}
+
+
+def _daggers(rows: Sequence[Row], reasons: dict[str, list[str]]) -> str:
+    names = {row.variant: row.name for row in rows}
+    listed = [f"{names[variant]}: {'; '.join(words)}" for variant, words in reasons.items()]
+    return f"Not made as the row it is compared with, beside the factor. {'. '.join(listed)}."
 
 
 def _article(study: Study) -> str:
@@ -61,8 +80,44 @@ def _article(study: Study) -> str:
 
 def _reading(rows: Sequence[Row]) -> str:
     if any(row.accuracy.n > 1 for row in rows):
-        return "Acc@1: mean over seeds ± half of the 95 % t interval; one seed has no interval."
+        return (
+            "Acc@1: mean over n seeds ± half of the 95 % t interval; Δ: the same of the paired "
+            "differences over shared seeds. One seed has no interval."
+        )
     return "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
+
+
+def _noise(found: Sequence[Contrast]) -> list[str]:
+    """The two noises of a difference, apart, and what the seeds can tell."""
+    parts = []
+    spread = pooled_noise(found)
+    if spread is not None:
+        parts.append(f"from seed to seed {spread:.2f} (standard deviation)")
+    errors = [contrast.by_image.noise for contrast in found if contrast.by_image]
+    if errors:
+        parts.append(f"from the finite test set {statistics.median(errors):.2f} (standard error)")
+    if not parts:
+        return []
+    lines = [f"Noise of a difference, in points: {', '.join(parts)}."]
+    seeds = min(contrast.difference.n for contrast in found)
+    smallest = resolvable(seeds)
+    if spread is not None and smallest is not None:
+        lines.append(
+            f"{seeds} seeds find a difference of {smallest * spread:.2f} points in 4 of 5 cases; "
+            "smaller ones mostly stay unresolved."
+        )
+    return [" ".join(lines)]
+
+
+def _order(rows: Sequence[Row]) -> list[str]:
+    found = agreement(rows)
+    if found is None:
+        return []
+    chance = f"p = {found.p:.2g}" if found.p >= 1e-4 else "p < 0.0001"
+    return [
+        f"Order: Kendall's tau with the article's is {found.tau:.2f} over {found.rows} rows "
+        f"({chance}, one-sided, {found.method})."
+    ]
 
 
 def _data(study: Study, ran: Sequence[Run]) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Any
 from lsa_study.evidence import rows as matching
 from lsa_study.evidence.article import Printed
 from lsa_study.evidence.collect import Collected
-from lsa_study.evidence.statistics import Estimate, decimals, shown, signed
+from lsa_study.evidence.contrasts import Contrast, contrasts
+from lsa_study.evidence.statistics import Estimate, decimals, shown, signed, t_interval
 from lsa_study.report import notes
 from lsa_study.report.notes import Note
 from lsa_study.study import Study
@@ -30,8 +31,8 @@ class TableRow:
     outcome: str
     article: Printed
     reference: str
-    delta: float | None
-    """Mean minus the reference row's mean, points."""
+    contrast: Contrast | None
+    """Against the reference row over shared seeds; None for a reference or without any."""
     article_delta: float | None
     params_m: float | None
     gmacs: float | None
@@ -78,7 +79,7 @@ class Table:
             *((name, _label_cell(name)) for name in self.label_columns),
             ("Acc@1 (%)", lambda row: _accuracy(row, d)),
             ("n", lambda row: str(row.acc1.n) if row.runs else ""),
-            ("Δ", lambda row: _delta(row, row.delta, d)),
+            ("Δ", lambda row: _delta(row, d)),
             ("Article", _article_cell),
         ]
         costs: list[tuple[str, str, int]] = [
@@ -124,8 +125,12 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
     """
     found = matching.rows_of(study, collected, seeds=seeds)
     by_variant = {row.variant: row for row in found}
-    all_notes, marks = notes.notes_of(study, found, collected)
-    rows = tuple(_row(row, by_variant, marks.get(row.variant, ())) for row in found)
+    compared = contrasts(found)
+    all_notes, marks = notes.notes_of(study, found, list(compared.values()), collected)
+    rows = tuple(
+        _row(row, by_variant, compared.get(row.variant), marks.get(row.variant, ()))
+        for row in found
+    )
     label_columns = dict.fromkeys(name for row in found for name in row.columns)
     return Table(
         study=study.name,
@@ -142,7 +147,10 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
 
 
 def _row(
-    row: matching.Row, by_variant: dict[str, matching.Row], marks: tuple[str, ...]
+    row: matching.Row,
+    by_variant: dict[str, matching.Row],
+    contrast: Contrast | None,
+    marks: tuple[str, ...],
 ) -> TableRow:
     reference = by_variant.get(row.reference)
     compared = reference if reference is not None and reference is not row else None
@@ -156,7 +164,7 @@ def _row(
         outcome=row.outcome,
         article=row.article,
         reference=row.reference,
-        delta=_minus(accuracy.mean, compared.accuracy.mean) if compared else None,
+        contrast=contrast,
         article_delta=_minus(row.article.value, compared.article.value) if compared else None,
         params_m=_scaled(row, "params", 1e6),
         gmacs=_scaled(row, "macs", 1e9),
@@ -196,8 +204,14 @@ def _accuracy(row: TableRow, digits: int) -> str:
     return f"{shown(row.acc1, digits)}{also}"
 
 
-def _delta(row: TableRow, value: float | None, digits: int) -> str:
-    return "–" if row.reference == row.variant else signed(value, digits)
+def _delta(row: TableRow, digits: int) -> str:
+    if row.reference == row.variant:
+        return "–"
+    if row.contrast is None:
+        return ""
+    difference = row.contrast.difference
+    half = "" if difference.half is None else f" ± {difference.half:.{digits}f}"
+    return f"{signed(difference.mean, digits)}{half}"
 
 
 def _article_cell(row: TableRow) -> str:
@@ -212,7 +226,7 @@ def _number(value: float | None, digits: int) -> str:
 def _row_json_keys() -> tuple[str, ...]:
     return (
         "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", "params_m", "gmacs",
-        "seconds_per_epoch", "peak_memory_gib", "runs",
+        "seconds_per_epoch", "peak_memory_gib", "runs", "marks",
     )  # fmt: skip
 
 
@@ -232,7 +246,7 @@ def _row_json(row: TableRow) -> dict[str, Any]:
         },
         "paper": row.article.value,
         "paper_outcome": row.article.word or None,
-        "delta": rounded(row.delta),
+        **_contrast_json(row.contrast),
         "paper_delta": rounded(row.article_delta),
         "outcome": row.outcome,
         "params_m": rounded(row.params_m),
@@ -241,6 +255,21 @@ def _row_json(row: TableRow) -> dict[str, Any]:
         "peak_memory_gib": rounded(row.peak_memory_gib),
         "runs": list(row.runs),
         "marks": list(row.marks),
+    }
+
+
+def _contrast_json(contrast: Contrast | None) -> dict[str, Any]:
+    difference = contrast.difference if contrast else t_interval([])
+    images = contrast.by_image if contrast else None
+    return {
+        "delta": rounded(difference.mean),
+        "delta_low": rounded(difference.low),
+        "delta_high": rounded(difference.high),
+        "delta_n": difference.n,
+        "delta_p": rounded(contrast.p, 6) if contrast else None,
+        "images_low": rounded(images.low) if images else None,
+        "images_high": rounded(images.high) if images else None,
+        "images_p": rounded(images.p, 6) if images else None,
     }
 
 

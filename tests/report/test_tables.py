@@ -34,8 +34,11 @@ def test_rows_stand_in_the_study_s_order_with_the_article_beside(tmp_path):
         81.3, 80.1, 80.9, 80.9, 79.8, 81.1, 81.3, 81.8,
     ]  # fmt: skip
     swin, net7 = table.rows[0], table.rows[-1]
-    assert swin.delta is None
-    assert net7.delta == pytest.approx(net7.acc1.mean - swin.acc1.mean)
+    assert swin.contrast is None
+    difference = net7.contrast.difference
+    assert difference.mean == pytest.approx(net7.acc1.mean - swin.acc1.mean)
+    shown_delta = shown(table, "net7")["Δ"]
+    assert shown_delta == f"+{difference.mean:.1f} ± {difference.half:.1f}"
     assert net7.article_delta == pytest.approx(0.5)
 
 
