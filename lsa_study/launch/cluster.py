@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from lsa_study import compose, strict_yaml
 from lsa_study.study import Resources, repository_folder
 
+PEERS_SECONDS = 180
+"""How long the other processes of a run may go on after one has ended."""
+
 
 class Cluster(BaseModel):
     """How jobs are asked for here. Nothing of it is part of a run's identity."""
@@ -96,10 +99,11 @@ def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
         "exclude": cluster.exclude,
         "signal_delay_s": min(cluster.leave_seconds, limit * 60 // 4),
         # srun takes --cpus-per-task from nobody else; without it loading gets one core.
-        # When one process of a run dies, the others would wait for it until the time limit.
+        # When one process of a run ends, the others would wait for it until the time limit.
         "srun_args": [
             f"--cpus-per-task={resources.cpus}",
             "--kill-on-bad-exit=1",
+            f"--wait={PEERS_SECONDS}",
             "--export=ALL",
             *cluster.srun,
         ],

@@ -39,6 +39,9 @@ IDLE_LIVES = 3
 OWN_FAULTS = ("config", "data", "import", "bug")
 """Causes that the next run of the same array will most likely share."""
 
+OF_LEAVING = ("bug", "node")
+"""Causes that a signal to leave can have: it reaches loading processes and other ranks too."""
+
 SIGNAL_EARLY_SECONDS = 90.0
 """SLURM may send the signal before the time limit a minute early."""
 
@@ -132,6 +135,8 @@ class RunTask:
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         run = RunDir(Path(self.folder))
         _mark(run, place)
+        if LaunchFolder.of_run(run.root).cancelled(identity_of(run.root.name)):
+            return "stopped"
         if place.rank > 0:
             return _train(run, leave)
         return _FirstRank(run, place, leave).live()
@@ -167,9 +172,6 @@ class _FirstRank:
         self.records = LaunchFolder.of_run(run.root)
 
     def live(self) -> str:
-        if self.records.cancelled(self.identity):
-            self._rewrite("stopped", cause="cancelled")
-            return "stopped"
         self._begin()
         try:
             self._wait_for_writer()
@@ -180,8 +182,7 @@ class _FirstRank:
             sys.exit(error.exit_code)
         except Exception as error:
             state = self._failed_outside(error)
-        if state == "failed" and self.leave() and self.run.status().get("cause") == "bug":
-            # Signals reach the loading processes too; their death is not the run's fault.
+        if state == "failed" and self.leave() and self.run.status().get("cause") in OF_LEAVING:
             state = "stopped"
         if state == "stopped":
             return self._stopped()

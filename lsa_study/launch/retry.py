@@ -99,8 +99,8 @@ class _Retry:
             if reason is not None:
                 self.done.refused.setdefault(reason, []).append(row.name)
             elif self._wanted(row):
-                bad_nodes |= self._bad_nodes(row)
                 run = self._run(row, arrays.get(row.identity))
+                bad_nodes |= self._bad_nodes(row, run)
                 (runs if row.identity in arrays else self.done.local).append(run)
         if runs:
             self._let_go_on({run.identity for run in runs})
@@ -135,11 +135,11 @@ class _Retry:
         lives = self.records.lives(row.identity)[-LIMIT:]
         return len(lives) == LIMIT and not any(life.gained for life in lives)
 
-    def _bad_nodes(self, row: RunStatus) -> set[str]:
+    def _bad_nodes(self, row: RunStatus, run: Run) -> set[str]:
         """The node on which a run found no device; SLURM itself keeps away from those down."""
         assert row.folder is not None
         lives = self.records.lives(row.identity)
-        told_itself = row.folder.status().get("cause") == "node"
+        told_itself = row.folder.status().get("cause") == "node" and run.resources.nodes == 1
         return {lives[-1].host} if told_itself and lives else set()
 
     def _run(self, row: RunStatus, array: Array | None) -> Run:

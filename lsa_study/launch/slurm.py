@@ -133,12 +133,15 @@ class _Launcher:
 
     def work(self, runs: list[Run], mode: str, again: Callable[[Run], bool]) -> None:
         if mode == "dry-run":
+            tried = set()
             for chunk in self._plan(self._missing(runs, again)):
                 array = self._array(chunk)
                 script = _script(self._executor(array, None), len(chunk))
                 self.launched.queued.append(array)
                 self.launched.scripts.append(script)
-                _try(script)
+                if (kind := (array.resources, len(chunk))) not in tried:
+                    tried.add(kind)
+                    _try(script)
             return
         with self.records.lock():
             missing = self._missing(runs, again)

@@ -1,0 +1,65 @@
+"""A site's wishes, and the options of sbatch that they become."""
+
+import pytest
+
+from lsa_study.errors import ConfigError
+from lsa_study.launch import cluster
+from lsa_study.launch.cluster import Cluster, sbatch_parameters
+from lsa_study.study import Resources
+
+
+def test_the_sample_asks_for_nothing_special():
+    assert cluster.read() == Cluster()
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("partition: gpu\naccount: lab\nthrottle: 8\n")
+    wishes = cluster.read(path, {"partition": "long", "account": None})
+    assert (wishes.partition, wishes.account, wishes.throttle) == ("long", "lab", 8)
+
+
+def test_mistakes_are_named_with_their_place(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("partitoin: gpu\ngpus: some\n")
+    with pytest.raises(ConfigError) as caught:
+        cluster.read(path, {"throttle": 0})
+    told = str(caught.value)
+    assert f"{path}:1: partitoin is not a setting; did you mean partition?" in told
+    assert f"{path}:2: gpus = 'some'" in told
+    assert "--throttle: throttle = 0" in told
+
+
+def test_what_one_run_asks_for():
+    asked = Resources(nodes=2, gpus=8, cpus=6, memory_gb=320, hours=36.5)
+    options = sbatch_parameters(asked, Cluster(gpu_type="a100", nice=5, srun=["--mpi=none"]))
+    assert options["time"] == 2190
+    assert (options["nodes"], options["ntasks_per_node"], options["cpus_per_task"]) == (2, 8, 6)
+    assert options["gpus_per_node"] == "a100:8"
+    assert options["mem"] == "320GB"
+    assert options["signal_delay_s"] == 120
+    assert options["additional_parameters"] == {"requeue": True, "nice": 5}
+    assert options["srun_args"][0] == "--cpus-per-task=6"
+    assert options["srun_args"][-1] == "--mpi=none"
+    assert "partition" not in options
+
+
+@pytest.mark.parametrize(
+    ("way", "tasks", "gpus", "options"),
+    [
+        ("gres", 4, 4, {"gres": "gpu:4"}),
+        ("gpus-per-node", 4, 4, {"gpus_per_node": "4"}),
+        ("none", 1, 0, {}),
+    ],
+)
+def test_ways_to_ask_for_gpus(way, tasks, gpus, options):
+    asked = sbatch_parameters(Resources(gpus=4), Cluster(gpus=way))
+    assert asked["ntasks_per_node"] == tasks
+    assert {key: asked[key] for key in ("gres", "gpus_per_node") if key in asked} == options
+    assert cluster.gpus_of(Resources(gpus=4), Cluster(gpus=way)) == gpus
+
+
+def test_a_short_limit_keeps_most_of_its_time():
+    """Told 120 s before the end of one minute, a run would leave as soon as it began."""
+    options = sbatch_parameters(Resources(hours=1 / 60), Cluster())
+    assert (options["time"], options["signal_delay_s"]) == (1, 15)

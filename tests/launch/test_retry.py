@@ -1,0 +1,119 @@
+"""Retries, logs and the trash for runs that no cluster ever had."""
+
+import pytest
+
+from lsa_study import rundir, study
+from lsa_study.errors import ConfigError, Refused
+from lsa_study.launch.cluster import Cluster
+from lsa_study.launch.logs import logs
+from lsa_study.launch.records import Array, LaunchFolder
+from lsa_study.launch.retry import retry
+from lsa_study.launch.trash import discard, gc
+from lsa_study.rundir import RunDir
+from lsa_study.study import Resources
+
+
+@pytest.fixture
+def made(tmp_path):
+    folders = {}
+    for run in study.load("table1", only="swin,net1,net2,net3").runs():
+        folders[run.variant] = RunDir(rundir.runs_folder(tmp_path, "toy") / run.name)
+        folders[run.variant].create(run.settings, variant=run.variant)
+    return folders
+
+
+def test_the_cause_decides(tmp_path, made):
+    made["swin"].write_status("failed", cause="node", message="torch can use no GPU here")
+    made["net1"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
+    made["net2"].write_status("stopped", cause="cancelled")
+    made["net3"].write_result({"outcome": "diverged", "seconds": 1.0})
+    by_itself = retry(tmp_path, (), Cluster())
+    assert [run.variant for run in by_itself.local] == ["swin"]
+    assert {reason.split(";")[0] for reason in by_itself.refused} == {"bug", "cancelled"}
+    asked = retry(tmp_path, (), Cluster(), causes=["bug", "cancelled"])
+    assert [run.variant for run in asked.local] == ["net1", "net2"]
+    assert asked.local[0].settings == made["net1"].settings()
+    assert asked.local[0].identity == made["net1"].root.name[-10:]
+    with pytest.raises(ConfigError, match=r"--cause bugs: no such cause; known: node, lost"):
+        retry(tmp_path, (), Cluster(), causes=["bugs"])
+
+
+def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
+    made["swin"].write_result({"outcome": "oom", "reason": "epoch 1, step 1", "seconds": 1.0})
+    before = made["swin"].settings()
+    offered = retry(tmp_path, (), Cluster(), causes=["oom"])
+    assert offered.local == []
+    assert "lsa retry --cause oom --accumulate 2" in offered.words()[0]
+    (run,) = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=2).local
+    assert run.identity == before.identity()
+    after = made["swin"].settings()
+    assert after.runtime.accumulate == 2
+    assert after.science() == before.science()
+    assert made["swin"].result() is None
+    (old,) = (tmp_path / "toy" / ".trash").iterdir()
+    assert RunDir(old).result()["outcome"] == "oom"
+
+
+def test_lives_that_gain_nothing_end_the_retries(tmp_path, made):
+    made["swin"].write_status("running", epoch=1, step=3)
+    identity = made["swin"].root.name[-10:]
+    records = LaunchFolder.of(tmp_path, "toy")
+    with records.lock():
+        for job in ("1", "2", "3"):
+            facts = {"job": job, "restart": 0, "start": 0.0, "host": "n1", "gpus": 1}
+            end = {"end": 1.0, "why": "lost", "ended_at": [1, 3]}
+            records.note_life(identity, facts | {"begun_at": [1, 3]} | end)
+    refused = retry(tmp_path, ["swin"], Cluster())
+    assert refused.local == []
+    assert "its last 3 lives gained nothing" in refused.words()[0]
+    assert len(retry(tmp_path, ["swin"], Cluster(), causes=["lost"]).local) == 1
+
+
+def test_logs_of_each_attempt(tmp_path, made):
+    for word in ("first", "second"):
+        with made["swin"].owned() as attempt:
+            (made["swin"].attempt_folder(attempt) / "log.txt").write_text(f"{word} life\n")
+    pieces = []
+    logs(tmp_path, "swin", pieces.append)
+    logs(tmp_path, "swin", pieces.append, attempt=2)
+    assert pieces == ["first life\nsecond life\n", "second life\n"]
+    with pytest.raises(ConfigError, match="has printed nothing in life 3"):
+        logs(tmp_path, "swin", pieces.append, attempt=3)
+    with pytest.raises(ConfigError, match="has printed nothing yet"):
+        logs(tmp_path, "net1", pieces.append)
+
+
+def test_lives_are_told_apart_in_one_output(tmp_path, made):
+    """A job that SLURM restarts appends to the file of its earlier lives."""
+    run = made["swin"].root.name
+    records = LaunchFolder.of(tmp_path, "toy")
+    array = Array("key", (made["net1"].root.name, run), "table1", Resources(), 1, "me", 0.0, "7")
+    with records.lock():
+        records.write(array)
+    path = records.folder_of(array) / "7_1_0_log.out"
+    path.write_text("submitit\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
+    pieces = []
+    logs(tmp_path, run, pieces.append, attempt=2)
+    made["swin"].write_result({"outcome": "done", "seconds": 1.0})
+    logs(tmp_path, run, pieces.append, mode="follow")
+    assert pieces == ["=== life 2: job 7_1\nsaved\n", path.read_text()]
+
+
+def test_nothing_is_deleted(tmp_path, made):
+    made["swin"].write_result({"outcome": "done", "seconds": 1.0})
+    made["net1"].write_status("failed", cause="bug")
+    records = LaunchFolder.of(tmp_path, "toy")
+    with records.lock():
+        names = (made["swin"].root.name,)
+        records.write(Array("old", names, "table1", Resources(), 1, "me", 0.0, "7"))
+        names = (made["net1"].root.name, made["net2"].root.name)
+        records.write(Array("new", names, "table1", Resources(), 1, "me", 0.0, "8"))
+    would = gc(tmp_path, ["table1"], confirm=lambda question: False)
+    assert {garbage.path.name for garbage in would} >= {"old", made["net1"].root.name}
+    assert made["net1"].root.exists()
+    assert gc(tmp_path, confirm=lambda question: "1 folders" in question)[0].path.name == "old"
+    assert [array.key for array in records.arrays()] == ["new"]
+    (kept,) = (tmp_path / "toy" / ".trash").iterdir()
+    assert (kept / "array.json").exists()
+    with pytest.raises(Refused, match="does not lie in"):
+        discard(tmp_path, tmp_path / "toy")

@@ -1,0 +1,165 @@
+"""Where runs stand without any scheduler: what the folders alone can tell."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from lsa_study import rundir, study
+from lsa_study.errors import ConfigError
+from lsa_study.launch import select, status_table
+from lsa_study.launch.records import Array, LaunchFolder, Life
+from lsa_study.launch.status import as_json, status
+from lsa_study.rundir import RunDir
+from lsa_study.study import Resources
+
+SETTINGS = ["train.epochs=3"]
+DONE = {
+    "outcome": "done", "acc1": 50.0, "epoch": 3, "epochs": 3, "attempts": 2, "seconds": 7200,
+    "device_kind": "cuda",
+}  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path):
+    """The folders of Table 1 by variant."""
+    folders = {}
+    for run in study.load("table1", overrides=SETTINGS).runs():
+        folders[run.variant] = RunDir(rundir.runs_folder(tmp_path, "toy") / run.name)
+        folders[run.variant].create(run.settings, variant=run.variant)
+    return folders
+
+
+def states(results, *names):
+    return {row.variant: row.state for row in status(results, names)}
+
+
+def test_each_state_is_told(tmp_path, made):
+    made["swin"].write_result(DONE)
+    made["net1"].write_result({"outcome": "diverged", "reason": "epoch 1", "seconds": 1})
+    made["net2"].write_status("stopped", epoch=1, cause="preempted")
+    made["net3"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
+    made["net4"].write_status("running", epoch=2, epochs=3)
+    (made["net5"].root / "status.json").write_bytes(os.urandom(64))
+    (made["net6"].root / "result.json").write_text("{")
+    assert states(tmp_path) == {
+        "swin": "done", "net1": "diverged", "net2": "stopped", "net3": "failed", "net4": "lost",
+        "net5": "waiting", "net6": "failed", "net7": "waiting",
+    }  # fmt: skip
+    rows = {row.variant: row for row in status(tmp_path)}
+    assert (rows["swin"].attempts, rows["swin"].acc1, rows["swin"].gpu_hours) == (2, 50.0, 2.0)
+    assert (rows["net3"].cause, rows["net3"].message) == ("bug", "KeyError: 'rel_pos'")
+    assert "unreadable" in rows["net6"].message
+
+
+def test_a_writer_is_running_however_silent(tmp_path, made):
+    with made["swin"].owned():
+        made["swin"].write_status("running", epoch=1, eta_seconds=60.0)
+        assert states(tmp_path)["swin"] == "running"
+        old = {"state": "running", "heartbeat": time.time() - 500, "epoch": 1}
+        rundir.write_json(made["swin"].root / "status.json", old)
+        (row,) = status(tmp_path, ["swin"])
+        assert (row.state, row.note) == ("running", "no heartbeat 8 min")
+    assert states(tmp_path)["swin"] == "lost"
+
+
+def test_the_answer_in_json(tmp_path, made):
+    made["net2"].write_status("stopped", epoch=1, attempt=4, cause="cancelled")
+    told = json.loads(json.dumps(as_json(status(tmp_path))))
+    (run,) = [run for run in told["runs"] if run["variant"] == "net2"]
+    assert run["name"] == made["net2"].root.name
+    assert run["identity"] == run["name"][-10:]
+    found = [run[key] for key in ("seed", "state", "cause", "epoch", "attempts")]
+    assert found == [0, "stopped", "cancelled", 1, 4]
+
+
+def test_a_study_lists_what_has_not_begun(tmp_path, made):
+    """Other settings of a row stand for it; rows without a folder are waiting."""
+    assert len(status(tmp_path, ["table1"])) == 8
+    rows = {row.variant: row for row in status(tmp_path, ["table2"])}
+    assert rows.keys() == {"net7", "net7_identity", "net7_filter_norm"}
+    assert rows["net7"].folder is not None
+    assert rows["net7_identity"].folder is None
+    assert {row.state for row in rows.values()} == {"waiting"}
+    assert {row.state for row in status(tmp_path / "none", ["table1"])} == {"waiting"}
+
+
+def test_runs_are_found_by_how_they_begin(tmp_path, made):
+    identity = made["net3"].root.name[-10:]
+    for text in ("net3", "net3-s0", identity[:5], identity):
+        assert select.one(tmp_path, text).variant == "net3"
+    with pytest.raises(ConfigError, match="7 runs begin so; write more"):
+        select.one(tmp_path, "net")
+    with pytest.raises(ConfigError, match="no run under"):
+        select.one(tmp_path, "table1")
+    assert len(select.chosen(tmp_path, ["net3", "table2"])) == 2
+    with pytest.raises(ConfigError, match="no run under"):
+        status(tmp_path, ["tabel1"])
+
+
+def test_lives_are_summed(tmp_path, made):
+    identity = made["swin"].root.name[-10:]
+    records = LaunchFolder.of(tmp_path, "toy")
+    with records.lock():
+        for restart, why in enumerate(["preempted", "preempted", "timeout", None]):
+            start = time.time() - 3600
+            facts = {"job": "812_4", "restart": restart, "start": start, "host": "n1", "gpus": 4}
+            records.note_life(identity, facts | {"begun_at": [restart, 0]})
+            if why is not None:
+                end = {"end": start + 900, "why": why, "ended_at": [restart, 5]}
+                records.note_life(identity, {"job": "812_4", "restart": restart} | end)
+    lives = records.lives(identity)
+    assert [life.why for life in lives] == ["preempted", "preempted", "timeout", None]
+    assert isinstance(lives[0], Life)
+    assert lives[0].gained
+    (row,) = status(tmp_path, ["swin"])
+    assert row.note == "life 4 (2 preemptions, 1 time limit)"
+    assert row.gpu_hours == pytest.approx(3.0)
+
+
+def test_the_table_says_what_to_do(tmp_path, made):
+    made["swin"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
+    made["net1"].write_status("running", epoch=1)
+    words = io.StringIO()
+    rows = status(tmp_path)
+    status_table.show(rows, tmp_path, Console(file=words, width=160))
+    assert "bug: KeyError: 'rel_pos'" in words.getvalue()
+    assert "6 waiting  1 failed  1 lost" in words.getvalue()
+    assert "again: lsa retry --cause bug,lost" in words.getvalue()
+    status_table.watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
+
+
+def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
+    folder, names = rundir.runs_folder(tmp_path / "many", "toy"), []
+    beat = {"state": "running", "heartbeat": time.time(), "epoch": 1, "epochs": 3, "attempt": 1}
+    for number in range(10_000):
+        root = folder / f"swin-s{number}-{number:010x}"
+        root.mkdir(parents=True)
+        name, facts = [("result.json", DONE), ("status.json", beat)][number % 2]
+        (root / name).write_text(json.dumps(facts))
+        names.append(root.name)
+    records = LaunchFolder.of(tmp_path / "many", "toy")
+    with records.lock():
+        for key in range(10):
+            part = tuple(names[key * 1000 : (key + 1) * 1000])
+            array = Array(str(key), part, "table1", Resources(), 1, "root", 0.0)
+            records.write(array)
+    begun = time.process_time()  # not the clock: the machine may be busy with something else
+    rows = status(tmp_path / "many")
+    seconds = time.process_time() - begun
+    assert len(rows) == 10_000
+    assert {row.state for row in rows} == {"done", "lost"}
+    assert seconds < 3
+
+
+@pytest.mark.parametrize(
+    "module", ["status", "status_table", "select", "logs", "cancel", "retry", "trash", "slurm"]
+)
+def test_no_answer_needs_torch(module):
+    code = f"import sys, lsa_study.launch.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,223 @@
+"""Submitting: arrays, limits, two launchers, refusals. The jobs are held, so that none starts."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
+from lsa_study.launch import scheduler
+from lsa_study.launch.cancel import cancel
+from lsa_study.launch.records import identity_of
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def held(trial):
+    trial.wishes(sbatch={"hold": True})
+    return trial
+
+
+def queued(site):
+    return sorted(site.jobs())
+
+
+def seeds_of(array):
+    return [int(re.search(r"-s(\d+)-", name)[1]) for name in array.runs]
+
+
+def test_arrays_stay_under_the_index_limit(site, held):
+    """MaxArraySize is 6 here: 16 runs are arrays of 6, 6 and 4, seed 0 of every row first."""
+    launched = held.launch(held.asked(only="*", seeds=(0, 1)))
+    assert [len(array.runs) for array in launched.queued] == [6, 6, 4]
+    assert [seeds_of(array) for array in launched.queued] == [[0] * 6, [0, 0, 1, 1, 1, 1], [1] * 4]
+    jobs = {array.job_of(i) for array in launched.queued for i in range(len(array.runs))}
+    assert jobs == set(queued(site))
+    assert held.launch(held.asked(only="*", seeds=(0, 1))).count == 0
+    assert len(queued(site)) == 16
+    assert {row.state for row in held.status().values()} == {"queued"}
+
+
+def test_a_second_launch_submits_only_the_rest(site, held):
+    runs = held.asked(only="*")
+    held.wishes(submit_limit=5)
+    first = held.launch(runs)
+    assert (first.count, len(first.left), first.exit_code) == (5, 3, 1)
+    assert "no more than 5 jobs" in first.words()[-1]
+    with pytest.raises(EnvironmentLacks, match="no more than 5 jobs"):
+        held.launch(runs)
+    held.wishes(submit_limit=None)
+    second = held.launch(runs)
+    assert (second.count, second.exit_code) == (3, 0)
+    assert sorted(first.left) == sorted(second.queued[0].runs)
+    assert len(queued(site)) == 8
+
+
+def test_what_slurm_refuses_midway_is_left(site, held):
+    """The second array asks for more memory than any node has."""
+    good, huge = held.asked(only="net1"), held.asked(only="net2", memory_gb=999)
+    launched = held.launch([*good, *huge])
+    assert (launched.count, launched.exit_code) == (1, 1)
+    assert launched.left == [huge[0].name]
+    assert "refused array 2 of 2: Requested node configuration is not" in launched.refusal
+    assert f"job {launched.queued[0].job} is queued" in launched.refusal
+    assert not (held.results / "toy" / "runs" / huge[0].name).exists()
+
+
+def test_a_partition_that_is_not_there(site, held):
+    held.wishes(partition="gpuu")
+    for mode in ("dry-run", "submit"):
+        with pytest.raises(EnvironmentLacks, match=r"artition.*known partitions: gpu, urgent"):
+            held.launch(mode=mode)
+    assert not held.results.joinpath("toy", "runs").exists()
+    assert site.jobs() == {}
+
+
+def test_a_dry_run_writes_nothing(site, held):
+    held.wishes(
+        partition="urgent", account="lab", qos="long", constraint=None, nice=7, throttle=2,
+        gpus="gres", gpu_type=None, setup=["module load cuda"], sbatch={"mail-type": "FAIL"},
+    )  # fmt: skip
+    (run,) = held.asked(cpus=2, gpus=2, memory_gb=5, hours=1.5)
+    launched = held.launch([run, replace(run, identity="0" * 10)], mode="dry-run")
+    (script,) = launched.scripts
+    for line in (
+        "--partition=urgent", "--account=lab", "--qos=long", "--nice=7", "--array=0-1%2",
+        "--gres=gpu:2", "--ntasks-per-node=2", "--cpus-per-task=2", "--mem=5GB", "--time=90",
+        "--signal=USR2@120", "--mail-type=FAIL", "--requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "module load cuda" in script
+    assert re.search(r"^srun .*--cpus-per-task=2 ", script, re.MULTILINE)
+    assert not held.results.exists()
+    assert site.jobs() == {}
+
+
+def test_ten_thousand_runs_are_planned_in_seconds(held):
+    begun = time.monotonic()
+    launched = held.launch(held.asked(only="*", seeds=range(1250)), mode="dry-run")
+    assert launched.count == 10_000
+    assert time.monotonic() - begun < 10
+
+
+LAUNCH = """
+import json, sys
+from pathlib import Path
+from lsa_study import study
+from lsa_study.launch import cluster, slurm
+runs = study.load("table1", seeds=(0, 1)).runs()
+wishes = cluster.read(flags={"check_data": "job", "sbatch": {"hold": True}})
+launched = slurm.launch(runs, Path(sys.argv[1]), wishes)
+print(json.dumps([name for array in launched.queued for name in array.runs]))
+"""
+
+
+def test_two_launchers_at_once_queue_each_run_once(site, trial):
+    command = [sys.executable, "-c", LAUNCH, str(trial.results)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [json.loads(one.communicate(timeout=60)[0]) for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    names = [name for names in told for name in names]
+    assert len(names) == len(set(names)) == 16
+    assert len(queued(site)) == 16
+
+
+def test_a_launcher_that_dies_loses_no_job(site, held, tmp_path, monkeypatch):
+    """Killed after SLURM took the array and before the array's job could be noted."""
+    real = shutil.which("sbatch")
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\n{real} "$@" || exit\n[ "$1" = --test-only ] || kill -9 $PPID\n')
+    wrapper.chmod(0o755)
+    path = f"{wrapper.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(held.results)],
+        env={**os.environ, "PATH": path}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    before = queued(site)
+    assert len(before) == 6
+    (array,) = held.records.arrays()
+    assert array.job is None
+    again = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(held.results)], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert len(json.loads(again.stdout)) == 10
+    assert len(queued(site)) == 16
+    assert held.records.arrays()[0].job == scheduler.array_of(before[0])
+
+
+def test_the_throttle_spans_arrays(site, trial):
+    """The second array may begin only when all of the first have started."""
+    trial.wishes(throttle=2, sbatch={"hold": True})
+    launched = trial.launch(trial.asked(only="*"))
+    first, second = launched.queued
+    told = site.run("squeue", "--noheader", "--job", str(second.job), "--format", "%E")
+    assert f"after:{first.job}" in told
+    script = trial.records.folder_of(first) / f"{first.job}_submission.sh"
+    assert "--array=0-5%2" in script.read_text()
+
+
+def test_many_are_cancelled_only_when_asked(site, held):
+    held.launch(held.asked(only="*", seeds=(0, 1)))
+    with pytest.raises(Refused, match="16 runs were left"):
+        cancel(held.results, ["table1"])
+    assert len(queued(site)) == 16
+    with pytest.raises(ConfigError):
+        cancel(held.results, [])
+    done = cancel(held.results, ["table1"], confirm=lambda question: "16" in question)
+    assert len(done.pending) == 16
+    site.drain(10)
+    rows = held.status().values()
+    assert {(row.state, row.cause) for row in rows} == {("stopped", "cancelled")}
+
+
+def test_missing_data_is_told_before_anything_is_queued(site, trial, tmp_path):
+    trial.wishes(check_data="here")
+    runs = trial.asked()
+    data = runs[0].settings.data.model_copy(update={"name": "cifar10", "root": str(tmp_path)})
+    settings = runs[0].settings.model_copy(update={"data": data})
+    with pytest.raises(EnvironmentLacks, match="cifar10"):
+        trial.launch([replace(runs[0], settings=settings, identity=settings.identity())])
+    assert site.jobs() == {}
+
+
+def failing(trial, tmp_path, count):
+    """Runs whose data are not there; the nodes find out."""
+    found = []
+    for run in trial.asked(seeds=range(count)):
+        data = run.settings.data.model_copy(update={"name": "cifar10", "root": str(tmp_path)})
+        settings = run.settings.model_copy(update={"data": data})
+        found.append(replace(run, settings=settings, identity=settings.identity()))
+    return found
+
+
+def test_equal_errors_hold_the_rest(site, trial, tmp_path):
+    trial.wishes(throttle=1)
+    trial.launch(failing(trial, tmp_path, 5))
+    site.wait_for(lambda: trial.records.held(), 120, trial.log())
+    site.wait_for(lambda: len(site.jobs()) == 2, 30, "two held jobs")
+    time.sleep(2)
+    assert {reason for _, reason in site.jobs().values()} <= {"JobHeldAdmin", "JobHeldUser"}
+    rows = list(trial.status().values())
+    assert [(row.state, row.cause) for row in rows[:3]] == [("failed", "data")] * 3
+    assert [(row.state, row.note) for row in rows[3:]] == [("queued", "held")] * 2
+    assert "cifar10" in rows[0].message
+    assert trial.launch(failing(trial, tmp_path, 5)).count == 0
+    assert trial.retry().launched is None, "missing data do not come by themselves"
+    trial.wishes(sbatch={"hold": True})
+    assert trial.retry("data").launched.count == 3
+    assert trial.records.held() is None
+    assert trial.records.failures() == []
+    assert {identity_of(row.name) for row in trial.status().values()} == {
+        run.identity for run in failing(trial, tmp_path, 5)
+    }
