@@ -13,15 +13,8 @@ from lsa_study.evidence.contrasts import Contrast
 from lsa_study.evidence.order import agreement
 from lsa_study.evidence.power import pooled_noise, resolvable
 from lsa_study.evidence.rows import Row
+from lsa_study.evidence.tiers import MEANING
 from lsa_study.study import Study
-
-TIERS = {
-    "toy": "Tier toy: a check that the pipeline works, never a reproduction of the article.",
-    "proxy": "Tier proxy: small images and a small network, never a reproduction of the article; "
-    "it can only show whether the order of the rows reappears.",
-    "paper": "Tier paper: the article's data set and protocol.",
-}
-"""What the results of a tier may be taken for."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ def notes_of(
         marked.append(Note(_daggers(rows, reasons), "†"))
     ran = [run for row in rows for run in row.runs]
     general = [
-        TIERS[study.tier],
+        MEANING[study.tier],
         _article(study),
         _reading(rows),
         *_noise(compared),
