@@ -81,8 +81,8 @@ def collect(results: Path, tier: str) -> Collected:
     Runs that have not ended are left out; files that cannot be read are named in ``broken``.
     """
     broken: list[str] = []
-    stored = _stored(parquet_path(results, tier), broken)
-    facts: dict[Any, Any] = stored[list(_RESULT)].to_dict("index")
+    known = _stored(parquet_path(results, tier), broken)
+    facts: dict[Any, Any] = known[list(_RESULT)].to_dict("index")
     fresh: list[dict[str, Any]] = []
     reader = _Reader(broken)
     for identity, run in sorted(rundir.existing(results, tier).items()):
@@ -91,11 +91,17 @@ def collect(results: Path, tier: str) -> Collected:
             record = reader.record(run, result)
             fresh += [record] if record else []
     new = _frame(fresh)
-    kept = stored[~stored.index.isin(new.index)]
+    kept = known[~known.index.isin(new.index)]
     parts = [part for part in (kept, new) if len(part)]
-    runs = _typed(pd.concat(parts)) if parts else stored
+    runs = _typed(pd.concat(parts)) if parts else known
     settings = sorted({str(name) for name in runs} - set(COLUMNS))
     return Collected(runs[[*COLUMNS, *settings]].sort_values(ORDER), tuple(broken))
+
+
+def stored(results: Path, tier: str) -> Collected:
+    """The runs of ``runs.parquet`` alone, as a fresh clone has them."""
+    broken: list[str] = []
+    return Collected(_stored(parquet_path(results, tier), broken).sort_values(ORDER), tuple(broken))
 
 
 def refresh(results: Path, tier: str) -> Collected:

@@ -78,8 +78,9 @@ def as_csv(table: Table) -> str:
     document = table.as_json()
     records = [_flat(table, row) for row in document["rows"]]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(k for r in records for k in r)), "", "raise")
-    writer.writerow({name: name for name in writer.fieldnames})
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
 

@@ -1,0 +1,74 @@
+"""The check names each cell that the runs do not give."""
+
+import json
+
+import pytest
+from synthetic import write_run, write_study
+
+from lsa_study import study
+from lsa_study.evidence.collect import parquet_path
+from lsa_study.report.check import check_tables
+from lsa_study.report.tables import write_tables
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_tables([write_study(tmp_path, "table4", seeds=[0])], tmp_path)
+    return tmp_path
+
+
+def check(results):
+    return check_tables([study.load("table4")], results)
+
+
+def test_tables_as_written_pass(results):
+    assert check(results) == []
+
+
+def test_it_needs_the_parquet_only(results):
+    (results / "toy" / "runs").rename(results / "gone")
+    assert check(results) == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "md", "tex"])
+def test_an_edited_number_is_named(results, kind):
+    path = results / "toy" / "tables" / f"table4.{kind}"
+    value = json.loads((path.with_suffix(".json")).read_text())["rows"][2]["acc1"]["mean"]
+    shown = f"{value:.1f}" if kind in ("md", "tex") else str(value)
+    path.write_text(path.read_text().replace(shown, "99.9", 1))
+    (line, *more) = check(results)
+    assert "99.9" in line
+    assert shown in line
+    assert f"table4.{kind}: " in line
+    assert {"csv": "row elsa, acc1_mean", "json": "row elsa, acc1.mean"}.get(kind, "line") in line
+    assert not more
+
+
+def test_a_new_seed_is_named_in_every_format(results):
+    for run in study.load("table4", seeds=[1]).runs():
+        write_run(results, run)
+    before = check(results)
+    assert before == [], "runs that are not collected yet do not count"
+    from lsa_study.evidence.collect import refresh
+
+    refresh(results, "toy")
+    lines = check(results)
+    for kind in ("csv", "json", "md", "tex"):
+        assert any(line.startswith(f"table4.{kind}: ") for line in lines)
+    assert any("row swin, acc1_n: 1 in the file, 2 from the runs" in line for line in lines)
+
+
+def test_missing_and_damaged_files_are_named(results):
+    folder = results / "toy" / "tables"
+    (folder / "table4.tex").unlink()
+    (folder / "table4.json").write_text("{")
+    (folder / "table4.csv").write_text("")
+    found = " ".join(check(results))
+    assert "table4.tex: cannot be read; write it with lsa table" in found
+    assert "table4.json: is damaged" in found
+    assert "table4.csv: row swin, acc1_mean: nothing in the file" in found
+
+
+def test_a_damaged_collection_is_named(results):
+    parquet_path(results, "toy").write_bytes(b"PAR1")
+    assert "is unreadable" in check(results)[0]
