@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 real 8 x 8 pictures, placed in larger ones with noise and clutter.
+"""Handwritten digits: 1,797 real 8 x 8 pictures, placed in larger ones with noise.
 
 The pictures are the UCI set "Optical Recognition of Handwritten Digits" that scikit-learn carries.
 All arithmetic is on whole numbers, so every machine makes the same bytes.
@@ -20,9 +20,12 @@ VERSION = "digits-1"
 
 SIDE = 28
 TEST_SOURCES = 497
-PLACEMENTS = 1
 UNIT = 64
 """Positions and sizes are in this fraction of a pixel."""
+SCALES = (210, 224)
+"""Pixels of a picture per pixel of its source, in UNITs: from the first, below the second."""
+CONTRAST = 200
+NOISE = 10
 
 Bytes = NDArray[np.uint8]
 Whole = NDArray[np.int64]
@@ -41,8 +44,7 @@ def make(split: str) -> tuple[Bytes, Whole]:
     order = np.random.default_rng(0).permutation(len(digits))
     chosen = order[:TEST_SOURCES] if split == "test" else order[TEST_SOURCES:]
     draw = np.random.default_rng([1, split == "test"])
-    repeated = draw.permutation(np.repeat(chosen, PLACEMENTS))
-    return _compose(pictures, repeated, draw), digits[repeated]
+    return _compose(pictures, chosen, draw), digits[chosen]
 
 
 def _sources() -> tuple[Whole, Whole]:
@@ -62,28 +64,19 @@ def _sources() -> tuple[Whole, Whole]:
 
 
 def _compose(pictures: Whole, chosen: Whole, draw: np.random.Generator) -> Bytes:
-    count = len(chosen)
-    ink = _place(pictures[chosen], draw, low=130, high=190)
-    for _ in range(2):
-        # Clutter: corners of other digits of the same split, smaller and fainter.
-        other = pictures[draw.permutation(chosen)].copy()
-        other[:, 4:, :] = 0
-        ink = np.maximum(ink, _place(other, draw, low=100, high=160) * 3 // 4)
-    paper = draw.integers(0, 90, (count, 3, 1, 1))
-    contrast = draw.integers(90, 160, (count, 3, 1, 1))
-    noise = draw.integers(-60, 61, (count, 3, SIDE, SIDE))
-    shade = paper + ink[:, None] * contrast // (16 * UNIT * UNIT) + noise
+    ink = _place(pictures[chosen], draw)
+    noise = draw.integers(-NOISE, NOISE + 1, (len(chosen), 3, SIDE, SIDE))
+    shade = ink[:, None] * CONTRAST // (16 * UNIT * UNIT) + noise
     return np.clip(shade, 0, 255).astype(np.uint8)
 
 
-def _place(sources: Whole, draw: np.random.Generator, *, low: int, high: int) -> Whole:
-    """Enlarge each 8 x 8 picture ``low`` to ``high`` UNITs per pixel, at a random place.
+def _place(sources: Whole, draw: np.random.Generator) -> Whole:
+    """Enlarge each 8 x 8 picture by about 3.4, at a random place.
 
     Bilinear; returns (N, 28, 28) with ink in 0..16 * UNIT * UNIT.
     """
-    count = len(sources)
-    scale = draw.integers(low, high, count)
-    room = np.maximum(SIDE * UNIT - 8 * scale, 1)
+    scale = draw.integers(*SCALES, len(sources))
+    room = SIDE * UNIT - 8 * scale
     rows = _weights(scale, draw.integers(0, room))
     columns = _weights(scale, draw.integers(0, room))
     enlarged: Whole = np.matmul(np.matmul(rows, sources), columns.transpose(0, 2, 1))

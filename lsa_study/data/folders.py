@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lsa_study.config import Settings
 from lsa_study.data import seeds
+from lsa_study.data.pictorial import pictorial
 from lsa_study.data.plan import Epoch, Share
 from lsa_study.data.roots import DataLacks, require
 from lsa_study.data.sets import Pixels, Sets, Source
@@ -180,34 +181,36 @@ class FolderSets(Sets):
 
 
 def _quiet_worker(_: int) -> None:
-    # An interrupt reaches every process of the terminal; only the main one may act on it.
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    # These reach every process of the terminal or the job; only the main one may act on them.
+    # SIGTERM is left alone: it is how Python ends workers that it no longer needs.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _train_transform(settings: Settings) -> Transform:
-    from timm.data import create_transform
+    from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
     from torchvision import transforms
 
     wanted, size = settings.augment, settings.data.image_size
-    first, second, last = create_transform(
-        size, is_training=True, scale=wanted.crop_scale, ratio=wanted.crop_ratio,
-        hflip=wanted.hflip, auto_augment=wanted.rand_augment,
-        color_jitter=wanted.color_jitter or None, interpolation="random",
-        mean=MEAN, std=STD, use_prefetcher=True, separate=True,
-    )  # fmt: skip
-    if wanted.crop != "random_resized":
+    crops: list[Transform]
+    if wanted.crop == "random_resized":
+        # The released code draws between bilinear and bicubic.
+        crops = [
+            RandomResizedCropAndInterpolation(
+                size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random"
+            )
+        ]
+    else:
         scaled = math.floor(size / settings.evaluation.crop_share)
-        bicubic = transforms.InterpolationMode.BICUBIC
-        cut = (
-            transforms.CenterCrop(size)
-            if wanted.crop == "none"
-            else transforms.RandomCrop(size, padding=wanted.crop_pad)
+        crops = [transforms.Resize(scaled, transforms.InterpolationMode.BICUBIC)]
+        pad = wanted.crop == "pad"
+        crops.append(
+            transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
         )
-        flip = transforms.RandomHorizontalFlip(wanted.hflip)
-        first = transforms.Compose([transforms.Resize(scaled, bicubic), cut, flip])
-    chain: Transform = transforms.Compose([first, second, last])
+    flip = transforms.RandomHorizontalFlip(wanted.hflip)
+    change = pictorial(wanted, size, MEAN)
+    changes = [] if change is None else [change]
+    chain: Transform = transforms.Compose([*crops, flip, *changes, MaybePILToTensor()])
     return chain
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.config import Augment, Settings
+from lsa_study.config import Settings
 from lsa_study.data import augment, cifar, digits, seeds
+from lsa_study.data.pictorial import pictorial
 from lsa_study.data.plan import Epoch, Share
 from lsa_study.data.roots import require
 from lsa_study.data.sets import Pixels, Sets, Source
 
-Pictorial = Callable[[Image.Image], Image.Image]
-
 STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
-    "digits": ((0.35, 0.35, 0.35), (0.22, 0.22, 0.22)),
+    "digits": ((0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 """Mean and standard deviation per channel, of pixels in 0..1."""
@@ -79,7 +77,7 @@ class TensorSets(Sets):
         super().__init__(source, settings, device)
         size = settings.data.image_size
         scaled = math.floor(size / settings.evaluation.crop_share)
-        self._pictorial = _pictorial(settings.augment, size, source.mean)
+        self._pictorial = pictorial(settings.augment, size, source.mean)
         self._train_labels = train.labels.to(self.device)
         self._test_labels = test.labels.to(self.device)
         self._test = _centre(_resize(test.pixels, scaled), size).to(self.device)
@@ -133,23 +131,6 @@ class TensorSets(Sets):
         for numbers in rows:
             chosen = numbers.to(self.device)
             yield numbers, self._test[chosen], self._test_labels[chosen]
-
-
-def _pictorial(wanted: Augment, size: int, mean: Pixels) -> Pictorial | None:
-    """What has to be done picture by picture: RandAugment, else color jitter, as timm has it."""
-    if wanted.rand_augment is not None:
-        from timm.data.auto_augment import rand_augment_transform
-
-        grey = tuple(min(255, round(255 * m)) for m in mean)
-        options: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": grey}
-        randomly: Pictorial = rand_augment_transform(wanted.rand_augment, options)
-        return randomly
-    if wanted.color_jitter > 0:
-        from torchvision.transforms import ColorJitter
-
-        jitter: Pictorial = ColorJitter(*[wanted.color_jitter] * 3)
-        return jitter
-    return None
 
 
 def _resize(pixels: Tensor, side: int) -> Tensor:

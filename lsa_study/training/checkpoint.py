@@ -42,6 +42,11 @@ def load(run_dir: RunDir) -> dict[str, Any] | None:
     """Read the last whole checkpoint; None where there is none."""
     for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
         try:
+            # torch itself does not compare the checksums it writes.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                continue
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError,
                 zipfile.BadZipFile):  # fmt: skip

@@ -36,7 +36,7 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
         )
     if runtime.device == "cpu" or not usable:
         return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def precision(train: Train, device: torch.device) -> torch.dtype:

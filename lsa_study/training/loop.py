@@ -13,6 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lsa_study.config import Settings
 from lsa_study.data import DataLacks, seeds
@@ -21,7 +22,7 @@ from lsa_study.data.sets import Batch, Sets
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, environment, optimise
 from lsa_study.training.evaluate import Scores, evaluate
-from lsa_study.training.monitor import Monitor
+from lsa_study.training.monitor import Silent
 from lsa_study.training.outcome import Diverged, Stopped
 from lsa_study.training.progress import Progress, Report
 from lsa_study.training.ranks import ALONE, Ranks
@@ -37,7 +38,7 @@ class Life:
     run_dir: RunDir
     settings: Settings
     attempt: int
-    monitor: Monitor
+    monitor: Silent
     stop: Callable[[], bool]
     ranks: Ranks = ALONE
 
@@ -77,7 +78,14 @@ class Loop:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if runtime.compile else model
         )
-        self._saved = time.monotonic()
+        self.running = [
+            statistic
+            for part in model.modules()
+            if isinstance(part, _BatchNorm)
+            for statistic in (part.running_mean, part.running_var)
+            if statistic is not None
+        ]
+        self._noted = self._saved = time.monotonic()
 
     @property
     def effective_batch(self) -> int:
@@ -110,7 +118,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self.monitor.line(f"resumed at epoch {progress.epoch + 1}, step {progress.step + 1}")
+        self.monitor.say(f"resumed at epoch {progress.epoch + 1}, step {progress.step + 1}")
 
     def run(self) -> None:
         """Train and evaluate all epochs that are left.
@@ -121,14 +129,13 @@ class Loop:
         """
         self.monitor.begin(self._done())
         self.model.train()
-        while self.progress.epoch < self.settings.train.epochs:
-            started = time.monotonic()
-            try:
-                train_loss = self._train_epoch()
-                self._end_epoch(train_loss)
-            finally:
-                self.progress.seconds += time.monotonic() - started
-            self._save()
+        self._noted = self._saved = time.monotonic()
+        try:
+            while self.progress.epoch < self.settings.train.epochs:
+                self._end_epoch(self._train_epoch())
+                self._save()
+        finally:
+            self._note_costs()
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -147,7 +154,12 @@ class Loop:
         before, begun = at.epoch_seconds, time.monotonic()
         every = 1 if self.device.type == "cpu" else GPU_CHECK_STEPS
         for step in range(at.step, plan.steps):
-            loss = self._step(step, batches)
+            try:
+                loss = self._step(step, batches)
+            except RuntimeError:
+                # A signal to the whole job ends the loading processes before it is looked at here.
+                self._stop_if_asked(watch)
+                raise
             watch.add(loss, plan.batch, step)
             if (step + 1) % every == 0 or step + 1 == plan.steps:
                 self._look(watch)
@@ -158,12 +170,26 @@ class Loop:
         return at.loss_sum / (plan.steps * plan.batch)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Tensor:
+        """One optimiser step; returns the mean loss over the effective batch."""
         self.schedule.set(self.progress.epoch, step)
+        loss = self.ranks.together(lambda: self._gradients(step, batches))
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.ranks.average([loss, *gradients, *self.running])
+        if self.settings.train.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return loss
+
+    def _gradients(self, step: int, batches: Iterator[Batch]) -> Tensor:
+        """Gradients of this process's parts of a step; returns their mean loss."""
         total = torch.zeros((), device=self.device)
-        for part in range(self.accumulate):
+        for part in self.ranks.parts(self.accumulate)[1]:
             batch = next(batches)
-            seed = self.settings.seed
-            torch.manual_seed(seeds.derive(seed, "step", self.progress.epoch, step, part))
+            words = (self.settings.seed, "step", self.progress.epoch, step, part)
+            torch.manual_seed(seeds.derive(*words))
             with torch.autocast(
                 self.device.type, self.precision, enabled=self.precision != torch.float32
             ):
@@ -171,12 +197,6 @@ class Loop:
             loss = self._loss(logits.float(), batch.targets) / self.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if self.settings.train.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.model)
         return total
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -198,14 +218,17 @@ class Loop:
 
     def _between_steps(self, watch: LossWatch) -> None:
         at = self.progress
-        stop = self.ranks.any(self.life.stop())
-        due = time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds
-        if stop or due:
+        self._stop_if_asked(watch)
+        if time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds:
             self._look(watch)
             self._save()
-        if stop:
-            raise Stopped
         self._tick(f"step {at.step}/{self.steps}")
+
+    def _stop_if_asked(self, watch: LossWatch) -> None:
+        if self.ranks.any(self.life.stop()):
+            self._look(watch)
+            self._save()
+            raise Stopped
 
     def _tick(self, words: str) -> None:
         at = self.progress
@@ -223,10 +246,14 @@ class Loop:
     # -- epochs -------------------------------------------------------------------------------
 
     def _evaluate(self, model: nn.Module) -> Scores:
-        scores = evaluate(
-            model, self.sets, self.settings.evaluation.batch_size, precision=self.precision,
-            ranks=self.ranks, tick=self._tick_or_stop,
-        )  # fmt: skip
+        try:
+            scores = evaluate(
+                model, self.sets, self.settings.evaluation.batch_size, precision=self.precision,
+                ranks=self.ranks, tick=self._tick_or_stop,
+            )  # fmt: skip
+        except RuntimeError:
+            self._tick_or_stop()
+            raise
         if not math.isfinite(scores.loss):
             raise Diverged(
                 f"epoch {self.progress.epoch + 1}, after step {self.steps}: test loss "
@@ -296,9 +323,13 @@ class Loop:
         """The weights of the epoch that is reported."""
         return self.progress.best_weights or self.reported_weights()
 
+    def _note_costs(self) -> None:
+        now, at = time.monotonic(), self.progress
+        at.seconds, self._noted = at.seconds + now - self._noted, now
+        at.peak_memory = max(at.peak_memory, environment.peak_memory(self.device))
+
     def _save(self) -> None:
-        memory = environment.peak_memory(self.device)
-        self.progress.peak_memory = max(self.progress.peak_memory, memory)
+        self._note_costs()
         if self.ranks.first:
             state = {
                 "model": self.model.state_dict(),

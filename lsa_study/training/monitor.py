@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing_extensions import override
 
 from lsa_study.config import Settings
 from lsa_study.rundir import RunDir, State
@@ -18,7 +19,33 @@ from lsa_study.rundir import RunDir, State
 HEARTBEAT_SECONDS = 10.0
 
 
-class Monitor:
+class Silent:
+    """Tells nothing: for the processes of a run that do not speak for it."""
+
+    def begin(self, done: float) -> None:
+        """Start the clock of the estimate: ``done`` epochs were done by earlier lives."""
+
+    def beat(self, done: float, words: str, **facts: Any) -> None:
+        """Note that the run is alive, with ``done`` of its epochs; write what is due."""
+
+    def epoch(self, words: str) -> None:
+        """Log an epoch's numbers; show them when a line is due, and always after the last."""
+
+    def say(self, words: str) -> None:
+        """Write a line into the log and on the console, bar or not."""
+
+    def log(self, words: str) -> None:
+        """Write into the attempt's log alone."""
+
+    def status(self, state: State, **facts: Any) -> None:
+        """Replace the status file, keeping the facts that are not given."""
+
+    def eta(self, done: float) -> float | None:
+        """Seconds left at the pace of this life; None before anything is done."""
+        return None
+
+
+class Monitor(Silent):
     """Tells how one life of a run goes. Call ``beat`` often; it decides what is due."""
 
     def __init__(
@@ -68,56 +95,55 @@ class Monitor:
             self._bar.stop()
         self._log.close()
 
+    @override
     def begin(self, done: float) -> None:
-        """Start the clock of the estimate: ``done`` epochs were done by earlier lives."""
         self._begun_at, self._started = done, time.monotonic()
 
+    @override
     def beat(self, done: float, words: str, **facts: Any) -> None:
-        """Note that the run is alive, with ``done`` of its epochs; write what is due."""
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, words=words)
         if now - self._last_status >= HEARTBEAT_SECONDS:
             self.status("running", message=words, eta_seconds=self.eta(done), **facts)
         if now - self._last_line >= self.line_seconds:
-            self.line(words)
+            self._line(words)
 
-    def line(self, words: str) -> None:
-        """Write a line into the log, and on the console where no bar shows it."""
+    def _line(self, words: str) -> None:
         self._last_line = time.monotonic()
         self.log(words)
         if self.console is not None and self._bar is None:
             self.console.print(words, markup=False, highlight=False)
 
+    @override
     def epoch(self, words: str) -> None:
-        """Log an epoch's numbers; show them when a line is due, and always after the last."""
         last = words.startswith(f"epoch {self.epochs}/")
         if last or time.monotonic() - self._last_line >= self.line_seconds:
-            self.line(words)
+            self._line(words)
         else:
             self.log(words)
 
+    @override
     def say(self, words: str) -> None:
-        """Write a line into the log and on the console, bar or not."""
         self.log(words)
         if self.console is not None:
             self.console.print(words, markup=False, highlight=False)
 
+    @override
     def log(self, words: str) -> None:
-        """Write into the attempt's log alone."""
         # A log that cannot be written must not end a run.
         with contextlib.suppress(OSError):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {words}\n")
             self._log.flush()
 
+    @override
     def status(self, state: State, **facts: Any) -> None:
-        """Replace the status file, keeping the facts that are not given."""
         self.facts |= facts
         self._last_status = time.monotonic()
         self.run_dir.write_status(state, **self.facts)
 
+    @override
     def eta(self, done: float) -> float | None:
-        """Seconds left at the pace of this life; None before anything is done."""
         gained = done - self._begun_at
         if gained <= 0:
             return None

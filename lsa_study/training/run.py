@@ -20,9 +20,9 @@ from lsa_study.data import DataLacks, seeds
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.rundir import RunDir, write_whole
-from lsa_study.training import checkpoint, environment
+from lsa_study.training import checkpoint, environment, ranks
 from lsa_study.training.loop import Life, Loop
-from lsa_study.training.monitor import Monitor, job
+from lsa_study.training.monitor import Monitor, Silent, job
 from lsa_study.training.outcome import (
     DeviceLacks,
     Diverged,
@@ -30,11 +30,13 @@ from lsa_study.training.outcome import (
     is_out_of_memory,
 )
 from lsa_study.training.progress import Progress, Report
+from lsa_study.training.ranks import PeerLost
 
 CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (ConfigError, "config"),
     (DataLacks, "data"),
     (DeviceLacks, "node"),
+    (PeerLost, "node"),
     (EnvironmentLacks, "disk"),
     (ImportError, "import"),
     (MemoryError, "oom-host"),
@@ -57,11 +59,16 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
     settings = run_dir.settings()
     if (result := run_dir.result()) is not None:
         return _tidy(run_dir, result["outcome"])
-    with (
-        run_dir.owned(job()) as attempt,
-        Monitor(run_dir, settings, attempt, console) as monitor,
-    ):
-        return _Attempt(Life(run_dir, settings, attempt, monitor, stop)).carry_out()
+    with ranks.join() as us, contextlib.ExitStack() as stack:
+
+        def claim() -> tuple[int, Silent]:
+            if not us.first:
+                return 0, Silent()
+            attempt = stack.enter_context(run_dir.owned(job()))
+            return attempt, stack.enter_context(Monitor(run_dir, settings, attempt, console))
+
+        attempt, monitor = us.together(claim)
+        return _Attempt(Life(run_dir, settings, attempt, monitor, stop, us)).carry_out()
 
 
 def _tidy(run_dir: RunDir, outcome: Outcome) -> str:
@@ -81,6 +88,7 @@ class _Attempt:
     def __init__(self, life: Life) -> None:
         self.life = life
         self.facts: dict[str, Any] = {}
+        self.device = torch.device("cpu")
         self.progress = Progress()
 
     def carry_out(self) -> str:
@@ -102,17 +110,14 @@ class _Attempt:
 
     def _train(self) -> str:
         life = self.life
-        device = environment.choose_device(life.settings.runtime)
+        device = environment.choose_device(life.settings.runtime, local_rank=life.ranks.local)
+        self.device = device
         with environment.deterministic(device):
-            sets = data.load(life.settings, device=str(device))
+            sets = life.ranks.together(lambda: data.load(life.settings, device=str(device)))
             model = build(life.settings, sets)
             self.facts = _facts(life, model, sets, device)
             try:
-                loop = Loop(life, model, sets)
-                self.progress = loop.progress
-                checkpoint.need_space(life.run_dir, loop.checkpoint_bytes())
-                loop.resume()
-                self.progress = loop.progress
+                loop = life.ranks.together(lambda: self._prepare(model, sets))
                 loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
@@ -122,6 +127,14 @@ class _Attempt:
                 return self._end("oom", self._memory_words(error))
             self._write_outputs(loop.final_weights())
             return self._end("done", None)
+
+    def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
+        loop = Loop(self.life, model, sets)
+        self.progress = loop.progress
+        checkpoint.need_space(self.life.run_dir, loop.checkpoint_bytes())
+        loop.resume()
+        self.progress = loop.progress
+        return loop
 
     def _memory_words(self, error: RuntimeError) -> str:
         at, train = self.progress, self.life.settings.train
@@ -134,6 +147,8 @@ class _Attempt:
         )
 
     def _write_outputs(self, weights: dict[str, Tensor]) -> None:
+        if not self.life.ranks.first:
+            return
         checkpoint.save_weights(self.life.run_dir.weights, weights)
         bits = self._report().bits
         assert bits is not None
@@ -146,10 +161,12 @@ class _Attempt:
         return self.progress.best if best else self.progress.last
 
     def _end(self, outcome: Outcome, reason: str | None) -> str:
+        if not self.life.ranks.first:
+            return outcome
         run_dir, at, done = self.life.run_dir, self.progress, outcome == "done"
         report = self._report()
         epochs = report.epoch if done else at.epoch + 1
-        memory = environment.peak_memory(torch.device(self.facts["device_kind"]))
+        memory = max(at.peak_memory, environment.peak_memory(self.device))
         run_dir.write_result(
             {
                 **{key: self.facts[key] for key in RESULT_FACTS},
@@ -163,7 +180,7 @@ class _Attempt:
                 "epoch": epochs,
                 "seconds": at.seconds,
                 "seconds_per_epoch": at.seconds / max(1, at.epoch),
-                "peak_memory_bytes": max(at.peak_memory, memory),
+                "peak_memory_bytes": memory,
                 "attempts": len(run_dir.attempts()),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             }
@@ -218,6 +235,7 @@ def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> di
     cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
     facts = {
         **environment.facts(device),
+        "processes": life.ranks.count,
         "precision": str(environment.precision(settings.train, device)).removeprefix("torch."),
         "torch": torch.__version__,
         "params": cost.params,
@@ -235,5 +253,6 @@ def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> di
         "variant": config["variant"],
         "seed": settings.seed,
     }
-    life.run_dir.write_environment(life.attempt, facts)
+    if life.ranks.first:
+        life.run_dir.write_environment(life.attempt, facts)
     return facts

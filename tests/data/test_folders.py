@@ -1,0 +1,132 @@
+"""ImageNet's folders: real files, real worker processes."""
+
+import numpy as np
+import pytest
+import torch
+
+from lsa_study import data
+from lsa_study.data import folders
+from lsa_study.data.roots import DataLacks
+
+CLASSES = {"n01": 3, "n02": 1, "n03": 2}
+
+
+@pytest.fixture
+def root(tmp_path, encoded):
+    """Six training images in three classes and three test images; sizes differ, one is grey."""
+    number = 0
+    for split, counts in (("train", CLASSES), ("val", dict.fromkeys(CLASSES, 1))):
+        for name, count in counts.items():
+            folder = tmp_path / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                number += 1
+                content = encoded(number, height=60 + number, width=70 - number, form="JPEG")
+                (folder / f"{name}_{i}.JPEG").write_bytes(content)
+            (folder / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+@pytest.fixture
+def small(settings, root):
+    def make(**changes):
+        return settings(
+            "paper", **{"data__root": root, "data__image_size": 32, "data__train_limit": 100,
+            "train__batch_size": 2, "runtime__workers": 0, **changes},
+        )  # fmt: skip
+
+    return make
+
+
+def images_of(sets, epoch=0):
+    return torch.cat([batch.images for batch in sets.train(sets.epoch(epoch, 2))])
+
+
+def test_the_list_takes_classes_in_turn(small, root):
+    listing = folders._list(root / "imagenet" / "train", None)
+    assert [name.decode() for name in listing.names] == [
+        "n01/n01_0.JPEG", "n02/n02_0.JPEG", "n03/n03_0.JPEG", "n01/n01_1.JPEG", "n03/n03_1.JPEG",
+        "n01/n01_2.JPEG",
+    ]  # fmt: skip
+    assert listing.labels.tolist() == [0, 1, 2, 0, 2, 0]
+    sets = data.load(small(data__train_limit=3))
+    assert (sets.source.train_images, sets.source.test_images) == (3, 3)
+    assert sets.source.num_classes == 3
+
+
+def test_an_incomplete_set_is_refused_with_counts(small, root):
+    with pytest.raises(DataLacks) as told:
+        data.check(small(data__train_limit="null"))
+    words = str(told.value)
+    assert "train has 6 images in 3 classes, expected 1,281,167 in 1000: 1,281,161 missing" in words
+    assert "the smallest class is n02 with 1" in words
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
+def test_images_do_not_depend_on_the_number_of_workers(small, crop):
+    alone = images_of(data.load(small(augment__crop=crop)))
+    helped = images_of(data.load(small(augment__crop=crop, runtime__workers=2)))
+    assert alone.shape == (6, 3, 32, 32)
+    assert torch.equal(alone, helped)
+    other = images_of(data.load(small(augment__crop=crop)), epoch=1)
+    assert not torch.equal(alone, other)
+
+
+def test_an_epoch_goes_on_where_it_was_left(small):
+    sets = data.load(small())
+    whole = list(sets.train(sets.epoch(0, 2)))
+    rest = list(sets.train(sets.epoch(0, 2, first_step=1)))
+    assert [batch.step for batch in rest] == [1, 2]
+    for one, other in zip(whole[1:], rest, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_test_images_are_resized_and_cropped_as_the_article_says(small, root):
+    """Shorter side to floor(size / share), bicubic, then the centre: by Pillow alone."""
+    from PIL import Image
+
+    sets = data.load(small(evaluation__crop_share=0.9))
+    ((rows, images, labels),) = sets.test(8)
+    assert (rows.tolist(), labels.tolist()) == ([0, 1, 2], [0, 1, 2])
+    picture = Image.open(root / "imagenet" / "val" / "n01" / "n01_0.JPEG")
+    width, height = picture.size
+    short = 35
+    size = (
+        (short, int(short * height / width))
+        if width < height
+        else (int(short * width / height), short)
+    )
+    resized = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) / 255
+    top, left = round((size[1] - 32) / 2), round((size[0] - 32) / 2)
+    crop = resized[top : top + 32, left : left + 32]
+    want = ((crop - folders.MEAN) / folders.STD).transpose(2, 0, 1)
+    np.testing.assert_allclose(images[0].numpy(), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named(small, root, workers):
+    path = root / "imagenet" / "train" / "n02" / "n02_0.JPEG"
+    path.write_bytes(path.read_bytes()[:300])
+    sets = data.load(small(runtime__workers=workers))
+    with pytest.raises(DataLacks, match="cannot be decoded") as told:
+        images_of(sets)
+    assert str(told.value).startswith(str(path))
+    assert "Traceback" not in str(told.value)
+
+
+def test_strange_folders_are_refused(small, root):
+    (root / "imagenet" / "val" / "n09").mkdir()
+    with pytest.raises(DataLacks, match="holds n09; wanted are the same"):
+        data.check(small())
+
+
+def test_the_fingerprint_is_of_the_content(small, root, encoded):
+    def fingerprint():
+        folders._list.cache_clear()
+        return data.load(small()).source.fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    (root / "imagenet" / "train" / "n02" / "another.JPEG").write_bytes(encoded(1))
+    assert fingerprint() != first

@@ -1,0 +1,88 @@
+"""Learning rates against the article's numbers; which parameters are decayed."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lsa_study import study
+from lsa_study.training import optimise
+
+
+def rates(tier="paper", steps=10, **changes):
+    """The rate of every step of a run."""
+    overrides = [f"train.{key}={value}" for key, value in changes.items()]
+    (run,) = study.load("table1", tier=tier, only="swin", seeds=[0], overrides=overrides).runs()
+    train = run.settings.train
+    optimizer = torch.optim.AdamW(
+        [nn.Parameter(torch.zeros(1))], lr=optimise.peak_rate(train)
+    )  # fmt: skip
+    schedule = optimise.Schedule(optimizer, train, steps=steps)
+    found = []
+    for epoch in range(train.epochs):
+        for step in range(steps):
+            schedule.set(epoch, step)
+            found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_the_articles_schedule():
+    """Linear from 1e-6 over 20 epochs, a cosine counted from epoch 0 over 300, then 1e-5."""
+    found = rates(steps=1)
+    assert len(found) == 310
+    assert found[0] == pytest.approx(1e-6)
+    assert found[10] == pytest.approx(1e-6 + 10 * (1e-3 - 1e-6) / 20)
+    assert found[20] == pytest.approx(9.89e-4, abs=5e-7)
+    assert max(found) < 1e-3
+    for epoch in (20, 150, 299):
+        cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 300))
+        assert found[epoch] == pytest.approx(cosine)
+    assert found[300:] == [1e-5] * 10
+
+
+def test_the_rate_moves_once_an_epoch_or_at_every_step():
+    by_epoch = rates(steps=4)
+    assert by_epoch == [rate for rate in rates(steps=1) for _ in range(4)]
+    by_step = rates(steps=4, schedule="step")
+    assert by_step[::4] == pytest.approx(rates(steps=1))
+    assert len(set(by_step[:1200])) == 1200
+
+
+def test_the_peak_is_scaled_to_the_batch():
+    assert max(rates(steps=1, batch_size=512)) == pytest.approx(max(rates(steps=1)) / 2, rel=0.02)
+
+
+def test_warm_up_and_cool_down_shrink_in_proportion():
+    """12 epochs: 30 epochs around the cosine become 6, of which 4 warm up and 2 cool down."""
+    found = rates(steps=1, epochs=12)
+    assert found[0] == pytest.approx(1e-6)
+    assert found[3] == pytest.approx(1e-6 + 3 * (1e-3 - 1e-6) / 4)
+    for epoch in range(4, 10):
+        cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 10))
+        assert found[epoch] == pytest.approx(cosine)
+    assert found[10:] == [1e-5, 1e-5]
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+def test_a_single_epoch_trains(schedule):
+    assert max(rates(steps=6, epochs=1, schedule=schedule)) > 2e-4
+
+
+@pytest.mark.parametrize(("no_decay", "tables_decayed"), [("timm", True), ("swin", False)])
+def test_what_is_decayed(no_decay, tables_decayed):
+    from lsa_study import models
+
+    (run,) = study.load("table1", only="net7", seeds=[0]).runs()
+    model = models.from_settings(run.settings.model, image_size=28, num_classes=10)
+    train = run.settings.train.model_copy(update={"no_decay": no_decay})
+    optimizer = optimise.optimiser(model, train)
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert optimizer.defaults["eps"] == 1e-8
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert set(decay) == {id(p) for p in model.parameters()}
+    for name, parameter in model.named_parameters():
+        table = name.rpartition(".")[2] in ("rel_k", "rel_q", "rel_bias")
+        plain = parameter.ndim > 1 and (tables_decayed or not table)
+        assert decay[id(parameter)] == (0.05 if plain else 0.0), name

@@ -1,0 +1,429 @@
+"""Whole runs on real digits: their records, their results, their failures."""
+
+import io
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from lsa_study import data, models
+from lsa_study.errors import ConfigError, Refused
+from lsa_study.rundir import RunDir
+from lsa_study.training import checkpoint, evaluate, run, train
+
+RESULT_KEYS = {
+    "outcome", "acc1", "acc5", "loss", "epoch", "epochs", "weights", "selected", "best_acc1",
+    "ema_acc1", "params", "macs", "train_images", "test_images", "seconds",
+    "seconds_per_epoch", "peak_memory_bytes", "device", "device_kind", "precision", "torch",
+    "commit", "dirty", "effective_batch", "data_fingerprint", "attempts", "schema",
+    "identity", "variant", "seed", "implementation", "reason", "finished",
+}  # fmt: skip
+STATUS_KEYS = {
+    "state", "heartbeat", "epoch", "epochs", "step", "attempt", "host", "job", "pid", "cause",
+    "message", "eta_seconds", "acc1",
+}  # fmt: skip
+METRIC_KEYS = {
+    "epoch", "attempt", "step", "lr", "train_loss", "loss", "acc1", "acc5", "ema_acc1",
+    "seconds", "images_per_second",
+}  # fmt: skip
+
+
+def without_times(records):
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "attempt")}
+        for r in records
+    ]
+
+
+def weights_of(folder: RunDir):
+    return load_file(folder.weights)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One finished run, looked at by several tests."""
+    from lsa_study import study
+
+    overrides = ["train.epochs=2", "data.train_limit=96", "train.batch_size=32"]
+    (asked,) = study.load("table1", only="net7", seeds=[3], overrides=overrides).runs()
+    folder = RunDir(tmp_path_factory.mktemp("done") / "run")
+    folder.create(asked.settings, variant="net7")
+    console = Console(file=io.StringIO(), force_terminal=False)
+    torch.set_num_threads(1)
+    assert train(folder, console=console) == "done"
+    return folder, console.file.getvalue()
+
+
+def test_the_result_says_all_that_tables_need(done):
+    folder, _ = done
+    result = folder.result()
+    assert set(result) == RESULT_KEYS
+    assert result["outcome"] == "done"
+    assert (result["epoch"], result["epochs"], result["attempts"]) == (2, 2, 1)
+    assert (result["train_images"], result["test_images"]) == (96, 497)
+    assert (result["variant"], result["seed"]) == ("net7", 3)
+    assert result["identity"] == folder.settings().identity()
+    assert (result["weights"], result["selected"], result["ema_acc1"]) == ("model", "last", None)
+    assert (result["precision"], result["effective_batch"]) == ("float32", 32)
+    assert result["params"] == 45058
+    assert result["macs"] > 1e6
+    assert result["reason"] is None
+    assert "UnifiedSpatialOp" in result["implementation"]
+    assert 0 < result["seconds"] < 600
+    assert result["peak_memory_bytes"] > 1e8
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", result["finished"])
+
+
+def test_the_metrics_agree_with_the_result(done):
+    folder, _ = done
+    records = folder.metrics()
+    assert [set(record) for record in records] == [METRIC_KEYS] * 2
+    assert [(r["epoch"], r["step"], r["attempt"]) for r in records] == [(1, 3, 1), (2, 6, 1)]
+    result = folder.result()
+    assert records[-1]["acc1"] == result["acc1"]
+    assert records[-1]["loss"] == result["loss"]
+    assert result["best_acc1"] == max(record["acc1"] for record in records)
+
+
+def test_one_bit_per_test_image(done):
+    """The kept weights, judged anew one by one, give the kept bits and accuracy."""
+    folder, _ = done
+    settings = folder.settings()
+    packed = np.load(folder.correct_bits)
+    bits = np.unpackbits(packed["bits"], count=int(packed["count"]))
+    sets = data.load(settings)
+    model = models.from_settings(settings.model, image_size=28, num_classes=10)
+    model.load_state_dict(weights_of(folder))
+    model.eval()
+    for row in (0, 100, 496):
+        image = sets._normalise(sets._test[row : row + 1])
+        with torch.no_grad():
+            assert bits[row] == (model(image).argmax() == sets._test_labels[row])
+    assert 100 * bits.mean() == pytest.approx(folder.result()["acc1"])
+    scores = evaluate.evaluate(model, sets, 64)
+    assert scores.correct.tolist() == bits.tolist()
+    assert scores.acc5 >= scores.acc1
+    assert scores.acc5 == pytest.approx(folder.result()["acc5"])
+    assert scores.loss == pytest.approx(folder.result()["loss"], rel=1e-5)
+
+
+def test_the_folder_is_left_tidy(done):
+    folder, told = done
+    kept = {str(p.relative_to(folder.root)) for p in folder.root.rglob("*") if p.is_file()}
+    assert kept == {
+        "config.yaml", "status.json", "metrics.jsonl", "result.json", "correct.npz", ".lock",
+        "checkpoint/weights.safetensors", "attempts/001/log.txt", "attempts/001/environment.json",
+    }  # fmt: skip
+    status = folder.status()
+    assert set(status) == STATUS_KEYS
+    assert (status["state"], status["epoch"], status["cause"]) == ("done", 2, None)
+    facts = json.loads((folder.root / "attempts/001/environment.json").read_text())
+    assert facts["threads"] == 1
+    assert facts["packages"]["torch"]
+    assert len(facts["commit"] or 40 * "x") == 40
+    assert re.search(r"epoch 2/2  loss \d\.\d+  test \d\.\d+  acc1 \d+\.\d+ %", told)
+    assert re.search(r"done: acc1 \d+\.\d+ % after epoch 2", told)
+
+
+def test_a_run_that_has_ended_is_left_alone(done):
+    folder, _ = done
+    before = folder.result()
+    checkpoint.save(folder, {"left": torch.ones(1)})
+    folder.write_status("running", epoch=2)
+    assert train(folder) == "done"
+    assert folder.result() == before
+    assert len(folder.attempts()) == 1
+    assert not folder.last_checkpoint.exists()
+    assert folder.status()["state"] == "done"
+
+
+def test_the_seed_alone_decides(make_run):
+    folders = [make_run("a"), make_run("b"), make_run("c", seed=1)]
+    assert [train(folder) for folder in folders] == ["done"] * 3
+    one, same, other = map(weights_of, folders)
+    assert equal(one, same)
+    assert not equal(one, other)
+    assert without_times(folders[0].metrics()) == without_times(folders[1].metrics())
+
+
+class StopAfter:
+    """Asks to stop when it has been asked so many times."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+HARD = {
+    "model__drop_path": 0.3, "augment__erasing": 0.5, "augment__mixup": 0.8,
+    "augment__cutmix": 1.0, "augment__crop": "pad", "train__ema_decay": 0.9,
+}  # fmt: skip
+
+
+def test_stopping_anywhere_changes_nothing(make_run):
+    """With every source of randomness on, stopped in mid-epoch, while testing, at a boundary."""
+    whole = make_run("whole", **HARD)
+    assert train(whole) == "done"
+    pieces = make_run("pieces", **HARD)
+    for lives, calls in enumerate((1, 3, 0, 2), start=1):
+        assert train(pieces, stop=StopAfter(calls)) == "stopped"
+        status = pieces.status()
+        assert (status["state"], status["attempt"]) == ("stopped", lives)
+        assert status["message"].startswith("saved at epoch")
+        assert pieces.result() is None
+    assert train(pieces) == "done"
+    assert equal(weights_of(whole), weights_of(pieces))
+    assert without_times(whole.metrics()) == without_times(pieces.metrics())
+    assert whole.correct_bits.read_bytes() == pieces.correct_bits.read_bytes()
+    assert pieces.result()["attempts"] == 5
+    assert pieces.result()["acc1"] == whole.result()["acc1"]
+
+
+def test_a_torn_checkpoint_costs_only_the_steps_since_the_one_before(make_run):
+    whole, torn = make_run("whole"), make_run("torn", runtime__checkpoint_seconds=0.0001)
+    train(whole)
+    assert train(torn, stop=StopAfter(2)) == "stopped"
+    content = torn.last_checkpoint.read_bytes()
+    torn.last_checkpoint.write_bytes(content[: len(content) // 2])
+    assert train(torn) == "done"
+    assert equal(weights_of(whole), weights_of(torn))
+    log = (torn.root / "attempts/002/log.txt").read_text()
+    assert "resumed at epoch 1, step 3" in log
+
+
+def test_accumulation_keeps_the_step(make_run):
+    """Two parts give the same weights up to rounding; drop path draws per part, so it is off."""
+    one = make_run("one", model__drop_path=0.0)
+    two = make_run("two", model__drop_path=0.0, runtime__accumulate=2)
+    assert one.settings().identity() == two.settings().identity()
+    for folder in (one, two):
+        assert train(folder) == "done"
+    first, second = weights_of(one), weights_of(two)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=2e-4, rtol=0)
+    before = models.from_settings(one.settings().model, image_size=28, num_classes=10)
+    moved = max(
+        (first[name] - tensor).abs().max().item() for name, tensor in before.state_dict().items()
+    )
+    assert moved > 1e-2
+
+
+def test_averaged_weights_and_best_epoch(make_run):
+    """EMA by hand over the saved steps; the best epoch's weights are the ones that are kept."""
+    folder = make_run(
+        train__ema_decay=0.5, evaluation__weights="ema", evaluation__epoch="best", train__epochs=4
+    )
+    assert train(folder) == "done"
+    result, records = folder.result(), folder.metrics()
+    best = max(records, key=lambda record: record["acc1"])
+    assert (result["weights"], result["selected"]) == ("ema", "best")
+    assert (result["acc1"], result["epoch"]) == (best["acc1"], best["epoch"])
+    assert result["ema_acc1"] == result["acc1"] == result["best_acc1"]
+    settings = folder.settings()
+    model = models.from_settings(settings.model, image_size=28, num_classes=10)
+    model.load_state_dict(weights_of(folder))
+    assert evaluate.evaluate(model, data.load(settings), 256).acc1 == pytest.approx(result["acc1"])
+
+
+def test_a_decay_of_zero_averages_nothing(make_run):
+    """Then the averaged weights are the weights, buffers included."""
+    plain, averaged = (
+        make_run("plain"),
+        make_run("averaged", train__ema_decay=0.0, evaluation__weights="ema"),
+    )
+    for folder in (plain, averaged):
+        assert train(folder) == "done"
+    assert equal(weights_of(plain), weights_of(averaged))
+    assert averaged.result()["ema_acc1"] == plain.result()["acc1"]
+
+
+# -- results that are not done ---------------------------------------------------------------
+
+
+def test_divergence_is_a_result_with_its_first_step(make_run):
+    """A huge rate: the loss of step 1 is finite, a later one is not."""
+    folder = make_run(train__lr="1.0e+30", train__warmup_epochs=0)
+    assert train(folder) == "diverged"
+    result = folder.result()
+    assert set(result) == RESULT_KEYS
+    assert (result["outcome"], result["acc1"], result["loss"]) == ("diverged", None, None)
+    assert re.fullmatch(
+        r"epoch 1, step 2: training loss (nan|inf) at lr \d\.\d+e\+29", result["reason"]
+    )
+    assert folder.status()["state"] == "diverged"
+    assert not folder.correct_bits.exists()
+    assert train(folder) == "diverged"
+    assert len(folder.attempts()) == 1
+
+
+def test_divergence_in_the_last_step_is_seen_on_the_test_set(make_run):
+    folder = make_run(
+        train__lr="1.0e+30", train__warmup_epochs=0, train__epochs=1, data__train_limit=32
+    )
+    assert train(folder) == "diverged"
+    assert "after step 1: test loss" in folder.result()["reason"]
+
+
+def test_out_of_memory_is_a_result(make_run, monkeypatch):
+    """Torch's own allocator refuses an absurd tensor in the second step."""
+    folder = make_run()
+    original = run.Loop._loss
+    calls = []
+
+    def greedy(self, logits, targets):
+        calls.append(1)
+        if len(calls) == 2:
+            torch.empty(10**16)
+        return original(self, logits, targets)
+
+    monkeypatch.setattr(run.Loop, "_loss", greedy)
+    assert train(folder) == "oom"
+    reason = folder.result()["reason"]
+    assert reason.startswith("epoch 1, step 2: out of memory at a batch of 32 in 1 part")
+    assert reason.endswith("runtime.accumulate=2")
+
+
+# -- failures --------------------------------------------------------------------------------
+
+
+def log_of(folder: RunDir) -> str:
+    return (folder.attempts()[-1] / "log.txt").read_text()
+
+
+def test_missing_data_fail_before_training(make_run, tmp_path):
+    folder = make_run(tier="proxy", data__root=tmp_path / "nowhere")
+    console = Console(file=io.StringIO())
+    assert train(folder, console=console) == "failed"
+    status = folder.status()
+    assert (status["state"], status["cause"]) == ("failed", "data")
+    assert "CIFAR-10 not found at" in status["message"]
+    assert "Traceback" not in log_of(folder) + console.file.getvalue()
+    assert "CIFAR-10 not found at" in " ".join(console.file.getvalue().split())
+
+
+def test_a_batch_that_cannot_be_cut_is_the_users_fault(make_run):
+    folder = make_run(runtime__accumulate=3)
+    assert train(folder) == "failed"
+    assert folder.status()["cause"] == "config"
+    assert "train.batch_size = 32 cannot be cut into 3 parts" in folder.status()["message"]
+
+
+def test_a_gpu_that_is_not_there(make_run):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    folder = make_run(runtime__device="cuda")
+    assert train(folder) == "failed"
+    assert folder.status()["cause"] == "node"
+    assert "set runtime.device: auto or cpu" in folder.status()["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (KeyError("rel_pos"), "bug"),
+        (ImportError("no triton"), "import"),
+        (MemoryError(), "oom-host"),
+    ],
+)
+def test_a_crash_keeps_its_traceback_in_the_log(make_run, monkeypatch, error, cause):
+    folder = make_run()
+    monkeypatch.setattr(run.Loop, "_train_epoch", lambda self: (_ for _ in ()).throw(error))
+    assert train(folder) == "failed"
+    status = folder.status()
+    assert status["cause"] == cause
+    assert type(error).__name__ in status["message"]
+    assert "Traceback (most recent call last)" in log_of(folder)
+    monkeypatch.undo()
+    assert train(folder) == "done"
+    assert folder.status()["cause"] is None
+    assert folder.result()["attempts"] == 2
+
+
+def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
+    folder = make_run(runtime__checkpoint_seconds=0.0001)
+    assert train(folder, stop=StopAfter(2)) == "stopped"
+    kept = folder.last_checkpoint.read_bytes()
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert train(folder) == "failed"
+    assert folder.status()["cause"] == "disk"
+    assert "No space left on device" in folder.status()["message"]
+    assert folder.last_checkpoint.read_bytes() == kept
+    monkeypatch.undo()
+    whole = make_run("whole")
+    assert [train(folder), train(whole)] == ["done", "done"]
+    assert equal(weights_of(folder), weights_of(whole))
+
+
+def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):
+    folder = make_run()
+    assert train(folder, stop=StopAfter(1)) == "stopped"
+    monkeypatch.setattr(data.tensors.digits, "VERSION", "digits-other")
+    data.tensors._read.cache_clear()
+    assert train(folder) == "failed"
+    assert folder.status()["cause"] == "data"
+    assert re.search(
+        "was begun with data digits-1-.*, found are digits-other-", folder.status()["message"]
+    )
+    monkeypatch.undo()
+    data.tensors._read.cache_clear()
+    assert train(folder) == "done"
+
+
+def test_two_writers_are_refused(make_run):
+    folder = make_run()
+    with folder.owned(), pytest.raises(Refused, match="is being written by"):
+        train(folder)
+
+
+def test_a_folder_without_configuration_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run's configuration"):
+        train(RunDir(tmp_path))
+
+
+def test_the_heart_beats_within_long_epochs(make_run, monkeypatch):
+    """Status and lines come while an epoch runs, not only at its end."""
+    from lsa_study.training import monitor
+
+    monkeypatch.setattr(monitor, "HEARTBEAT_SECONDS", 0.0)
+    folder = make_run(runtime__log_seconds=0.0001)
+    seen = []
+    original = RunDir.write_status
+
+    def watch(self, state, **facts):
+        seen.append((state, facts["epoch"], facts["step"]))
+        original(self, state, **facts)
+
+    monkeypatch.setattr(RunDir, "write_status", watch)
+    console = Console(file=io.StringIO())
+    assert train(folder, console=console) == "done"
+    assert {("running", 0, step) for step in (1, 2, 3)} <= set(seen)
+    assert {("running", 1, step) for step in (1, 2, 3)} <= set(seen)
+    assert "epoch 1/2  step 2/3" in console.file.getvalue()
+    assert "epoch 2/2  testing" in console.file.getvalue()
+
+
+def test_a_terminal_gets_a_bar_and_no_lines(make_run):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    started = time.monotonic()
+    assert train(make_run(), console=console) == "done"
+    told = console.file.getvalue()
+    assert "━" in told
+    assert "done: acc1" in told
+    assert time.monotonic() - started < 60
