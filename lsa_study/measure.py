@@ -155,6 +155,31 @@ def _dwconv(op: ops.DwConv, inputs: Shape, output: Shape) -> Products:
     return math.prod(inputs) * (2 * op.dim + op.kernel_size**2), 0
 
 
+def _depthwise(op: ops.DepthwiseConv, inputs: Shape, output: Shape) -> Products:
+    return math.prod(inputs) * op.kernel_size**2, 0
+
+
+def _dynamic_dwconv(op: ops.DynamicDwConv, inputs: Shape, output: Shape) -> Products:
+    """A generator on one vector per image, then a depthwise convolution."""
+    generator = op.conv1.out_channels * (op.dim + op.conv2.out_channels)
+    return inputs[0] * generator + math.prod(inputs) * op.kernel_size**2, 0
+
+
+def _ddf(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Both generators; then, element by element, K*K*C to combine the filters and to apply them."""
+    taps = op.kernel_size**2
+    hidden = op.channel_branch[1].out_channels
+    generators = math.prod(inputs) * op.num_heads * taps
+    generators += inputs[0] * hidden * op.dim * (1 + taps)
+    return generators, 2 * math.prod(inputs) * taps
+
+
+def _involution(op: ops.Involution, inputs: Shape, output: Shape) -> Products:
+    """The generator at every output pixel; then K*K*C to apply its filters."""
+    pixels, hidden = math.prod(output[:3]), op.reduce.out_channels
+    return pixels * hidden * (op.dim + op.span.out_channels), math.prod(output) * op.kernel_size**2
+
+
 def _attention(op: Any, inputs: Shape, output: Shape) -> Products:
     """Every pixel with every pixel: timm's Swin windows (windows, pixels, C) and VOLO's maps."""
     batch, *sides, channels = inputs
@@ -183,6 +208,11 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     ops.UnifiedSpatialOp: _unified,
     ops.ELSA: _elsa,
     ops.DwConv: _dwconv,
+    ops.DepthwiseConv: _depthwise,
+    ops.DynamicDwConv: _dynamic_dwconv,
+    ops.DDF: _ddf,
+    ops.Involution: _involution,
+    ops.OutlookAttention: _outlook,
     swin_transformer.WindowAttention: _attention,
     volo.Attention: _attention,
     volo.ClassAttention: _class_attention,

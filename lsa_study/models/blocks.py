@@ -8,6 +8,14 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-5
 
 
+class ChannelsLastBatchNorm(nn.BatchNorm2d):
+    """Batch norm of maps whose channels come last, (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise every channel over images and pixels."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class SpatialBlock(nn.Module):
     r"""Mix pixels with an operator, then channels with a perceptron, each beside a shortcut.
 

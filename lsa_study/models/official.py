@@ -7,7 +7,7 @@
 | elsa | ELSA's authors | window attention projects to v, q, k; its table has our order |
 | dwnet | DWNet's authors | the block's parts are called ``attn2conv`` and ``bn`` |
 | ddf | decoupled dynamic filters | none, for the operator alone |
-| involution | involution's authors | none, for the operator alone |
+| involution | involution's authors | other names, for the operator alone |
 | volo | VOLO's authors | none |
 
 Merges, head and wrappers differ alike in swin, elsa and dwnet.
@@ -132,10 +132,20 @@ def _elsa_window_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
     return ours
 
 
+def _involution(part: ops.Involution, theirs: State) -> State:
+    names = {"conv1.conv.": "reduce.", "conv1.bn.": "norm.", "conv2.conv.": "span."}
+    ours = {}
+    for name, tensor in theirs.items():
+        prefix = next((p for p in names if name.startswith(p)), "")
+        ours[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return ours
+
+
 CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[Any, State], State]] = {
     ("timm", ops.UnifiedSpatialOp): _swin_attention,
     ("swin", ops.UnifiedSpatialOp): _swin_attention,
     ("elsa", ops.UnifiedSpatialOp): _elsa_window_attention,
+    ("involution", ops.Involution): _involution,
 }
 """(source, our operator) -> from their tensors to ours. Without a line, names are the same."""
 

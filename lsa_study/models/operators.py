@@ -13,8 +13,19 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config import DwConvOp, ElsaOp, Heads, Op, UnifiedOp
+from lsa_study.config import (
+    DdfOp,
+    DwConvOp,
+    DwNetOp,
+    DynamicDwConvOp,
+    ElsaOp,
+    Heads,
+    Op,
+    OutlookOp,
+    UnifiedOp,
+)
 from lsa_study.errors import ConfigError
+from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,25 @@ def build(op: Op, place: Place) -> nn.Module:
         ConfigError: the heads asked for do not divide the channels there.
     """
     return BUILDERS[op.kind](op, place)
+
+
+def build_block(
+    op: Op, place: Place, *, drop_path: float = 0.0, mlp_ratio: float = 4.0
+) -> SpatialBlock:
+    """Build the residual block around the operator that ``op`` asks for at ``place``.
+
+    Layers in DWNet's shell are their own first norm, and batch norm stands before the perceptron.
+    """
+    spatial = build(op, place)
+    shell = isinstance(spatial, ops.DwNetShell)
+    return SpatialBlock(
+        place.dim,
+        spatial,
+        norm1=nn.Identity() if shell else None,
+        norm2=ChannelsLastBatchNorm(place.dim) if shell else None,
+        mlp_ratio=mlp_ratio,
+        drop_path=drop_path,
+    )
 
 
 def _unified(op: UnifiedOp, place: Place) -> nn.Module:
@@ -107,6 +137,32 @@ def _dwconv(op: DwConvOp, place: Place) -> nn.Module:
     return ops.DwConv(place.dim, num_heads=_heads(op.heads, place), kernel_size=op.kernel_size)
 
 
+def _dwnet(op: DwNetOp, place: Place) -> nn.Module:
+    conv = ops.DepthwiseConv(place.dim, kernel_size=op.kernel_size)
+    return ops.DwNetShell(place.dim, conv)
+
+
+def _ddwconv(op: DynamicDwConvOp, place: Place) -> nn.Module:
+    conv = ops.DynamicDwConv(place.dim, kernel_size=op.kernel_size)
+    return ops.DwNetShell(place.dim, conv)
+
+
+def _ddf(op: DdfOp, place: Place) -> nn.Module:
+    layer = ops.DDF(
+        place.dim,
+        num_heads=_heads(op.heads, place),
+        kernel_size=op.kernel_size,
+        combine=op.combine,
+        reduction=op.reduction,
+    )
+    return ops.DwNetShell(place.dim, layer)
+
+
+def _outlook(op: OutlookOp, place: Place) -> nn.Module:
+    heads = _heads(op.heads, place)
+    return ops.OutlookAttention(place.dim, heads, kernel_size=op.kernel_size, stride=op.stride)
+
+
 def _heads(setting: Heads, place: Place) -> int:
     heads = {"1": 1, "1x": place.heads, "2x": 2 * place.heads, "C": place.dim}[setting]
     if place.dim % heads:
@@ -121,5 +177,9 @@ BUILDERS: dict[str, Callable[[Any, Place], nn.Module]] = {
     "unified": _unified,
     "elsa": _elsa,
     "dwconv": _dwconv,
+    "dwnet": _dwnet,
+    "ddwconv": _ddwconv,
+    "ddf": _ddf,
+    "outlook": _outlook,
 }
 """``kind`` in the settings -> builder."""

@@ -16,7 +16,17 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from lsa_study import compose
-from lsa_study.config import DwConvOp, ElsaOp, Model, Op, Term, UnifiedOp
+from lsa_study.config import (
+    DdfOp,
+    DwConvOp,
+    DwNetOp,
+    DynamicDwConvOp,
+    ElsaOp,
+    Model,
+    Op,
+    Term,
+    UnifiedOp,
+)
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
 
@@ -68,10 +78,17 @@ MODELS: dict[str, Model] = {
     "elsa_swin_tiny": _swin("tiny", ElsaOp(group_width=4)),
     **{f"elsa_swin_{size}": _swin(size, ElsaOp()) for size in ("small", "base", "large")},
     "elsa_swin_tiny_noghost": _swin("tiny", ElsaOp(group_width=4, ghost_add=0.0)),
+    "dwconv_swin_tiny": _swin("tiny", DwNetOp()),
     "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
+    "ddwconv_swin_tiny": _swin("tiny", DynamicDwConvOp()),
+    "ddf_swin_tiny": _swin("tiny", DdfOp()),
     **{f"elsa_volo_{size}": _elsa_volo(size) for size in VOLO_DROP_PATH},
 }
-"""Name -> the settings it stands for."""
+"""Name -> the settings it stands for.
+
+``dwconv_swin_tiny`` is Table 6's row, DWNet's released network; ``dwconv_eq4_swin_tiny`` is Eq. 4
+with static filters in Swin's own block, the network of Table 5 and Fig. 2.
+"""
 
 TIMM_MODELS = {f"volo_{size}": f"volo_{size}_224" for size in VOLO_DROP_PATH}
 """Short names of networks that are timm's own."""

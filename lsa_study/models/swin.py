@@ -100,7 +100,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
             odd=block % 2 == 1,
             last_stage=stage == len(size.depths) - 1,
         )
-        return SpatialBlock(place.dim, operators.build(op, place), drop_path=drop_path)
+        return operators.build_block(op, place, drop_path=drop_path)
 
     def no_weight_decay(self) -> set[str]:
         """Name the position tables, which Swin's code does not decay (ELSA's does)."""

@@ -14,7 +14,6 @@ from torch import nn
 
 from lsa_study.config import Op
 from lsa_study.models import operators
-from lsa_study.models.blocks import SpatialBlock
 
 
 @dataclass(frozen=True)
@@ -69,24 +68,18 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
             stem_hidden_dim=size.stem_dim,
             **options,
         )
-        self.network[0] = nn.Sequential(
-            *(
-                SpatialBlock(
-                    first,
-                    operators.build(
-                        op,
-                        operators.Place(
-                            dim=first,
-                            heads=heads,
-                            map_size=(height // PATCH, width // PATCH),
-                            odd=block % 2 == 1,
-                            last_stage=False,
-                            qkv_bias=False,
-                        ),
-                    ),
-                    mlp_ratio=size.mlp_ratio,
-                )
-                for block in range(size.layers[0])
+        places = (
+            operators.Place(
+                dim=first,
+                heads=heads,
+                map_size=(height // PATCH, width // PATCH),
+                odd=block % 2 == 1,
+                last_stage=False,
+                qkv_bias=False,
             )
+            for block in range(size.layers[0])
+        )
+        self.network[0] = nn.Sequential(
+            *(operators.build_block(op, place, mlp_ratio=size.mlp_ratio) for place in places)
         )
         self.network[0].apply(self._init_weights)

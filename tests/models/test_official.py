@@ -8,11 +8,20 @@ import safetensors.torch
 import timm
 import torch
 
-from lsa_study.config import ElsaOp, Model
+from lsa_study.config import DwNetOp, DynamicDwConvOp, ElsaOp, Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official, read_checkpoint
 from lsa_study.models.blocks import SpatialBlock
-from lsa_study.ops import ELSA, UnifiedSpatialOp
+from lsa_study.ops import (
+    DDF,
+    ELSA,
+    DepthwiseConv,
+    DwNetShell,
+    DynamicDwConv,
+    Involution,
+    OutlookAttention,
+    UnifiedSpatialOp,
+)
 
 
 def released(golden):
@@ -21,16 +30,23 @@ def released(golden):
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def check(golden, module, source, shape=None):
+def check(golden, module, source, call=lambda module, x: module(x)):
     """Output and input gradient to 1e-9, from the released weights."""
-    module = module.double().eval()
+    module = module.double().train(golden.name.endswith("_train"))
     load_official(module, released(golden), source=source)
     x = torch.from_numpy(golden["x"]).requires_grad_()
-    y = module(x if shape is None else x.unflatten(1, shape))
-    y = y if shape is None else y.flatten(1, 2)
+    y = call(module, x)
     np.testing.assert_allclose(y.detach().numpy(), golden["y"], rtol=0, atol=1e-9)
     y.backward(torch.from_numpy(golden["gy"]))
     np.testing.assert_allclose(x.grad.numpy(), golden["gx"], rtol=0, atol=1e-9)
+
+
+def channels_first(module, x):
+    return module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def windows_of(rows, columns):
+    return lambda module, x: module(x.unflatten(1, (rows, columns))).flatten(1, 2)
 
 
 def window_attention(golden, size, **options):
@@ -43,7 +59,7 @@ def window_attention(golden, size, **options):
 @pytest.mark.golden("lsa_window*")
 def test_timm_window_attention(golden):
     size = tuple(golden.meta["window"])
-    check(golden, window_attention(golden, size), "timm", size)
+    check(golden, window_attention(golden, size), "timm", windows_of(*size))
 
 
 @pytest.mark.golden("lsa_block*")
@@ -59,7 +75,7 @@ def test_attention_of_a_swin_block(golden):
 
 @pytest.mark.golden("lsa_elsarepo*")
 def test_window_attention_of_elsa(golden):
-    check(golden, window_attention(golden, 7), "elsa", (7, 7))
+    check(golden, window_attention(golden, 7), "elsa", windows_of(7, 7))
 
 
 def elsa_of(golden):
@@ -78,6 +94,50 @@ def test_elsa(golden):
 @pytest.mark.golden("elsa_block*")
 def test_elsa_block(golden):
     check(golden, SpatialBlock(golden.meta["dim"], elsa_of(golden)), "elsa")
+
+
+@pytest.mark.golden("dwconv_block*", "ddwconv_block*")
+def test_dwnet_layer(golden):
+    meta = golden.meta
+    kind = DynamicDwConv if meta["dynamic"] else DepthwiseConv
+    conv = kind(meta["channels"], kernel_size=meta["kernel"])
+    check(golden, DwNetShell(meta["channels"], conv), "dwnet")
+
+
+@pytest.mark.golden("ddwconv_op*")
+def test_dynamic_convolution_of_dwnet(golden):
+    op = DynamicDwConv(golden.meta["channels"], kernel_size=golden.meta["kernel"])
+    check(golden, op, "dwnet", channels_first)
+
+
+@pytest.mark.golden("ddfpack*")
+def test_ddf_layer(golden):
+    meta = golden.meta
+    op = DDF(
+        meta["channels"], num_heads=meta["head"], kernel_size=meta["kernel"],
+        combine=meta["combine"], reduction=meta["se_ratio"],
+    )  # fmt: skip
+    check(golden, op, "ddf", channels_first)
+
+
+@pytest.mark.golden("involution*")
+def test_involution_layer(golden):
+    meta = golden.meta
+    op = Involution(
+        meta["channels"], kernel_size=meta["kernel"], group_channels=meta["group_channels"],
+        stride=meta["stride"],
+    )  # fmt: skip
+    check(golden, op, "involution", channels_first)
+
+
+@pytest.mark.golden("outlook*")
+@pytest.mark.parametrize("source", ["volo", "timm"])
+def test_outlook_layer(golden, source):
+    meta = golden.meta
+    op = OutlookAttention(
+        meta["dim"], meta["heads"], kernel_size=meta["kernel"], stride=meta["stride"]
+    )
+    check(golden, op, source)
 
 
 def as_released_by_swin(state):
@@ -130,6 +190,21 @@ def test_elsa_release_comes_back():
     first = from_settings(settings, image_size=28, num_classes=10)
     second = from_settings(settings, image_size=28, num_classes=10)
     load_official(second, {"state_dict": as_released_by_elsa(first)}, source="elsa")
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("op", [DwNetOp(), DynamicDwConvOp()], ids=lambda op: op.kind)
+def test_dwnet_release_comes_back(op):
+    settings = Model(backbone="swin_mini", op=op, drop_path=0.0)
+    first = from_settings(settings, image_size=28, num_classes=10)
+    second = from_settings(settings, image_size=28, num_classes=10)
+    theirs = {
+        name.replace(".norm2.", ".bn.").replace(".attn.", ".attn2conv."): tensor
+        for name, tensor in as_released_by_swin(first.state_dict()).items()
+        if not name.endswith(("index", "mask"))
+    }
+    load_official(second, theirs, source="dwnet")
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
 

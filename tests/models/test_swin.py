@@ -7,13 +7,22 @@ import timm
 import torch
 
 from lsa_study import ops, study
-from lsa_study.config import DwConvOp, ElsaOp, Model, UnifiedOp
+from lsa_study.config import (
+    DdfOp,
+    DwConvOp,
+    DwNetOp,
+    DynamicDwConvOp,
+    ElsaOp,
+    Model,
+    OutlookOp,
+    UnifiedOp,
+)
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official
 from lsa_study.models.operators import Place, build
 
 LSA = {"terms": ("qk", "bias"), "norm": "softmax", "application": "window"}
-STUDIES = ("table1", "table2", "table3", "table4", "table5", "fig2")
+STUDIES = study.ARTICLE
 SIDES = {"toy": 28, "proxy": 28, "paper": 224}
 
 
@@ -71,13 +80,17 @@ def test_every_row_of_the_article_builds(settings):
         ElsaOp(group_width=4, ghost_mul=1.0),
         ElsaOp(variant="eq7", last_stage="same"),
         DwConvOp(heads="1x", last_stage="lsa"),
+        DwNetOp(),
+        DynamicDwConvOp(),
+        DdfOp(combine="add", heads="1x", reduction=0.3),
+        OutlookOp(),
     ],
     ids=lambda op: f"{op.kind}-{getattr(op, 'norm', '')}{getattr(op, 'variant', '')}",
 )
 def test_gradients_reach_every_parameter(backbone, op):
     torch.manual_seed(0)
     model = network(op, backbone, drop_path=0.0)
-    model(torch.randn(2, 3, 28, 28)).square().sum().backward()
+    model(torch.randn(4, 3, 28, 28)).square().sum().backward()
     for name, tensor in model.named_parameters():
         assert tensor.grad is not None, f"{name} is not used"
         assert tensor.grad.abs().max() > 0, f"no gradient reaches {name}"
@@ -173,6 +186,39 @@ def test_no_setting_of_an_operator_is_dead():
     for one, other in itertools.combinations(rows, 2):
         if rows[one] != rows[other]:
             assert not torch.allclose(found[one], found[other], atol=1e-5), (one, other)
+
+
+def test_no_setting_of_a_counterpart_is_dead():
+    found = outputs_of(
+        {
+            "dwnet": DwNetOp(),
+            "dwnet5": DwNetOp(kernel_size=5),
+            "ddwconv": DynamicDwConvOp(),
+            "ddwconv5": DynamicDwConvOp(kernel_size=5),
+            "ddf": DdfOp(),
+            "ddf_heads": DdfOp(heads="1x"),
+            "ddf_add": DdfOp(combine="add"),
+            "ddf_wide": DdfOp(reduction=0.5),
+            "outlook": OutlookOp(),
+            "outlook_heads": OutlookOp(heads="1"),
+            "outlook5": OutlookOp(kernel_size=5),
+            "outlook_dense": OutlookOp(stride=1),
+        }
+    )
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.allclose(found[one], found[other], atol=1e-5), (one, other)
+
+
+def test_dwnets_block_has_no_norm_before_the_layer():
+    block = network(DwNetOp()).layers[0].blocks[0]
+    assert type(block.norm1) is torch.nn.Identity
+    assert isinstance(block.norm2, torch.nn.BatchNorm2d)
+    x = torch.randn(3, 5, 4, 16)
+    got = block.norm2(x)
+    torch.testing.assert_close(got.mean((0, 1, 2)), torch.zeros(16), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        got.var((0, 1, 2), unbiased=False), torch.ones(16), rtol=0, atol=1e-3
+    )
 
 
 def test_twins_are_twins():

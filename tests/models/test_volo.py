@@ -5,8 +5,8 @@ import timm
 import torch
 
 from lsa_study import ops
-from lsa_study.config import DwConvOp, ElsaOp, Model, UnifiedOp
-from lsa_study.models import build_model, from_settings
+from lsa_study.config import DwConvOp, ElsaOp, Model, OutlookOp, UnifiedOp
+from lsa_study.models import build_model, from_settings, load_official
 from lsa_study.models.blocks import SpatialBlock
 
 
@@ -34,6 +34,17 @@ def test_candidates_for_the_articles_network(op, count):
     settings = Model(backbone="volo_d1", op=op, drop_path=0.1)
     with torch.device("meta"):
         assert parameters(from_settings(settings, image_size=224, num_classes=1000)) == count
+
+
+def test_same_logits_as_timm():
+    """With outlook attention the network is VOLO, and VOLO's weights fit it by name."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("volo_d1_224", img_size=64, num_classes=10).double().eval()
+    ours = network(OutlookOp()).double().eval()
+    load_official(ours, theirs.state_dict(), source="volo")
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-8)
 
 
 def test_all_but_the_first_stage_is_timms():
