@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+import lsa_kernels
 from lsa_study.ops import functional
 from lsa_study.ops import neighboring as neighborhoods
 from lsa_study.ops.functional import Size
@@ -52,8 +53,15 @@ def neighboring(
 ) -> Tensor:  # fmt: skip
     """Eq. 4 on every pixel's own neighborhood."""
     _known(implementation)
-    if implementation == "fused":
-        raise ValueError("implementation='fused' cannot run: the kernel is not built yet")
+    if implementation in ("auto", "fused"):
+        reason = lsa_kernels.why_not_neighboring(q, k, v, rel_k, rel_q, rel_bias, size=size)
+        if reason is None:
+            return lsa_kernels.neighboring_attention(
+                q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
+                size=size, border=border, scale=scale,
+            )  # fmt: skip
+        if implementation == "fused":
+            raise ValueError(f"implementation='fused' cannot run: {reason}")
     if implementation == "sdc" and border != "mask":
         raise ValueError(
             f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "

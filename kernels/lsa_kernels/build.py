@@ -1,0 +1,124 @@
+"""Compile the C++ kernels on first use into a cache of the user's, and load them.
+
+The library is keyed by the sources, the compiler and this processor's abilities, so that a home
+directory shared by unlike machines holds one for each. No torch headers: it needs a C++ compiler
+alone and has no ABI to break.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+# -fno-math-errno lets sqrt be one instruction. Not -ffast-math: it would break masks and NaN.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+SECONDS = 300
+
+
+class BuildError(RuntimeError):
+    """The kernels cannot be had here; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library, or the reason why there is none."""
+
+    path: Path | None
+    reason: str | None
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``LSA_KERNELS_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get("LSA_KERNELS_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "lsa_kernels"
+
+
+@functools.cache
+def built() -> Built:
+    """Compile, or find what was compiled; asked once per process."""
+    try:
+        return Built(_build(), None)
+    except BuildError as error:
+        return Built(None, str(error))
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Load the kernels.
+
+    Raises:
+        BuildError: they cannot be compiled here.
+    """
+    found = built()
+    if found.path is None:
+        raise BuildError(found.reason or "not built")
+    return ctypes.CDLL(str(found.path))
+
+
+def build_info() -> str:
+    """Say what was built, or why nothing was."""
+    found = built()
+    if found.path is None:
+        return f"no C++ kernels: {found.reason}"
+    return f"C++ kernels, {library().lanes()} floats a vector, {found.path}"
+
+
+def _build() -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise BuildError("no C++ compiler (g++) is on PATH")
+    folder = cache_folder()
+    path = folder / f"neighboring-{_key(compiler)}.so"
+    if path.exists():
+        return path
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            part = Path(scratch) / path.name
+            _compile(compiler, part)
+            # Two processes may compile at once; each renames a whole file to the same name.
+            part.replace(path)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written ({error.strerror})") from error
+    return path
+
+
+def _compile(compiler: str, part: Path) -> None:
+    sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
+    command = [compiler, *FLAGS, *sources, "-o", str(part)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{compiler} took longer than {SECONDS} s") from None
+    if done.returncode:
+        words = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise BuildError(f"{compiler} failed: {words}")
+
+
+def _key(compiler: str) -> str:
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    parts = [version, " ".join(FLAGS), platform.machine(), _processor()]
+    parts += [path.read_text("utf-8") for path in sorted(SOURCES.iterdir())]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What instructions this processor has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,0 +1,105 @@
+"""Call the C++ kernels with torch tensors: float32, any strides, read and written in place."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from lsa_kernels import build
+
+NORMS = {"identity": 0, "filter_norm": 1, "softmax": 2}
+Tensors = tuple[Tensor, ...]
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "height", "width", "depth")),
+        *((name, ctypes.c_int) for name in ("use_qk", "norm", "mask")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _View(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5))
+
+
+def _view(tensor: Tensor | None) -> _View:
+    if tensor is None:
+        return _View(None, (ctypes.c_int64 * 5)())
+    return _View(tensor.data_ptr(), (ctypes.c_int64 * 5)(*tensor.stride()))
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _problem(v: Tensor, use_qk: bool, norm: str, border: str, scale: float) -> _Problem:
+    return _Problem(*v.shape, int(use_qk), NORMS[norm], int(border == "mask"), scale)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise MemoryError("the neighboring kernel could not have its scratch memory")
+
+
+def heads_last(like: Tensor) -> Tensor:
+    """An empty (B, h, H, W, d) whose memory lies as (B, H, W, h, d), as the projections want it."""
+    batch, heads, height, width, depth = like.shape
+    return like.new_empty(batch, height, width, heads, depth).permute(0, 3, 1, 2, 4)
+
+
+def kept_shapes(v: Tensor, size: int) -> tuple[list[int], list[int]]:
+    """Shapes of what the forward keeps for the way back: weights of the taps, and spreads."""
+    batch, heads, height, width, _ = v.shape
+    lanes = build.library().lanes()
+    blocks = -(-width // lanes)
+    span = blocks * lanes + 2 * (size // 2)
+    return [batch, heads, height, size * size, span], [batch, heads, height, blocks * lanes]
+
+
+def forward(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
+    keep: bool,
+) -> Tensors:  # fmt: skip
+    """Output, and what the way back needs (empty unless ``keep``)."""
+    out = heads_last(v)
+    weights_shape, spreads_shape = kept_shapes(v, size) if keep else ([0], [0])
+    weights, spreads = v.new_empty(weights_shape), v.new_empty(spreads_shape)
+    tables = [None if t is None else t.contiguous() for t in (rel_k, rel_q, rel_bias)]
+    problem, views = _problem(v, use_qk, norm, border, scale), [_view(t) for t in (q, k, v)]
+    if v.numel():
+        code = build.library().neighboring_forward(
+            ctypes.byref(problem), size, *map(ctypes.byref, views),
+            *(ctypes.c_void_p(_at(t)) for t in tables), ctypes.byref(_view(out)),
+            ctypes.c_void_p(_at(weights) if keep else None),
+            ctypes.c_void_p(_at(spreads) if keep else None),
+        )  # fmt: skip
+        _check(code)
+    return out, weights, spreads
+
+
+def backward(
+    grad: Tensor, weights: Tensor, spreads: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
+    rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, use_qk: bool, norm: str,
+    size: int, border: str, scale: float,
+) -> Tensors:  # fmt: skip
+    """Gradients of q, k, v and the three tables; empty where the input is absent."""
+    tables = [None if t is None else t.contiguous() for t in (rel_k, rel_q, rel_bias)]
+    to_maps = [None if t is None else heads_last(v) for t in (q, k)]
+    to_values = heads_last(v)
+    to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
+    if v.numel():
+        problem = _problem(v, use_qk, norm, border, scale)
+        code = build.library().neighboring_backward(
+            ctypes.byref(problem), size, *(ctypes.byref(_view(t)) for t in (q, k, v)),
+            *(ctypes.c_void_p(_at(t)) for t in tables), ctypes.c_void_p(_at(weights)),
+            ctypes.c_void_p(_at(spreads)),
+            *(ctypes.byref(_view(t)) for t in (grad, *to_maps, to_values)),
+            *(ctypes.c_void_p(_at(t)) for t in to_tables),
+        )  # fmt: skip
+        _check(code)
+    found = (*to_maps, to_values, *to_tables)
+    return tuple(v.new_empty(0) if t is None else t for t in found)

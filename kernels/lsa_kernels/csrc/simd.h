@@ -1,0 +1,48 @@
+// Vectors of floats by GCC's own extension: as wide as the machine the file is compiled for.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int VL = 16;
+#else
+constexpr int VL = 8;
+#endif
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+
+static inline vf load(const float* p) { return *(const vfu*)p; }
+static inline void store(float* p, vf v) { *(vfu*)p = v; }
+static inline vf splat(float x) { return x - vf{}; }
+
+static inline float sum(vf v) {
+  float total = 0;
+  for (int i = 0; i < VL; ++i) total += v[i];
+  return total;
+}
+
+// e**x for x <= 0 and NaN, within 2 units in the last place; below -87 it is 0.
+static inline vf exp_of(vf x) {
+  const vf low = splat(-87.0f);
+  const vi tiny = x < low;
+  x = tiny ? low : x;
+  const vf scaled = x * 1.44269504088896341f;
+  vi n = __builtin_convertvector(scaled - 0.5f, vi);  // rounds to nearest: scaled is negative
+  const vf whole = __builtin_convertvector(n, vf);
+  vf r = x - whole * 0.693359375f;  // ln 2 in two parts
+  r = r - whole * -2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const vi bits = (n + 127) << 23;
+  vf power;
+  std::memcpy(&power, &bits, sizeof power);
+  const vf e = p * power;
+  return tiny ? vf{} : e;
+}
