@@ -29,7 +29,7 @@ class Cluster(BaseModel):
     """Nodes to stay away from, as ``sbatch --exclude`` takes them."""
     nice: NonNegativeInt | None = None
     throttle: PositiveInt | None = None
-    """At most so many runs at once."""
+    """At most so many runs of a tier at once; arrays then follow one another."""
     gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How this site counts GPUs. none: a partition without GPUs, one process per node."""
     gpu_type: str | None = None

@@ -226,8 +226,12 @@ class _FirstRank:
 
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
-        end = time.monotonic() + STALE_SECONDS + 60.0
+        end, told = time.monotonic() + STALE_SECONDS + 60.0, False
         while (writer := self.run.writer()) is not None and writer.get("job") == self.place.job:
+            if not told:
+                who = f"process {writer['pid']} on {writer['host']}"
+                _say(f"waiting for {who}: an earlier life of this job that still writes here")
+                told = True
             if self.leave() or time.monotonic() > end:
                 return
             time.sleep(POLL_SECONDS)

@@ -216,8 +216,8 @@ class _Launcher:
         executor = SlurmExecutor(self.records.folder_of(array), max_num_timeout=ENDLESS)
         asked = clusters.sbatch_parameters(array.resources, self.cluster)
         if previous is not None and self.cluster.throttle is not None:
-            # Each array has its own throttle: the next may begin when all of this have started.
-            asked["dependency"] = f"after:{previous}"
+            # Each array has a throttle of its own, so only one may be under way.
+            asked["dependency"] = f"afterany:{previous}"
         executor.update_parameters(
             job_name=f"lsa-{array.study}",
             comment=COMMENT_PREFIX + array.key,
@@ -247,7 +247,7 @@ class _Launcher:
             check_data(runs)
         room = self._room()
         fits, left = (runs, []) if room is None else (runs[:room], runs[room:])
-        arrays, previous = list(self._plan(fits)), self._last_pending()
+        arrays, previous = list(self._plan(fits)), self._last_active()
         for number, chunk in enumerate(arrays):
             try:
                 previous = self._queue(chunk, previous)
@@ -265,10 +265,10 @@ class _Launcher:
         self.limit = min((limit for limit in known if limit is not None), default=None)
         return None if self.limit is None else max(0, self.limit - len(self.jobs))
 
-    def _last_pending(self) -> str | None:
-        """The newest array of earlier launches that still has runs to start."""
-        pending = {scheduler.array_of(job.job) for job in self.jobs.values() if job.pending}
-        jobs = [array.job for array in self.records.arrays() if array.job in pending]
+    def _last_active(self) -> str | None:
+        """The newest array of earlier launches that SLURM still has in hand."""
+        active = {scheduler.array_of(job) for job in self.jobs}
+        jobs = [array.job for array in self.records.arrays() if array.job in active]
         return jobs[-1] if jobs else None
 
     def _queue(self, runs: list[Run], previous: str | None) -> str:

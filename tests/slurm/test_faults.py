@@ -3,7 +3,9 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import cancel
 from lsa_study.launch.logs import logs
+from lsa_study.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
 
@@ -28,6 +31,14 @@ def ended_as_if_nothing_had_happened(trial, undisturbed, *ends):
     assert trial.row.attempts == len(ends) + 1
 
 
+def leave_half_written_files(trial):
+    """As a process does that is killed while submitit saves."""
+    (array,) = trial.records.arrays()
+    for name in ("submitted.pkl", "0_result.pkl"):
+        path = trial.records.folder_of(array) / f"{array.job}_{name}.save_tmp"
+        path.write_text("half")
+
+
 def test_leaving_and_coming_back(site, trials, undisturbed):
     """A signal, a plain requeue, and a time limit of one minute, each to a run of its own."""
     signalled, requeued, limited = trials("signalled", "requeued", "limited")
@@ -37,6 +48,7 @@ def test_leaving_and_coming_back(site, trials, undisturbed):
     for trial in (limited, signalled, requeued):
         trial.pause()
     assert (signalled.row.state, signalled.row.attempts) == ("running", 1)
+    leave_half_written_files(requeued)
     site.run("scancel", "--signal=USR2", signalled.row.job)
     signalled.go_on()
     site.run("scontrol", "requeue", requeued.row.job)  # this wakes the process too
@@ -48,6 +60,8 @@ def test_leaving_and_coming_back(site, trials, undisturbed):
     assert (signalled.row.state, signalled.row.note) == ("done", "life 2 (1 preemption)")
     assert limited.row.note == "life 2 (1 time limit)"
     assert signalled.row.gpu_hours > 0
+    site.drain()
+    assert scheduler.ended([requeued.row.job])[requeued.row.job].state == "COMPLETED"
     assert "put back into the queue" in printed(signalled, attempt=1)
     assert "resumed at epoch" in printed(signalled, attempt=2)
     assert "resumed at epoch" not in printed(signalled, attempt=1)
@@ -88,8 +102,7 @@ def test_a_lost_node_is_replaced_once_its_processes_are_gone(site, trial, undist
     site.kill_node(node)
     site.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
     try:
-        site.wait_for(lambda: "=== life 2" in trial.log(), 60, trial.log())
-        time.sleep(2)
+        site.wait_for(lambda: f"waiting for process {pid}" in trial.log(), 60, trial.log())
         assert len(trial.folder.attempts()) == 1, "two processes train one run"
         os.kill(pid, signal.SIGKILL)
         ended_as_if_nothing_had_happened(trial, undisturbed, "node")
@@ -110,6 +123,37 @@ def test_the_controller_may_restart(site, trial, undisturbed):
     time.sleep(3)
     site.start_controller()
     ended_as_if_nothing_had_happened(trial, undisturbed, "preempted")
+
+
+def test_two_nodes_train_one_run_together(site, trial, tmp_path):
+    """A process on each of two nodes; told to leave and back again, they end where two others did.
+
+    The others are started here, without SLURM and undisturbed.
+    """
+    (run,) = trial.asked(nodes=2)
+    trial.launch([run])
+    trial.pause()
+    assert site.run("squeue", "--noheader", "-o", "%N").split() == ["n[1-2]"]
+    site.run("scancel", "--signal=USR2", trial.row.job)
+    trial.go_on()
+    others = RunDir(tmp_path / run.name)
+    others.create(run.settings, variant=run.variant)
+    train_together(others, processes=2)
+    ended_as_if_nothing_had_happened(trial, others.weights.read_bytes(), "preempted")
+    assert "=== life 2: job" in printed(trial, attempt=2, rank=1)
+    assert "process 1" in printed(trial, rank=1)
+
+
+def train_together(folder, *, processes):
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        common["MASTER_PORT"] = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
+    started = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(processes))
+    ]
+    assert [process.wait(120) for process in started] == [0] * processes
 
 
 @pytest.fixture

@@ -157,12 +157,13 @@ def test_a_launcher_that_dies_loses_no_job(site, held, tmp_path, monkeypatch):
 
 
 def test_the_throttle_spans_arrays(site, trial):
-    """The second array may begin only when all of the first have started."""
+    """Each array waits for the end of the one before, also for that of an earlier launch."""
     trial.wishes(throttle=2, sbatch={"hold": True})
-    launched = trial.launch(trial.asked(only="*"))
-    first, second = launched.queued
-    told = site.run("squeue", "--noheader", "--job", str(second.job), "--format", "%E")
-    assert f"after:{first.job}" in told
+    first, second = trial.launch(trial.asked(only="*")).queued
+    (third,) = trial.launch(trial.asked(seeds=(1,))).queued
+    for array, before in ((second, first), (third, second)):
+        told = site.run("squeue", "--noheader", "--job", array.job, "--format", "%E")
+        assert f"afterany:{before.job}" in told
     script = trial.records.folder_of(first) / f"{first.job}_submission.sh"
     assert "--array=0-5%2" in script.read_text()
 
