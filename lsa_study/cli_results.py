@@ -1,0 +1,128 @@
+"""Commands that turn finished runs into tables, verdicts, figures and answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsa_study.cli_options import (
+    AsJson,
+    Confound,
+    MaybeStudies,
+    Only,
+    Overrides,
+    Results,
+    Seeds,
+    StudyNames,
+    Tier,
+    load_all,
+)
+
+
+def table(
+    study: StudyNames,
+    tier: Tier = "toy",
+    seeds: Seeds = None,
+    only: Only = None,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    allow_confound: Confound = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")
+    ] = False,
+) -> None:
+    """Write the tables of finished runs (csv, tex, md, json) and print them."""
+    from lsa_study.report import tables
+    from lsa_study.report.check import check_tables
+
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound or (), results)
+    if check:
+        differing = check_tables(loaded, results)
+        for line in differing:
+            typer.echo(line)
+        typer.echo("all cells rebuilt" if not differing else f"{len(differing)} cells differ")
+        raise typer.Exit(1 if differing else 0)
+    for path in tables.write_tables(loaded, results):
+        if path.suffix == ".md":
+            typer.echo(path.read_text("utf-8"))
+    typer.echo(f"written to {tables.tables_folder(results, tier)}")
+
+
+def plots(
+    study: MaybeStudies = None,
+    tier: Tier = "toy",
+    seeds: Seeds = None,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+) -> None:
+    """Draw the figures of finished runs, as SVG and PNG."""
+    from lsa_study.report.plots import write_plots
+
+    loaded = load_all(study or ["all"], tier, seeds, None, overrides, (), results)
+    for path in write_plots(loaded, results):
+        typer.echo(path)
+
+
+def doctor(results: Results = Path("results")) -> None:
+    """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
+    from lsa_study.doctor import report
+
+    for topic, words in report(results):
+        typer.echo(f"{topic:<9} {words}")
+
+
+def why(
+    table: Annotated[str, typer.Argument(help="a study, such as table3")],
+    row: Annotated[str, typer.Argument(help="a variant, such as net6_n")],
+    tier: Tier = "toy",
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Name everything a table's row rests on: runs, seeds, commits, files."""
+    from lsa_study.evidence.collect import collect
+    from lsa_study.evidence.why import as_text
+    from lsa_study.evidence.why import why as trace
+
+    (study,) = load_all([table], tier, None, None, None, (), results)
+    found = trace(study, row, collect(results, tier), results)
+    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+
+
+def diff(
+    one: Annotated[str, typer.Argument(metavar="RUN")],
+    other: Annotated[str, typer.Argument(metavar="RUN")],
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare two finished runs: settings, code, environment, metrics."""
+    from lsa_study.evidence.diff import as_text
+    from lsa_study.evidence.diff import diff as compare
+
+    found = compare(results, one, other)
+    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+
+
+def claims(tier: Tier = "toy", results: Results = Path("results"), as_json: AsJson = False) -> None:
+    """Judge the article's claims by the finished runs of a tier."""
+    from lsa_study.evidence import claims as ledger
+
+    found = ledger.judge_tier(results, tier)
+    shown = json.dumps(ledger.as_json(found, tier), indent=2) if as_json else None
+    typer.echo(shown or ledger.as_text(found, tier))
+
+
+def report(
+    study: MaybeStudies = None, tier: Tier = "toy", results: Results = Path("results")
+) -> None:
+    """Write one self-contained HTML page: claims, tables, figures."""
+    from lsa_study.report.html import write_report
+
+    loaded = load_all(study or ["all"], tier, None, None, None, (), results)
+    for path in write_report(loaded, results):
+        typer.echo(path)
+
+
+COMMANDS = (table, why, diff, claims, plots, report, doctor)
