@@ -67,7 +67,8 @@ def _compose(pictures: Whole, chosen: Whole, draw: np.random.Generator) -> Bytes
     ink = _place(pictures[chosen], draw)
     noise = draw.integers(-NOISE, NOISE + 1, (len(chosen), 3, SIDE, SIDE))
     shade = ink[:, None] * CONTRAST // (16 * UNIT * UNIT) + noise
-    return np.clip(shade, 0, 255).astype(np.uint8)
+    clipped: Bytes = np.clip(shade, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def _place(sources: Whole, draw: np.random.Generator) -> Whole:
