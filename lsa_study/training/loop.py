@@ -156,7 +156,7 @@ class Loop:
         for step in range(at.step, plan.steps):
             try:
                 loss = self._step(step, batches)
-            except RuntimeError:
+            except Exception:
                 # A signal to the whole job ends the loading processes before it is looked at here.
                 self._stop_if_asked(watch)
                 raise

@@ -1,5 +1,11 @@
+import multiprocessing
+import os
+import sys
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lsa_study import study
 from lsa_study.rundir import RunDir
@@ -31,3 +37,42 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+def _live(target, environment, arguments):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(target(*arguments))
+
+
+@pytest.fixture
+def start():
+    """Start a function in a process of its own; the imports are shared, so it takes no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lsa_study.training.run", "timm.data", "scipy.special"])
+    started = []
+
+    def begin(target, *arguments, **environment):
+        process = context.Process(target=_live, args=(target, environment, arguments))
+        process.start()
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """ImageNet's layout with 64 random training images in 4 classes and 4 test images."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 1)):
+        for label in range(4):
+            folder = tmp_path / "images" / "imagenet" / split / f"n{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
+    return tmp_path / "images"

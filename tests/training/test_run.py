@@ -260,7 +260,7 @@ def test_divergence_is_a_result_with_its_first_step(make_run):
     assert set(result) == RESULT_KEYS
     assert (result["outcome"], result["acc1"], result["loss"]) == ("diverged", None, None)
     assert re.fullmatch(
-        r"epoch 1, step 2: training loss (nan|inf) at lr \d\.\d+e\+29", result["reason"]
+        r"epoch 1, step 2: training loss (nan|inf) at lr \d\.\d+e\+30", result["reason"]
     )
     assert folder.status()["state"] == "diverged"
     assert not folder.correct_bits.exists()

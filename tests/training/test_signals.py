@@ -1,0 +1,113 @@
+"""Signals to real processes: leave at a step boundary, or at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_kill import wait_for
+
+from lsa_study.rundir import RunDir
+from lsa_study.training.__main__ import main
+
+LONG = {"train__epochs": 300, "runtime__checkpoint_seconds": 1000}
+
+
+def begun(folder: RunDir):
+    return lambda: len(folder.metrics()) >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_and_leaves(make_run, start, number):
+    folder, next_one = make_run("first", **LONG), make_run("second", **LONG)
+    process = start(main, [str(folder.root), str(next_one.root)])
+    wait_for(begun(folder), process)
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == 130
+    status = folder.status()
+    assert status["state"] == "stopped"
+    assert status["message"].startswith("saved at epoch")
+    log = (folder.root / "attempts/001/log.txt").read_text()
+    assert "Stopping after this step... saved at epoch" in log
+    assert folder.last_checkpoint.exists()
+    assert not (folder.root / "owner.json").exists()
+    assert next_one.status()["state"] == "waiting"
+
+
+def main_with_slow_steps(folders):
+    from lsa_study.training import loop
+
+    original = loop.Loop._step
+
+    def slow(self, step, batches):
+        time.sleep(1.0)
+        return original(self, step, batches)
+
+    loop.Loop._step = slow
+    return main(folders)
+
+
+def test_a_second_interrupt_leaves_at_once(make_run, start):
+    folder = make_run(**{**LONG, "data__train_limit": 1000})
+    process = start(main_with_slow_steps, [str(folder.root)])
+    wait_for(lambda: folder.status()["state"] == "running", process)
+    time.sleep(1.0)
+    asked = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    assert time.monotonic() - asked < 5
+    assert folder.status()["state"] == "stopped"
+    assert folder.status()["message"] == "left at once; the last checkpoint stands"
+    assert not (folder.root / "owner.json").exists()
+
+
+def test_a_signal_to_the_whole_job_is_no_failure(make_run, start, tmp_path, image_folder):
+    """SLURM's SIGTERM reaches the loading processes too; their death must not fail the run."""
+    folder = make_run(
+        tier="paper", data__root=image_folder, data__image_size=28, data__train_limit=64,
+        train__batch_size=2, train__epochs=100, model__backbone="swin_micro", runtime__workers=2,
+    )  # fmt: skip
+    process = start(main_of_a_group, [str(folder.root)])
+    wait_for(lambda: folder.status().get("step", 0) > 2 or begun(folder)(), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 130, (folder.attempts()[0] / "log.txt").read_text()
+    assert folder.status()["state"] == "stopped"
+
+
+def main_of_a_group(folders):
+    from lsa_study.training import monitor
+
+    os.setpgid(0, 0)
+    monitor.HEARTBEAT_SECONDS = 0.0
+    return main(folders)
+
+
+@pytest.mark.slow
+def test_the_command(make_run, tmp_path):
+    """A folder that lacks its data, one that is none, a good one: exit code 1, no traceback."""
+    good, bad = make_run("good"), make_run("bad", tier="proxy", data__root=tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "lsa_study.training",
+        str(bad.root),
+        str(tmp_path),
+        str(good.root),
+    ]
+    told = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "1000"}
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert good.result()["outcome"] == "done"
+    assert "CIFAR-10 not found at" in told.stderr
+    assert "is not a run's configuration" in told.stderr
+    assert "Traceback" not in told.stderr
+    again = subprocess.run([*command[:3], str(good.root)], capture_output=True, check=False)
+    assert again.returncode == 0
