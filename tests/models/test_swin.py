@@ -35,7 +35,7 @@ def places(model):
     return [[block.attn for block in stage.blocks] for stage in model.layers]
 
 
-@pytest.mark.parametrize("size", [(224, 224), (128, 320)])
+@pytest.mark.parametrize("size", [(224, 224), (128, 256)])
 def test_same_logits_as_timm(size):
     """All four stages, shifted and not, from timm's weights: tables, projections, merges, head.
 
@@ -103,7 +103,8 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_stochastic_depth_grows_from_zero():
-    model = build_model("lsa_swin_tiny", drop_path_rate=0.11)
+    with torch.device("meta"):
+        model = build_model("lsa_swin_tiny", drop_path_rate=0.11)
     rates = [
         [getattr(d, "drop_prob", 0.0) for d in (b.drop_path1, b.drop_path2)]
         for stage in model.layers
@@ -123,7 +124,8 @@ def test_odd_blocks_shift_where_there_are_several_windows():
 
 def test_small_maps_have_small_windows():
     """Swin: a map below the window's size is one window."""
-    model = network(UnifiedOp(**LSA), "swin_tiny", image_size=96)
+    with torch.device("meta"):
+        model = network(UnifiedOp(**LSA), "swin_tiny", image_size=96)
     assert [stage[0].size for stage in places(model)] == [7, 7, 6, 3]
 
 
@@ -268,8 +270,8 @@ def test_tables_can_be_kept_from_decay():
 
 
 def test_another_image_size_keeps_the_areas():
-    model = network(UnifiedOp(**LSA), "swin_tiny", image_size=64)
-    model.set_input_size(96)
-    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 10)
+    model = network(UnifiedOp(**LSA), image_size=28)
+    model.set_input_size(40)
+    assert model(torch.zeros(1, 3, 40, 40)).shape == (1, 10)
     with pytest.raises(ValueError, match="window_size cannot change once built"):
-        model.set_input_size(96, window_size=3)
+        model.set_input_size(40, window_size=3)
