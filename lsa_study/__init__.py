@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -13,11 +12,11 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 
-class _TellTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers the study's networks as soon as timm is imported, and never imports it itself.
+class _TimmFinder(importlib.abc.MetaPathFinder):
+    """Lets timm know the study's networks as soon as timm is imported; never imports it itself.
 
-    ``timm.create_model("elsa_swin_tiny")`` works after ``import lsa_study``, whichever is imported
-    first, while planning and reporting stay free of torch.
+    So ``timm.create_model("elsa_swin_tiny")`` works after ``import lsa_study``, whichever is
+    imported first, while planning and reporting stay free of torch.
     """
 
     def find_spec(
@@ -25,11 +24,17 @@ class _TellTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "timm":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("timm")
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            self.loader, spec.loader = spec.loader, self
+            spec.loader = _TimmLoader(spec.loader)
         return spec
+
+
+class _TimmLoader(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -49,4 +54,4 @@ def _register() -> None:
 if "timm" in sys.modules:
     _register()
 else:
-    sys.meta_path.insert(0, _TellTimm())
+    sys.meta_path.insert(0, _TimmFinder())

@@ -92,15 +92,23 @@ def test_both_ghost_matrices():
     assert parameters(on_meta(build_model, "elsa_swin_tiny", ghost_mul=1.0)) == 29_282_098
 
 
-@pytest.mark.parametrize("imports", ["import lsa_study, timm", "import timm, lsa_study"])
-def test_timm_knows_the_names_in_either_order(imports):
+ORDERS = [
+    "import timm, lsa_study",
+    "import lsa_study, importlib.util; assert importlib.util.find_spec('timm')\nimport timm",
+    "import lsa_study.ops, timm",
+]
+
+
+@pytest.mark.parametrize("imports", ORDERS)
+def test_timm_knows_the_names_in_any_order(imports):
     code = f"""
 {imports}, torch
 with torch.device("meta"):
     print(type(timm.create_model("net7_swin_tiny", num_classes=3)).__name__)
+print(type(timm.__spec__.loader).__name__, timm.__loader__ is timm.__spec__.loader)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "Swin"
+    assert done.stdout.split() == ["Swin", "SourceFileLoader", "True"]
 
 
 def test_the_command_line_stays_free_of_torch():
