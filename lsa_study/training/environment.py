@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
         )
     if runtime.device == "cpu" or not usable:
         return torch.device("cpu")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def precision(train: Train, device: torch.device) -> torch.dtype:
@@ -55,15 +57,27 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to measure anew: one process may carry out many runs in turn."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: tensors on a GPU, the whole process on a CPU."""
+    """Most bytes held since ``forget_peak_memory``: tensors on a GPU, the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-@contextmanager
+@contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU, make every operation give the same bits each time; on a GPU, allow fast ones."""
     # The module's flags are properties, which type checkers cannot see.

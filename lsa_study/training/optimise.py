@@ -26,7 +26,7 @@ def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
         no_weight_decay_list=spared() if train.no_decay == "swin" else (),
     )
     made: torch.optim.Optimizer = create_optimizer_v2(
-        groups, opt="adamw", lr=peak_rate(train), weight_decay=train.weight_decay
+        groups, opt="adamw", lr=peak_rate(train), weight_decay=train.weight_decay, fused=True
     )
     return made
 

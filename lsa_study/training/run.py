@@ -112,6 +112,7 @@ class _Attempt:
         life = self.life
         device = environment.choose_device(life.settings.runtime, local_rank=life.ranks.local)
         self.device = device
+        environment.forget_peak_memory(device)
         with environment.deterministic(device):
             sets = life.ranks.together(lambda: data.load(life.settings, device=str(device)))
             model = build(life.settings, sets)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import Mixup
 
 from lsa_study import data
@@ -201,3 +202,20 @@ def test_every_test_image_comes_once(settings, ranks):
     for numbers, images, labels in sets.test(100):
         assert torch.equal(labels, sets._test_labels[numbers])
         assert torch.equal(pixels_of(sets, images).round().byte(), sets._test[numbers])
+
+
+def test_the_strongest_posterize_is_black(settings):
+    """Pillow 13 refuses the 0 bits that timm's RandAugment asks for at its strongest."""
+    from timm.data.auto_augment import LEVEL_TO_ARG
+
+    from lsa_study.data.pictorial import pictorial
+
+    wanted = settings(augment__rand_augment="rand-m10-inc1").augment
+    (op,) = [op for op in pictorial(wanted, 28, (0.5,) * 3).ops if op.name == "PosterizeIncreasing"]
+    picture = Image.fromarray(np.full((4, 4, 3), 200, np.uint8))
+    (bits,) = LEVEL_TO_ARG[op.name](10, {})
+    assert bits == 0
+    op.prob, op.magnitude, op.magnitude_std = 1.0, 10, 0.0
+    assert np.asarray(op(picture)).max() == 0
+    op.magnitude = 5
+    assert np.unique(np.asarray(op(picture))).tolist() == [192]

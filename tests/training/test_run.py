@@ -427,3 +427,13 @@ def test_a_terminal_gets_a_bar_and_no_lines(make_run):
     assert "━" in told
     assert "done: acc1" in told
     assert time.monotonic() - started < 60
+
+
+def test_peak_memory_is_of_this_run():
+    from lsa_study.training import environment
+
+    cpu = torch.device("cpu")
+    torch.ones(75_000_000)
+    much = environment.peak_memory(cpu)
+    environment.forget_peak_memory(cpu)
+    assert environment.peak_memory(cpu) < much - 200_000_000
