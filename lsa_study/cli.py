@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for command in (*cli_run.COMMANDS, *cli_results.COMMANDS):
     app.command()(command)
+app.command("eval")(cli_results.evaluate)  # the bare word is Python's own
 
 
 class Interrupted(LsaError):

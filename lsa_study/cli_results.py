@@ -20,6 +20,7 @@ from lsa_study.cli_options import (
     Tier,
     load_all,
 )
+from lsa_study.errors import ConfigError, LsaError
 
 
 def table(
@@ -123,6 +124,31 @@ def report(
     loaded = load_all(study or ["all"], tier, None, None, None, (), results)
     for path in write_report(loaded, results):
         typer.echo(path)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a network's name, such as elsa_swin_tiny")],
+    weights: Annotated[Path, typer.Option(help="the released checkpoint")],
+    source: Annotated[str, typer.Option(help="timm, swin, elsa, dwnet, ddf, involution or volo")],
+    data: Annotated[str | None, typer.Option(help="holds imagenet/; else LSA_DATA")] = None,
+    size: Annotated[int, typer.Option(min=32, help="pixels of the crop")] = 224,
+    crop: Annotated[float, typer.Option(help="the crop's share of the shorter side")] = 0.9,
+    results: Results = Path("results"),
+) -> None:
+    """Measure top-1 and top-5 of released weights."""
+    from lsa_study.released import evaluate_weights
+
+    try:
+        found = evaluate_weights(
+            model, weights, source=source, root=data, image_size=size, crop_share=crop,
+            results=results,
+        )  # fmt: skip
+    except LsaError:
+        raise
+    except ValueError as error:  # the weights do not fit the network
+        raise ConfigError(f"{weights}: {error}") from None
+    words = f"top-1 {found['acc1']:.2f} %  top-5 {found['acc5']:.2f} %  {found['images']} images"
+    typer.echo(f"{model}: {words}")
 
 
 COMMANDS = (table, why, diff, claims, plots, report, doctor)

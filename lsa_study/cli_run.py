@@ -44,8 +44,12 @@ def plan(
 ) -> None:
     """Show what would run, and check everything; write nothing."""
     loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
+    # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
+    models = planning.check_models(loaded) if tier == "paper" else None
     if not as_json:
         typer.echo(planning.as_text(loaded, results))
+        if models:
+            typer.echo(f"models: {models}")
         return
     documents: Any = [planning.as_json(one) for one in loaded]
     typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))

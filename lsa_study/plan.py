@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
+from lsa_study.errors import LsaError, Refused
 from lsa_study.study import Run, Study, distinct
 
 
@@ -39,6 +43,29 @@ def as_text(studies: Sequence[Study], results: Path) -> str:
     epochs = sum(run.settings.train.epochs for run in runs)
     blocks.append(f"{len(runs)} distinct runs, {epochs} epochs in all, {todo} to do")
     return "\n".join(blocks)
+
+
+def check_models(studies: Sequence[Study]) -> str:
+    """Build every distinct variant in a process of its own and prove that each differs.
+
+    Raises:
+        Refused: some option does not reach the network; all such rows are named.
+    """
+    variants = {
+        run.name: run.settings.model_copy(update={"seed": 0}).model_dump_json()
+        for run in {run.variant: run for run in distinct(studies)}.values()
+    }
+    # A process of its own: planning does not import torch.
+    command = [sys.executable, "-m", "lsa_study.models.knobs"]
+    told = subprocess.run(
+        command, input=json.dumps(variants), capture_output=True, text=True, check=False
+    )
+    if told.returncode != 0:
+        raise LsaError(f"the models cannot be built: {told.stderr.strip().splitlines()[-1]}")
+    answer = json.loads(told.stdout)
+    if answer["dead"]:
+        raise Refused("\n".join(answer["dead"]))
+    return f"{answer['built']} variants built; no two compute the same"
 
 
 def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
