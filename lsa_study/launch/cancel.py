@@ -84,12 +84,10 @@ def _cancel(rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: Ca
     # Noted first: a job that starts just now, or is put back by somebody, reads it and leaves.
     records.note_cancelled([row.identity for row in rows])
     jobs = [row.job for row in rows if row.job is not None]
-    if jobs:
-        scheduler.cancel(jobs, "--state=PENDING")
-        left = scheduler.queue({array.user for array in records.arrays()})
-        under_way = [job for job in jobs if job in left and not left[job].pending]
-        options = ("--signal=TERM",) if how == "save" else ()
-        scheduler.cancel(under_way, *options)
+    in_hand = scheduler.queue({array.user for array in records.arrays()}) if jobs else {}
+    under_way = [job for job in jobs if job in in_hand and not in_hand[job].pending]
+    scheduler.cancel([job for job in jobs if job not in under_way])
+    scheduler.cancel(under_way, *(("--signal=TERM",) if how == "save" else ()))
     for row in rows:
         if row.job is not None and row.job not in under_way:
             _mark_stopped(row)

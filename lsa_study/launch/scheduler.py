@@ -18,6 +18,9 @@ from lsa_study.errors import EnvironmentLacks
 SECONDS = 30.0
 """How long a command may take before the controller counts as silent."""
 
+SILENT = "contact|answer|timed out|temporar"
+"""How SLURM's commands say that the controller cannot be reached for now."""
+
 CALL_SIZE = 500
 """Job ids handed to one command."""
 
@@ -237,8 +240,7 @@ def requeue(job: str, *, patience: float = 90.0) -> None:
             call("scontrol", "requeue", job)
             return
         except Rejected as error:
-            silent = re.search("contact|answer|timed out|temporar", str(error))
-            if not silent or time.monotonic() > end:
+            if not re.search(SILENT, str(error)) or time.monotonic() > end:
                 raise
             time.sleep(3.0)
 
@@ -264,12 +266,18 @@ def _order(order: str, arrays: Iterable[str]) -> None:
 def cancel(jobs: Sequence[str], *options: str) -> None:
     """Cancel jobs, or with ``--signal`` only signal their processes.
 
+    A job that has just ended by itself is no error. Filters such as ``--state`` must not be among
+    the options: with one, naming a pending element of an array cancels the whole array.
+
     Raises:
-        Rejected: the controller does not answer.
+        Rejected: the controller does not answer, or one may not.
     """
     for part in _parts(jobs):
-        # --quiet: a job that has just ended by itself is what was wanted.
-        call("scancel", "--quiet", *options, *part)
+        try:
+            call("scancel", *options, *part)
+        except Rejected as error:
+            if re.search(SILENT + "|denied", str(error)):
+                raise
 
 
 def _parts(items: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lsa_study import rundir, strict_yaml, study
+from lsa_study.asked import recall
 from lsa_study.errors import ConfigError
 from lsa_study.rundir import RunDir
-from lsa_study.study import TIERS, Tier
+from lsa_study.study import TIERS, Run, Tier
 
 NAME = re.compile(r"(?P<variant>.+)-s(?P<seed>\d+)-(?P<identity>[0-9a-f]{10})")
 
@@ -77,7 +78,8 @@ def _begins(run: Found, text: str) -> bool:
 def chosen(results: Path, names: Sequence[str], tier: str | None = None) -> list[Found]:
     """The run folders of studies and runs; all of them where no name is given.
 
-    A study means all runs of its variants, whatever ``--set`` they were asked with.
+    A study means the runs it was last asked with, whichever study made their folders, and all
+    others of its variants.
 
     Raises:
         ConfigError: a name is neither a study nor the beginning of a run's name.
@@ -89,9 +91,27 @@ def chosen(results: Path, names: Sequence[str], tier: str | None = None) -> list
     for name in study.expand_names(names):
         if (variants := variants_of(name)) is not None:
             wanted |= {run.identity for run in runs if run.variant in variants}
+            wanted |= {run.identity for run in asked_runs(results, [name], tier)}
         else:
             wanted.add(one(results, name, tier).identity)
     return [run for run in runs if run.identity in wanted]
+
+
+def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[Run]:
+    """The runs of studies as they were last asked for, at the tiers that have runs."""
+    loaded = []
+    for name in study.expand_names(names):
+        for place in tiers_of(results, tier) or ["toy"]:
+            if variants_of(name) is None:
+                continue
+            asked = recall(results, place, name)
+            try:
+                loaded.append(
+                    study.load(name, tier=place, seeds=asked.seeds, overrides=asked.overrides)
+                )
+            except ConfigError:  # not a study of this tier
+                continue
+    return study.distinct(loaded)
 
 
 def variants_of(name: str) -> set[str] | None:

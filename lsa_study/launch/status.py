@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lsa_study import study as studies
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler, select
 from lsa_study.launch.causes import judge
@@ -24,7 +23,6 @@ from lsa_study.launch.records import Array, LaunchFolder, Life, identity_of
 from lsa_study.launch.scheduler import Ended, Queued
 from lsa_study.launch.select import Found
 from lsa_study.rundir import RunDir
-from lsa_study.study import Run
 
 SILENT_SECONDS = 90.0
 """A heartbeat older than this is no longer believed by itself."""
@@ -122,7 +120,7 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     rows: list[RunStatus] = []
     for one in select.tiers_of(results, tier):
         rows += _judge_all([run for run in found if run.tier == one], results, one)
-    return rows + _not_begun(rows, names, select.tiers_of(results, tier) or ["toy"])
+    return rows + _not_begun(rows, results, names, tier)
 
 
 def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
@@ -135,30 +133,18 @@ def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
 
 
 def _not_begun(
-    rows: Sequence[RunStatus], names: Sequence[str], tiers: Sequence[str]
+    rows: Sequence[RunStatus], results: Path, names: Sequence[str], tier: str | None
 ) -> list[RunStatus]:
-    """The rows of the studies that nothing on disk stands for."""
-    there = {(row.tier, row.variant, row.seed) for row in rows}
-    wide = [name for name in studies.expand_names(names) if select.variants_of(name) is not None]
-    missing: dict[str, RunStatus] = {}
-    for tier in tiers:
-        for run in _asked(wide, tier):
-            if (tier, run.variant, run.seed) not in there:
-                missing[run.identity] = RunStatus(
-                    run.name, run.identity, run.variant, run.seed, tier,
-                    epochs=run.settings.train.epochs,
-                )  # fmt: skip
-    return list(missing.values())
-
-
-def _asked(names: Sequence[str], tier: str) -> list[Run]:
-    loaded = []
-    for name in names:
-        try:
-            loaded.append(studies.load(name, tier=tier))
-        except ConfigError:  # not a study of this tier
-            continue
-    return studies.distinct(loaded)
+    """The runs that studies were asked for and that nothing on disk stands for."""
+    there = {row.identity for row in rows}
+    return [
+        RunStatus(
+            run.name, run.identity, run.variant, run.seed, run.settings.tier,
+            epochs=run.settings.train.epochs,
+        )
+        for run in select.asked_runs(results, names, tier)
+        if run.identity not in there
+    ]  # fmt: skip
 
 
 # -- judging ------------------------------------------------------------------------------------

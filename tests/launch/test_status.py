@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from lsa_study import rundir, study
+from lsa_study.asked import remember
 from lsa_study.errors import ConfigError
 from lsa_study.launch import select, status_table
 from lsa_study.launch.records import Array, LaunchFolder, Life
@@ -79,11 +80,14 @@ def test_the_answer_in_json(tmp_path, made):
 
 
 def test_a_study_lists_what_has_not_begun(tmp_path, made):
-    """Other settings of a row stand for it; rows without a folder are waiting."""
+    """As it was last asked for; a row that another study made is not listed twice."""
+    assert len(status(tmp_path, ["table1"])) == 16, "never asked: the plain runs are missing"
+    for name in ("table1", "table2"):
+        remember(tmp_path, [study.load(name, overrides=SETTINGS)], SETTINGS)
     assert len(status(tmp_path, ["table1"])) == 8
     rows = {row.variant: row for row in status(tmp_path, ["table2"])}
     assert rows.keys() == {"net7", "net7_identity", "net7_filter_norm"}
-    assert rows["net7"].folder is not None
+    assert rows["net7"].folder == made["net7"]
     assert rows["net7_identity"].folder is None
     assert {row.state for row in rows.values()} == {"waiting"}
     assert {row.state for row in status(tmp_path / "none", ["table1"])} == {"waiting"}

@@ -66,14 +66,14 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10
 GRES = "NodeName=n[1-2] Name=gpu File=/dev/null\nNodeName=n[1-2] Name=gpu File=/dev/zero\n"
 
 
-def wait_for(condition, seconds=90.0, what="it"):
-    """Poll until a condition holds; returns what it gave."""
+def wait_for(condition, seconds=120.0, what=lambda: "it"):
+    """Poll until a condition holds; returns what it gave. ``what`` tells what was waited for."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
             return found
         time.sleep(0.2)
-    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
+    raise AssertionError(f"waited {seconds:.0f} s in vain for {what()}")
 
 
 def free_ports(count):
@@ -119,7 +119,7 @@ class Site:
         self.start_controller()
         for node in ("n1", "n2"):
             self.start_node(node)
-        wait_for(lambda: self.idle_nodes() == 2, 30, "two idle nodes")
+        wait_for(lambda: self.idle_nodes() == 2, 60, lambda: "two idle nodes")
 
     def stop(self):
         with contextlib.suppress(AssertionError):
@@ -139,7 +139,7 @@ class Site:
         with contextlib.suppress(OSError, ValueError):
             pid = int(pid_file.read_text())
             os.kill(pid, number)
-            wait_for(lambda: gone(pid), 20, f"{pid_file.name} to end")
+            wait_for(lambda: gone(pid), 30, lambda: f"{pid_file.name} to end")
 
     def start_controller(self):
         self.run("slurmctld")
@@ -164,9 +164,9 @@ class Site:
 
     wait_for = staticmethod(wait_for)
 
-    def drain(self, seconds=60.0):
+    def drain(self, seconds=90.0):
         """Wait until the queue is empty."""
-        wait_for(lambda: not self.jobs(), seconds, f"an empty queue: {self.jobs()}")
+        wait_for(lambda: not self.jobs(), seconds, lambda: f"an empty queue: {self.jobs()}")
 
 
 @pytest.fixture(scope="session")
@@ -273,18 +273,18 @@ class Trial:
 
     def pause(self):
         """Let the run's process sleep once it has done an epoch, well before its last."""
-        wait_for(lambda: self.folder.metrics(), 90, f"an epoch; {self.log()}")
+        wait_for(self.folder.metrics, 180, lambda: f"an epoch: {self.log()}")
         os.kill(self.pid, signal.SIGSTOP)
         assert self.folder.status()["state"] == "running", self.log()
 
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
 
-    def wait_state(self, state, seconds=60):
-        wait_for(lambda: self.row.state == state, seconds, f"{state}: {self.row} {self.log()}")
+    def wait_state(self, state):
+        wait_for(lambda: self.row.state == state, 120, lambda: f"{state}: {self.row} {self.log()}")
 
-    def wait_done(self, seconds=120):
-        wait_for(lambda: self.folder.result(), seconds, f"a result: {self.log()}")
+    def wait_done(self):
+        wait_for(self.folder.result, 240, lambda: f"a result: {self.row} {self.log()}")
         assert self.folder.result()["outcome"] == "done"
 
     def log(self):

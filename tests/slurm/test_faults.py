@@ -77,7 +77,7 @@ def test_a_higher_partition_preempts(site, trial, undisturbed):
 def test_kill_and_damage_lose_nothing(site, trial, undisturbed):
     """Killed; the newest checkpoint torn; the status overwritten. Accounting does not answer."""
     trial.launch()
-    site.wait_for(lambda: trial.folder.previous_checkpoint.exists(), 60, "two checkpoints")
+    site.wait_for(lambda: trial.folder.previous_checkpoint.exists(), what=lambda: "two checkpoints")
     trial.pause()
     job = trial.row.job
     os.kill(trial.pid, signal.SIGKILL)
@@ -102,13 +102,13 @@ def test_a_lost_node_is_replaced_once_its_processes_are_gone(site, trial, undist
     site.kill_node(node)
     site.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
     try:
-        site.wait_for(lambda: f"waiting for process {pid}" in trial.log(), 60, trial.log())
+        site.wait_for(lambda: f"waiting for process {pid}" in trial.log(), what=trial.log)
         assert len(trial.folder.attempts()) == 1, "two processes train one run"
         os.kill(pid, signal.SIGKILL)
         ended_as_if_nothing_had_happened(trial, undisturbed, "node")
     finally:
         site.start_node(node)
-        site.wait_for(lambda: site.idle_nodes() == 2, 30, "the node to come back")
+        site.wait_for(lambda: site.idle_nodes() == 2, what=lambda: "the node to come back")
     assert trial.row.note == "life 2 (1 lost node)"
 
 
@@ -119,7 +119,7 @@ def test_the_controller_may_restart(site, trial, undisturbed):
     assert trial.row.state == "running", "the heartbeat is enough"
     os.kill(trial.pid, signal.SIGUSR2)
     trial.go_on()
-    site.wait_for(lambda: trial.folder.status()["state"] == "stopped", 30, trial.log())
+    site.wait_for(lambda: trial.folder.status()["state"] == "stopped", what=trial.log)
     time.sleep(3)
     site.start_controller()
     ended_as_if_nothing_had_happened(trial, undisturbed, "preempted")

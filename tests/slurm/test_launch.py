@@ -102,10 +102,10 @@ def test_a_dry_run_writes_nothing(site, held):
 
 
 def test_ten_thousand_runs_are_planned_in_seconds(held):
-    begun = time.monotonic()
+    begun = time.process_time()  # not the clock: the machine may be busy with something else
     launched = held.launch(held.asked(only="*", seeds=range(1250)), mode="dry-run")
     assert launched.count == 10_000
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 LAUNCH = """
@@ -205,8 +205,8 @@ def failing(trial, tmp_path, count):
 def test_equal_errors_hold_the_rest(site, trial, tmp_path):
     trial.wishes(throttle=1)
     trial.launch(failing(trial, tmp_path, 5))
-    site.wait_for(lambda: trial.records.held(), 120, trial.log())
-    site.wait_for(lambda: len(site.jobs()) == 2, 30, "two held jobs")
+    site.wait_for(lambda: trial.records.held(), what=trial.log)
+    site.wait_for(lambda: len(site.jobs()) == 2, what=lambda: "two held jobs")
     time.sleep(2)
     assert {reason for _, reason in site.jobs().values()} <= {"JobHeldAdmin", "JobHeldUser"}
     rows = list(trial.status().values())
