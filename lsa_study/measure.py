@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lsa_study import ops
-from lsa_study.ops.functional import sides
+from lsa_study.ops.checks import sides
 
 Shape = tuple[int, ...]
 Products = tuple[int, int]

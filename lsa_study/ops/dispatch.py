@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import lsa_kernels
 from lsa_study.ops import functional
 from lsa_study.ops import neighboring as neighborhoods
-from lsa_study.ops.functional import Size
+from lsa_study.ops.checks import Size
 
 IMPLEMENTATIONS = ("auto", "reference", "unfold", "sdc", "fused")
 

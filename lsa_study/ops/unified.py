@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_study.ops import dispatch
-from lsa_study.ops.functional import (
+from lsa_study.ops.checks import (
     Application,
     Border,
     Norm,
@@ -18,10 +18,9 @@ from lsa_study.ops.functional import (
     check_area,
     check_words,
     num_offsets,
-    shift_bands,
     sides,
-    spatial_attention,
 )
+from lsa_study.ops.functional import shift_bands, spatial_attention
 
 TERMS = ("qk", "q_rk", "rq_k", "bias")
 Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
