@@ -20,9 +20,10 @@ study: setup
 	$(BIN)/lsa run all --tier toy
 	$(BIN)/lsa table all --tier toy
 	$(BIN)/lsa plots all --tier toy
+	$(BIN)/lsa report all --tier toy
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check .

@@ -6,10 +6,15 @@ the repository, and a test that does not find its file skips and says so.
 
 import fnmatch
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Processes that share the cores must not each take them all; read before torch starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).resolve().parent / "golden"
 FOLDERS = (HERE, HERE.parent.parent.parent / "shared" / "golden")
@@ -34,6 +39,12 @@ class Golden:
         """The arrays called ``prefix...``, without it."""
         start = len(prefix)
         return {key[start:]: a for key, a in self.arrays.items() if key.startswith(prefix)}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))  # one cluster at a time
 
 
 def pytest_generate_tests(metafunc):

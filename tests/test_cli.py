@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lsa_study import cli
+from lsa_study import cli_options
 from lsa_study.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,8 +95,8 @@ def test_a_results_folder_that_cannot_be_made_ends_with_exit_code_3(tmp_path):
 
 
 def test_seeds_are_read():
-    assert cli.parse_seeds(None) is None
-    assert cli.parse_seeds("0-2") == [0, 1, 2]
-    assert cli.parse_seeds("4,0-1,4") == [4, 0, 1]
+    assert cli_options.parse_seeds(None) is None
+    assert cli_options.parse_seeds("0-2") == [0, 1, 2]
+    assert cli_options.parse_seeds("4,0-1,4") == [4, 0, 1]
     with pytest.raises(ConfigError):
-        cli.parse_seeds("1-")
+        cli_options.parse_seeds("1-")

@@ -18,9 +18,9 @@ from lsa_study.study import Study
 Word = Literal["supported", "contradicted", "unresolved", "not run"]
 UNITS: Mapping[str, str] = {
     "acc1": "points",
-    "params": "%",
-    "macs": "%",
-    "speed": "%",
+    "params": "% parameters",
+    "macs": "% multiply-adds",
+    "speed": "% images a second",
     "ends": "share of runs",
 }
 

@@ -21,7 +21,7 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     drawn.suptitle(style.title(study), x=0.01, ha="left", weight="bold")
     _ours(left, rows)
     _article(right, study, rows)
-    left.set_yticks(range(len(rows)), [row.name for row in rows])
+    left.set_yticks(range(len(rows)), [style.short(row.name) for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)

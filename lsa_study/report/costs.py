@@ -27,7 +27,7 @@ def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     unit, name = (1e9, "GMACs: 10⁹") if max(counts, default=0) >= 1e8 else (1e6, "MMACs: 10⁶")
     axes.set_xlabel(f"Cost of one image ({name} multiply-adds)")
     points = [
-        (row.done[0]["macs"] / unit, row.accuracy.mean, row.variant)
+        (row.done[0]["macs"] / unit, row.accuracy.mean, style.short(row.variant))
         for row in rows.values()
         if row.done[0]["macs"] is not None and row.accuracy.mean is not None
     ]

@@ -103,9 +103,9 @@ def _label(
         colour = look[row.variant].colour
         ways: dict[str, Any] = {"transform": across, "color": colour, "clip_on": False}
         axes.plot([1.0, 1.03], [ends[row.variant], height], lw=0.8, **ways)
-        axes.text(1.04, height, row.name, va="center", fontsize=8, **ways)
+        axes.text(1.04, height, style.short(row.name), va="center", fontsize=8, **ways)
     lowest = min([low + line, *(height - line for height in heights)])
     for step, row in enumerate(words):
-        text = f"{row.name}: {row.word}"
+        text = f"{style.short(row.name)}: {row.word}"
         place = lowest - line * step
         axes.text(1.04, place, text, transform=across, va="center", fontsize=8, color=style.QUIET)

@@ -57,10 +57,10 @@ def _line(
     if points:
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, color=look.colour, ls=look.dash, marker=look.marker)
-        style.note(axes, layer, xs[-1], ys[-1], look.colour)
+        style.note(axes, style.short(layer), xs[-1], ys[-1], look.colour)
     for place, value, word in zip(places, values, words, strict=True):
         if value is None and word:
             axes.text(
-                place, 0.03, f"{layer}:\n{word}", transform=axes.get_xaxis_transform(),
+                place, 0.03, f"{style.short(layer)}:\n{word}", transform=axes.get_xaxis_transform(),
                 ha="center", va="bottom", fontsize=8, color=look.colour,
             )  # fmt: skip

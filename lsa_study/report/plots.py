@@ -1,4 +1,4 @@
-"""The figures of a tier: learning curves, accuracies beside the article's, costs, heads."""
+"""The figures of a tier: which there are, and their files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from lsa_study.report import style
 from lsa_study.report.accuracy import accuracy
 from lsa_study.report.costs import costs
 from lsa_study.report.curves import curves
+from lsa_study.report.forest import forest
 from lsa_study.report.heads import heads
+from lsa_study.report.layers import has_layers, layers
+from lsa_study.report.strips import strips
 from lsa_study.report.tables import with_runs
 from lsa_study.study import Study
 
@@ -45,8 +48,14 @@ def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
     with style.styled():
         for study, rows in pairs:
             drawn[f"{study.name}-accuracy"] = accuracy(study, rows)
+            if any(row.reference != row.variant for row in rows):
+                drawn[f"{study.name}-differences"] = forest(study, rows)
             drawn[f"{study.name}-curves"] = curves(study, rows)
+            if any(row.accuracy.n > 1 for row in rows):
+                drawn[f"{study.name}-seeds"] = strips(study, rows)
             if study.file.factor == ["model.op.heads"]:
                 drawn[f"{study.name}-heads"] = heads(study, rows)
+        if has_layers(pairs):
+            drawn["fig1-layers"] = layers(pairs)
         drawn["costs"] = costs(pairs)
     return drawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,37 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lsa_study import rundir
 from lsa_study.study import Study
 
+PAPER = "#ffffff"
 INK = "#1b1f24"
-QUIET = "#6a737d"
+QUIET = "#57606a"
 GRID = "#d8dee4"
 OURS = "#0072b2"
 ARTICLE = "#b25400"
 COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#b3478c", "#7a5c00", "#3f8fc4", "#8a3b00", "#4b4b9f",
+    OURS, "#c44e00", "#007f5c", "#b3478c", "#7a5c00", "#2f7cb0", "#8a3b00", "#4b4b9f",
 )  # fmt: skip
-"""After Okabe and Ito, darkened where needed to stand out on white."""
+"""After Okabe and Ito, darkened until text in them can be read on white (contrast 4.5)."""
+DARK: Mapping[str, str] = {
+    PAPER: "#14181d",
+    INK: "#e6e9ec",
+    QUIET: "#9aa4ae",
+    GRID: "#343b43",
+    ARTICLE: "#ffb066",
+    OURS: "#58b1e8",
+    "#c44e00": "#ff9a52",
+    "#007f5c": "#3fcf9f",
+    "#b3478c": "#f29bd0",
+    "#7a5c00": "#d6b44a",
+    "#2f7cb0": "#8fd0f5",
+    "#8a3b00": "#e0a080",
+    "#4b4b9f": "#aab0ff",
+}
+"""Every colour of a figure and what stands for it on a dark page."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 """Beside colours, so that lines can be told apart without them."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -48,6 +66,8 @@ _SETTINGS: Any = {
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    # Labels are what users write: a dollar sign in one is a dollar sign.
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.labelsize": 8,
@@ -81,7 +101,8 @@ def svg(drawn: Figure) -> str:
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with styled():
         drawn.savefig(text, format="svg", metadata=metadata)
-    return text.getvalue()
+    # Where a reader lacks the font, one of about the same width must stand in, not a serif.
+    return text.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
 def png(drawn: Figure) -> bytes:
@@ -154,7 +175,13 @@ TIERS = {
 
 def title(study: Study) -> str:
     """What every figure of a study says first."""
-    return f"{study.file.article.source}: {study.file.title}\n{TIERS[study.tier]}"
+    return f"{short(f'{study.file.article.source}: {study.file.title}', 72)}\n{TIERS[study.tier]}"
+
+
+def short(text: str, most: int = 34) -> str:
+    """Cut a text that would leave the plot no room."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def word(axes: Axes, place: float, text: str) -> None:
@@ -175,6 +202,19 @@ def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
     axes.annotate(
         text, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, weight="bold"
     )
+
+
+def key(of: Axes | Figure, ours: str) -> None:
+    """Say which sign is ours and which the article's, above a plot or under a figure."""
+    marks = [
+        Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
+        Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
+    ]
+    ways: dict[str, Any] = {"handles": marks, "ncols": 2, "frameon": False, "fontsize": 8}
+    if isinstance(of, Axes):
+        of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
+    else:
+        of.legend(loc="outside lower center", **ways)
 
 
 def widen(axes: Axes, *, room: float) -> None:

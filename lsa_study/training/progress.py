@@ -17,8 +17,6 @@ class Report:
     loss: float = float("nan")
     acc1: float = 0.0
     acc5: float = 0.0
-    model_acc1: float = 0.0
-    """Of the weights as trained, whichever weights the run reports."""
     ema_acc1: float | None = None
     bits: Tensor | None = None
     """(images,) uint8: which test images the reported weights get right."""

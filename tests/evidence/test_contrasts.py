@@ -224,7 +224,7 @@ def test_noise_is_pooled_by_degrees_of_freedom():
         ({"torch": "2.1.0"}, "torch 2.1.0 and 2.9.0, reference 2.9.0"),
         ({"commit": "f" * 40}, "commit 0123456789 and ffffffffff, reference 0123456789"),
         ({"dirty": True}, "commit 0123456789 and 0123456789 with local changes, reference"),
-        ({"effective_batch": 32}, "effective batch 32 and 64, reference 64"),
+        ({"effective_batch": 48}, "effective batch 32 and 48, reference 32"),
         ({"weights": "ema"}, "reported weights ema and model, reference model"),
         ({"selected": "best"}, "reported epoch best and last, reference last"),
         ({"data_fingerprint": "other"}, "data f1f2f3f4f5 and other, reference f1f2f3f4f5"),

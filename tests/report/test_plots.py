@@ -30,7 +30,8 @@ def test_every_figure_is_written_as_svg_and_png(tmp_path):
     loaded = [write_study(tmp_path, name, seeds=[0]) for name in ("table2", "fig2")]
     names = {path.name for path in write_plots(loaded, tmp_path)}
     stems = (
-        "table2-accuracy", "table2-curves", "fig2-accuracy", "fig2-curves", "fig2-heads", "costs",
+        "table2-accuracy", "table2-differences", "table2-curves", "fig2-accuracy",
+        "fig2-differences", "fig2-curves", "fig2-heads", "costs",
     )  # fmt: skip
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     folder = tmp_path / "toy" / "plots"
@@ -40,7 +41,7 @@ def test_every_figure_is_written_as_svg_and_png(tmp_path):
 def test_the_same_runs_give_the_same_bytes(tmp_path):
     write_study(tmp_path, "table2")
     first, second = (drawn(tmp_path, "table2") for _ in range(2))
-    for name in first:
+    for name in ("table2-accuracy", "table2-curves"):
         assert style.svg(first[name]) == style.svg(second[name])
         assert style.png(first[name]) == style.png(second[name])
     assert not re.search(r"20\d\d-\d\d-\d\d|Matplotlib v", style.svg(first["table2-curves"]))
@@ -80,6 +81,42 @@ def test_curves_are_the_metrics_of_the_folders(tmp_path):
     (line,) = left.lines
     assert list(line.get_xdata()) == [record["epoch"] for record in records]
     assert list(line.get_ydata()) == [record["acc1"] for record in records]
+
+
+def test_differences_stand_beside_the_article_s_on_one_scale(tmp_path):
+    write_study(tmp_path, "table4")
+    loaded = study.load("table4")
+    rows = rows_of(loaded, collect(tmp_path, "toy"))
+    (axes,) = figures([(loaded, rows)])["table4-differences"].axes
+    marks = {
+        m: [line.get_xdata()[0] for line in axes.lines if line.get_marker() == m] for m in "oD"
+    }
+    base = rows[0].accuracy.mean
+    assert marks["o"] == pytest.approx([row.accuracy.mean - base for row in rows[1:]])
+    assert marks["D"] == pytest.approx([1.1, 1.4])
+
+
+def test_seed_strips_hold_every_run(tmp_path):
+    write_study(tmp_path, "table4", seeds=[0, 4])
+    loaded = study.load("table4")
+    rows = rows_of(loaded, collect(tmp_path, "toy"))
+    (axes,) = figures([(loaded, rows)])["table4-seeds"].axes
+    drawn = [list(line.get_ydata()) for line in axes.lines if line.get_marker() not in ("None", "")]
+    want = [[run["acc1"] for row in rows for run in row.runs if run["seed"] == s] for s in (0, 4)]
+    assert drawn == want
+
+
+def test_figure_1_is_relative_to_attention(tmp_path):
+    write_study(tmp_path, "table4", seeds=[0])
+    write_study(tmp_path, "table5", seeds=[0], only="dwconv")
+    made = drawn(tmp_path, "table4", "table5")
+    accuracy, params, _ = made["fig1-layers"].axes
+    diamonds = [line.get_xdata()[0] for line in params.lines if line.get_marker() == "D"]
+    assert diamonds == pytest.approx([100, 100 * 24.2 / 28.3, 100 * 46 / 28.3, 100 * 29.1 / 28.3])
+    circles = [line.get_xdata()[0] for line in accuracy.lines if line.get_marker() == "o"]
+    assert circles[0] == 0.0
+    assert len(circles) == 3
+    assert "not run" in texts(made["fig1-layers"])
 
 
 def test_the_head_figure_puts_the_article_on_the_second_panel(tmp_path):

@@ -82,16 +82,16 @@ def lack_data():
 
 
 def fail_in_the_second_step():
-    from lsa_study.training.loop import Loop
+    from lsa_study.training.step import Stepper
 
-    original = Loop._gradients
+    original = Stepper._gradients
 
-    def failing(self, step, batches):
+    def failing(self, epoch, step, batches):
         if step == 1:
             raise KeyError("rel_pos")
-        return original(self, step, batches)
+        return original(self, epoch, step, batches)
 
-    Loop._gradients = failing
+    Stepper._gradients = failing
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,16 @@ def test_if_one_fails_all_end_and_its_words_are_kept(make_run, start, fault, cau
 def die_in_the_second_step():
     import os
 
-    from lsa_study.training.loop import Loop
+    from lsa_study.training.step import Stepper
 
-    original = Loop._gradients
+    original = Stepper._gradients
 
-    def dying(self, step, batches):
+    def dying(self, epoch, step, batches):
         if step == 1:
             os._exit(9)
-        return original(self, step, batches)
+        return original(self, epoch, step, batches)
 
-    Loop._gradients = dying
+    Stepper._gradients = dying
 
 
 def test_if_one_dies_the_other_says_so(make_run, start):

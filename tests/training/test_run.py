@@ -15,6 +15,7 @@ from lsa_study import data, models
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, evaluate, run, train
+from lsa_study.training.step import Stepper
 
 RESULT_KEYS = {
     "outcome", "acc1", "acc5", "loss", "epoch", "epochs", "weights", "selected", "best_acc1",
@@ -279,7 +280,7 @@ def test_divergence_in_the_last_step_is_seen_on_the_test_set(make_run):
 def test_out_of_memory_is_a_result(make_run, monkeypatch):
     """Torch's own allocator refuses an absurd tensor in the second step."""
     folder = make_run()
-    original = run.Loop._loss
+    original = Stepper._loss
     calls = []
 
     def greedy(self, logits, targets):
@@ -288,7 +289,7 @@ def test_out_of_memory_is_a_result(make_run, monkeypatch):
             torch.empty(10**16)
         return original(self, logits, targets)
 
-    monkeypatch.setattr(run.Loop, "_loss", greedy)
+    monkeypatch.setattr(Stepper, "_loss", greedy)
     assert train(folder) == "oom"
     reason = folder.result()["reason"]
     assert reason.startswith("epoch 1, step 2: out of memory at a batch of 32 in 1 part")

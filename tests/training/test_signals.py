@@ -38,15 +38,15 @@ def test_a_signal_saves_and_leaves(make_run, start, number):
 
 
 def main_with_slow_steps(folders):
-    from lsa_study.training import loop
+    from lsa_study.training.step import Stepper
 
-    original = loop.Loop._step
+    original = Stepper.do
 
-    def slow(self, step, batches):
+    def slow(self, epoch, step, batches):
         time.sleep(1.0)
-        return original(self, step, batches)
+        return original(self, epoch, step, batches)
 
-    loop.Loop._step = slow
+    Stepper.do = slow
     return main(folders)
 
 

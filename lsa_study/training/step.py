@@ -1,0 +1,125 @@
+"""One optimiser step: gradients of the effective batch, the update, the averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lsa_study.config import Settings
+from lsa_study.data import seeds
+from lsa_study.data.sets import Batch
+from lsa_study.training import environment, optimise
+from lsa_study.training.ranks import Ranks
+
+
+class Stepper:
+    """A network with all that changes it.
+
+    Args:
+        model: on its device already.
+        steps: optimiser steps of an epoch, for the schedule.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        device: torch.device,
+        steps: int,
+    ) -> None:
+        train = settings.train
+        self.settings, self.model, self.ranks, self.device = settings, model, ranks, device
+        self.precision = environment.precision(train, device)
+        self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
+        self.optimizer = optimise.optimiser(model, train)
+        self.schedule = optimise.Schedule(self.optimizer, train, steps=steps)
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(model) if settings.runtime.compile else model
+        )
+        self.running = [
+            statistic
+            for part in model.modules()
+            if isinstance(part, _BatchNorm)
+            for statistic in (part.running_mean, part.running_var)
+            if statistic is not None
+        ]
+
+    def do(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
+        """Do one step; returns the mean loss over the effective batch, on the device.
+
+        Args:
+            epoch: counted from 0.
+            step: counted from 0 in the epoch.
+            batches: gives this process's parts of the step next.
+        """
+        self.schedule.set(epoch, step)
+        loss = self.ranks.together(lambda: self._gradients(epoch, step, batches))
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.ranks.average([loss, *gradients, *self.running])
+        if self.settings.train.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return loss
+
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def rate_of(self, epoch: int, step: int) -> float:
+        """The learning rate of any step."""
+        self.schedule.set(epoch, step)
+        return self.rate()
+
+    def reported(self) -> nn.Module:
+        """The network whose accuracy is reported: the trained or the averaged one."""
+        averaged: nn.Module | None = None if self.ema is None else self.ema.module
+        use = averaged is not None and self.settings.evaluation.weights == "ema"
+        return averaged if use and averaged is not None else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, averaged weights and moments, for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of ``state_dict``."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+    def _gradients(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
+        """Gradients of this process's parts of a step; returns their mean loss."""
+        accumulate = self.settings.runtime.accumulate
+        total = torch.zeros((), device=self.device)
+        for part in self.ranks.parts(accumulate)[1]:
+            batch = next(batches)
+            # Drop path and dropout draw from the global generators.
+            torch.manual_seed(seeds.derive(self.settings.seed, "step", epoch, step, part))
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision != torch.float32
+            ):
+                logits = self.forward(batch.images)
+            loss = self._loss(logits.float(), batch.targets) / accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        # Mixed targets are smoothed already.
+        smoothing = 0.0 if targets.ndim == 2 else self.settings.augment.label_smoothing
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
