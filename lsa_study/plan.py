@@ -46,15 +46,14 @@ def as_text(studies: Sequence[Study], results: Path) -> str:
 
 
 def check_models(studies: Sequence[Study]) -> str:
-    """Build every distinct variant in a process of its own and prove that each differs.
+    """Build every distinct network in a process of its own and prove that each differs.
 
     Raises:
         Refused: some option does not reach the network; all such rows are named.
     """
-    variants = {
-        run.name: run.settings.model_copy(update={"seed": 0}).model_dump_json()
-        for run in {run.variant: run for run in distinct(studies)}.values()
-    }
+    # Two studies may call different networks the same, so it is not the names that count.
+    networks = {(r.settings.model, r.settings.data.image_size): r for r in distinct(studies)}
+    variants = {run.name: run.settings.model_dump_json() for run in networks.values()}
     # A process of its own: planning does not import torch.
     command = [sys.executable, "-m", "lsa_study.models.knobs"]
     told = subprocess.run(
@@ -65,7 +64,7 @@ def check_models(studies: Sequence[Study]) -> str:
     answer = json.loads(told.stdout)
     if answer["dead"]:
         raise Refused("\n".join(answer["dead"]))
-    return f"{answer['built']} variants built; no two compute the same"
+    return f"{answer['built']} networks built; no two of them are the same"
 
 
 def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
