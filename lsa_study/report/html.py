@@ -188,7 +188,7 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         "id": claim.id,
         "text": claim.text,
         "source": claim.source,
-        "rows": " against ".join(claim.rows),
+        "rows": [{"name": row, "study": row.split("/")[0]} for row in claim.rows],
         "word": judged.word,
         "verdict": judged.verdict,
         "numbers": verdicts.shown(judged, claim.metric, float(claim.margin)),
