@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -308,10 +309,18 @@ class Settings(_Settings):
 
     def identity(self) -> str:
         """Ten hex digits that two runs share if and only if their science settings are equal."""
-        canonical = json.dumps(
-            {"schema": SCHEMA_VERSION, **self.science()}, sort_keys=True, separators=(",", ":")
-        )
-        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        return self.identities([self.seed])[self.seed]
+
+    def identities(self, seeds: Iterable[int]) -> dict[int, str]:
+        """``identity()`` as it would be with each of these seeds."""
+        # Thousands of seeds are looked for in a moment: the settings become text only once.
+        settings = {"schema": SCHEMA_VERSION, **self.science(), "seed": "?"}
+        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+        before, after = canonical.split('"seed":"?"')
+        return {
+            seed: hashlib.sha256(f'{before}"seed":{seed}{after}'.encode()).hexdigest()[:10]
+            for seed in seeds
+        }
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -102,14 +102,16 @@ def read(path: Path | None = None) -> list[Claim]:
     return compose.validate(Claims, document.data, lambda keys: document.where(*keys)).claims
 
 
-def judge_tier(results: Path, tier: str, *, path: Path | None = None) -> list[Verdict]:
+def judge_tier(
+    results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None
+) -> list[Verdict]:
     """Judge every claim by the finished runs of a tier.
 
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
-    is not there, leaves its claims ``not run``.
+    is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
     """
     claims = read(path)
-    collected = refresh(results, tier)
+    collected = collected or refresh(results, tier)
     loaded = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         before = asked.recall(results, tier, name)

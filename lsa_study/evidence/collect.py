@@ -6,7 +6,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ class Collected:
         """The runs with these identities that have ended, by identity; missing facts are None."""
         places = self.runs.index.get_indexer(pd.Index(list(identities)))
         chosen = self.runs.iloc[places[places >= 0]]
-        columns = {str(name): [_plain(v) for v in chosen[name].tolist()] for name in chosen}
+        names = [str(name) for name in chosen]
         return {
-            identity: {name: values[at] for name, values in columns.items()}
-            for at, identity in enumerate(columns["identity"])
+            identity: dict(zip(names, values, strict=True))
+            for identity, values in _by_identity(chosen, names).items()
         }
 
 
@@ -82,7 +82,7 @@ def collect(results: Path, tier: str) -> Collected:
     """
     broken: list[str] = []
     known = _stored(parquet_path(results, tier), broken)
-    facts: dict[Any, Any] = known[list(_RESULT)].to_dict("index")
+    facts = _by_identity(known, _RESULT)
     fresh: list[dict[str, Any]] = []
     reader = _Reader(broken)
     for identity, run in sorted(rundir.existing(results, tier).items()):
@@ -115,18 +115,19 @@ def refresh(results: Path, tier: str) -> Collected:
     return collected
 
 
-_RESULT = frozenset(COLUMNS) - {"curve", "correct", "correct_count"}
+_RESULT = tuple(name for name in COLUMNS if name not in ("curve", "correct", "correct_count"))
 
 
-def _same(stored: Mapping[str, Any] | None, result: Mapping[str, Any]) -> bool:
+def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
+    columns = [runs[name].astype(object) for name in names]
+    plain = [column.where(column.notna(), None).tolist() for column in columns]
+    return dict(zip(runs["identity"].tolist(), zip(*plain, strict=True), strict=True))
+
+
+def _same(stored: tuple[Any, ...] | None, result: Mapping[str, Any]) -> bool:
     # A result is written once, after all else, so a run whose result is known is known whole.
-    return stored is not None and all(
-        _plain(stored[name]) == _plain(result.get(name)) for name in _RESULT
-    )
-
-
-def _plain(value: Any) -> Any:
-    return None if value is None or value is pd.NA or value != value else value
+    values = (result.get(name) for name in _RESULT)
+    return stored == tuple(None if value != value else value for value in values)
 
 
 def _stored(path: Path, broken: list[str]) -> pd.DataFrame:
@@ -167,6 +168,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings_type(column: pd.Series[Any]) -> str:
+    if isinstance(column.dtype, pd.StringDtype):
+        return "object"
     kinds = set(map(type, column.dropna()))
     if kinds and kinds <= {bool, np.bool_}:
         return "boolean"
@@ -206,13 +209,13 @@ class _Reader:
                 f"{run.root}: was made by schema {result.get('schema')}, this is {SCHEMA_VERSION}"
             )
             return None
+        return result
+
+    def record(self, run: RunDir, result: dict[str, Any]) -> dict[str, Any] | None:
         if wrong := _wrong(result):
             words = ", ".join(f"{name} = {result.get(name)!r}" for name in wrong)
             self.broken.append(f"{run.root}: its result holds {words}; move it away, run it again")
             return None
-        return result
-
-    def record(self, run: RunDir, result: dict[str, Any]) -> dict[str, Any] | None:
         try:
             settings = self.settings(run, result)
         except (ConfigError, ValueError) as error:
@@ -257,16 +260,19 @@ class _Reader:
         return bits.tobytes(), count
 
 
+KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(NUMBERS, (int, float)),
+    **dict.fromkeys(COUNTS, (int,)),
+    **dict.fromkeys(WORDS, (str,)),
+    **dict.fromkeys(FLAGS, (bool,)),
+}
+"""What a result may hold, beside nothing."""
+
+
 def _wrong(result: Mapping[str, Any]) -> list[str]:
-    kinds = {
-        **dict.fromkeys(NUMBERS, (int, float)),
-        **dict.fromkeys(COUNTS, (int,)),
-        **dict.fromkeys(WORDS, (str,)),
-        **dict.fromkeys(FLAGS, (bool,)),
-    }
     wrong = [
         name
-        for name, kind in kinds.items()
+        for name, kind in KINDS.items()
         if (value := result.get(name)) is not None and type(value) not in kind
     ]
     accuracy = result.get("acc1")

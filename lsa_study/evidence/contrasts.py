@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +56,13 @@ class Contrast:
     """Of the paired differences, points; its interval is Student's over seeds."""
     p: float | None
     """Two-sided paired t test; None below two seeds or without any spread."""
-    by_image: ByImage | None
-    """None if correctness by image is missing or the test sets differ."""
+    runs: tuple[tuple[Run, Run], ...]
+    """The row's and the reference's, by seed."""
+
+    @cached_property
+    def by_image(self) -> ByImage | None:
+        """None if correctness by image is missing or the test sets differ."""
+        return by_image(self.runs)
 
     @property
     def seed_noise(self) -> float | None:
@@ -86,15 +92,15 @@ def compare(row: Row, reference: Row) -> Contrast | None:
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
     if not seeds:
         return None
-    one, other = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-    differences = [a["acc1"] - b["acc1"] for a, b in zip(one, other, strict=True)]
+    pairs = tuple((ours[seed], theirs[seed]) for seed in seeds)
+    differences = [one["acc1"] - other["acc1"] for one, other in pairs]
     return Contrast(
         variant=row.variant,
         reference=reference.variant,
         seeds=seeds,
         difference=t_interval(differences),
         p=_paired_t(differences),
-        by_image=by_image(one, other),
+        runs=pairs,
     )
 
 
@@ -105,37 +111,34 @@ def _paired_t(differences: Sequence[float]) -> float | None:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def by_image(one: Sequence[Run], other: Sequence[Run]) -> ByImage | None:
-    """Compare runs of equal seeds, in the same order, on the images of their common test set."""
-    pairs = list(zip(one, other, strict=True))
+def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
+    """Compare pairs of runs of equal seeds on the images of their common test set."""
     prints = {run["data_fingerprint"] for pair in pairs for run in pair}
     sizes = {run["correct_count"] for pair in pairs for run in pair}
     if len(prints) != 1 or len(sizes) != 1 or None in sizes or not pairs:
         return None
     images = int(sizes.pop())
-    right = [(correct(a), correct(b)) for a, b in pairs]
-    gained = sum(int((a & ~b).sum()) for a, b in right)
-    lost = sum(int((~a & b).sum()) for a, b in right)
-    if len(right) == 1:
+    one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
+    gained, lost = int((one > other).sum()), int((one < other).sum())
+    if len(pairs) == 1:
         low, high = agresti_min(gained, lost, images)
         difference, p = (gained - lost) / images, mcnemar(gained, lost)
     else:
-        each: Floats = np.mean([a.astype(float) - b for a, b in right], axis=0)
+        each: Floats = (one.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)) / len(pairs)
         difference = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
         half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
         low, high = difference - half, difference + half
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else 1.0
     ends = (100 * difference, 100 * low, 100 * high)
-    return ByImage(images, len(right), *ends, p, gained, lost)
+    return ByImage(images, len(pairs), *ends, p, gained, lost)
 
 
-def correct(run: Mapping[str, object]) -> npt.NDArray[np.bool_]:
-    """Which test images a run classified rightly, in the data set's order."""
-    packed, count = run["correct"], run["correct_count"]
-    assert isinstance(packed, bytes)
-    assert isinstance(count, int)
-    return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool)
+def correct(runs: Sequence[Run]) -> npt.NDArray[np.uint8]:
+    """Which test images each run classified rightly, in the data set's order: (runs, images)."""
+    packed = np.frombuffer(b"".join(run["correct"] for run in runs), np.uint8)
+    count = runs[0]["correct_count"]
+    return np.unpackbits(packed.reshape(len(runs), -1), axis=1, count=count)
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lsa_study.config import Settings
 from lsa_study.evidence.article import Printed, printed
 from lsa_study.evidence.collect import Collected, Run
 from lsa_study.evidence.statistics import Estimate, t_interval
@@ -83,7 +82,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     """
     wanted = tuple(seeds) if seeds is not None else _all_seeds(study, collected)
     identities = {
-        variant: {identity_of(settings, seed): seed for seed in wanted}
+        variant: {identity: seed for seed, identity in settings.identities(wanted).items()}
         for variant, settings in study.variants.items()
     }
     found = collected.of([identity for of_row in identities.values() for identity in of_row])
@@ -107,8 +106,3 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
 
 def _all_seeds(study: Study, collected: Collected) -> tuple[int, ...]:
     return tuple(sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())}))
-
-
-def identity_of(settings: Settings, seed: int) -> str:
-    """The identity of a variant's run with this seed."""
-    return settings.model_copy(update={"seed": seed}).identity()

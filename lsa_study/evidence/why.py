@@ -10,7 +10,7 @@ from lsa_study import rundir
 from lsa_study.errors import ConfigError
 from lsa_study.evidence.collect import Collected, parquet_path
 from lsa_study.evidence.contrasts import Contrast, compare
-from lsa_study.evidence.rows import Row, identity_of, rows_of
+from lsa_study.evidence.rows import Row, rows_of
 from lsa_study.evidence.statistics import signed
 from lsa_study.study import Study
 
@@ -39,6 +39,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     compared = compare(found, reference) if reference and reference is not found else None
     here = rundir.existing(results, study.tier)
     ran = {run["seed"]: run for run in found.runs}
+    identities = study.variants[found.variant].identities(found.seeds)
     return {
         "study": study.name,
         "tier": study.tier,
@@ -55,12 +56,12 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "runs": [
             {
                 "seed": seed,
-                "identity": (identity := identity_of(study.variants[found.variant], seed)),
+                "identity": identity,
                 **{name: ran[seed][name] if seed in ran else None for name in FACTS},
                 "outcome": ran[seed]["outcome"] if seed in ran else "not run",
                 "files": _files(results, study.tier, identity, here, seed in ran),
             }
-            for seed in found.seeds
+            for seed, identity in identities.items()
         ],
     }
 

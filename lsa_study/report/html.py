@@ -71,7 +71,7 @@ def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
         by_tier.setdefault(study.tier, []).append((study, collected))
     paths = []
     for tier, pairs in by_tier.items():
-        judged = claims.judge_tier(results, tier)
+        judged = claims.judge_tier(results, tier, collected=pairs[0][1])
         paths.append(report_path(results, tier))
         rundir.write_whole(paths[-1], page(pairs, judged))
     return paths

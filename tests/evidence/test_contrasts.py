@@ -81,7 +81,7 @@ def test_agresti_min_by_hand():
 
 def test_bits_say_who_changed_sides():
     one, other = [1, 1, 1, 0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 1, 1, 0, 0, 1]
-    found = by_image([run_of(0, one)], [run_of(0, other)])
+    found = by_image([(run_of(0, one), run_of(0, other))])
     assert (found.gained, found.lost, found.images, found.seeds) == (3, 1, 9, 1)
     assert found.difference == pytest.approx(100 * 2 / 9)
     assert found.p == mcnemar(3, 1)
@@ -90,7 +90,7 @@ def test_bits_say_who_changed_sides():
 def test_several_seeds_average_each_image_first():
     one = [run_of(0, [1, 1, 0, 1]), run_of(1, [1, 0, 0, 1])]
     other = [run_of(0, [0, 1, 0, 1]), run_of(1, [1, 0, 1, 1])]
-    found = by_image(one, other)
+    found = by_image(list(zip(one, other, strict=True)))
     each = np.array([0.5, 0.0, -0.5, 0.0])
     assert (found.gained, found.lost, found.seeds) == (1, 1, 2)
     assert found.difference == pytest.approx(0.0)
@@ -99,9 +99,9 @@ def test_several_seeds_average_each_image_first():
 
 @pytest.mark.parametrize("change", [{"data_fingerprint": "g"}, {"correct_count": 4}])
 def test_other_test_sets_are_not_compared_by_image(change):
-    assert by_image([run_of(0, [1, 0, 1])], [run_of(0, [1, 0, 1]) | change]) is None
+    assert by_image([(run_of(0, [1, 0, 1]), run_of(0, [1, 0, 1]) | change)]) is None
     missing = {"correct": None, "correct_count": None}
-    assert by_image([run_of(0, [1]) | missing], [run_of(0, [1]) | missing]) is None
+    assert by_image([(run_of(0, [1]) | missing, run_of(0, [1]) | missing)]) is None
 
 
 def test_mcnemar_rarely_sees_what_is_not_there():
