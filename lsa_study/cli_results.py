@@ -20,7 +20,6 @@ from lsa_study.cli_options import (
     Tier,
     load_all,
 )
-from lsa_study.errors import ConfigError, LsaError
 
 
 def table(
@@ -131,22 +130,24 @@ def evaluate(
     weights: Annotated[Path, typer.Option(help="the released checkpoint")],
     source: Annotated[str, typer.Option(help="timm, swin, elsa, dwnet, ddf, involution or volo")],
     data: Annotated[str | None, typer.Option(help="holds imagenet/; else LSA_DATA")] = None,
-    size: Annotated[int, typer.Option(min=32, help="pixels of the crop")] = 224,
-    crop: Annotated[float, typer.Option(help="the crop's share of the shorter side")] = 0.9,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="pixels of the crop; else its own")
+    ] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="the crop's share of the shorter side; else its own")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="pixels of a window, such as 12 at 384; else its own")
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
     """Measure top-1 and top-5 of released weights."""
     from lsa_study.released import evaluate_weights
 
-    try:
-        found = evaluate_weights(
-            model, weights, source=source, root=data, image_size=size, crop_share=crop,
-            results=results,
-        )  # fmt: skip
-    except LsaError:
-        raise
-    except ValueError as error:  # the weights do not fit the network
-        raise ConfigError(f"{weights}: {error}") from None
+    found = evaluate_weights(
+        model, weights, source=source, root=data, image_size=size, crop_share=crop, window=window,
+        results=results,
+    )  # fmt: skip
     words = f"top-1 {found['acc1']:.2f} %  top-5 {found['acc5']:.2f} %  {found['images']} images"
     typer.echo(f"{model}: {words}")
 

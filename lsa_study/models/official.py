@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,22 +43,43 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         path: a ``.safetensors`` file, or one of torch's own.
 
     Raises:
-        ConfigError: there is no such file, or it holds more than weights and plain settings.
+        ConfigError: there is no such file, it is damaged, or it holds more than weights and plain
+            settings.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file of weights; give a .safetensors or .pth file")
+    try:
+        content = _read(path)
+    except Exception as error:  # torch's own words advise to run what the file holds
+        raise ConfigError(f"{path}: {_trouble(error)}") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(
+            f"{path}: holds a {type(content).__name__}; give tensors by name, as state_dict() does"
+        )
+    return content
+
+
+def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    try:
-        # Training scripts store their arguments beside the weights; they are plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(
-            f"{path}: not a file of weights that can be read safely: {error}"
-        ) from None
-    return content
+    # Training scripts store their arguments beside the weights; they are plain values.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on what other releases of torch would have written
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _trouble(error: Exception) -> str:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is not None:
+        return (
+            f"holds an object that would run code when read ({named[1]}); give a file of tensors "
+            "alone, as torch.save(model.state_dict(), path) writes"
+        )
+    return (
+        f"cannot be read as weights ({type(error).__name__}): the file is damaged or of another "
+        "kind; fetch it again, or give a .safetensors or .pth file"
+    )
 
 
 def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: Source) -> None:
@@ -94,7 +116,13 @@ def _tensors(state_dict: Mapping[str, Any]) -> State:
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    named = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    named = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    other = [f"{name} ({type(t).__name__})" for name, t in named.items() if not torch.is_tensor(t)]
+    if other:
+        raise ValueError(
+            f"the weights hold {', '.join(other)}; give tensors by name, alone or under "
+            "state_dict or model"
+        )
     return {name: t for name, t in named.items() if name.rpartition(".")[2] not in DERIVED}
 
 
@@ -175,4 +203,4 @@ def _check_fit(state: State, own: State, what: str) -> None:
         if names
     ]
     if problems:
-        raise ValueError(f"{what} do not fit; {'; '.join(problems)}")
+        raise ValueError(f"{what} do not fit: {'; '.join(problems)}")

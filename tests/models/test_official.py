@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from layouts import as_released_by_elsa, as_released_by_swin
 
 from lsa_study.config import DwNetOp, DynamicDwConvOp, ElsaOp, Model
 from lsa_study.errors import ConfigError
@@ -140,19 +141,6 @@ def test_outlook_layer(golden, source):
     check(golden, op, source)
 
 
-def as_released_by_swin(state):
-    """The layout of Swin's authors: merges at the end of stages, no ``fc``, index buffers."""
-    theirs = {}
-    for name, tensor in state.items():
-        if ".downsample." in name:
-            stage = int(name.split(".")[1])
-            name = name.replace(f"layers.{stage}", f"layers.{stage - 1}")
-        theirs[name.replace("head.fc.", "head.")] = tensor
-    theirs["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
-    theirs["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
-    return theirs
-
-
 def small_timm():
     torch.manual_seed(0)
     return timm.create_model("swin_tiny_patch4_window7_224", img_size=64).eval()
@@ -167,29 +155,12 @@ def test_swin_release_as_timm_reads_it():
         torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-5)
 
 
-def as_released_by_elsa(model):
-    """The layout of ELSA's authors, written from our weights by its own rules."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        parent = name.rpartition(".")[0]
-        if name.endswith("rel_bias"):
-            name = f"{parent}.rb"
-        elif ".attn.qkv." in name:
-            third = len(tensor) // 3
-            tensor = torch.cat([tensor[2 * third :], tensor[: 2 * third]])
-            name = name.replace("qkv", "pre_proj")
-        elif ".attn.proj." in name:
-            name = name.replace("proj", "post_proj")
-        state[name] = tensor
-    return {f"module.{name}": t for name, t in as_released_by_swin(state).items()}
-
-
 def test_elsa_release_comes_back():
     settings = Model(backbone="swin_mini", op=ElsaOp(), drop_path=0.0)
     torch.manual_seed(0)
     first = from_settings(settings, image_size=28, num_classes=10)
     second = from_settings(settings, image_size=28, num_classes=10)
-    load_official(second, {"state_dict": as_released_by_elsa(first)}, source="elsa")
+    load_official(second, {"state_dict": as_released_by_elsa(first.state_dict())}, source="elsa")
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
 
@@ -218,7 +189,7 @@ def test_leftovers_on_either_side_are_refused_by_name():
     before = model.norm.weight.clone()
     state["norm.weight"] = before + 1
     words = (
-        r"timm weights for Swin do not fit; they lack: layers\.1\.downsample\.norm\.weight; "
+        r"timm weights for Swin do not fit: they lack: layers\.1\.downsample\.norm\.weight; "
         r"nothing here takes: head\.fc\.extra; shapes differ: norm\.bias \(3,\), here \(768,\)"
     )
     with pytest.raises(ValueError, match=words):
@@ -257,7 +228,7 @@ class Harmful:
 
 def test_checkpoints_run_no_code(tmp_path, capsys):
     torch.save({"model": Harmful()}, tmp_path / "bad.pth")
-    with pytest.raises(ConfigError, match=r"bad\.pth: not a file of weights that can be read"):
+    with pytest.raises(ConfigError, match=r"bad\.pth: holds an object that would run code"):
         read_checkpoint(tmp_path / "bad.pth")
     with pytest.raises(ConfigError, match=r"none\.pth: no such file of weights"):
         read_checkpoint(tmp_path / "none.pth")
