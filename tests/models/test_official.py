@@ -1,6 +1,7 @@
 """Released layouts: golden tensors come through ``load_official``; what does not fit is refused."""
 
 import argparse
+import copy
 
 import numpy as np
 import pytest
@@ -31,15 +32,28 @@ def released(golden):
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def close(got, want, name=""):
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=1e-9, err_msg=name)
+
+
 def check(golden, module, source, call=lambda module, x: module(x)):
-    """Output and input gradient to 1e-9, from the released weights."""
+    """Output, input gradient and the given weight gradients to 1e-9, from the released weights."""
     module = module.double().train(golden.name.endswith("_train"))
     load_official(module, released(golden), source=source)
     x = torch.from_numpy(golden["x"]).requires_grad_()
     y = call(module, x)
-    np.testing.assert_allclose(y.detach().numpy(), golden["y"], rtol=0, atol=1e-9)
+    close(y, golden["y"])
     y.backward(torch.from_numpy(golden["gy"]))
-    np.testing.assert_allclose(x.grad.numpy(), golden["gx"], rtol=0, atol=1e-9)
+    close(x.grad, golden["gx"])
+    gradients = {name: torch.from_numpy(a) for name, a in golden.with_prefix("gw.").items()}
+    if not gradients:
+        return
+    # What moves their weights to ours moves their gradients too.
+    assert gradients.keys() == golden.with_prefix("w.").keys()
+    wanted = copy.deepcopy(module)
+    load_official(wanted, released(golden) | gradients, source=source)
+    for name, parameter in module.named_parameters():
+        close(parameter.grad, wanted.get_parameter(name).detach().numpy(), name)
 
 
 def channels_first(module, x):
@@ -83,11 +97,12 @@ def elsa_of(golden):
     meta = golden.meta
     return ELSA(
         meta["dim"], meta["heads"], kernel_size=meta["kernel"], ghost_mul=meta["lam"],
-        group_width=meta["group_width"], ghost_add=meta["gamma"],
+        group_width=meta["group_width"], ghost_add=meta["gamma"], scale=meta["qk_scale"],
+        qkv_bias=meta.get("qkv_bias", True),
     )  # fmt: skip
 
 
-@pytest.mark.golden("elsa_d*")
+@pytest.mark.golden("elsa_d*", "elsa_qkscale*")
 def test_elsa(golden):
     check(golden, elsa_of(golden), "elsa")
 
@@ -105,10 +120,11 @@ def test_dwnet_layer(golden):
     check(golden, DwNetShell(meta["channels"], conv), "dwnet")
 
 
-@pytest.mark.golden("ddwconv_op*")
-def test_dynamic_convolution_of_dwnet(golden):
-    op = DynamicDwConv(golden.meta["channels"], kernel_size=golden.meta["kernel"])
-    check(golden, op, "dwnet", channels_first)
+@pytest.mark.golden("ddwconv_op*", "dwconv_c*")
+def test_convolutions_of_dwnet(golden):
+    kind = DynamicDwConv if golden.name.startswith("ddwconv") else DepthwiseConv
+    kernel = 7 if golden.name.startswith("dwconv") else golden.meta["kernel"]
+    check(golden, kind(golden["x"].shape[1], kernel_size=kernel), "dwnet", channels_first)
 
 
 @pytest.mark.golden("ddfpack*")

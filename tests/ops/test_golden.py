@@ -1,12 +1,18 @@
-"""Operators against tensors of the released and reference implementations, in float64 to 1e-9."""
+"""Functions against tensors of released and reference implementations, in float64 to 1e-9.
+
+Released modules, filled through ``load_official``, are held in tests/models/test_official.py.
+"""
+
+import fnmatch
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lsa_study.models.blocks import SpatialBlock
-from lsa_study.ops import ELSA, UnifiedSpatialOp
+from lsa_study.ops import ELSA
 from lsa_study.ops.functional import apply_filters, filter_norm, spatial_attention
 
 TERMS = {
@@ -23,17 +29,6 @@ def close(got, want, name=""):
     got = got.detach().numpy() if isinstance(got, torch.Tensor) else got
     assert got.shape == want.shape, name
     assert np.abs(got - want).max() <= 1e-9, name
-
-
-def check(golden, module, wrap=lambda x: x, unwrap=lambda y: y):
-    """Output, input gradient and the given weight gradients of a module with the file's weights."""
-    x = leaf(golden["x"])
-    y = unwrap(module(wrap(x)))
-    close(y, golden["y"])
-    y.backward(torch.from_numpy(golden["gy"]))
-    close(x.grad, golden["gx"])
-    for name, want in golden.with_prefix("gw.").items():
-        close(module.get_parameter(name).grad.reshape(want.shape), want, name)
 
 
 @pytest.mark.golden("eq4_*")
@@ -96,89 +91,14 @@ def test_eq7_with_the_ghost_head(golden):
     for name, present in (("mul", lam), ("add", gam)):
         if present:
             close(leaves[name].grad, golden[f"g{name}"], name)
-
-
-def elsa_of(golden, prefix="w."):
-    meta, weights = golden.meta, golden.with_prefix(prefix)
-    dim = golden["x"].shape[-1]
-    op = ELSA(
-        dim, meta["heads"], kernel_size=meta["kernel"], group_width=meta["group_width"],
-        ghost_mul=meta["lam"], ghost_add=meta["gamma"], scale=meta["qk_scale"],
-        qkv_bias="pre_proj.bias" in weights,
-    ).double()  # fmt: skip
-    op.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
-    return op
-
-
-@pytest.mark.golden("elsa_d*", "elsa_qkscale*")
-def test_elsa(golden):
-    check(golden, elsa_of(golden))
-
-
-@pytest.mark.golden("elsa_block*")
-def test_elsa_block(golden):
-    block = SpatialBlock(golden["x"].shape[-1], elsa_of(golden, "w.attn.")).double()
-    weights = {name: torch.from_numpy(a) for name, a in golden.with_prefix("w.").items()}
-    block.load_state_dict(weights)
-    check(golden, block)
-
-
-def swin_attention(golden, size, *, prefix="w.", shift=0):
-    """Swin's attention as a point of Eq. 4. Its table is indexed by i - j, so it turns over."""
-    weights = golden.with_prefix(prefix)
-    meta = golden.meta
-    op = UnifiedSpatialOp(
-        meta["dim"], meta["heads"], terms={"qk", "bias"}, norm="softmax", application="window",
-        size=size, shift=shift,
-    ).double()  # fmt: skip
-    table = weights.pop("relative_position_bias_table")
-    weights["rel_bias"] = np.ascontiguousarray(table[::-1].T)
-    op.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
-    return op
-
-
-@pytest.mark.golden("lsa_window*")
-def test_swin_window_attention(golden):
-    rows, columns = golden.meta["window"]
-    op = swin_attention(golden, (rows, columns))
-    x = leaf(golden["x"])
-    y = op(x.unflatten(1, (rows, columns))).flatten(1, 2)
-    close(y, golden["y"])
-    y.backward(torch.from_numpy(golden["gy"]))
-    close(x.grad, golden["gx"])
-    for name, want in golden.with_prefix("gw.").items():
-        if name == "relative_position_bias_table":
-            close(op.rel_bias.grad, np.ascontiguousarray(want[::-1].T), name)
-        else:
-            close(op.get_parameter(name).grad, want, name)
-
-
-@pytest.mark.golden("lsa_block*")
-def test_swin_block_attention_rolls_then_pads(golden):
-    meta = golden.meta
-    op = swin_attention(golden, 7, prefix="w.attn.", shift=meta["requested_shift"])
-    assert meta["effective_window"] == [7, 7]
-    check(golden, op)
-
-
-@pytest.mark.golden("lsa_elsarepo*")
-def test_window_attention_of_the_elsa_release(golden):
-    """Its projection is ordered v, q, k; its table is indexed by j - i, as ours."""
-    weights = golden.with_prefix("w.")
-    op = UnifiedSpatialOp(
-        golden.meta["dim"], golden.meta["heads"], terms={"qk", "bias"}, norm="softmax",
-        application="window", size=7,
-    ).double()  # fmt: skip
-    order = np.concatenate(np.split(np.arange(3 * golden.meta["dim"]), 3)[1:] +
-                           np.split(np.arange(3 * golden.meta["dim"]), 3)[:1])  # fmt: skip
-    op.load_state_dict({
-        "qkv.weight": torch.from_numpy(weights["pre_proj.weight"][order]),
-        "qkv.bias": torch.from_numpy(weights["pre_proj.bias"][order]),
-        "rel_bias": torch.from_numpy(weights["rb"]),
-        "proj.weight": torch.from_numpy(weights["post_proj.weight"]),
-        "proj.bias": torch.from_numpy(weights["post_proj.bias"]),
-    })  # fmt: skip
-    check(golden, op, lambda x: x.unflatten(1, (7, 7)), lambda y: y.flatten(1, 2))
+    # Alg. 1 as printed gives channel c to head c mod h, not to contiguous heads.
+    printed = maps[:, :, :, torch.arange(golden["v"].shape[1]) % heads]
+    y = apply_filters(
+        leaves["v"].permute(0, 2, 3, 1), printed, kernel_size=meta["kernel"],
+        ghost_mul=leaves["mul"] ** lam if lam else None,
+        ghost_add=gam * leaves["add"] if gam else None,
+    ).permute(0, 3, 1, 2)  # fmt: skip
+    close(y, golden["y_interleaved"])
 
 
 @pytest.mark.golden("dwconv_c*")
@@ -191,14 +111,14 @@ def test_depthwise_convolution_is_a_point_of_eq4(golden):
         None, None, v, rel_bias=weight.flatten(1), use_qk=False, norm="identity",
         application="neighboring", size=7,
     ).squeeze(-1)  # fmt: skip
-    y = out + torch.from_numpy(golden["w.bias"])[:, None, None]
+    bias = leaf(golden["w.bias"])
+    y = out + bias[:, None, None]
     close(y, golden["y"])
     y.backward(torch.from_numpy(golden["gy"]))
     close(x.grad, golden["gx"])
     close(weight.grad, golden["gw.weight"])
-    close(
-        F.conv2d(x, weight, torch.from_numpy(golden["w.bias"]), padding=3, groups=12), golden["y"]
-    )
+    close(bias.grad, golden["gw.bias"])
+    close(F.conv2d(x, weight, bias, padding=3, groups=12), golden["y"])
 
 
 @pytest.mark.golden("filternorm_spatial*")
@@ -211,3 +131,24 @@ def test_filter_norm(golden):
     close(y, golden["y"])
     y.backward(torch.from_numpy(golden["gy"]))
     close(x.grad, golden["gx"])
+
+
+RELEASED = ("lsa_*", "elsa_*", "ddfpack_*", "dwconv_*", "ddwconv_*", "involution_*", "outlook_*")
+"""Files with the weights of a released layer."""
+
+
+def test_every_golden_file_is_held():
+    """Released layers through their layout; all else by a function's test."""
+    tests = Path(__file__).resolve().parent.parent
+    held: dict[str, set[str]] = {}
+    for path in tests.rglob("test_*.py"):
+        for marker in re.findall(r"^@pytest\.mark\.golden\((.+)\)", path.read_text(), re.MULTILINE):
+            for pattern in re.findall(r'"(.+?)"', marker):
+                held.setdefault(pattern, set()).add(path.name)
+    for name in (tests / "golden" / "index.txt").read_text().split():
+        where = {
+            file for glob, files in held.items() if fnmatch.fnmatch(name, glob) for file in files
+        }
+        assert where, f"no test holds {name}"
+        if any(fnmatch.fnmatch(name, glob) for glob in RELEASED):
+            assert "test_official.py" in where, f"{name} does not come through load_official"
