@@ -4,7 +4,7 @@
 |---|---|---|
 | timm | timm's Swin and VOLO | Swin's table is (offsets, heads) over pos(i) - pos(j) |
 | swin | Swin's authors | as timm; merges stand at the end of a stage, the head has no ``fc`` |
-| elsa | ELSA's authors | window attention projects to v, q, k; its table has our order |
+| elsa | ELSA's authors | window attention projects to v, q, k; two ghosts have an axis more |
 | dwnet | DWNet's authors | the block's parts are called ``attn2conv`` and ``bn`` |
 | ddf | decoupled dynamic filters | none, for the operator alone |
 | involution | involution's authors | other names, for the operator alone |
@@ -160,6 +160,14 @@ def _elsa_window_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
     return ours
 
 
+def _elsa(part: ops.ELSA, theirs: State) -> State:
+    ours = dict(theirs)
+    if "ghost_head" in ours and ours["ghost_head"].dim() == 5:
+        # Theirs is (2, 1, C, K, K); torch cannot bring five axes into channels-last memory.
+        ours["ghost_head"] = ours["ghost_head"].flatten(0, 1)
+    return ours
+
+
 def _involution(part: ops.Involution, theirs: State) -> State:
     names = {"conv1.conv.": "reduce.", "conv1.bn.": "norm.", "conv2.conv.": "span."}
     ours = {}
@@ -173,6 +181,7 @@ CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[Any, State], State]] = {
     ("timm", ops.UnifiedSpatialOp): _swin_attention,
     ("swin", ops.UnifiedSpatialOp): _swin_attention,
     ("elsa", ops.UnifiedSpatialOp): _elsa_window_attention,
+    ("elsa", ops.ELSA): _elsa,
     ("involution", ops.Involution): _involution,
 }
 """(source, our operator) -> from their tensors to ours. Without a line, names are the same."""

@@ -81,12 +81,9 @@ class ELSA(nn.Module):
             self.rel_bias = nn.Parameter(torch.empty(num_heads, taps))
         self.pre_proj = nn.Conv2d(dim, 2 * self.dim_qk + dim, 1, bias=qkv_bias)
         self.post_proj = nn.Linear(dim, dim)
-        both = bool(ghost_mul and ghost_add)
-        shape = (
-            (2, 1, dim, kernel_size, kernel_size) if both else (1, dim, kernel_size, kernel_size)
-        )
-        present = bool(ghost_mul or ghost_add)
-        self.ghost_head = nn.Parameter(torch.empty(shape)) if present else None
+        matrices = bool(ghost_mul) + bool(ghost_add)
+        shape = (matrices, dim, kernel_size, kernel_size)
+        self.ghost_head = nn.Parameter(torch.empty(shape)) if matrices else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,7 +103,7 @@ class ELSA(nn.Module):
         if self.ghost_head is None:
             return None, None
         if self.ghost_mul and self.ghost_add:
-            return self.ghost_head[0, 0], self.ghost_head[1, 0]
+            return self.ghost_head[0], self.ghost_head[1]
         return (self.ghost_head[0], None) if self.ghost_mul else (None, self.ghost_head[0])
 
     def ghost(self) -> tuple[Tensor | None, Tensor | None]:
