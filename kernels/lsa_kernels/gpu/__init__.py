@@ -1,0 +1,28 @@
+"""The same operators for GPUs, in Triton, which is imported when a kernel is first asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch
+from torch import Tensor
+
+OLDEST = (3, 3)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_missing() -> str | None:
+    """Say why there are no kernels for GPUs here, or None."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "triton is not installed"
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        return f"triton {version} is installed, the kernels need {'.'.join(map(str, OLDEST))}"
+    return None
+
+
+def kept_shape(v: Tensor) -> list[int]:
+    """Shape of the two numbers a pixel that the forward of Eq. 4 keeps."""
+    batch, heads, height, width, _ = v.shape
+    return [batch, heads, 2, height, width]

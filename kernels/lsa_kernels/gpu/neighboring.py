@@ -1,0 +1,113 @@
+"""Run Eq. 4 on a GPU; same arguments as the CPU's, any of float32, bfloat16 and float16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lsa_kernels.cpu import heads_last
+from lsa_kernels.gpu import kept_shape
+from lsa_kernels.gpu import neighboring_kernels as kernels
+from lsa_kernels.gpu.tiles import dense, launch, tiles
+
+Tensors = tuple[Tensor, ...]
+# Pixels whose share of the tables' gradients one program adds up: a map of 56 x 56 and less.
+SPAN = 4096
+
+
+def forward(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
+    keep: bool,
+) -> Tensors:  # fmt: skip
+    """Output, and the two numbers a pixel for the way back (empty unless ``keep``)."""
+    out = heads_last(v)
+    kept = v.new_empty(kept_shape(v) if keep else [0], dtype=torch.float32)
+    if v.numel():
+        maps, tables = _ready(q, k, v), _dense_tables(rel_k, rel_q, rel_bias)
+        launch(
+            kernels.forward_kernel, _programs(v), v, *maps, *tables, out, kept if keep else None,
+            *map(_strides, (*maps, out)), *v.shape[1:4], scale,
+            **_constants(v, use_qk, norm, border, size),
+        )  # fmt: skip
+    return out, kept
+
+
+def backward(
+    grad: Tensor, kept: Tensor, out: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
+    rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, use_qk: bool, norm: str,
+    size: int, border: str, scale: float,
+) -> Tensors:  # fmt: skip
+    """Gradients of q, k, v and the three tables; empty where the input is absent."""
+    to_q, to_k = (None if t is None else heads_last(t) for t in (q, k))
+    to_v = heads_last(v)
+    tables = _dense_tables(rel_k, rel_q, rel_bias)
+    to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
+    if v.numel():
+        maps, grad = _ready(q, k, v), dense(grad)
+        norms = torch.empty_like(kept)
+        options = (*v.shape[1:4], scale)
+        constants = _constants(v, use_qk, norm, border, size)
+        launch(
+            kernels.queries_kernel, _programs(v), v, *maps, *tables, out, grad, kept, norms, to_q,
+            *map(_strides, (*maps, out, grad, to_q)), *options, **constants,
+        )  # fmt: skip
+        launch(
+            kernels.keys_kernel, _programs(v), v, *maps, *tables, grad, kept, norms, to_k, to_v,
+            *map(_strides, (*maps, grad, to_k, to_v)), *options, **constants,
+        )  # fmt: skip
+        if any(t is not None for t in tables):
+            shares = _shares(v, tables)
+            launch(
+                kernels.tables_kernel, (v.shape[0] * v.shape[1] * size**2, _spans(v)), v, *maps,
+                *tables, grad, kept, norms, *shares, *map(_strides, (*maps, grad)), *options,
+                **constants,
+            )  # fmt: skip
+            to_tables = [
+                None if t is None or s is None else s.sum((0, 1)).to(t.dtype)
+                for t, s in zip(tables, shares, strict=True)
+            ]
+    found = (to_q, to_k, to_v, *to_tables)
+    return tuple(v.new_empty(0) if t is None else t for t in found)
+
+
+def _ready(*maps: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else dense(t) for t in maps]
+
+
+def _dense_tables(*tables: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tables]
+
+
+def _strides(tensor: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if tensor is None else tensor.stride()[:4]
+
+
+def _constants(v: Tensor, use_qk: bool, norm: str, border: str, size: int) -> dict[str, Any]:
+    depth = v.shape[-1]
+    return {
+        "USE_QK": use_qk, "NORM": norm, "MASK": border == "mask", "SIZE": size, "DEPTH": depth,
+        "WIDE": triton.next_power_of_2(depth),
+    }  # fmt: skip
+
+
+def _programs(v: Tensor) -> Callable[[Mapping[str, int]], tuple[int]]:
+    batch, heads, height, width, _ = v.shape
+    return lambda meta: (batch * heads * tiles(height, width, meta),)
+
+
+def _spans(v: Tensor) -> int:
+    return -(-v.shape[2] * v.shape[3] // SPAN)
+
+
+def _shares(v: Tensor, tables: list[Tensor | None]) -> list[Tensor | None]:
+    """Room for what each program adds to the tables' gradients."""
+    batch = v.shape[0]
+    return [
+        None if t is None else v.new_empty(_spans(v), batch, *t.shape, dtype=torch.float32)
+        for t in tables
+    ]

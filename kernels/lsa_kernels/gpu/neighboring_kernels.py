@@ -1,0 +1,373 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+"""Eq. 4 on every pixel's own neighborhood, forward and backward.
+
+A program holds a tile of pixels of one head of one image and walks the taps, so nothing of taps
+times pixels is stored. The forward keeps two numbers a pixel, from which the backward finds the
+weights again:
+
+- softmax: the largest logit, and 1 over the sum;
+- filter norm: mean, and spread (deviation plus epsilon).
+
+The backward is three kernels, each of which alone writes what it writes: queries, and two numbers
+a pixel that turn gradients of weights into gradients of logits; keys and values, through the
+transposed taps; tables, a program per tap.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lsa_kernels.gpu.tiles import at, inside, pixels, read, write
+
+GAIN = tl.constexpr(1.4142135623730951)
+EPSILON = tl.constexpr(1e-10)
+
+
+@triton.jit
+def _row(table, place, channel, DEPTH: tl.constexpr):
+    return read(table + place * DEPTH + channel, channel < DEPTH)[None, :]
+
+
+@triton.jit
+def _logit(
+    query, key, rel_k, rel_q, bias, place, channel, scale,
+    USE_QK: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Logits of one tap, ``place`` in the tables."""
+    products = tl.zeros_like(query)
+    if rel_k is not None:
+        row = _row(rel_k, place, channel, DEPTH)
+        products += query * (key + row) if USE_QK else query * row
+    elif USE_QK:
+        products += query * key
+    if rel_q is not None:
+        products += _row(rel_q, place, channel, DEPTH) * key
+    logit = tl.sum(products, 1) * scale
+    if bias is not None:
+        logit += tl.load(bias + place).to(tl.float32)
+    return logit
+
+
+@triton.jit
+def _count(y, x, height, width, SIZE: tl.constexpr, MASK: tl.constexpr):
+    """How many taps of each pixel have a say."""
+    if MASK:
+        rows = tl.minimum(y + SIZE // 2, height - 1) - tl.maximum(y - SIZE // 2, 0) + 1
+        columns = tl.minimum(x + SIZE // 2, width - 1) - tl.maximum(x - SIZE // 2, 0) + 1
+        return (rows * columns).to(tl.float32)
+    return (y * 0 + SIZE * SIZE).to(tl.float32)
+
+
+@triton.jit
+def _weight(logit, seen, first, second, NORM: tl.constexpr, SIZE: tl.constexpr):
+    """Logits to weights, with what the forward found out about each pixel."""
+    if NORM == "softmax":
+        weight = tl.exp(logit - first) * second
+    elif NORM == "filter_norm":
+        weight = (logit - first) * (GAIN / SIZE / second)
+    else:
+        weight = logit
+    return tl.where(seen, weight, 0.0)
+
+
+@triton.jit
+def _slope(
+    to_weight, weight, seen, second, pull, push, NORM: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    """Gradients of weights to gradients of logits."""
+    if NORM == "softmax":
+        slope = weight * (to_weight - pull)
+    elif NORM == "filter_norm":
+        slope = (GAIN / SIZE / second) * (to_weight - push - pull * weight)
+    else:
+        slope = to_weight
+    return tl.where(seen, slope, 0.0)
+
+
+@triton.jit
+def _pair(kept, pixel, area, mask):
+    """The two numbers that are kept of each pixel."""
+    first = tl.load(kept + pixel, mask=mask, other=0.0)
+    return first, tl.load(kept + area + pixel, mask=mask, other=1.0)
+
+
+@triton.jit
+def _neighbor(address, strides, dy, dx, mask, like):
+    """Numbers of the pixels (dy, dx) away; zero where the mask is off or nothing is read at all."""
+    if address is None:
+        found = tl.zeros_like(like)
+    else:
+        found = read(address + dy * strides[2] + dx * strides[3], mask)
+    return found
+
+
+@triton.jit
+def _mean_and_spread(
+    query, k_at, k_strides, rel_k, rel_q, bias, head, channel, y, x, height, width, scale,
+    USE_QK: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Mean of every pixel's logits, and deviation plus epsilon, in one walk (Welford's)."""
+    count = (y * 0).to(tl.float32)
+    mean = count
+    squares = count
+    for tap in range(SIZE * SIZE):
+        dy = tap // SIZE - SIZE // 2
+        dx = tap % SIZE - SIZE // 2
+        there = inside(y + dy, x + dx, height, width)
+        mask = there[:, None] & (channel < DEPTH)[None, :]
+        key = _neighbor(k_at, k_strides, dy, dx, mask, query)
+        place = head * SIZE * SIZE + tap
+        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        seen = there | (not MASK)
+        count += seen.to(tl.float32)
+        apart = tl.where(seen, logit - mean, 0.0)
+        mean += apart / tl.maximum(count, 1.0)
+        squares += apart * (logit - mean)
+    return mean, tl.sqrt_rn(squares / tl.maximum(count - 1, 1.0)) + EPSILON
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, rel_k, rel_q, bias, out, kept, q_strides, k_strides, v_strides, out_strides,
+    heads, height, width, scale,
+    USE_QK: tl.constexpr, NORM: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr,
+    DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Output of a tile of pixels, and the two numbers kept of each."""
+    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    plane = tl.program_id(0) // tiles
+    image, head = plane // heads, plane % heads
+    y, x, real = pixels(tl.program_id(0) % tiles, height, width, ROWS, COLUMNS)
+    channel = tl.arange(0, WIDE)
+    known = (channel < DEPTH)[None, :]
+    total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+    k_at = None if k is None else at(k, k_strides, image, head, y, x, channel)
+    v_at = at(v, v_strides, image, head, y, x, channel)
+    query = total
+    if q is not None:
+        query = read(at(q, q_strides, image, head, y, x, channel), real[:, None] & known)
+
+    first = tl.full([ROWS * COLUMNS], float("-inf") if NORM == "softmax" else 0.0, tl.float32)
+    second = tl.zeros([ROWS * COLUMNS], tl.float32)
+    if NORM == "filter_norm":
+        first, second = _mean_and_spread(
+            query, k_at, k_strides, rel_k, rel_q, bias, head, channel, y, x, height, width, scale,
+            USE_QK, MASK, SIZE, DEPTH,
+        )  # fmt: skip
+    for tap in range(SIZE * SIZE):
+        dy = tap // SIZE - SIZE // 2
+        dx = tap % SIZE - SIZE // 2
+        there = inside(y + dy, x + dx, height, width)
+        mask = there[:, None] & known
+        key = _neighbor(k_at, k_strides, dy, dx, mask, query)
+        value = _neighbor(v_at, v_strides, dy, dx, mask, query)
+        place = head * SIZE * SIZE + tap
+        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        seen = there | (not MASK)
+        if NORM == "softmax":
+            logit = tl.where(seen, logit, float("-inf"))
+            top = tl.maximum(first, logit)
+            # Before the first tap that has a say, nothing must come of inf - inf.
+            base = tl.where(top == float("-inf"), 0.0, top)
+            fade = tl.exp(first - base)
+            weight = tl.exp(logit - base)
+            second = second * fade + weight
+            total = total * fade[:, None]
+            first = top
+        else:
+            weight = _weight(logit, seen, first, second, NORM, SIZE)
+        total += weight[:, None] * value
+    if NORM == "softmax":
+        second = 1.0 / second
+        total *= second[:, None]
+    write(at(out, out_strides, image, head, y, x, channel), total, real[:, None] & known)
+    if kept is not None:
+        area = height * width
+        pixel = plane.to(tl.int64) * 2 * area + y * width + x
+        tl.store(kept + pixel, first, mask=real)
+        tl.store(kept + area + pixel, second, mask=real)
+
+
+@triton.jit
+def _pull_and_push(
+    to_out, out, v_at, v_strides, known, y, x, height, width, second,
+    NORM: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """What the norm takes off the gradients of a pixel's weights: for the weight, and for all."""
+    pull = tl.sum(to_out * out, 1)
+    push = tl.zeros_like(pull)
+    if NORM == "filter_norm":
+        values = tl.zeros_like(out)
+        for tap in range(SIZE * SIZE):
+            dy = tap // SIZE - SIZE // 2
+            dx = tap % SIZE - SIZE // 2
+            mask = inside(y + dy, x + dx, height, width)[:, None] & known
+            values += _neighbor(v_at, v_strides, dy, dx, mask, out)
+        count = _count(y, x, height, width, SIZE, MASK)
+        push = tl.sum(to_out * values, 1) / count
+        # With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s).
+        deviation = second - EPSILON
+        share = second * SIZE * SIZE / (2 * tl.maximum(count - 1, 1.0) * deviation)
+        pull = tl.where(deviation > 0, pull * share, 0.0)
+    return pull, push
+
+
+@triton.jit
+def queries_kernel(
+    q, k, v, rel_k, rel_q, bias, out, to_out, kept, norms, to_q, q_strides, k_strides, v_strides,
+    out_strides, to_out_strides, to_q_strides, heads, height, width, scale,
+    USE_QK: tl.constexpr, NORM: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr,
+    DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the queries; and ``norms``, what the other two kernels need of each pixel."""
+    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    plane = tl.program_id(0) // tiles
+    image, head = plane // heads, plane % heads
+    y, x, real = pixels(tl.program_id(0) % tiles, height, width, ROWS, COLUMNS)
+    channel = tl.arange(0, WIDE)
+    known = (channel < DEPTH)[None, :]
+    own = real[:, None] & known
+    k_at = None if k is None else at(k, k_strides, image, head, y, x, channel)
+    v_at = at(v, v_strides, image, head, y, x, channel)
+    grad = read(at(to_out, to_out_strides, image, head, y, x, channel), own)
+    result = read(at(out, out_strides, image, head, y, x, channel), own)
+    area = height * width
+    pixel = plane.to(tl.int64) * 2 * area + y * width + x
+    first, second = _pair(kept, pixel, area, real)
+    pull, push = _pull_and_push(
+        grad, result, v_at, v_strides, known, y, x, height, width, second, NORM, MASK, SIZE
+    )
+    tl.store(norms + pixel, pull, mask=real)
+    tl.store(norms + area + pixel, push, mask=real)
+    if to_q is not None:
+        query = read(at(q, q_strides, image, head, y, x, channel), own)
+        total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+        for tap in range(SIZE * SIZE):
+            dy = tap // SIZE - SIZE // 2
+            dx = tap % SIZE - SIZE // 2
+            there = inside(y + dy, x + dx, height, width)
+            mask = there[:, None] & known
+            key = _neighbor(k_at, k_strides, dy, dx, mask, query)
+            value = _neighbor(v_at, v_strides, dy, dx, mask, query)
+            place = head * SIZE * SIZE + tap
+            logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+            seen = there | (not MASK)
+            weight = _weight(logit, seen, first, second, NORM, SIZE)
+            to_weight = tl.sum(grad * value, 1)
+            slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
+            side = tl.zeros_like(query)
+            if USE_QK:
+                side += key
+            if rel_k is not None:
+                side += _row(rel_k, place, channel, DEPTH)
+            total += slope[:, None] * side
+        write(at(to_q, to_q_strides, image, head, y, x, channel), total * scale, own)
+
+
+@triton.jit
+def keys_kernel(
+    q, k, v, rel_k, rel_q, bias, to_out, kept, norms, to_k, to_v, q_strides, k_strides, v_strides,
+    to_out_strides, to_k_strides, to_v_strides, heads, height, width, scale,
+    USE_QK: tl.constexpr, NORM: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr,
+    DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys and values: what the queries around a pixel send to it."""
+    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    plane = tl.program_id(0) // tiles
+    image, head = plane // heads, plane % heads
+    y, x, real = pixels(tl.program_id(0) % tiles, height, width, ROWS, COLUMNS)
+    channel = tl.arange(0, WIDE)
+    known = (channel < DEPTH)[None, :]
+    own = real[:, None] & known
+    q_at = None if q is None else at(q, q_strides, image, head, y, x, channel)
+    grad_at = at(to_out, to_out_strides, image, head, y, x, channel)
+    value = read(at(v, v_strides, image, head, y, x, channel), own)
+    key = tl.zeros_like(value)
+    if k is not None:
+        key = read(at(k, k_strides, image, head, y, x, channel), own)
+    area = height * width
+    pixel = plane.to(tl.int64) * 2 * area + y * width + x
+    key_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+    value_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+    for tap in range(SIZE * SIZE):
+        dy = SIZE // 2 - tap // SIZE
+        dx = SIZE // 2 - tap % SIZE
+        there = real & inside(y + dy, x + dx, height, width)
+        mask = there[:, None] & known
+        query = _neighbor(q_at, q_strides, dy, dx, mask, value)
+        grad = _neighbor(grad_at, to_out_strides, dy, dx, mask, value)
+        place = head * SIZE * SIZE + tap
+        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        source = pixel + dy * width + dx
+        first, second = _pair(kept, source, area, there)
+        weight = _weight(logit, there, first, second, NORM, SIZE)
+        value_total += weight[:, None] * grad
+        if to_k is not None:
+            pull, push = _pair(norms, source, area, there)
+            to_weight = tl.sum(grad * value, 1)
+            slope = _slope(to_weight, weight, there, second, pull, push, NORM, SIZE)
+            side = tl.zeros_like(query)
+            if USE_QK:
+                side += query
+            if rel_q is not None:
+                side += _row(rel_q, place, channel, DEPTH)
+            key_total += slope[:, None] * side
+    write(at(to_v, to_v_strides, image, head, y, x, channel), value_total, own)
+    if to_k is not None:
+        write(at(to_k, to_k_strides, image, head, y, x, channel), key_total * scale, own)
+
+
+@triton.jit
+def tables_kernel(
+    q, k, v, rel_k, rel_q, bias, to_out, kept, norms, to_rel_k, to_rel_q, to_bias, q_strides,
+    k_strides, v_strides, to_out_strides, heads, height, width, scale,
+    USE_QK: tl.constexpr, NORM: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr,
+    DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One tap's share of the tables' gradients: over every so many tiles of a head's map."""
+    tap = tl.program_id(0) % (SIZE * SIZE)
+    plane = tl.program_id(0) // (SIZE * SIZE)
+    image, head = plane // heads, plane % heads
+    dy = tap // SIZE - SIZE // 2
+    dx = tap % SIZE - SIZE // 2
+    place = head * SIZE * SIZE + tap
+    channel = tl.arange(0, WIDE)
+    known = (channel < DEPTH)[None, :]
+    area = height * width
+    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    k_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+    q_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+    b_total = tl.zeros([ROWS * COLUMNS], tl.float32)
+    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
+        y, x, real = pixels(tile, height, width, ROWS, COLUMNS)
+        there = real & inside(y + dy, x + dx, height, width)
+        mask = there[:, None] & known
+        v_at = at(v, v_strides, image, head, y + dy, x + dx, channel)
+        grad = read(at(to_out, to_out_strides, image, head, y, x, channel), real[:, None] & known)
+        value = read(v_at, mask)
+        query = tl.zeros_like(value)
+        key = tl.zeros_like(value)
+        if q is not None:
+            query = read(at(q, q_strides, image, head, y, x, channel), real[:, None] & known)
+        if k is not None:
+            key = read(at(k, k_strides, image, head, y + dy, x + dx, channel), mask)
+        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        seen = real & (there | (not MASK))
+        pixel = plane.to(tl.int64) * 2 * area + y * width + x
+        first, second = _pair(kept, pixel, area, real)
+        pull, push = _pair(norms, pixel, area, real)
+        weight = _weight(logit, seen, first, second, NORM, SIZE)
+        to_weight = tl.sum(grad * value, 1)
+        slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
+        k_total += slope[:, None] * query
+        q_total += slope[:, None] * key
+        b_total += slope
+    share = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    if to_rel_k is not None:
+        tl.store(to_rel_k + share * DEPTH + channel, tl.sum(k_total, 0) * scale, channel < DEPTH)
+    if to_rel_q is not None:
+        tl.store(to_rel_q + share * DEPTH + channel, tl.sum(q_total, 0) * scale, channel < DEPTH)
+    if to_bias is not None:
+        tl.store(to_bias + share, tl.sum(b_total, 0))

@@ -1,0 +1,97 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+"""What all kernels share: how a map is cut into tiles of pixels, and how a kernel is started."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+# A tile with its border of taps should lie in the first cache; 4 to 16 numbers a thread.
+SHAPES = ((8, 8, 4), (8, 8, 8), (4, 8, 2), (4, 8, 4), (4, 4, 2), (4, 4, 1))
+FIXED = {"ROWS": 8, "COLUMNS": 8}
+KEY = ("height", "width", "DEPTH", "SIZE")
+
+
+def tiles(height: int, width: int, meta: Mapping[str, int]) -> int:
+    """How many tiles a map has."""
+    return -(-height // meta["ROWS"]) * -(-width // meta["COLUMNS"])
+
+
+def launch(kernel: Any, grid: Any, on: Tensor, *given: Any, **constants: Any) -> None:
+    """Start a kernel with the fastest of the known tiles, found by timing on first use.
+
+    Other tiles add in another order. So that results repeat from run to run, nothing is timed
+    under ``torch.use_deterministic_algorithms`` (nor in Triton's interpreter).
+
+    Args:
+        grid: gives the number of programs for a choice of tile.
+        on: a tensor of the device to run on.
+        given: arguments of the kernel. constants: what it is compiled for.
+    """
+    # Triton warns where nothing says whether a * b + c may round once.
+    constants["enable_fp_fusion"] = True
+    with torch.cuda.device_of(on):
+        if knobs.runtime.interpret or torch.are_deterministic_algorithms_enabled():
+            kernel[grid](*given, **constants, **FIXED)
+        else:
+            _tuned(kernel)[grid](*given, **constants)
+
+
+@functools.cache
+def _tuned(kernel: Any) -> Any:
+    configs = [
+        triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps)
+        for rows, columns, warps in SHAPES
+    ]
+    key = [name for name in kernel.arg_names if name in KEY]
+    return triton.autotune(configs=configs, key=key)(kernel)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor itself if its channels lie side by side in memory, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+@triton.jit
+def pixels(tile, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row and column of a tile's pixels, and whether they are on the map."""
+    across = tl.cdiv(width, COLUMNS)
+    lane = tl.arange(0, ROWS * COLUMNS)
+    y = tile // across * ROWS + lane // COLUMNS
+    x = tile % across * COLUMNS + lane % COLUMNS
+    return y, x, (y < height) & (x < width)
+
+
+@triton.jit
+def inside(y, x, height, width):
+    """Whether these pixels are on the map."""
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+@triton.jit
+def at(base, strides, image, head, y, x, channel):
+    """Addresses (pixels, channels) in a (B, h, H, W, d) whose channels lie side by side."""
+    # 64 bits: a batch may hold more numbers than 32 can count.
+    start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    pixel = y.to(tl.int64) * strides[2] + x.to(tl.int64) * strides[3]
+    return base + start + pixel[:, None] + channel[None, :]
+
+
+@triton.jit
+def read(address, mask):
+    """Numbers in float32, zero where the mask is off."""
+    return tl.load(address, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def write(address, numbers, mask):
+    """Numbers in whatever type the memory has."""
+    tl.store(address, numbers.to(address.dtype.element_ty), mask=mask)
