@@ -1,13 +1,17 @@
-"""Accuracy against the cost of a forward pass, for the rows of all studies of a tier."""
+"""Accuracy against multiply-adds and against speed, for the rows of all studies of a tier."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lsa_study.evidence.rows import Row
+from lsa_study.evidence.statistics import Estimate, t_interval
 from lsa_study.report import style
 from lsa_study.study import Study
 
@@ -17,43 +21,93 @@ SIZE = (8.2, 4.8)
 
 def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     """Draw accuracy over MACs; a row that several studies share is drawn once."""
+    rows = [row for row in _distinct(pairs) if row.done[0]["macs"] is not None]
+    largest = max((row.done[0]["macs"] for row in rows), default=0)
+    unit, name = (1e9, "GMACs: 10⁹") if largest >= 1e8 else (1e6, "MMACs: 10⁶")
+    places = [(row, t_interval([row.done[0]["macs"] / unit])) for row in rows]
+    drawn, axes = _frame(pairs, "Accuracy against cost")
+    axes.set_xlabel(f"Cost of one image ({name} multiply-adds)")
+    _draw(axes, places)
+    return drawn
+
+
+def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
+    """Draw accuracy over images a second in training, with intervals over seeds of both.
+
+    Runs of several devices cannot be compared: the device that most rows ran on is drawn, and the
+    axis names it.
+    """
+    devices = Counter(run["device"] for row in _distinct(pairs) for run in row.done)
+    device = max(devices, key=lambda name: (devices[name], name), default="no device")
+    places = [(row, _speed(row, device)) for row in _distinct(pairs)]
+    drawn, axes = _frame(pairs, "Accuracy against speed")
+    axes.set_xlabel(f"Images a second in training (on {style.short(device, 60)})")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _draw(axes, [(row, speed) for row, speed in places if speed.n])
+    return drawn
+
+
+def _speed(row: Row, device: str) -> Estimate:
+    return t_interval(
+        [
+            run["train_images"] / run["seconds_per_epoch"]
+            for run in row.done
+            if run["device"] == device and run["train_images"] and run["seconds_per_epoch"]
+        ]
+    )
+
+
+def _distinct(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> list[Row]:
+    found = {row.runs[0]["identity"]: row for _, rows in pairs for row in rows if row.done}
+    return list(found.values())
+
+
+def _frame(pairs: Sequence[tuple[Study, Sequence[Row]]], title: str) -> tuple[Figure, Axes]:
     drawn = style.figure(*SIZE)
     axes = drawn.subplots()
     tier = pairs[0][0].tier if pairs else "toy"
-    drawn.suptitle(f"Accuracy against cost\n{style.TIERS[tier]}", x=0.01, ha="left", weight="bold")
+    drawn.suptitle(f"{title}\n{style.TIERS[tier]}", x=0.01, ha="left", weight="bold")
     axes.set_ylabel("Top-1 accuracy on the test set (%)")
-    rows = {row.runs[0]["identity"]: row for _, found in pairs for row in found if row.done}
-    counts = [row.done[0]["macs"] or 0 for row in rows.values()]
-    unit, name = (1e9, "GMACs: 10⁹") if max(counts, default=0) >= 1e8 else (1e6, "MMACs: 10⁶")
-    axes.set_xlabel(f"Cost of one image ({name} multiply-adds)")
+    return drawn, axes
+
+
+def _draw(axes: Axes, places: Sequence[tuple[Row, Estimate]]) -> None:
+    """Draw rows at their places with the intervals that both quantities have, and name them."""
     points = [
-        (row.done[0]["macs"] / unit, row.accuracy.mean, style.short(row.variant))
-        for row in rows.values()
-        if row.done[0]["macs"] is not None and row.accuracy.mean is not None
+        (across.mean, row.accuracy.mean, style.short(row.variant))
+        for row, across in places
+        if across.mean is not None and row.accuracy.mean is not None
     ]
     if not points:
         style.empty(axes, "no run has finished")
-        return drawn
-    for row in rows.values():
-        low, high = row.accuracy.low, row.accuracy.high
-        if low is not None and high is not None and row.done[0]["macs"] is not None:
-            x = row.done[0]["macs"] / unit
-            axes.plot([x, x], [low, high], color=style.OURS, lw=1.6, alpha=0.3)
+        return
+    for row, across in places:
+        _intervals(axes, across, row.accuracy)
     for x, y, _ in points:
         axes.plot(x, y, "o", color=style.OURS)
     axes.margins(x=0.12, y=0.08)
     _names(axes, points)
-    return drawn
+
+
+def _intervals(axes: Axes, across: Estimate, up: Estimate) -> None:
+    if across.mean is None or up.mean is None:
+        return
+    look: Any = {"color": style.OURS, "lw": 1.6, "alpha": 0.3}
+    if up.low is not None and up.high is not None:
+        axes.plot([across.mean, across.mean], [up.low, up.high], **look)
+    if across.low is not None and across.high is not None:
+        axes.plot([across.low, across.high], [up.mean, up.mean], **look)
 
 
 def _names(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each name beside its point, where the fewest others are."""
     width, height = (inches * 72 * 0.85 for inches in SIZE)
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    spots = [
-        ((x - left) / (right - left) * width, (y - low) / (high - low) * height)
-        for x, y, _ in points
-    ]
+    axes.autoscale_view()  # else the limits are set only when the figure is saved
+    across = axes.transData + axes.transAxes.inverted()
+    spots = [(x * width, y * height) for x, y in across.transform([one[:2] for one in points])]
     taken: list[tuple[float, float, float, float]] = [
         (x - 4, y - 4, x + 4, y + 4) for x, y in spots
     ]

@@ -32,6 +32,7 @@ CAPTIONS: Mapping[str, str] = {
     "seeds": "Accuracy of every seed.",
     "heads": "Accuracy over the number of heads beside the article's.",
     "costs": "Accuracy of every row against the multiply-adds of one image.",
+    "throughput": "Accuracy of every row against the images a second in training.",
     "layers": "Accuracy, parameters and multiply-adds of the layers of the article's Fig. 1.",
 }
 """By the last word of a figure's name: what it shows, also for those who cannot see it."""
@@ -93,7 +94,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) ->
         claims=[_claim(verdict) for verdict in judged],
         counts=claims.as_json(judged, tier)["counts"],
         sections=sections,
-        overview=_pictures("", drawn, ("fig1-layers", "costs")),
+        overview=_pictures("", drawn, ("fig1-layers", "costs", "throughput")),
         broken=broken,
         light={variable(colour): colour for colour in style.DARK},
         dark={variable(colour): dark for colour, dark in style.DARK.items()},

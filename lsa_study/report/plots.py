@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lsa_study.evidence.rows import Row, rows_of
 from lsa_study.report import style
 from lsa_study.report.accuracy import accuracy
-from lsa_study.report.costs import costs
+from lsa_study.report.costs import costs, throughput
 from lsa_study.report.curves import curves
 from lsa_study.report.forest import forest
 from lsa_study.report.heads import heads
@@ -29,7 +29,8 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
     """Draw every figure of the studies; each is written as SVG and PNG.
 
     Rows without an accuracy stand in the figures as words. The figures of studies at one tier
-    lie in ``DIR/<tier>/plots``; the figure of costs holds the rows of all of them.
+    lie in ``DIR/<tier>/plots``; the figures of costs and throughput
+    hold the rows of all of them.
     """
     by_tier: dict[str, list[tuple[Study, list[Row]]]] = {}
     for study, collected in with_runs(studies, results):
@@ -58,4 +59,5 @@ def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
         if has_layers(pairs):
             drawn["fig1-layers"] = layers(pairs)
         drawn["costs"] = costs(pairs)
+        drawn["throughput"] = throughput(pairs)
     return drawn

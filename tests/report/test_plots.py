@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from lsa_study import study
 from lsa_study.evidence.collect import collect
 from lsa_study.evidence.rows import rows_of
 from lsa_study.report import style
+from lsa_study.report.maps import attention_maps, effective_areas
 from lsa_study.report.plots import figures, write_plots
 
 
@@ -31,7 +33,7 @@ def test_every_figure_is_written_as_svg_and_png(tmp_path):
     names = {path.name for path in write_plots(loaded, tmp_path)}
     stems = (
         "table2-accuracy", "table2-differences", "table2-curves", "fig2-accuracy",
-        "fig2-differences", "fig2-curves", "fig2-heads", "costs",
+        "fig2-differences", "fig2-curves", "fig2-heads", "costs", "throughput",
     )  # fmt: skip
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     folder = tmp_path / "toy" / "plots"
@@ -104,6 +106,55 @@ def test_seed_strips_hold_every_run(tmp_path):
     drawn = [list(line.get_ydata()) for line in axes.lines if line.get_marker() not in ("None", "")]
     want = [[run["acc1"] for row in rows for run in row.runs if run["seed"] == s] for s in (0, 4)]
     assert drawn == want
+
+
+def test_speed_stands_under_accuracy_with_intervals_of_both(tmp_path):
+    loaded = write_study(tmp_path, "table4")
+    write_run(tmp_path, loaded.runs()[0], changes={"device": "Other chip"})
+    rows = rows_of(loaded, collect(tmp_path, "toy"))
+    (axes,) = figures([(loaded, rows)])["throughput"].axes
+    assert "on Processor 9000" in axes.get_xlabel()
+    dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
+    speeds = [
+        [1437 / run["seconds_per_epoch"] for run in row.done if run["device"] == "Processor 9000"]
+        for row in rows
+    ]
+    assert sorted(map(len, speeds)) == [2, 3, 3], "a run of another device is no speed of this one"
+    want = [[sum(one) / len(one), row.accuracy.mean] for one, row in zip(speeds, rows, strict=True)]
+    assert dots == [pytest.approx(pair) for pair in want]
+    lines = [line.get_xydata() for line in axes.lines if line.get_marker() != "o"]
+    upright = [line for line in lines if line[0, 0] == line[1, 0]]
+    assert [list(line[:, 1]) for line in upright] == [
+        pytest.approx([row.accuracy.low, row.accuracy.high]) for row in rows
+    ]
+
+
+def test_maps_show_the_weights_and_blank_what_is_not_given():
+    maps = {
+        "window": {"all": np.array([[0.0, 0.5], [0.25, 0.25]]), "no bias": np.eye(2)},
+        "signed": {"all": np.array([[-2.0, 1.0], [0.0, 0.0]])},
+    }
+    made = attention_maps(np.zeros((8, 8)), maps, (0, 1), title="Maps of $x$")
+    first, second, third, empty = made.axes
+    alpha = first.images[1].get_array()[..., 3]
+    np.testing.assert_allclose(alpha, [[0, 1], [0.5, 0.5]])
+    assert [axes.get_xlabel() for axes in (first, second, third)] == [
+        "largest 0.5", "largest 1", "largest -2",
+    ]  # fmt: skip
+    signed = third.images[1].get_array()
+    assert tuple(signed[0, 0, :3]) != tuple(signed[0, 1, :3])
+    assert not empty.images
+    assert [axes.get_title() for axes in made.axes] == ["all", "no bias", "all", ""]
+    assert not empty.axison
+    assert style.svg(made)
+
+
+def test_areas_are_a_dot_a_head():
+    made = effective_areas({"net7": [3.0, 20.0, 40.0], "elsa": [10.0]}, largest=49, title="Areas")
+    (axes,) = made.axes
+    dots = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[3.0, 20.0, 40.0], [10.0]]
+    assert axes.get_xlim()[1] > 49
 
 
 def test_figure_1_is_relative_to_attention(tmp_path):
