@@ -15,12 +15,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 SOURCES = Path(__file__).parent / "csrc"
 # -fno-math-errno lets sqrt be one instruction. Not -ffast-math: it would break masks and NaN.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
 SECONDS = 300
 
 
@@ -66,6 +69,12 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(found.path))
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_missing() -> str | None:
+    """Why there are no kernels here, or None; a constant to a compiled graph."""
+    return built().reason
+
+
 def build_info() -> str:
     """Say what was built, or why nothing was."""
     found = built()
@@ -79,7 +88,7 @@ def _build() -> Path:
     if compiler is None:
         raise BuildError("no C++ compiler (g++) is on PATH")
     folder = cache_folder()
-    path = folder / f"neighboring-{_key(compiler)}.so"
+    path = folder / f"kernels-{_key(compiler)}.so"
     if path.exists():
         return path
     try:
@@ -95,15 +104,27 @@ def _build() -> Path:
 
 
 def _compile(compiler: str, part: Path) -> None:
-    sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
-    command = [compiler, *FLAGS, *sources, "-o", str(part)]
+    """Compile every source at once, then link."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects = [part.with_name(f"{source.stem}.o") for source in sources]
+    commands = [
+        [compiler, *FLAGS, "-c", str(source), "-o", str(made)]
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    link = [compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(part)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_call, commands))
+    _call(link)
+
+
+def _call(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{compiler} took longer than {SECONDS} s") from None
+        raise BuildError(f"{command[0]} took longer than {SECONDS} s") from None
     if done.returncode:
         words = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise BuildError(f"{compiler} failed: {words}")
+        raise BuildError(f"{command[0]} failed: {words}")
 
 
 def _key(compiler: str) -> str:

@@ -21,6 +21,13 @@ class _Problem(ctypes.Structure):
     )
 
 
+class _Filters(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "heads", "depth")),
+        ("per_image", ctypes.c_int),
+    )
+
+
 class _View(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5))
 
@@ -41,7 +48,7 @@ def _problem(v: Tensor, use_qk: bool, norm: str, border: str, scale: float) -> _
 
 def _check(code: int) -> None:
     if code:
-        raise MemoryError("the neighboring kernel could not have its scratch memory")
+        raise MemoryError("the C++ kernel could not have its scratch memory")
 
 
 def heads_last(like: Tensor) -> Tensor:
@@ -51,12 +58,14 @@ def heads_last(like: Tensor) -> Tensor:
 
 
 def kept_shapes(v: Tensor, size: int) -> tuple[list[int], list[int]]:
-    """Shapes of what the forward keeps for the way back: weights of the taps, and spreads."""
+    """Sizes of what the forward keeps for the way back: weights of the taps, and spreads."""
     batch, heads, height, width, _ = v.shape
     lanes = build.library().lanes()
-    blocks = -(-width // lanes)
-    span = blocks * lanes + 2 * (size // 2)
-    return [batch, heads, height, size * size, span], [batch, heads, height, blocks * lanes]
+    wide = -(-width // lanes) * lanes
+    # A vector's room before and behind: the way back loads across the ends of rows.
+    return [batch * heads * height * size * size * wide + 2 * lanes], [
+        batch * heads * height * wide
+    ]
 
 
 def forward(
@@ -68,6 +77,9 @@ def forward(
     out = heads_last(v)
     weights_shape, spreads_shape = kept_shapes(v, size) if keep else ([0], [0])
     weights, spreads = v.new_empty(weights_shape), v.new_empty(spreads_shape)
+    if keep:
+        edge = build.library().lanes()
+        weights[:edge] = weights[-edge:] = 0
     tables = [None if t is None else t.contiguous() for t in (rel_k, rel_q, rel_bias)]
     problem, views = _problem(v, use_qk, norm, border, scale), [_view(t) for t in (q, k, v)]
     if v.numel():
@@ -103,3 +115,61 @@ def backward(
         _check(code)
     found = (*to_maps, to_values, *to_tables)
     return tuple(v.new_empty(0) if t is None else t for t in found)
+
+
+def _by_heads(values: Tensor, heads: int) -> Tensor:
+    """(B, H, W, C) as a (B, H, W, h, d) view."""
+    return values.unflatten(-1, (heads, values.shape[-1] // heads))
+
+
+def _filter_problem(values: Tensor, heads: int, mul: Tensor | None, add: Tensor | None) -> _Filters:
+    batch, height, width, channels = values.shape
+    table = mul if mul is not None else add
+    per_image = table is not None and table.dim() == 3
+    return _Filters(batch, height, width, heads, channels // heads, int(per_image))
+
+
+def filters_forward(
+    values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, heads: int,
+    size: int,
+) -> Tensor:  # fmt: skip
+    """(B, H, W, C) values weighed by their filters."""
+    out = torch.empty_like(values, memory_format=torch.contiguous_format)
+    tables = [None if t is None else t.contiguous() for t in (mul, add)]
+    if values.numel():
+        views = [_view(_by_heads(values, heads)), _view(filters)]
+        code = build.library().filters_forward(
+            ctypes.byref(_filter_problem(values, heads, mul, add)), size,
+            *map(ctypes.byref, views), *(ctypes.c_void_p(_at(t)) for t in tables),
+            ctypes.byref(_view(_by_heads(out, heads))),
+        )  # fmt: skip
+        _check(code)
+    return out
+
+
+def filters_backward(
+    grad: Tensor, values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None,
+    heads: int, size: int,
+) -> Tensors:  # fmt: skip
+    """Gradients of values, filters, mul and add; empty where the input is absent."""
+    tables = [None if t is None else t.contiguous() for t in (mul, add)]
+    to_values = torch.empty_like(values, memory_format=torch.contiguous_format)
+    to_filters = (
+        None
+        if filters is None
+        else torch.empty_like(filters, memory_format=torch.contiguous_format)
+    )
+    to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
+    if values.numel():
+        views = [_by_heads(values, heads), filters]
+        gradients = [_by_heads(grad, heads), _by_heads(to_values, heads), to_filters]
+        code = build.library().filters_backward(
+            ctypes.byref(_filter_problem(values, heads, mul, add)), size,
+            *(ctypes.byref(_view(t)) for t in views), *(ctypes.c_void_p(_at(t)) for t in tables),
+            *(ctypes.byref(_view(t)) for t in gradients),
+            *(ctypes.c_void_p(_at(t)) for t in to_tables),
+        )  # fmt: skip
+        _check(code)
+    return tuple(
+        values.new_empty(0) if t is None else t for t in (to_values, to_filters, *to_tables)
+    )

@@ -1,7 +1,8 @@
 """Eq. 4 of the article on every pixel's own neighborhood, as torch operators.
 
-The kernels compute in float32. ``torch.ops.lsa_kernels.neighboring`` gives the output and what its
-backward needs; ``neighboring_attention`` is the function to call.
+The kernels compute in float32, in C++ on a CPU and in Triton on a GPU.
+``torch.ops.lsa_kernels.neighboring`` gives the output and what its backward needs;
+``neighboring_attention`` is the function to call.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa_kernels import build, cpu
+from lsa_kernels import build, cpu, gpu
 
 SIZES = (3, 5, 7, 9, 11, 13)
 DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (*DTYPES, torch.float16)
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def why_not_neighboring(
@@ -23,19 +29,18 @@ def why_not_neighboring(
 ) -> str | None:  # fmt: skip
     """Say why the fused kernel cannot take these inputs, or None if it can."""
     given = [t for t in (q, k, v, rel_k, rel_q, rel_bias) if t is not None]
-    if any(t.device.type != "cpu" for t in given):
-        return f"values are on {v.device}, the C++ kernel runs on a CPU"
-    if v.dtype not in DTYPES:
+    if v.device.type not in ("cpu", "cuda"):
+        return f"values are on {v.device}, the C++ kernel runs on a CPU, the Triton one on CUDA"
+    if any(t.device != v.device for t in given):
+        return f"inputs are on {', '.join(sorted({str(t.device) for t in given}))}, not together"
+    if _on_gpu(v) and v.dtype not in GPU_DTYPES:
+        return f"values are {v.dtype}, the kernel takes float32, bfloat16 and float16"
+    if not _on_gpu(v) and v.dtype not in DTYPES:
         return f"values are {v.dtype}, the kernel takes float32 and bfloat16"
     if size not in SIZES:
         return f"size={size} is not compiled; known: {', '.join(map(str, SIZES))}"
-    reason: str | None = _missing()
+    reason: str | None = gpu.why_missing() if _on_gpu(v) else build.why_missing()
     return reason
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _missing() -> str | None:
-    return build.built().reason
 
 
 def neighboring_attention(
@@ -46,8 +51,8 @@ def neighboring_attention(
     """Apply Eq. 4 to every pixel's size x size neighborhood.
 
     Args:
-        q, k, v: (B, h, H, W, d) of any strides, float32 or bfloat16; q and k are None where the
-            chosen terms do not read them.
+        q, k, v: (B, h, H, W, d) of any strides, float32 or bfloat16, on a GPU also float16; q and
+            k are None where the chosen terms do not read them.
         rel_k, rel_q: (h, size**2, d); rel_bias: (h, size**2); None leaves the term out.
         use_qk: whether q.k is in.
         norm: identity, filter_norm or softmax.
@@ -67,7 +72,7 @@ def neighboring_attention(
     # Only what a chosen term reads goes in, so that the other gradients are None, not zeros.
     q = q if use_qk or rel_k is not None else None
     k = k if use_qk or rel_q is not None else None
-    wide = [None if t is None else t.float() for t in (q, k, v, rel_k, rel_q, rel_bias)]
+    wide = [t if t is None or _on_gpu(t) else t.float() for t in (q, k, v, rel_k, rel_q, rel_bias)]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wide)
     out: Tensor = torch.ops.lsa_kernels.neighboring(*wide, use_qk, norm, size, border, scale, keep)[
         0
@@ -87,12 +92,29 @@ def _neighboring(
     return out, weights, spreads
 
 
+@_neighboring.register_kernel("cuda")
+def _neighboring_on_gpu(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from lsa_kernels.gpu import neighboring as on_gpu
+
+    out, kept = on_gpu.forward(
+        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale, keep
+    )
+    return out, kept, v.new_empty(0)
+
+
 @_neighboring.register_fake
 def _(
     q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
     rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if _on_gpu(v):
+        kept = v.new_empty(gpu.kept_shape(v) if keep else [0], dtype=torch.float32)
+        return cpu.heads_last(v), kept, v.new_empty(0)
     weights, spreads = cpu.kept_shapes(v, size) if keep else ([0], [0])
     return cpu.heads_last(v), v.new_empty(weights), v.new_empty(spreads)
 
@@ -109,13 +131,27 @@ def _neighboring_backward(
     return q_, k_, v_, rel_k_, rel_q_, bias_
 
 
+@_neighboring_backward.register_kernel("cuda")
+def _neighboring_backward_on_gpu(
+    grad: Tensor, weights: Tensor, spreads: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
+    rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, use_qk: bool, norm: str,
+    size: int, border: str, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    from lsa_kernels.gpu import neighboring as on_gpu
+
+    q_, k_, v_, rel_k_, rel_q_, bias_ = on_gpu.backward(
+        grad, weights, spreads, q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale
+    )
+    return q_, k_, v_, rel_k_, rel_q_, bias_
+
+
 @_neighboring_backward.register_fake
 def _(
     grad: Tensor, weights: Tensor, spreads: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
     rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, use_qk: bool, norm: str,
     size: int, border: str, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    q_, k_ = (v.new_empty(0) if t is None else cpu.heads_last(v) for t in (q, k))
+    q_, k_ = (v.new_empty(0) if t is None else cpu.heads_last(t) for t in (q, k))
     rel_k_, rel_q_, bias_ = (
         v.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
         for t in (rel_k, rel_q, rel_bias)
@@ -126,7 +162,9 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     tensors, ctx.options = inputs[:6], inputs[6:11]
     ctx.present = [t is not None for t in tensors]
-    ctx.save_for_backward(*(t for t in tensors if t is not None), *output[1:])
+    # The way back needs weights and spreads on a CPU, on a GPU two numbers a pixel and the output.
+    kept = (output[1], output[0]) if _on_gpu(output[0]) else output[1:]
+    ctx.save_for_backward(*(t for t in tensors if t is not None), *kept)
 
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from lsa_study.ops import dispatch
 from lsa_study.ops.dwnet import check_maps
 from lsa_study.ops.functional import GAIN, filter_norm
 
@@ -46,16 +46,7 @@ def apply_decoupled(
             f"channel {tuple(channel.shape)} does not fit values {tuple(values.shape)}: want "
             f"({batch}, {channels}, {taps})"
         )
-    reach = dilation * (kernel_size // 2)
-    padded = F.pad(values, (0, 0, reach, reach, reach, reach))
-    out = torch.zeros_like(values)
-    for tap in range(taps):
-        row, column = (dilation * place for place in divmod(tap, kernel_size))
-        there = padded[:, row : row + height, column : column + width]
-        here = spatial[..., tap].repeat_interleave(channels // heads, -1)
-        static = channel[:, None, None, :, tap]
-        out = out + (here * static if combine == "mul" else here + static) * there
-    return out
+    return dispatch.decoupled(values, spatial, channel, combine, kernel_size, dilation)
 
 
 class ChannelFilterNorm(nn.Module):

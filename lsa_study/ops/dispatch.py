@@ -78,10 +78,39 @@ def apply(
 ) -> Tensor:  # fmt: skip
     """Per-pixel filters, expanded by the ghost head, on values."""
     _known(implementation, ("sdc",), "filters; give auto, reference, unfold or fused")
-    if implementation == "fused":
-        raise ValueError("implementation='fused' cannot run: the kernel is not built yet")
+    if implementation in ("auto", "fused"):
+        mul, add = (None if t is None else t.flatten(1) for t in (ghost_mul, ghost_add))
+        reason = lsa_kernels.why_not_filters(values, filters, mul, add, size=kernel_size)
+        if reason is None:
+            return lsa_kernels.apply_filters(values, filters, mul=mul, add=add, size=kernel_size)
+        if implementation == "fused":
+            raise ValueError(f"implementation='fused' cannot run: {reason}")
+        if ghost_mul is None and ghost_add is not None:
+            # Without the multiplied matrix the added one is a depthwise convolution.
+            dynamic = functional.apply_reference(values, filters, None, None, kernel_size)
+            return dynamic + functional.static_filters(values, ghost_add)
     way = neighborhoods.apply_unfold if implementation == "unfold" else functional.apply_reference
     return way(values, filters, ghost_mul, ghost_add, kernel_size)
+
+
+def decoupled(
+    values: Tensor, spatial: Tensor, channel: Tensor, combine: str, kernel_size: int, dilation: int
+) -> Tensor:
+    """Filters per pixel and head, times or plus filters per image and channel."""
+    mul, add = (channel, None) if combine == "mul" else (None, channel)
+    if dilation == 1 and not lsa_kernels.why_not_filters(
+        values, spatial, mul, add, size=kernel_size
+    ):
+        return lsa_kernels.apply_filters(values, spatial, mul=mul, add=add, size=kernel_size)
+    return functional.decoupled(values, spatial, channel, combine, kernel_size, dilation)
+
+
+def static(values: Tensor, filters: Tensor) -> Tensor:
+    """One filter per channel, the same at every pixel."""
+    size = filters.shape[-1]
+    if lsa_kernels.why_not_filters(values, None, None, filters, size=size):
+        return functional.static_filters(values, filters)
+    return lsa_kernels.apply_filters(values, None, add=filters.flatten(1), size=size)
 
 
 def window_by_sdpa(

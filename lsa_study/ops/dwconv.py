@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lsa_study.ops.elsa import static_filters
+from lsa_study.ops import dispatch
 
 
 class DwConv(nn.Module):
@@ -55,6 +55,6 @@ class DwConv(nn.Module):
             raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {self.dim})")
         filters = self.weight.repeat_interleave(self.dim // self.num_heads, 0)
         projected_back: Tensor = self.post_proj(
-            static_filters(self.pre_proj(x), filters) + self.bias
+            dispatch.static(self.pre_proj(x), filters) + self.bias
         )
         return projected_back

@@ -121,12 +121,9 @@ class ELSA(nn.Module):
         filters = self.attention_maps(q * k * self.scale)
         mul, add = self.ghost()
         out = apply_filters(
-            v, filters.to(v.dtype), ghost_mul=mul, ghost_add=None if mul is None else add,
-            kernel_size=self.kernel_size, implementation=self.implementation,
+            v, filters.to(v.dtype), ghost_mul=mul, ghost_add=add, kernel_size=self.kernel_size,
+            implementation=self.implementation,
         )  # fmt: skip
-        if mul is None and add is not None:
-            # Without the multiplied matrix the added one is a depthwise convolution of the values.
-            out = out + static_filters(v, add)
         projected_back: Tensor = self.post_proj(out)
         return projected_back
 
@@ -142,14 +139,6 @@ class ELSA(nn.Module):
             self.kernel_size, "zero", 1.0, like=heads,
         )  # fmt: skip
         return weights.permute(0, 2, 3, 1, 4)
-
-
-def static_filters(values: Tensor, filters: Tensor) -> Tensor:
-    """Depthwise convolution of (B, H, W, C) by one (C, K, K) filter per channel, zero outside."""
-    maps = values.permute(0, 3, 1, 2)
-    weight = filters.unsqueeze(1).to(values.dtype)
-    out = F.conv2d(maps, weight, padding=filters.shape[-1] // 2, groups=values.shape[-1])
-    return out.permute(0, 2, 3, 1)
 
 
 def _check(dim: int, num_heads: int, variant: str, kernel_size: int, ghost_mul: float) -> None:

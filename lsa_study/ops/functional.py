@@ -329,3 +329,28 @@ def apply_reference(
             weight = weight + ghost_add[:, row, column]
         out = out + weight * there
     return out
+
+
+def static_filters(values: Tensor, filters: Tensor) -> Tensor:
+    """Depthwise convolution of (B, H, W, C) by one (C, K, K) filter per channel, zero outside."""
+    maps = values.permute(0, 3, 1, 2)
+    weight = filters.unsqueeze(1).to(values.dtype)
+    out = F.conv2d(maps, weight, padding=filters.shape[-1] // 2, groups=values.shape[-1])
+    return out.permute(0, 2, 3, 1)
+
+
+def decoupled(
+    values: Tensor, spatial: Tensor, channel: Tensor, combine: str, size: int, dilation: int
+) -> Tensor:
+    """The definition of ``ddf.apply_decoupled``, tap by tap."""
+    _, height, width, channels = values.shape
+    reach = dilation * (size // 2)
+    padded = F.pad(values, (0, 0, reach, reach, reach, reach))
+    out = torch.zeros_like(values)
+    for tap in range(size * size):
+        row, column = (dilation * place for place in divmod(tap, size))
+        there = padded[:, row : row + height, column : column + width]
+        here = spatial[..., tap].repeat_interleave(channels // spatial.shape[3], -1)
+        static = channel[:, None, None, :, tap]
+        out = out + (here * static if combine == "mul" else here + static) * there
+    return out

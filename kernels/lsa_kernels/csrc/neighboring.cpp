@@ -1,20 +1,20 @@
 // Eq. 4 on every pixel's own neighborhood, forward and backward, float32.
 //
-// One task is one head of one image. Its queries, keys and values are packed to [row][channel][x],
-// keys and values with a border of zeros, so that the pixels of a row lie in the vector's lanes: no
-// sums across lanes, the norm over the taps is lane by lane, and a tap to the right is a load one
-// float further. A tile is VL pixels of a row; its K*K logits stay in the first cache. Every task
-// writes its own memory, and parameter gradients are summed over the images in order, so results do
-// not depend on the number of threads.
-#include <omp.h>
-
+// One task is one head of one image. Its queries, keys and values are packed to [row][channel][x]
+// with a border of zeros, so that the pixels of a row lie in the vector's lanes: no sums across
+// lanes, the norm over the taps is lane by lane, and a tap to the right is a load one float further.
+// Two tiles of VL pixels, one under the other, are worked on together: a loaded neighbor serves both.
+//
+// Everything is made of three sums: ``products`` over channels (logits; gradient of the weights),
+// ``mix`` over taps (output; gradients of queries, keys and values), and ``outer`` over pixels
+// (gradients of the tables). Every task writes its own memory, and parameter gradients are summed
+// over the images in order, so results do not depend on the number of threads.
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <vector>
 
+#include "memory.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace {
 
@@ -35,70 +35,52 @@ struct View {
   }
 };
 
-struct Buffer {
-  float* at = nullptr;
-  int64_t size = 0;
-  explicit Buffer(int64_t n) : size(n) {
-    at = static_cast<float*>(std::aligned_alloc(64, ((n * 4 + 63) / 64) * 64));
-    if (!at) throw std::bad_alloc();
-    clear();
-  }
-  Buffer(Buffer&& other) noexcept : at(other.at), size(other.size) { other.at = nullptr; }
-  ~Buffer() { std::free(at); }
-  void clear() { std::memset(at, 0, size * 4); }
-};
-
-// One scratch per thread, made before the threads start: what cannot be had is told, not fatal.
-template <class Scratch>
-struct Each {
-  std::vector<std::unique_ptr<Scratch>> all;
-  template <class Make>
-  explicit Each(Make make) {
-    for (int i = 0; i < omp_get_max_threads(); ++i) all.emplace_back(make());
-  }
-  Scratch& mine() { return *all[omp_get_thread_num()]; }
-};
+// Tables [t][c] of one head as [dy][c][dx], so that the taps of a row lie side by side.
+template <int K>
+void by_rows_of(const float* table, int64_t depth, float* to) {
+  for (int t = 0; t < K * K; ++t)
+    for (int64_t c = 0; c < depth; ++c)
+      to[(t / K * depth + c) * K + t % K] = table[t * depth + c];
+}
 
 template <int K>
 struct Task {
   static constexpr int R = K / 2, T = K * K;
+  static constexpr int PAIR = 2;     // tiles worked on together
+  static constexpr int GROUP = 16;   // tiles whose outer products are added up at once
+  static_assert(R <= VL, "the border must fit into one vector");
   const Problem& p;
   const int64_t b, h, blocks, span;  // span: floats of a packed row, border included
   const float *rel_k, *rel_q, *bias;
 
   Task(const Problem& p, int64_t task, const float* rel_k_, const float* rel_q_, const float* bias_)
       : p(p), b(task / p.heads), h(task % p.heads), blocks((p.width + VL - 1) / VL),
-        span(blocks * VL + 2 * R),
+        span((VL + p.width + R + VL - 1) / VL * VL),
         rel_k(rel_k_ ? rel_k_ + h * T * p.depth : nullptr),
         rel_q(rel_q_ ? rel_q_ + h * T * p.depth : nullptr),
         bias(bias_ ? bias_ + h * T : nullptr) {}
 
-  int64_t packed() const { return (p.height + 2 * R) * p.depth * span; }
-  // First float of channel c in row y of a packed map; x = 0 stands R floats further.
-  float* at(float* map, int64_t y, int64_t c) const {
-    return map + ((y + R) * p.depth + c) * span;
+  // One row more below, for the second tile of a last pair; a vector more for loads past the end.
+  int64_t packed() const { return (p.height + 2 * R + 1) * p.depth * span + VL; }
+  // Pixel x of channel c in row y of a packed map.
+  float* at(float* map, int64_t y, int64_t x, int64_t c) const {
+    return map + ((y + R) * p.depth + c) * span + VL + x;
   }
-  const float* at(const float* map, int64_t y, int64_t c) const {
-    return at(const_cast<float*>(map), y, c);
+  const float* at(const float* map, int64_t y, int64_t x, int64_t c) const {
+    return at(const_cast<float*>(map), y, x, c);
   }
+  int64_t row() const { return p.depth * span; }  // floats from a pixel to the one below it
 
   void pack(const View& from, float* map) const {
-    for (int64_t y = 0; y < p.height; ++y) {
-      const float* row = from.row(b, h, y);
-      for (int64_t c = 0; c < p.depth; ++c) {
-        float* to = at(map, y, c) + R;
-        for (int64_t x = 0; x < p.width; ++x) to[x] = row[x * from.stride[3] + c * from.stride[4]];
-      }
-    }
+    for (int64_t y = 0; y < p.height; ++y)
+      to_lanes(from.row(b, h, y), from.stride[3], from.stride[4], p.width, p.depth,
+               at(map, y, 0, 0), span);
   }
 
   void unpack(const float* map, const View& to, float factor) const {
-    for (int64_t y = 0; y < p.height; ++y) {
-      float* row = to.row(b, h, y);
-      for (int64_t x = 0; x < p.width; ++x)
-        for (int64_t c = 0; c < p.depth; ++c)
-          row[x * to.stride[3] + c * to.stride[4]] = factor * at(map, y, c)[R + x];
-    }
+    for (int64_t y = 0; y < p.height; ++y)
+      from_lanes(at(map, y, 0, 0), span, p.width, p.depth, factor, to.row(b, h, y), to.stride[3],
+                 to.stride[4]);
   }
 
   // Lanes that are pixels of the map at all.
@@ -116,29 +98,81 @@ struct Task {
     return lane;
   }
 
-  void logits(const float* q, const float* k, int64_t y, int64_t x, vf* out) const {
-    for (int t = 0; t < T; ++t) out[t] = vf{};
-    for (int dy = -R; dy <= R; ++dy) {
-      vf acc[K];
-      for (int i = 0; i < K; ++i) acc[i] = vf{};
-      const int first = (dy + R) * K;
-      for (int64_t c = 0; c < p.depth; ++c) {
-        const vf query = q ? load(at(q, y, c) + R + x) : vf{};
-        const float* keys = k ? at(k, y + dy, c) + x : nullptr;
-        if (p.use_qk && rel_q) {
-          for (int i = 0; i < K; ++i)
-            acc[i] += (query + rel_q[(first + i) * p.depth + c]) * load(keys + i);
-        } else if (p.use_qk) {
-          for (int i = 0; i < K; ++i) acc[i] += query * load(keys + i);
-        } else if (rel_q) {
-          for (int i = 0; i < K; ++i) acc[i] += rel_q[(first + i) * p.depth + c] * load(keys + i);
-        }
-        if (rel_k)
-          for (int i = 0; i < K; ++i) acc[i] += query * rel_k[(first + i) * p.depth + c];
-      }
-      for (int i = 0; i < K; ++i)
-        out[first + i] = acc[i] * p.scale + (bias ? bias[first + i] : 0.0f);
+  // Terms of a sum of products over channels.
+  enum Terms { PLAIN, ALL, SOME };
+
+  // What a row of neighbors gives to the logits of the upper tile (UP), for which it is the row
+  // ``dy`` of its area, and of the lower one (LOW), for which it is ``dy - 1``.
+  template <int TERMS, bool UP, bool LOW>
+  void product_row(const float* query, const float* key, const float* table_k, const float* table_q,
+                   int dy, float scale, vf (*out)[T]) const {
+    constexpr int CHUNK = 4;
+    const int rows[2] = {dy, dy - 1};
+    const float *rk[2], *rq[2];
+    for (int i = 0; i < 2; ++i) {
+      rk[i] = table_k ? table_k + rows[i] * p.depth * K : nullptr;
+      rq[i] = table_q ? table_q + rows[i] * p.depth * K : nullptr;
     }
+#pragma GCC unroll 4
+    for (int first = 0; first < K; first += CHUNK) {
+      vf acc[2][CHUNK] = {};
+      for (int64_t c = 0; c < p.depth; ++c) {
+        vf q[2] = {};
+        if (UP && query) q[0] = load(query + c * span);
+        if (LOW && query) q[1] = load(query + row() + c * span);
+#pragma GCC unroll 4
+        for (int i = 0; i < CHUNK; ++i) {
+          if (first + i >= K) continue;
+          const int64_t entry = c * K + first + i;
+          const vf neighbor = TERMS != SOME || key ? load(key + c * span + first + i) : vf{};
+#pragma GCC unroll 2
+          for (int j = UP ? 0 : 1; j < (LOW ? 2 : 1); ++j) {
+            if (TERMS == PLAIN) {
+              acc[j][i] += q[j] * neighbor;
+            } else if (TERMS == ALL) {
+              acc[j][i] += (q[j] + rq[j][entry]) * neighbor;
+              acc[j][i] += q[j] * rk[j][entry];
+            } else {
+              if (rq[j])
+                acc[j][i] += (p.use_qk ? q[j] + rq[j][entry] : splat(rq[j][entry])) * neighbor;
+              else if (p.use_qk)
+                acc[j][i] += q[j] * neighbor;
+              if (rk[j]) acc[j][i] += q[j] * rk[j][entry];
+            }
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < CHUNK; ++i) {
+        if (first + i >= K) continue;
+        if (UP) out[0][rows[0] * K + first + i] = scale * acc[0][i];
+        if (LOW) out[1][rows[1] * K + first + i] = scale * acc[1][i];
+      }
+    }
+  }
+
+  // Sums over channels between a pair of tiles and all their neighbors. ``query`` is the upper
+  // tile's first pixel, ``key`` the first neighbor of it; either may be absent.
+  template <int TERMS>
+  void products(const float* query, const float* key, const float* table_k, const float* table_q,
+                float scale, vf (*out)[T]) const {
+    auto below = [&](int rows) { return key ? key + rows * row() : nullptr; };
+    product_row<TERMS, true, false>(query, key, table_k, table_q, 0, scale, out);
+    for (int dy = 1; dy < K; ++dy)
+      product_row<TERMS, true, true>(query, below(dy), table_k, table_q, dy, scale, out);
+    product_row<TERMS, false, true>(query, below(K), table_k, table_q, K, scale, out);
+  }
+
+  void logits(const float* query, const float* key, const float* table_k, const float* table_q,
+              vf (*out)[T]) const {
+    if (p.use_qk && rel_k && rel_q)
+      products<ALL>(query, key, table_k, table_q, p.scale, out);
+    else if (p.use_qk && !rel_k && !rel_q)
+      products<PLAIN>(query, key, nullptr, nullptr, p.scale, out);
+    else
+      products<SOME>(query, key, table_k, table_q, p.scale, out);
+    for (int j = 0; j < PAIR && bias; ++j)
+      for (int t = 0; t < T; ++t) out[j][t] += bias[t];
   }
 
   // A sum over the taps, row by row: K short sums round less than one of K * K.
@@ -213,140 +247,171 @@ struct Task {
       d[t] = seen[t] ? (G / spread) * (d[t] - total / count - pull * a[t]) : vf{};
   }
 
-  // CB channels of sum over taps of a[t] * v, so that a[t] is read once for all of them.
+  // Sums over taps of the weights a[tile][t] and the neighbors' channels. ``from`` is the upper
+  // tile's first neighbor, channel 0; the lower tile's channels follow the upper's in ``to``.
   template <int CB>
-  void mix_channels(const vf* a, const float* v, int64_t y, int64_t x, int64_t c, float* out) const {
-    vf total[CB] = {};
-    for (int dy = 0; dy < K; ++dy) {
-      vf acc[CB] = {};
-      const float* rows = at(v, y + dy - R, c) + x;
-      for (int dx = 0; dx < K; ++dx)
-        for (int i = 0; i < CB; ++i) acc[i] += a[dy * K + dx] * load(rows + i * span + dx);
-      for (int i = 0; i < CB; ++i) total[i] += acc[i];
-    }
-    for (int i = 0; i < CB; ++i) store(out + (c + i) * VL, total[i]);
-  }
-
-  void mix(const vf* a, const float* v, int64_t y, int64_t x, float* out) const {
-    int64_t c = 0;
-    for (; c + 8 <= p.depth; c += 8) mix_channels<8>(a, v, y, x, c, out);
-    for (; c < p.depth; ++c) mix_channels<1>(a, v, y, x, c, out);
-  }
-
-  // Row y of tap t in a map of weights [y][t][span]; pixel 0 stands R floats further.
-  float* tap(float* map, int64_t y, int t) const { return map + (y * T + t) * span; }
-  const float* tap(const float* map, int64_t y, int t) const {
-    return tap(const_cast<float*>(map), y, t);
-  }
-  int64_t taps() const { return p.height * T * span; }
-
-  // Gradient of the weights: the output's gradient against every neighbor's value.
-  void weights_back(const float* dout, const float* v, int64_t y, int64_t x, vf* g) const {
-    for (int dy = 0; dy < K; ++dy) {
-      vf acc[K] = {};
-      for (int64_t c = 0; c < p.depth; ++c) {
-        const vf grad = load(at(dout, y, c) + R + x);
-        const float* values = at(v, y + dy - R, c) + x;
-        for (int i = 0; i < K; ++i) acc[i] += grad * load(values + i);
-      }
-      for (int i = 0; i < K; ++i) g[dy * K + i] = acc[i];
-    }
-  }
-
-  template <int CB>
-  void query_channels(const vf* g, const float* k, int64_t y, int64_t x, int64_t c,
-                      float* dq) const {
-    vf total[CB] = {};
-    for (int dy = 0; dy < K; ++dy) {
-      vf acc[CB] = {};
-      const float* keys = k ? at(k, y + dy - R, c) + x : nullptr;
+  void mix_channels(const vf (*a)[T], const float* from, int64_t c, float* to, int64_t step,
+                    int64_t lower) const {
+    vf total[2][CB] = {};
+    for (int dy = 0; dy <= K; ++dy) {
+      vf acc[2][CB] = {};
+      const float* rows = from + dy * row() + c * span;
+#pragma GCC unroll 16
       for (int dx = 0; dx < K; ++dx) {
-        const int t = dy * K + dx;
-        if (p.use_qk)
-          for (int i = 0; i < CB; ++i) acc[i] += g[t] * load(keys + i * span + dx);
-        if (rel_k)
-          for (int i = 0; i < CB; ++i) acc[i] += g[t] * rel_k[t * p.depth + c + i];
-      }
-      for (int i = 0; i < CB; ++i) total[i] += acc[i];
-    }
-    for (int i = 0; i < CB; ++i) store(at(dq, y, c + i) + R + x, total[i]);
-  }
-
-  void query_back(const vf* g, const float* k, int64_t y, int64_t x, float* dq) const {
-    int64_t c = 0;
-    for (; c + 8 <= p.depth; c += 8) query_channels<8>(g, k, y, x, c, dq);
-    for (; c < p.depth; ++c) query_channels<1>(g, k, y, x, c, dq);
-  }
-
-  // Every pixel as a neighbor: what the queries around it send to its value and its key.
-  template <int CB>
-  void neighbor_channels(const float* weights, const float* slopes, const float* dout,
-                         const float* q, int64_t y, int64_t x, int64_t c, float* dv,
-                         float* dk) const {
-    vf values[CB] = {}, keys[CB] = {};
-    for (int dy = 0; dy < K; ++dy) {
-      const int64_t from = y - (dy - R);
-      if (from < 0 || from >= p.height) continue;
-      vf value[CB] = {}, key[CB] = {};
-      const float* grads = at(dout, from, c) + x + 2 * R;
-      const float* queries = q ? at(q, from, c) + x + 2 * R : nullptr;
-      for (int dx = 0; dx < K; ++dx) {
-        const int t = dy * K + dx;
-        const vf weight = load(tap(weights, from, t) + x + 2 * R - dx);
-        for (int i = 0; i < CB; ++i) value[i] += weight * load(grads + i * span - dx);
-        if (!dk) continue;
-        const vf slope = load(tap(slopes, from, t) + x + 2 * R - dx);
-        if (p.use_qk)
-          for (int i = 0; i < CB; ++i) key[i] += slope * load(queries + i * span - dx);
-        if (rel_q)
-          for (int i = 0; i < CB; ++i) key[i] += slope * rel_q[t * p.depth + c + i];
+        const vf up = dy < K ? a[0][dy * K + dx] : vf{};
+        const vf low = dy > 0 ? a[1][(dy - 1) * K + dx] : vf{};
+        for (int i = 0; i < CB; ++i) {
+          const vf value = load(rows + i * span + dx);
+          acc[0][i] += up * value;
+          acc[1][i] += low * value;
+        }
       }
       for (int i = 0; i < CB; ++i) {
-        values[i] += value[i];
-        keys[i] += key[i];
+        if (dy < K) total[0][i] += acc[0][i];
+        if (dy > 0) total[1][i] += acc[1][i];
       }
     }
     for (int i = 0; i < CB; ++i) {
-      store(at(dv, y, c + i) + R + x, values[i]);
-      if (dk) store(at(dk, y, c + i) + R + x, keys[i]);
+      store(to + (c + i) * step, total[0][i]);
+      store(to + lower + (c + i) * step, total[1][i]);
     }
   }
 
-  void neighbor_back(const float* weights, const float* slopes, const float* dout, const float* q,
-                     int64_t y, int64_t x, float* dv, float* dk) const {
+  void mix(const vf (*a)[T], const float* from, float* to, int64_t step, int64_t lower) const {
     int64_t c = 0;
-    for (; c + 4 <= p.depth; c += 4)
-      neighbor_channels<4>(weights, slopes, dout, q, y, x, c, dv, dk);
-    for (; c < p.depth; ++c) neighbor_channels<1>(weights, slopes, dout, q, y, x, c, dv, dk);
+    for (; c + 4 <= p.depth; c += 4) mix_channels<4>(a, from, c, to, step, lower);
+    for (; c < p.depth; ++c) mix_channels<1>(a, from, c, to, step, lower);
   }
 
-  // Parameter gradients of one row, kept per lane until the task ends.
-  void tables_back(const float* slopes, const float* q, const float* k, int64_t y, float* lanes_k,
-                   float* lanes_q, float* lanes_b) const {
-    for (int t = 0; t < T && lanes_b; ++t) {
-      vf acc = vf{};
-      for (int64_t x = 0; x < blocks * VL; x += VL) acc += load(tap(slopes, y, t) + R + x);
-      store(lanes_b + t * VL, load(lanes_b + t * VL) + acc);
+  // Adds the sums over taps of a[tile][t] and the table's channels.
+  template <int CB>
+  void mix_table(const vf (*a)[T], const float* table, bool backwards, int64_t c, float* to,
+                 int64_t lower) const {
+    vf acc[2][CB] = {};
+    for (int t = 0; t < T; ++t) {
+      const float* entry = table + (backwards ? T - 1 - t : t) * p.depth + c;
+      for (int i = 0; i < CB; ++i) {
+        acc[0][i] += a[0][t] * entry[i];
+        acc[1][i] += a[1][t] * entry[i];
+      }
     }
-    for (int dy = 0; dy < K && (lanes_k || lanes_q); ++dy)
-      for (int64_t c = 0; c < p.depth; ++c) {
-        vf by_query[K] = {}, by_key[K] = {};
-        const float* queries = q ? at(q, y, c) + R : nullptr;
-        const float* keys = k ? at(k, y + dy - R, c) : nullptr;
-        for (int64_t x = 0; x < blocks * VL; x += VL) {
-          const vf query = lanes_k ? load(queries + x) : vf{};
-          for (int i = 0; i < K; ++i) {
-            const vf slope = load(tap(slopes, y, dy * K + i) + R + x);
-            if (lanes_k) by_query[i] += slope * query;
-            if (lanes_q) by_key[i] += slope * load(keys + x + i);
+    for (int j = 0; j < 2; ++j)
+      for (int i = 0; i < CB; ++i) {
+        float* sum = to + j * lower + (c + i) * span;
+        store(sum, load(sum) + acc[j][i]);
+      }
+  }
+
+  void mix_table(const vf (*a)[T], const float* table, bool backwards, float* to,
+                 int64_t lower) const {
+    int64_t c = 0;
+    for (; c + 4 <= p.depth; c += 4) mix_table<4>(a, table, backwards, c, to, lower);
+    for (; c < p.depth; ++c) mix_table<1>(a, table, backwards, c, to, lower);
+  }
+
+  // Weights [y][t][x] of a map without borders; a vector's room before and behind.
+  int64_t wide() const { return blocks * VL; }
+  int64_t taps() const { return p.height * T * wide(); }
+  float* tap(float* map, int64_t y, int t, int64_t x) const {
+    return map + VL + (y * T + t) * wide() + x;
+  }
+  const float* tap(const float* map, int64_t y, int t, int64_t x) const {
+    return tap(const_cast<float*>(map), y, t, x);
+  }
+
+  // What the queries around a pair of tiles gave them: weights by place of the query, row by row
+  // from the top left, which is the taps' order backwards.
+  void received(const float* weights, int64_t y, int64_t x, vf (*a)[T]) const {
+    vi inside_row[K];
+    for (int e = 0; e < K; ++e)
+      for (int i = 0; i < VL; ++i)
+        inside_row[e][i] = x + i + e - R >= 0 && x + i + e - R < p.width ? -1 : 0;
+    for (int j = 0; j < 2; ++j)
+      for (int dy = 0; dy < K; ++dy) {
+        const int64_t from = y + j + dy - R;
+        const bool there = from >= 0 && from < p.height;
+        for (int e = 0; e < K; ++e) {
+          const int t = dy * K + e;
+          a[j][t] = vf{};
+          if (there) {
+            const vf weight = load(tap(weights, from, T - 1 - t, x + e - R));
+            a[j][t] = inside_row[e] ? weight : vf{};
           }
         }
-        for (int i = 0; i < K; ++i) {
-          const int64_t entry = ((dy * K + i) * p.depth + c) * VL;
-          if (lanes_k) store(lanes_k + entry, load(lanes_k + entry) + by_query[i]);
-          if (lanes_q) store(lanes_q + entry, load(lanes_q + entry) + by_key[i]);
-        }
       }
+  }
+
+  // Sums over pixels of weights times channels, for some tiles at once: TB taps, CB channels.
+  template <int TB, int CB>
+  void outer_block(const vf (*a)[T], const float* const* maps, int count, int t, int64_t c,
+                   float* lanes) const {
+    vf acc[TB][CB] = {};
+    for (int n = 0; n < count; ++n) {
+      vf weight[TB];
+      for (int i = 0; i < TB; ++i) weight[i] = a[n][t + i];
+      for (int j = 0; j < CB; ++j) {
+        const vf value = load(maps[n] + (c + j) * span);
+        for (int i = 0; i < TB; ++i) acc[i][j] += weight[i] * value;
+      }
+    }
+    for (int i = 0; i < TB; ++i)
+      for (int j = 0; j < CB; ++j) {
+        float* sum = lanes + ((t + i) * p.depth + c + j) * VL;
+        store(sum, load(sum) + acc[i][j]);
+      }
+  }
+
+  template <int TB>
+  void outer_taps(const vf (*a)[T], const float* const* maps, int count, int t,
+                  float* lanes) const {
+    int64_t c = 0;
+    for (; c + 4 <= p.depth; c += 4) outer_block<TB, 4>(a, maps, count, t, c, lanes);
+    for (; c < p.depth; ++c) outer_block<TB, 1>(a, maps, count, t, c, lanes);
+  }
+
+  void outer(const vf (*a)[T], const float* const* maps, int count, float* lanes) const {
+    int t = 0;
+    for (; t + 3 <= T; t += 3) outer_taps<3>(a, maps, count, t, lanes);
+    for (; t < T; ++t) outer_taps<1>(a, maps, count, t, lanes);
+  }
+};
+
+// Pairs of tiles gathered until their outer products are worth adding up.
+template <int K>
+struct Gathered {
+  using T = Task<K>;
+  const T& task;
+  float* lanes;  // [t][channel][VL], or null: nothing is gathered
+  int count = 0;
+  vf a[T::GROUP][T::T];
+  const float* maps[T::GROUP];
+
+  Gathered(const T& task, float* lanes) : task(task), lanes(lanes) {}
+  void take(const vf (*pair)[T::T], const float* map) {
+    if (!lanes) return;
+    for (int j = 0; j < 2; ++j) {
+      std::copy(pair[j], pair[j] + T::T, a[count]);
+      maps[count++] = map + j * task.row();
+    }
+    if (count == T::GROUP) flush();
+  }
+  void flush() {
+    if (lanes && count) task.outer(a, maps, count, lanes);
+    count = 0;
+  }
+};
+
+// The tables of all heads by rows, made once for all tasks.
+template <int K>
+struct Tables {
+  Buffer made;
+  Tables(const Problem& p, const float* table) : made(table ? p.heads * K * K * p.depth : 1) {
+    const int64_t length = K * K * p.depth;
+    for (int64_t h = 0; h < p.heads && table; ++h)
+      by_rows_of<K>(table + h * length, p.depth, made.at + h * length);
+  }
+  const float* of(const Task<K>& task, bool there) const {
+    return there ? made.at + task.h * K * K * task.p.depth : nullptr;
   }
 };
 
@@ -357,12 +422,13 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
   constexpr int T = K * K, R = K / 2;
   const int64_t tasks = p.batch * p.heads;
   const Task<K> shape(p, 0, nullptr, nullptr, nullptr);
+  const Tables<K> tables_k(p, rel_k), tables_q(p, rel_q);
   struct Scratch {
     Buffer q, k, v, mixed;
   };
   Each<Scratch> scratch([&] {
     return new Scratch{Buffer(q.at ? shape.packed() : 1), Buffer(k.at ? shape.packed() : 1),
-                       Buffer(shape.packed()), Buffer(p.depth * VL)};
+                       Buffer(shape.packed()), Buffer(2 * p.depth * VL)};
   });
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < tasks; ++n) {
@@ -372,50 +438,148 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
     if (k.at) task.pack(k, my.k.at);
     task.pack(v, my.v.at);
     float* kept = weights ? weights + n * task.taps() : nullptr;
-    for (int64_t y = 0; y < p.height; ++y) {
-      for (int t = 0; t < T && kept; ++t) {
-        std::memset(task.tap(kept, y, t), 0, R * 4);
-        std::memset(task.tap(kept, y, t) + task.span - R, 0, R * 4);
-      }
+    for (int64_t y = 0; y < p.height; y += 2)
       for (int64_t block = 0; block < task.blocks; ++block) {
         const int64_t x = block * VL;
-        vf a[T], spread = vf{};
-        task.logits(q.at ? my.q.at : nullptr, k.at ? my.k.at : nullptr, y, x, a);
-        task.normalise(a, y, x, &spread);
-        if (kept) {
+        vf a[2][T];
+        task.logits(q.at ? task.at(my.q.at, y, x, 0) : nullptr,
+                    k.at ? task.at(my.k.at, y - R, x - R, 0) : nullptr,
+                    tables_k.of(task, rel_k), tables_q.of(task, rel_q), a);
+        for (int j = 0; j < 2 && y + j < p.height; ++j) {
+          vf spread = vf{};
+          task.normalise(a[j], y + j, x, &spread);
+          if (!kept) continue;
           const vi real = task.real(x);
-          for (int t = 0; t < T; ++t) store(task.tap(kept, y, t) + R + x, real ? a[t] : vf{});
-          store(spreads + ((n * p.height + y) * task.blocks + block) * VL, spread);
+          for (int t = 0; t < T; ++t) store(task.tap(kept, y + j, t, x), real ? a[j][t] : vf{});
+          store(spreads + ((n * p.height + y + j) * task.blocks + block) * VL, spread);
         }
-        task.mix(a, my.v.at, y, x, my.mixed.at);
-        float* row = out.row(task.b, task.h, y);
-        for (int i = 0; i < VL && x + i < p.width; ++i)
-          for (int64_t c = 0; c < p.depth; ++c)
-            row[(x + i) * out.stride[3] + c * out.stride[4]] = my.mixed.at[c * VL + i];
+        task.mix(a, task.at(my.v.at, y - R, x - R, 0), my.mixed.at, VL, p.depth * VL);
+        for (int j = 0; j < 2 && y + j < p.height; ++j)
+          from_lanes(my.mixed.at + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x),
+                     p.depth, 1.0f, out.row(task.b, task.h, y + j) + x * out.stride[3],
+                     out.stride[3], out.stride[4]);
       }
-    }
   }
 }
+
+template <int K>
+struct Backward {
+  using Shape = Task<K>;
+  static constexpr int T = K * K, R = K / 2;
+  struct Scratch {
+    Buffer q, k, v, dout, dq, dk, dv, slopes, lanes_k, lanes_q, lanes_b;
+  };
+  const Shape& task;
+  Scratch& my;
+  bool reads_q, reads_k, tables_k, tables_q, tables_b;
+
+  // From the output's gradient to the logits', and on to the queries and their tables.
+  void queries(const float* kept, const float* spreads) {
+    const Problem& p = task.p;
+    Gathered<K> gathered(task, tables_k ? my.lanes_k.at : nullptr);
+    for (int64_t y = 0; y < p.height; y += 2)
+      for (int64_t block = 0; block < task.blocks; ++block) {
+        const int64_t x = block * VL;
+        const vi real = task.real(x);
+        vf g[2][T];
+        task.template products<Shape::PLAIN>(task.at(my.dout.at, y, x, 0),
+                                             task.at(my.v.at, y - R, x - R, 0), nullptr, nullptr,
+                                             1.0f, g);
+        for (int j = 0; j < 2; ++j) {
+          if (y + j == p.height) {
+            std::fill(g[j], g[j] + T, vf{});
+            continue;
+          }
+          vf a[T];
+          for (int t = 0; t < T; ++t) a[t] = load(task.tap(kept, y + j, t, x));
+          task.normalise_back(g[j], a, y + j, x,
+                              load(spreads + ((y + j) * task.blocks + block) * VL));
+          for (int t = 0; t < T; ++t) {
+            g[j][t] = real ? g[j][t] : vf{};  // lanes beyond the row's end hold no pixel
+            store(task.tap(my.slopes.at, y + j, t, x), g[j][t]);
+          }
+        }
+        if (tables_b)
+          for (int t = 0; t < T; ++t) {
+            float* sum = my.lanes_b.at + t * VL;
+            store(sum, load(sum) + g[0][t] + g[1][t]);
+          }
+        if (reads_q) gathered.take(g, task.at(my.q.at, y, x, 0));
+        if (reads_q) to_query(g, y, x);
+      }
+    gathered.flush();
+  }
+
+  void to_query(const vf (*g)[T], int64_t y, int64_t x) {
+    float* to = task.at(my.dq.at, y, x, 0);
+    if (task.p.use_qk)
+      task.mix(g, task.at(my.k.at, y - R, x - R, 0), to, task.span, task.row());
+    else
+      for (int j = 0; j < 2; ++j)
+        for (int64_t c = 0; c < task.p.depth; ++c) store(to + j * task.row() + c * task.span, vf{});
+    if (task.rel_k) task.mix_table(g, task.rel_k, false, to, task.row());
+  }
+
+  // Every pixel as a neighbor: what the queries around it send to its value and its key.
+  void neighbors(const float* kept) {
+    const Problem& p = task.p;
+    Gathered<K> gathered(task, tables_q ? my.lanes_q.at : nullptr);
+    for (int64_t y = 0; y < p.height; y += 2)
+      for (int64_t x = 0; x < task.wide(); x += VL) {
+        vf a[2][T];
+        task.received(kept, y, x, a);
+        task.mix(a, task.at(my.dout.at, y - R, x - R, 0), task.at(my.dv.at, y, x, 0), task.span,
+                 task.row());
+        if (!reads_k) continue;
+        task.received(my.slopes.at, y, x, a);
+        // The lower tile of a last pair is no row of the map; nor are lanes beyond the row's end.
+        if (y + 1 == p.height) std::fill(a[1], a[1] + T, vf{});
+        gathered.take(a, task.at(my.k.at, y, x, 0));
+        to_key(a, y, x);
+      }
+    gathered.flush();
+  }
+
+  void to_key(const vf (*a)[T], int64_t y, int64_t x) {
+    float* to = task.at(my.dk.at, y, x, 0);
+    if (task.p.use_qk)
+      task.mix(a, task.at(my.q.at, y - R, x - R, 0), to, task.span, task.row());
+    else
+      for (int j = 0; j < 2; ++j)
+        for (int64_t c = 0; c < task.p.depth; ++c) store(to + j * task.row() + c * task.span, vf{});
+    if (task.rel_q) task.mix_table(a, task.rel_q, true, to, task.row());
+  }
+
+  void keep_tables(float* part_k, float* part_q, float* part_b) const {
+    const int64_t d = task.p.depth;
+    for (int t = 0; t < T; ++t)
+      for (int64_t c = 0; c < d; ++c) {
+        if (tables_k)
+          part_k[t * d + c] = task.p.scale * sum(load(my.lanes_k.at + (t * d + c) * VL));
+        if (tables_q)  // gathered by place of the query: the taps backwards
+          part_q[(T - 1 - t) * d + c] = task.p.scale * sum(load(my.lanes_q.at + (t * d + c) * VL));
+      }
+    for (int t = 0; t < T && tables_b; ++t) part_b[t] = sum(load(my.lanes_b.at + t * VL));
+  }
+};
 
 template <int K>
 void backward(const Problem& p, const View& q, const View& k, const View& v, const float* rel_k,
               const float* rel_q, const float* bias, const float* weights, const float* spreads,
               const View& dout, const View& dq, const View& dk, const View& dv, float* drel_k,
               float* drel_q, float* dbias) {
-  constexpr int T = K * K, R = K / 2;
+  constexpr int T = K * K;
   const int64_t tasks = p.batch * p.heads, d = p.depth;
   const Task<K> shape(p, 0, nullptr, nullptr, nullptr);
   const int64_t size = shape.packed();
   // One part per task, summed over the images at the end in order.
   Buffer parts_k(drel_k ? tasks * T * d : 1), parts_q(drel_q ? tasks * T * d : 1);
   Buffer parts_b(dbias ? tasks * T : 1);
-  struct Scratch {
-    Buffer q, k, v, dout, dq, dk, dv, slopes, lanes_k, lanes_q, lanes_b;
-  };
+  using Scratch = typename Backward<K>::Scratch;
   Each<Scratch> scratch([&] {
     return new Scratch{Buffer(q.at ? size : 1), Buffer(k.at ? size : 1), Buffer(size), Buffer(size),
                        Buffer(dq.at ? size : 1), Buffer(dk.at ? size : 1), Buffer(size),
-                       Buffer(shape.taps()), Buffer(drel_k ? T * d * VL : 1),
+                       Buffer(shape.taps() + 2 * VL), Buffer(drel_k ? T * d * VL : 1),
                        Buffer(drel_q ? T * d * VL : 1), Buffer(T * VL)};
   });
 #pragma omp parallel for schedule(static)
@@ -428,38 +592,14 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
     task.pack(dout, my.dout.at);
     for (Buffer* lanes : {&my.lanes_k, &my.lanes_q, &my.lanes_b}) lanes->clear();
     const float* kept = weights + n * task.taps();
-    for (int64_t y = 0; y < p.height; ++y) {
-      for (int64_t block = 0; block < task.blocks; ++block) {
-        const int64_t x = block * VL;
-        const vi real = task.real(x);
-        vf a[T], g[T];
-        for (int t = 0; t < T; ++t) a[t] = load(task.tap(kept, y, t) + R + x);
-        task.weights_back(my.dout.at, my.v.at, y, x, g);
-        task.normalise_back(g, a, y, x,
-                            load(spreads + ((n * p.height + y) * task.blocks + block) * VL));
-        for (int t = 0; t < T; ++t) {
-          g[t] = real ? g[t] : vf{};  // lanes beyond the row's end hold no pixel
-          store(task.tap(my.slopes.at, y, t) + R + x, g[t]);
-        }
-        if (dq.at) task.query_back(g, k.at ? my.k.at : nullptr, y, x, my.dq.at);
-      }
-      task.tables_back(my.slopes.at, q.at ? my.q.at : nullptr, k.at ? my.k.at : nullptr, y,
-                       drel_k ? my.lanes_k.at : nullptr, drel_q ? my.lanes_q.at : nullptr,
-                       dbias ? my.lanes_b.at : nullptr);
-    }
-    for (int64_t y = 0; y < p.height; ++y)
-      for (int64_t x = 0; x < task.blocks * VL; x += VL)
-        task.neighbor_back(kept, my.slopes.at, my.dout.at, q.at ? my.q.at : nullptr, y, x, my.dv.at,
-                           dk.at ? my.dk.at : nullptr);
+    Backward<K> back{task, my, q.at != nullptr, k.at != nullptr, drel_k != nullptr,
+                     drel_q != nullptr, dbias != nullptr};
+    back.queries(kept, spreads + n * p.height * task.wide());
+    back.neighbors(kept);
     if (dq.at) task.unpack(my.dq.at, dq, p.scale);
     if (dk.at) task.unpack(my.dk.at, dk, p.scale);
     task.unpack(my.dv.at, dv, 1.0f);
-    for (int64_t e = 0; drel_k && e < T * d; ++e)
-      parts_k.at[n * T * d + e] = p.scale * sum(load(my.lanes_k.at + e * VL));
-    for (int64_t e = 0; drel_q && e < T * d; ++e)
-      parts_q.at[n * T * d + e] = p.scale * sum(load(my.lanes_q.at + e * VL));
-    for (int64_t e = 0; dbias && e < T; ++e)
-      parts_b.at[n * T + e] = sum(load(my.lanes_b.at + e * VL));
+    back.keep_tables(parts_k.at + n * T * d, parts_q.at + n * T * d, parts_b.at + n * T);
   }
   auto collect = [&](const Buffer& parts, float* total, int64_t length) {
     if (!total) return;

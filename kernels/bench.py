@@ -1,0 +1,227 @@
+"""Time the operators against their peers at the three stages of Swin-T that the article swaps.
+
+    python kernels/bench.py [--batch 8] [--seconds 5] [--out results/benchmarks/operators.json]
+
+LSA is softmax window attention by torch's scaled_dot_product_attention. Every contender's output is
+compared first with the plain definition. One with other semantics is marked with an asterisk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import lsa_kernels
+from lsa_study import timing
+from lsa_study.ops import functional
+from lsa_study.ops.ddf import apply_decoupled
+
+STAGES = ((56, 3), (28, 6), (14, 12))
+DEPTH, SIZE = 32, 7
+Inputs = list[Tensor]
+
+
+def projected(batch: int, side: int, heads: int, device: torch.device) -> Inputs:
+    """Queries, keys and values as one projection leaves them: views of (B, H, W, 3, h, d)."""
+    qkv = torch.randn(batch, side, side, 3, heads, DEPTH, device=device)
+    return list(qkv.permute(3, 0, 4, 1, 2, 5).unbind(0))
+
+
+def attention(application: str, implementation: str) -> Callable[..., Tensor]:
+    """Eq. 4 with softmax on (q, k, v, tables...)."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
+        rel_k, rel_q, bias = (*[None] * (3 - len(tables)), *tables)
+        return functional.spatial_attention(
+            q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=bias, norm="softmax",
+            application=application, size=SIZE, implementation=implementation,
+        )  # fmt: skip
+
+    return call
+
+
+def tables(heads: int, offsets: int, terms: str, device: torch.device) -> Inputs:
+    """The parameters that a set of terms reads."""
+    made = [torch.randn(heads, offsets, DEPTH, device=device) * 0.1 for _ in range(2)]
+    bias = torch.randn(heads, offsets, device=device) * 0.1
+    return [*made, bias] if terms == "all" else [bias]
+
+
+def shifts(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_q: Tensor, bias: Tensor) -> Tensor:
+    """A loop over the 49 shifts, for torch.compile."""
+    reach, (height, width) = SIZE // 2, v.shape[2:4]
+    keys, values = (F.pad(t, (0, 0, reach, reach, reach, reach)) for t in (k, v))
+    offsets = [(dy, dx) for dy in range(SIZE) for dx in range(SIZE)]
+
+    def there(x: Tensor, dy: int, dx: int) -> Tensor:
+        return x[:, :, dy : dy + height, dx : dx + width]
+
+    logits = torch.stack(
+        [
+            ((q + rel_q[:, t, None, None]) * there(keys, *at) + q * rel_k[:, t, None, None]).sum(-1)
+            * DEPTH**-0.5
+            + bias[:, t, None, None]
+            for t, at in enumerate(offsets)
+        ],
+        -1,
+    ).softmax(-1)
+    return sum(logits[..., t, None] * there(values, *at) for t, at in enumerate(offsets))
+
+
+def step(call: Callable[..., Tensor], inputs: Inputs, gradient: Tensor | None) -> timing.Contender:
+    """Forward, or forward and backward to every input."""
+    if gradient is None:
+        return torch.no_grad()(partial(call, *inputs))
+    leaves = [t.detach().requires_grad_() for t in inputs]
+
+    def both() -> None:
+        torch.autograd.grad(call(*leaves), leaves, gradient)
+
+    return both
+
+
+def contenders(batch: int, side: int, heads: int, device: torch.device, quick: bool) -> dict:
+    """(call, inputs, gradient) by name; all of one group compute the same."""
+    channels, taps = heads * DEPTH, SIZE**2
+    qkv, gradient = (
+        projected(batch, side, heads, device),
+        torch.randn(batch, heads, side, side, DEPTH, device=device),
+    )
+    window, area = (2 * SIZE - 1) ** 2, taps
+    near = [*qkv, *tables(heads, area, "all", device)]
+    full = [*qkv, *tables(heads, window, "all", device)]
+    found = {
+        "LSA (SDPA)": (attention("window", "auto"),
+                       [*qkv, *tables(heads, window, "bias", device)], gradient),
+        "Net7 window, plain": (attention("window", "reference"), full, gradient),
+        "Net7 window": (attention("window", "auto"), full, gradient),
+        "Net7-N": (attention("neighboring", "auto"), near, gradient),
+        "Net7-N, qk + bias": (attention("neighboring", "auto"),
+                              [*qkv, *tables(heads, area, "bias", device)], gradient),
+        "Net7-N, unfold": (attention("neighboring", "unfold"), near, gradient),
+    }  # fmt: skip
+    if not quick:
+        compiled = torch.compile(shifts)
+        found["Net7-N, torch.compile of shifts"] = (compiled, near, gradient)
+        found["Net7-N, sliding chunks*"] = (_chunks, near, gradient)
+    values = torch.randn(batch, side, side, channels, device=device)
+    filters = torch.randn(batch, side, side, heads, taps, device=device).softmax(-1)
+    one = torch.randn(batch, side, side, 1, taps, device=device).softmax(-1)
+    static = torch.randn(channels, SIZE, SIZE, device=device)
+    per_image = torch.randn(batch, channels, taps, device=device)
+    flat = torch.randn(batch, side, side, channels, device=device)
+    found |= {
+        "filters": (_apply("auto"), [values, filters], flat),
+        "filters, unfold": (_apply("unfold"), [values, filters], flat),
+        "filters + ghost add": (_apply("auto"), [values, filters, static], flat),
+        "DDF": (_ddf, [values, one, per_image], flat),
+        "static filters": (_static, [values, static], flat),
+        "depthwise conv, channels-last": (functional.static_filters, [values, static], flat),
+    }
+    return found
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor) -> Tensor:
+    rel_k, rel_q, bias = parameters
+    return functional.spatial_attention(
+        q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=bias, norm="softmax", size=SIZE,
+        application="neighboring", border="mask", implementation="sdc",
+    )  # fmt: skip
+
+
+def _apply(implementation: str) -> Callable[..., Tensor]:
+    def call(values: Tensor, filters: Tensor, add: Tensor | None = None) -> Tensor:
+        return functional.apply_filters(
+            values, filters, ghost_add=add, kernel_size=SIZE, implementation=implementation
+        )
+
+    return call
+
+
+def _ddf(values: Tensor, filters: Tensor, channel: Tensor) -> Tensor:
+    return apply_decoupled(values, filters, channel, combine="mul", kernel_size=SIZE)
+
+
+def _static(values: Tensor, filters: Tensor) -> Tensor:
+    return lsa_kernels.apply_filters(values, None, add=filters.flatten(1), size=SIZE)
+
+
+def compare(found: dict) -> None:
+    """Hold every contender of a group to its first one before anything is timed."""
+    groups = (
+        ("Net7 window", "Net7 window, plain"),
+        ("Net7-N", "Net7-N, unfold", "Net7-N, torch.compile of shifts"),
+        ("filters", "filters, unfold"),
+        ("static filters", "depthwise conv, channels-last"),
+    )
+    for first, *others in groups:
+        with torch.no_grad():
+            call, inputs, _ = found[first]
+            want = call(*inputs)
+            for other in others:
+                if other in found:
+                    call, inputs, _ = found[other]
+                    worst = (call(*inputs) - want).abs().max().item()
+                    if worst > 1e-3:
+                        sys.exit(f"{other} differs from {first} by {worst:.2g}; nothing was timed")
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each stage and mode")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="leave the slow peers out")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    chosen = parser.parse_args()
+    device = torch.device(chosen.device)
+    torch.manual_seed(0)
+    stages = []
+    print(timing.machine(device), lsa_kernels.build_info())
+    for side, heads in STAGES:
+        found = contenders(chosen.batch, side, heads, device, chosen.quick)
+        compare(found)
+        for mode in ("forward", "forward+backward"):
+            calls = {
+                name: step(call, inputs, gradient if mode != "forward" else None)
+                for name, (call, inputs, gradient) in found.items()
+            }
+            times = timing.interleaved(calls, seconds=chosen.seconds, device=device)
+            stages.append({"side": side, "heads": heads, "mode": mode,
+                           "times": {name: asdict(t) for name, t in times.items()}})  # fmt: skip
+            show(stages[-1])
+    if chosen.out:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(
+            {"machine": timing.machine(device), "batch": chosen.batch, "depth": DEPTH,
+             "size": SIZE, "stages": stages}, indent=1,
+        )  # fmt: skip
+        chosen.out.write_text(text + "\n", encoding="utf-8")
+
+
+def show(stage: dict) -> None:
+    """One stage and mode as a table."""
+    side, heads, times = stage["side"], stage["heads"], stage["times"]
+    lsa = times["LSA (SDPA)"]["median"]
+    print(f"\n{side} x {side}, {heads} heads, {stage['mode']}")
+    print(f"{'':34}{'ms':>9}{'quartiles':>18}{'LSA /':>8}{'MiB':>8}")
+    for name, time in times.items():
+        spread = f"{1e3 * time['low']:.1f}-{1e3 * time['high']:.1f}"
+        print(
+            f"{name:34}{1e3 * time['median']:9.2f}{spread:>18}{lsa / time['median']:8.2f}"
+            f"{time['peak_bytes'] / 2**20:8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
