@@ -13,7 +13,7 @@ from timm.models import swin_transformer, volo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lsa_study import ops
+from lsa_study import flops, ops
 from lsa_study.ops.checks import sides
 
 Shape = tuple[int, ...]
@@ -29,7 +29,8 @@ class Count:
     product of attention, and K*K*C per pixel for applying per-pixel filters, and again for
     combining them with static ones (one ghost matrix, or DDF's product). Norms, softmax,
     activations and element-wise work are left out. ``macs_raw`` leaves out the two filter parts
-    too: half of what torch's ``FlopCounterMode`` sees, as tools count.
+    too: half of what torch's ``FlopCounterMode`` sees, as tools count, where no fused kernel runs
+    (for those see :mod:`lsa_study.flops`).
     """
 
     params: int
@@ -55,7 +56,7 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
     shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
     parts = dict(_parts(module, ""))
     found = dict.fromkeys(parts, (0, 0))
-    with _watch(parts, found), _evaluating(module), torch.no_grad():
+    with _watch(parts, found), _evaluating(module), _anywhere(module), torch.no_grad():
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -112,6 +113,19 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def _anywhere(module: nn.Module) -> Iterator[None]:
+    """Spare operators the fused kernel they insist on, which cannot run on the meta device."""
+    fused = [part for part in module.modules() if getattr(part, "implementation", "") == "fused"]
+    try:
+        for part in fused:
+            part.implementation = "auto"  # type: ignore[assignment]
+        yield
+    finally:
+        for part in fused:
+            part.implementation = "fused"  # type: ignore[assignment]
 
 
 def _linear(linear: Any, inputs: Shape, output: Shape) -> Products:
@@ -222,3 +236,5 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
 
 FREE = (nn.LayerNorm, _BatchNorm)
 """Parts with parameters whose cost the convention leaves out."""
+
+flops.register()

@@ -160,3 +160,14 @@ def test_an_operator_that_counts_nothing_is_refused(monkeypatch):
     monkeypatch.setitem(measure.FORMULAS, ops.DwConv, lambda *_: (0, 0))
     with pytest.raises(ValueError, match=r"DwConv \(DwConv\) cost nothing"):
         count(ops.DwConv(4), (1, 5, 5, 4))
+
+
+def test_an_operator_that_insists_on_its_fused_kernel_is_counted():
+    """The count needs no kernel, and leaves the wish as it was."""
+    options = {"norm": "softmax", "application": "neighboring", "size": 5}
+    plain, fused = (
+        ops.UnifiedSpatialOp(12, 3, terms={"qk"}, implementation=way, **options)
+        for way in ("auto", "fused")
+    )
+    assert count(fused, (1, 6, 9, 12)) == count(plain, (1, 6, 9, 12))
+    assert fused.implementation == "fused"
