@@ -1,0 +1,68 @@
+# %% [markdown]
+# # Compare two runs
+# What differs between them, how they learned, and which test pictures changed sides.
+
+# %%
+import json
+
+import numpy as np
+import pandas as pd
+from IPython.display import SVG
+
+from lsa_study import data, study
+from lsa_study.evidence.collect import collect
+from lsa_study.evidence.contrasts import by_image, correct
+from lsa_study.evidence.diff import as_text, diff
+from lsa_study.report import style
+
+results, tier = study.repository_folder("results"), "toy"
+names = ("swin-s0", "elsa-s0")
+
+# %% [markdown]
+# ## Settings, code, environment, metrics
+# The same as `lsa diff swin-s0 elsa-s0`. A run is named by the start of its name or identity.
+
+# %%
+print(as_text(diff(results, *names)))
+
+# %% [markdown]
+# ## Learning curves
+
+# %%
+collected = collect(results, tier)
+every = collected.of(collected.runs.index).values()
+by_name = {f"{run['variant']}-s{run['seed']}": run for run in every}
+one, other = (by_name[name] for name in names)
+curves = pd.DataFrame(
+    {name: pd.DataFrame(json.loads(run["curve"])).set_index("epoch")["acc1"]
+     for name, run in zip(names, (one, other), strict=True)}
+)  # fmt: skip
+curves.tail(3)
+
+# %% [markdown]
+# ## The test pictures
+# Every run stores one bit for each test picture. With one seed the exact McNemar test says whether
+# those that changed sides could be a fair coin. It judges these two trained networks; it does not
+# know how much another seed would move them.
+
+# %%
+by_image([(other, one)])
+
+# %%
+first, second = correct([one, other]).astype(bool)
+pd.crosstab(pd.Series(first, name=names[0]), pd.Series(second, name=names[1]))
+
+# %% [markdown]
+# Pictures that only the second network got right.
+
+# %%
+sets = data.load(study.load("table4", tier=tier).variants["swin"])
+images = np.concatenate([batch.numpy() for _, batch, _ in sets.test(256)])
+with style.styled():
+    drawn = style.figure(7, 1.6)
+    for axes, at in zip(drawn.subplots(1, 8), np.flatnonzero(second & ~first), strict=False):
+        axes.imshow(images[at, 0], cmap="gray")
+        axes.set_title(f"no. {at}", fontsize=7)
+    for axes in drawn.axes:
+        axes.axis("off")
+SVG(style.svg(drawn))

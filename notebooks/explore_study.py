@@ -1,0 +1,62 @@
+# %% [markdown]
+# # Explore a study
+# Tables, verdicts and figures follow from the finished runs alone: from run folders where they are,
+# else from the committed `results/<tier>/runs.parquet`. Nothing here needs a GPU, or even torch.
+
+# %%
+import pandas as pd
+from IPython.display import SVG, Markdown
+
+from lsa_study import study
+from lsa_study.evidence import claims
+from lsa_study.evidence.collect import collect
+from lsa_study.evidence.rows import rows_of
+from lsa_study.evidence.why import as_text, why
+from lsa_study.report import style
+from lsa_study.report.plots import figures
+from lsa_study.report.table import build
+from lsa_study.report.tables import contents
+
+results, tier = study.repository_folder("results"), "toy"
+collected = collect(results, tier)
+facts = ["variant", "seed", "outcome", "acc1", "params", "macs", "seconds", "commit"]
+collected.runs[facts].sort_values("acc1", ascending=False).head(8)
+
+# %% [markdown]
+# ## A table, as `lsa table` writes it
+# The same object gives CSV, LaTeX, Markdown and JSON.
+
+# %%
+table1 = study.load("table1", tier=tier)
+table = build(table1, collected)
+Markdown(contents(table)["table1.md"])
+
+# %% [markdown]
+# ## Its figures
+
+# %%
+drawn = figures([(table1, rows_of(table1, collected))])
+SVG(style.svg(drawn["table1-differences"]))
+
+# %%
+SVG(style.svg(drawn["throughput"]))
+
+# %% [markdown]
+# ## What is behind a cell
+# The same as `lsa why table1 net7`: runs, seeds, commits, files.
+
+# %%
+print(as_text(why(table1, "net7", collected, results)))
+
+# %% [markdown]
+# ## What the runs say of the article's claims
+
+# %%
+verdicts = claims.judge_tier(results, tier, collected=collected)
+pd.DataFrame([one.as_json() for one in verdicts])[["id", "verdict", "estimate", "low", "high"]]
+
+# %% [markdown]
+# Any setting is a column of the runs, so any other question is one line of pandas.
+
+# %%
+collected.runs.groupby("settings.model.op.application")["acc1"].agg(["mean", "count"])
