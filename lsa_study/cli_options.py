@@ -16,6 +16,7 @@ StudyNames = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem,
 MaybeStudies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]")]
 Tier = Annotated[str, typer.Option(help="toy, proxy or paper")]
 MaybeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else all")]
+FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a study's first")]
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
@@ -43,7 +44,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
 
 def load_all(
     names: Sequence[str],
-    tier: str,
+    tier: str | None,
     seeds: str | None,
     only: str | None,
     overrides: Sequence[str] | None,
@@ -52,16 +53,18 @@ def load_all(
 ) -> list[studies.Study]:
     """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
 
-    With ``results``, seeds and overrides that are not given are those last asked for there.
+    Without a tier, each study is read at its first. With ``results``, seeds and overrides that are
+    not given are those last asked for there.
     """
     wide = studies.expand_names(names)
     chosen, unmatched = [], []
     for name in wide:
-        before = asked.recall(results, tier, Path(name).stem) if results else asked.Asked()
+        at = tier or studies.first_tier(name)
+        before = asked.recall(results, at, Path(name).stem) if results else asked.Asked()
         try:
             loaded = studies.load(
                 name,
-                tier=tier,
+                tier=at,
                 seeds=parse_seeds(seeds) or before.seeds,
                 only=only,
                 overrides=before.overrides if overrides is None else overrides,

@@ -11,6 +11,7 @@ import typer
 from lsa_study.cli_options import (
     AsJson,
     Confound,
+    FirstTier,
     MaybeStudies,
     Only,
     Overrides,
@@ -24,7 +25,7 @@ from lsa_study.cli_options import (
 
 def table(
     study: StudyNames,
-    tier: Tier = "toy",
+    tier: FirstTier = None,
     seeds: Seeds = None,
     only: Only = None,
     overrides: Overrides = None,
@@ -48,7 +49,8 @@ def table(
     for path in tables.write_tables(loaded, results):
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
-    typer.echo(f"written to {tables.tables_folder(results, tier)}")
+    for folder in dict.fromkeys(tables.tables_folder(results, one.tier) for one in loaded):
+        typer.echo(f"written to {folder}")
 
 
 def plots(

@@ -169,6 +169,12 @@ def expand_names(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wide))
 
 
+def first_tier(study: str) -> str:
+    """The tier to look at where none is asked for: toy, or the study's first if it has no toy."""
+    tiers = strict_yaml.read(find(study)).data.get("tiers")
+    return str(tiers[0]) if isinstance(tiers, list) and tiers else TIERS[0]
+
+
 def load(
     study: str | Path,
     *,

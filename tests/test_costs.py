@@ -6,7 +6,10 @@ in tables 6 and 8 beside the article's.
 
 import csv
 import functools
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,3 +155,25 @@ def test_a_row_that_misses_the_article_says_so(name, variant):
         words = " ".join(file.note.split())
         assert f"{ours} " in words, (variant, ours)
         assert f"{article} " in words, (variant, article)
+
+
+def test_both_tables_are_shown_at_the_only_tier_they_have(tmp_path):
+    """Costs and footnotes stand there before anything is trained; accuracies are empty."""
+    told = subprocess.run(
+        [sys.executable, "-m", "lsa_study.cli", "table", "table6", "table8", "table1",
+         "--results", tmp_path],
+        capture_output=True, text=True, check=False, cwd=TESTS.parent,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert f"written to {tmp_path}/paper/tables\nwritten to {tmp_path}/toy/tables\n" in told.stdout
+    for name in ("table6", "table8"):
+        table = json.loads((tmp_path / "paper" / "tables" / f"{name}.json").read_text("utf-8"))
+        text = (tmp_path / "paper" / "tables" / f"{name}.md").read_text("utf-8")
+        file = study.load(name, tier="paper").file
+        assert [row["variant"] for row in table["rows"]] == list(file.variants)
+        for row in table["rows"]:
+            variant = file.variants[row["variant"]]
+            assert (row["acc1"]["mean"], row["acc1"]["n"], row["acc1"]["values"]) == (None, 0, [])
+            assert {name: row[name] for name in variant.columns} == variant.columns
+            assert row["marks"] or variant.note is None
+            assert " ".join((variant.note or "").split()) in text
