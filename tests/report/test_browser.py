@@ -1,10 +1,13 @@
 """The page in a real browser: quiet, offline, sortable, usable by keyboard, phone and eye."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from browser import Browser, chromium
+from PIL import Image
 from synthetic import write_run, write_study
 
 from lsa_study import study
@@ -173,3 +176,14 @@ def test_axe_finds_nothing(browser, path, way):
     )
     assert found[1] == []
     assert found[0] > 30
+
+
+def test_pictures_are_taken_of_a_written_page(path):
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "report_screenshots.py"
+    subprocess.run([sys.executable, script, path.parent], check=True, capture_output=True)
+    sizes = {}
+    for name in ("desktop", "phone", "dark"):
+        with Image.open(path.parent / f"report-{name}.png") as picture:
+            sizes[name] = picture.size
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    assert sizes == {"desktop": (1280, 1500), "phone": (780, 3000), "dark": (1280, 1500)}
