@@ -12,11 +12,9 @@ from torch import Tensor
 from lsa_kernels.cpu import heads_last
 from lsa_kernels.gpu import kept_shape
 from lsa_kernels.gpu import neighboring_kernels as kernels
-from lsa_kernels.gpu.tiles import dense, launch, tiles
+from lsa_kernels.gpu.tiles import SPAN, dense, launch, tiles
 
 Tensors = tuple[Tensor, ...]
-# Pixels whose share of the tables' gradients one program adds up: a map of 56 x 56 and less.
-SPAN = 4096
 
 
 def forward(

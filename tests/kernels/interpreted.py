@@ -1,0 +1,273 @@
+"""Hold the Triton kernels to the plain definitions, in Triton's interpreter, without a GPU.
+
+Run with TRITON_INTERPRET=1 and names of functions below; test_triton.py does. All memory that
+torch hands out holds NaN, so that an element which is not written shows.
+"""
+
+import itertools
+import sys
+
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+import lsa_kernels
+from lsa_kernels import gpu, neighboring
+from lsa_kernels.gpu import filters, tiles
+from lsa_kernels.gpu import neighboring as gpu_neighboring
+from lsa_study.ops import functional
+
+TERMS = ("qk", "q_rk", "rq_k", "bias")
+SETS = [c for n in range(1, 5) for c in itertools.combinations(TERMS, n)]
+WAYS = list(itertools.product(("softmax", "identity", "filter_norm"), ("zero", "mask")))
+NAMES = ("out", "dq", "dk", "dv", "drel_k", "drel_q", "drel_bias")
+
+
+def patch_once():
+    """Let the interpreter patch Triton's language once, not at every call: 3 x faster."""
+    patch, done = interpreter._patch_lang, set()
+
+    def once(function):
+        languages = frozenset(id(m) for m in function.__globals__.values() if m in (tl, tl.core))
+        if languages not in done:
+            done.add(languages)
+            patch(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = once
+
+
+def on_gpu():
+    """Let the operator believe that these tensors are on a GPU, whose kernels are interpreted."""
+    neighboring._on_gpu = lambda tensor: True
+    neighboring._neighboring.register_kernel("cpu")(neighboring._neighboring_on_gpu)
+    neighboring._neighboring_backward.register_kernel("cpu")(
+        neighboring._neighboring_backward_on_gpu
+    )
+
+
+def make(seed, batch, heads, height, width, depth, size):
+    draw = torch.Generator().manual_seed(seed)
+    maps = [
+        torch.randn(batch, height, width, 3, heads, depth, generator=draw)[:, :, :, i].permute(
+            0, 3, 1, 2, 4
+        )
+        for i in range(3)
+    ]
+    shapes = [(heads, size**2, depth), (heads, size**2, depth), (heads, size**2)]
+    tables = [torch.randn(shape, generator=draw) for shape in shapes]
+    return [*maps, *tables], torch.randn(maps[0].shape, generator=draw)
+
+
+def run(call, tensors, gradient, dtype):
+    """Output and all gradients, in float64."""
+    leaves = [None if t is None else t.to(dtype).detach().requires_grad_() for t in tensors]
+    out = call(*leaves)
+    assert out.dtype == dtype
+    out.backward(gradient.to(dtype))
+    found = [out.detach(), *(None if leaf is None else leaf.grad for leaf in leaves)]
+    return [None if t is None else t.double() for t in found]
+
+
+def compare(about, names, ours, plain, tensors, gradient, dtype=torch.float32):
+    tensors = [None if t is None else t.to(dtype) for t in tensors]
+    exact = run(plain, tensors, gradient.to(dtype), torch.float64)
+    rounded = run(plain, tensors, gradient, dtype)
+    found = run(ours, tensors, gradient, dtype)
+    for name, e, p, f in zip(names, exact, rounded, found, strict=True):
+        if e is None:
+            assert f is None, (about, name, "has a gradient, should have none")
+            continue
+        assert f.isfinite().all(), (about, name, "is not finite")
+        # The plain one's own error sets the tolerance; where it happens to be tiny, a few
+        # units in the last place of the largest number do.
+        allowed = max(2 * (p - e).abs().max(), 8 * 2**-24 * e.abs().max())
+        error = (f - e).abs().max()
+        assert error <= allowed, f"{about}: {name} is off by {error:.2e}, may be {allowed:.2e}"
+
+
+def check_eq4(seed, sizes, terms, norm, border, dtype=torch.float32):
+    tensors, gradient = make(seed, *sizes)
+    depth, size = sizes[4:]
+
+    def chosen(call):
+        def with_terms(q, k, v, rel_k, rel_q, bias):
+            return call(
+                q if {"qk", "q_rk"} & set(terms) else None,
+                k if {"qk", "rq_k"} & set(terms) else None,
+                v,
+                rel_k if "q_rk" in terms else None,
+                rel_q if "rq_k" in terms else None,
+                bias if "bias" in terms else None,
+                "qk" in terms,
+            )
+
+        return with_terms
+
+    def plain(*given):
+        return functional.neighboring(*given, norm, size, border, depth**-0.5)
+
+    def fused(q, k, v, rel_k, rel_q, bias, use_qk):
+        return lsa_kernels.neighboring_attention(
+            q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=bias, use_qk=use_qk, norm=norm, size=size,
+            border=border,
+        )  # fmt: skip
+
+    about = f"{'+'.join(terms)} {norm} {border} {sizes} {dtype}"
+    compare(about, NAMES, chosen(fused), chosen(plain), tensors, gradient, dtype)
+
+
+def eq4_term_sets():
+    for at, terms in enumerate(SETS):
+        check_eq4(at, (1, 1, 5, 7, 8, 3), terms, *WAYS[at % len(WAYS)])
+
+
+def eq4_norms_and_borders():
+    """Several tiles and programs a table, two images, channels that fill no power of two."""
+    gpu_neighboring.SPAN = 64
+    check_eq4(0, (2, 1, 5, 11, 5, 3), TERMS, "softmax", "zero")
+    check_eq4(1, (1, 2, 5, 11, 5, 3), TERMS, "filter_norm", "mask")
+    check_eq4(7, (1, 1, 3, 18, 16, 7), TERMS, "softmax", "mask")
+    for dtype in (torch.bfloat16, torch.float16):
+        check_eq4(8, (1, 1, 5, 7, 8, 3), TERMS, "softmax", "zero", dtype)
+
+
+def eq4_memory():
+    """Views are read as they lie; nothing is kept where no gradient is asked for; empty maps."""
+    (q, k, v, *_), _ = make(1, 1, 2, 5, 7, 4, 3)
+    options = {"norm": "softmax", "size": 3}
+    want = lsa_kernels.neighboring_attention(q, k, v, **options)
+    for view in (torch.Tensor.contiguous, lambda t: t.mT.contiguous().mT):
+        got = lsa_kernels.neighboring_attention(view(q), view(k), view(v), **options)
+        assert torch.equal(got, want), "another layout changes the output"
+    leaf = v.detach().requires_grad_()
+    lsa_kernels.neighboring_attention(q, k, leaf, **options).sum().backward()
+    again = v.detach().requires_grad_()
+    lsa_kernels.neighboring_attention(q, k, again, **options).backward(torch.ones_like(v))
+    assert torch.equal(leaf.grad, again.grad), "a gradient of stride 0 is read otherwise"
+    arguments = (q, k, v, None, None, None, True, "softmax", 3, "zero", 0.5)
+    assert torch.ops.lsa_kernels.neighboring(*arguments, False)[1].numel() == 0
+    tensors, _ = make(5, 0, 2, 4, 4, 8, 3)
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    q, k, v, rel_k, rel_q, bias = leaves
+    lsa_kernels.neighboring_attention(
+        q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=bias, **options
+    ).sum().backward()
+    assert all((leaf.grad == 0).all() for leaf in leaves[3:])
+
+
+def eq4_shapes_are_foretold():
+    """What torch.compile is told about the operators on a GPU is what they give."""
+    tensors, gradient = make(2, 1, 2, 3, 5, 4, 3)
+    options = (True, "softmax", 3, "zero", 0.5)
+    tensors = [t.half() if t.dim() == 5 else t for t in tensors]
+    for keep in (True, False):
+        arguments = (*tensors, *options, keep)
+        same(torch.ops.lsa_kernels.neighboring, arguments)
+    out, kept, _ = torch.ops.lsa_kernels.neighboring(*tensors, *options, True)
+    same(
+        torch.ops.lsa_kernels.neighboring_backward,
+        (gradient.half(), kept, out, *tensors, *options),
+    )
+
+
+def same(operator, arguments):
+    real = operator(*arguments)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = operator(
+            *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+        )
+    for r, f in zip(real, fake, strict=True):
+        assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype), (r, f)
+
+
+class Filters(torch.autograd.Function):
+    """The filters' kernels with gradients."""
+
+    @staticmethod
+    def forward(ctx, values, weights, mul, add, heads, size):
+        ctx.save_for_backward(values, weights, mul, add)
+        ctx.options = heads, size
+        return filters.forward(values, weights, mul, add, heads, size)
+
+    @staticmethod
+    def backward(ctx, grad):
+        found = filters.backward(grad, *ctx.saved_tensors, *ctx.options)
+        given = ctx.saved_tensors
+        return *(None if t is None else g for t, g in zip(given, found, strict=True)), None, None
+
+
+def weigh(values, weights, mul, add, heads, size):
+    """The definition, for tables of all images or of each."""
+    batch, height, width, channels = values.shape
+    if weights is None:
+        weights = values.new_zeros(batch, height, width, heads, size**2)
+
+    def of(table, image):
+        if table is None:
+            return None
+        return (table if table.dim() == 2 else table[image]).view(channels, size, size)
+
+    return torch.cat(
+        [
+            functional.apply_reference(
+                values[i : i + 1], weights[i : i + 1], of(mul, i), of(add, i), size
+            )
+            for i in range(batch)
+        ]
+    )
+
+
+def check_filters(seed, sizes, tables, shared, *, dynamic=True, dtype=torch.float32):
+    batch, height, width, channels, heads, size = sizes
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw)
+
+    lead = () if shared else (batch,)
+    mul, add = (
+        normal(*lead, channels, size**2) if name in tables else None for name in ("mul", "add")
+    )
+    values = normal(batch, channels, height, width).permute(0, 2, 3, 1)
+    weights = normal(batch, heads, size**2, height, width).permute(0, 3, 4, 1, 2)
+    tensors = [values, weights if dynamic else None, mul, add]
+    compare(
+        f"{sizes} {tables} {'shared' if shared else 'per image'} {dynamic} {dtype}",
+        ("out", "dvalues", "dfilters", "dmul", "dadd"),
+        lambda *given: Filters.apply(*given, heads, size),
+        lambda *given: weigh(*given, heads, size),
+        tensors, normal(batch, height, width, channels), dtype,
+    )  # fmt: skip
+
+
+def filter_application():
+    """Blocks of channels, several tiles and spans, tables shared and per image, static filters."""
+    filters.SPAN, filters.WIDEST = 64, 4
+    both = ("mul", "add")
+    for at, tables in enumerate([(), ("mul",), ("add",)]):
+        check_filters(at, (1, 5, 7, 6, 2, 3), tables, shared=True)
+    check_filters(3, (2, 5, 11, 6, 1, 3), both, shared=True)
+    check_filters(4, (2, 5, 7, 6, 1, 3), both, shared=False)
+    check_filters(5, (1, 3, 5, 6, 3, 5), both, shared=True)
+    check_filters(6, (2, 5, 7, 6, 2, 3), ("add",), shared=True, dynamic=False)
+    for at, dtype in enumerate((torch.bfloat16, torch.float16)):
+        check_filters(8 + at, (1, 5, 7, 4, 2, 3), both, shared=True, dtype=dtype)
+    empty = torch.zeros(0, 5, 7, 6), torch.zeros(0, 5, 7, 2, 9), torch.ones(6, 9), None
+    assert filters.forward(*empty, 2, 3).shape == (0, 5, 7, 6)
+    assert (filters.backward(empty[0], *empty, 2, 3)[2] == 0).all()
+
+
+def main():
+    assert gpu.why_missing() is None, gpu.why_missing()
+    assert tiles.FIXED == {"ROWS": 8, "COLUMNS": 8}
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    patch_once()
+    on_gpu()
+    for name in sys.argv[1:]:
+        globals()[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The Triton kernels without a GPU: interpreted against the definitions, compiled ahead of time.
+
+Nothing here says how fast they are, or that a GPU agrees with the interpreter.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lsa_kernels
+from lsa_kernels import gpu
+
+pytestmark = pytest.mark.skipif(gpu.why_missing() is not None, reason=str(gpu.why_missing()))
+
+HERE = Path(__file__).parent
+GROUPS = (
+    "eq4_term_sets",
+    "eq4_norms_and_borders eq4_memory eq4_shapes_are_foretold",
+    "filter_application",
+)
+
+
+# A child, since Triton looks at TRITON_INTERPRET when a kernel is defined, and for good.
+@pytest.mark.parametrize("group", GROUPS)
+def test_interpreted(group):
+    # Pixels off the map divide by zero; nothing of theirs is stored.
+    command = [sys.executable, "-W", "error", "-W", "ignore::RuntimeWarning"]
+    done = subprocess.run(
+        [*command, str(HERE / "interpreted.py"), *group.split()], capture_output=True, text=True,
+        check=False, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+KERNELS = {
+    "neighboring_kernels": ("forward_kernel", "queries_kernel", "keys_kernel", "tables_kernel"),
+    "filter_kernels": ("apply_kernel", "filters_kernel", "tables_kernel"),
+}
+ALL = [(module, name) for module, names in KERNELS.items() for name in names]
+NUMBERS = ("heads", "height", "width", "table_stride")
+KEPT = ("kept", "norms", "rel_k", "rel_q", "bias", "mul", "add")
+CONSTANTS = {
+    "USE_QK": True, "NORM": "softmax", "MASK": False, "BACK": False, "SIZE": 7, "DEPTH": 32,
+    "WIDE": 32, "ROWS": 8, "COLUMNS": 8,
+}  # fmt: skip
+
+
+def compiled(module, name, architecture, dtype):
+    """Machine code of a kernel at 7 x 7 and 32 channels a head, memory aligned as torch does it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(f"lsa_kernels.gpu.{module}"), name)
+    aligned = [["tt.divisibility", 16]]
+    signature, constants, attributes = {}, {}, {}
+    for at, argument in enumerate(kernel.arg_names):
+        if argument in CONSTANTS:
+            signature[argument], constants[(at,)] = "constexpr", CONSTANTS[argument]
+        elif argument.endswith("strides"):
+            signature[argument] = ("i32",) * 4
+            attributes.update({(at, i): aligned for i in range(4)})
+        elif argument in NUMBERS:
+            signature[argument] = "i32"
+        elif argument == "scale":
+            signature[argument] = "fp32"
+        else:
+            wide = argument.removeprefix("to_") in KEPT
+            signature[argument], attributes[(at,)] = "*fp32" if wide else f"*{dtype}", aligned
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": 4, "enable_fp_fusion": True},
+    )
+
+
+def tool(name, *arguments):
+    """What a tool of Triton's own package says."""
+    folder = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin"
+    return subprocess.run(
+        [folder / name, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+
+
+FEW = [ALL[0], ALL[4]]
+
+
+@pytest.mark.parametrize(("module", "name"), FEW, ids=["neighboring", "filters"])
+def test_machine_code_without_spills(module, name, monkeypatch, tmp_path):
+    judge(module, name, 80, "bf16", monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_all_machine_code_without_spills(architecture, dtype, monkeypatch, tmp_path):
+    for module, name in ALL:
+        judge(module, name, architecture, dtype, monkeypatch, tmp_path)
+
+
+def judge(module, name, architecture, dtype, monkeypatch, folder):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
+    made = compiled(module, name, architecture, dtype)
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(made.asm["cubin"])
+    words = tool("cuobjdump", "-res-usage", str(binary))
+    usage = {key: int(number) for key, number in re.findall(r"([A-Z]+):(\d+)", words)}
+    about = f"{module}.{name} sm_{architecture} {dtype}"
+    print(f"{about}: {usage['REG']} registers, {made.metadata.shared} B shared")  # noqa: T201
+    # A spill goes to the stack; 255 registers are all that a thread may have.
+    assert usage["STACK"] == usage["LOCAL"] == 0, f"{about} spills: {words}"
+    # Channels are read 16 bytes at a time, not one by one.
+    assert "LDG.E.128" in tool("cuobjdump", "-sass", str(binary)), about
+
+
+def cuda_like(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, device="cuda", dtype=dtype)
+
+
+def test_inputs_on_a_gpu_are_accepted_and_shapes_foretold():
+    with torch._subclasses.FakeTensorMode():
+        q = cuda_like(2, 3, 5, 7, 8).requires_grad_()
+        table = cuda_like(3, 49, 8, dtype=torch.float32)
+        assert lsa_kernels.why_not_neighboring(q, q, q, size=7) is None
+        out = lsa_kernels.neighboring_attention(q, q, q, rel_k=table, norm="softmax", size=7)
+    assert (out.shape, out.dtype, out.device.type) == (q.shape, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda q, k: (q.double(), k.double()), "takes float32, bfloat16 and float16"),
+        (lambda q, k: (q, torch.empty_like(k, device="cpu")), "not together"),
+    ],
+)
+def test_what_it_cannot_take_is_refused(change, words):
+    with torch._subclasses.FakeTensorMode():
+        q, k = change(cuda_like(1, 1, 3, 3, 4), cuda_like(1, 1, 3, 3, 4))
+        assert words in lsa_kernels.why_not_neighboring(q, k, q, size=3)
+
+
+def test_without_triton_the_reason_is_said():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import importlib.metadata as m; version = m.version\n"
+        "def missing(name):\n"
+        "    if name == 'triton': raise m.PackageNotFoundError(name)\n"
+        "    return version(name)\n"
+        "m.version = missing\n"
+        "from lsa_kernels import gpu; print(gpu.why_missing())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "triton is not installed\n"
