@@ -81,10 +81,10 @@ def collect(results: Path, tier: str) -> Collected:
     Runs that have not ended are left out; files that cannot be read are named in ``broken``.
     """
     broken: list[str] = []
-    known = _stored(parquet_path(results, tier), broken)
+    known = _stored(results, tier, broken)
     facts = _by_identity(known, _RESULT)
     fresh: list[dict[str, Any]] = []
-    reader = _Reader(broken)
+    reader = _Reader(tier, broken)
     for identity, run in sorted(rundir.existing(results, tier).items()):
         result = reader.result(run, identity)
         if result is not None and not _same(facts.get(identity), result):
@@ -101,14 +101,14 @@ def collect(results: Path, tier: str) -> Collected:
 def stored(results: Path, tier: str) -> Collected:
     """The runs of ``runs.parquet`` alone, as a fresh clone has them."""
     broken: list[str] = []
-    return Collected(_stored(parquet_path(results, tier), broken).sort_values(ORDER), tuple(broken))
+    return Collected(_stored(results, tier, broken).sort_values(ORDER), tuple(broken))
 
 
 def refresh(results: Path, tier: str) -> Collected:
     """Collect, and bring ``runs.parquet`` up to date if anything changed."""
     collected = collect(results, tier)
     path = parquet_path(results, tier)
-    if len(collected.runs) and not collected.runs.equals(_stored(path, [])):
+    if len(collected.runs) and not collected.runs.equals(_stored(results, tier, [])):
         content = io.BytesIO()
         collected.runs.to_parquet(content, compression="zstd", index=False)
         rundir.write_whole(path, content.getvalue())
@@ -130,23 +130,25 @@ def _same(stored: tuple[Any, ...] | None, result: Mapping[str, Any]) -> bool:
     return stored == tuple(None if value != value else value for value in values)
 
 
-def _stored(path: Path, broken: list[str]) -> pd.DataFrame:
-    empty = _frame([])
+def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
+    path, empty = parquet_path(results, tier), _frame([])
     if not path.exists():
         return empty
     try:
         found = pd.read_parquet(path)
-        missing = [name for name in COLUMNS if name not in found]
+        missing = [name for name in (*COLUMNS, "settings.tier") if name not in found]
     except (OSError, ValueError) as error:
         broken.append(f"{path}: is unreadable ({_first_line(error)}); run folders alone count")
         return empty
     if missing:
         broken.append(f"{path}: lacks {', '.join(missing)}; run folders alone count")
         return empty
-    current = found["schema"] == SCHEMA_VERSION
-    if not current.all():
-        broken.append(f"{path}: {(~current).sum()} runs of another schema are left out")
-    return _typed(found[current].set_index("identity", drop=False).rename_axis("key"))
+    fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
+    for name, fit in fits.items():
+        if not fit.all():
+            broken.append(f"{path}: {(~fit).sum()} runs of another {name} are left out")
+    kept = found[fits["schema"] & fits["tier"]]
+    return _typed(kept.set_index("identity", drop=False).rename_axis("key"))
 
 
 def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -186,7 +188,8 @@ class _Reader:
     # YAML takes a millisecond a file, and the runs of a row differ in these lines only.
     OWN_LINES = re.compile(r"^(identity: .*|variant: .*|  seed: \d+)$", re.MULTILINE)
 
-    def __init__(self, broken: list[str]) -> None:
+    def __init__(self, tier: str, broken: list[str]) -> None:
+        self.tier = tier
         self.broken = broken
         self.parsed: dict[str, dict[str, Any]] = {}
 
@@ -220,6 +223,12 @@ class _Reader:
             settings = self.settings(run, result)
         except (ConfigError, ValueError) as error:
             self.broken.append(_first_line(error))
+            return None
+        if settings["settings.tier"] != self.tier:
+            self.broken.append(
+                f"{run.root}: is of tier {settings['settings.tier']}, this is {self.tier}; "
+                "move it to its own"
+            )
             return None
         bits, count = self.bits(run, result)
         return {

@@ -4,8 +4,10 @@ import json
 
 import pytest
 from synthetic import write_run, write_study
+from typer.testing import CliRunner
 
 from lsa_study import study
+from lsa_study.cli import app
 from lsa_study.evidence.collect import parquet_path
 from lsa_study.report.check import check_tables
 from lsa_study.report.tables import write_tables
@@ -47,6 +49,27 @@ def test_an_edited_number_is_named(results, kind):
     places = {"csv": f"row {row}, acc1_mean", "json": f"row {row}, acc1.mean"}
     assert places.get(kind, "line") in line
     assert not more
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "md", "tex"])
+def test_a_deleted_cell_is_named_by_the_command_with_exit_code_1(results, kind):
+    path = results / "toy" / "tables" / f"table4.{kind}"
+    document = json.loads(path.with_suffix(".json").read_text())
+    value = document["rows"][1]["acc1"]["mean"]
+    if kind == "json":
+        del document["rows"][1]["acc1"]["mean"]
+        path.write_text(json.dumps(document))
+        shown = str(value)
+    else:
+        shown = str(value) if kind == "csv" else f"{value:.1f}"
+        path.write_text(path.read_text().replace(shown, "", 1))
+    told = CliRunner().invoke(app, ["table", "table4", "--check", "--results", str(results)])
+    assert told.exit_code == 1
+    place = {"csv": "row elsa_noghost, acc1_mean", "json": "row elsa_noghost, acc1.mean"}
+    line = next(line for line in told.output.splitlines() if line.startswith(f"table4.{kind}: "))
+    assert place.get(kind, "cell") in line
+    assert f"nothing in the file, {shown} from the runs" in line
+    assert "cells differ" in told.output
 
 
 def test_a_new_seed_is_named_in_every_format(results):
