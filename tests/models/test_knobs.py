@@ -16,10 +16,10 @@ from lsa_study.models.knobs import dead_options
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def lsa(*arguments):
+def lsa(*arguments, **environment):
     """Run the command in its own process, as a shell would."""
     command = [sys.executable, "-m", "lsa_study.cli", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200"}
+    environment = {**os.environ, "COLUMNS": "200", **environment}
     return subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment
     )
@@ -121,8 +121,9 @@ def test_plan_refuses_a_row_whose_option_does_nothing(tmp_path):
     """At 224 px the last stage has 7 x 7 pixels; at 384 px the same rows differ."""
     path = tmp_path / "mine.yaml"
     path.write_text(STUDY.replace("results/", f"{ROOT}/results/"))
-    told = lsa("plan", path, "--tier", "paper")
+    told = lsa("plan", path, "--tier", "paper", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert told.returncode == 4, told.stderr
+    assert not (tmp_path / "cache" / "lsa_kernels").exists(), "planning compiled the kernels"
     assert "differ in model.op.last_stage_window, but their networks do not" in told.stderr
     assert "Traceback" not in told.stderr
     wide = study.load(path, tier="paper", overrides=["data.image_size=384"])
