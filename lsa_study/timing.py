@@ -80,7 +80,7 @@ def peak_bytes(call: Contender, device: torch.device) -> int | None:
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
     held = most = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)

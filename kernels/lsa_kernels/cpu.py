@@ -58,14 +58,11 @@ def heads_last(like: Tensor) -> Tensor:
 
 
 def kept_shapes(v: Tensor, size: int) -> tuple[list[int], list[int]]:
-    """Sizes of what the forward keeps for the way back: weights of the taps, and spreads."""
+    """Shapes of what the forward keeps for the way back: weights of the taps, and spreads."""
     batch, heads, height, width, _ = v.shape
     lanes = build.library().lanes()
     wide = -(-width // lanes) * lanes
-    # A vector's room before and behind: the way back loads across the ends of rows.
-    return [batch * heads * height * size * size * wide + 2 * lanes], [
-        batch * heads * height * wide
-    ]
+    return [batch, heads, height, size * size, wide], [batch, heads, height, wide]
 
 
 def forward(
@@ -77,9 +74,6 @@ def forward(
     out = heads_last(v)
     weights_shape, spreads_shape = kept_shapes(v, size) if keep else ([0], [0])
     weights, spreads = v.new_empty(weights_shape), v.new_empty(spreads_shape)
-    if keep:
-        edge = build.library().lanes()
-        weights[:edge] = weights[-edge:] = 0
     tables = [None if t is None else t.contiguous() for t in (rel_k, rel_q, rel_bias)]
     problem, views = _problem(v, use_qk, norm, border, scale), [_view(t) for t in (q, k, v)]
     if v.numel():
@@ -119,7 +113,8 @@ def backward(
 
 def _by_heads(values: Tensor, heads: int) -> Tensor:
     """(B, H, W, C) as a (B, H, W, h, d) view."""
-    return values.unflatten(-1, (heads, values.shape[-1] // heads))
+    by_heads: Tensor = torch.unflatten(values, -1, (heads, values.shape[-1] // heads))
+    return by_heads
 
 
 def _filter_problem(values: Tensor, heads: int, mul: Tensor | None, add: Tensor | None) -> _Filters:

@@ -12,6 +12,7 @@
 
 #include "memory.h"
 #include "simd.h"
+#include "sizes.h"
 #include "transpose.h"
 
 namespace {
@@ -351,17 +352,6 @@ void backward(const Problem& p, const View& v, const View& f, const float* mul, 
 }
 
 }  // namespace
-
-#define FOR_SIZE(call)   \
-  switch (size) {        \
-    case 3: call(3);     \
-    case 5: call(5);     \
-    case 7: call(7);     \
-    case 9: call(9);     \
-    case 11: call(11);   \
-    case 13: call(13);   \
-    default: return 2;   \
-  }
 
 extern "C" {
 

@@ -14,6 +14,7 @@
 
 #include "memory.h"
 #include "simd.h"
+#include "sizes.h"
 #include "transpose.h"
 
 namespace {
@@ -309,11 +310,11 @@ struct Task {
     for (; c < p.depth; ++c) mix_table<1>(a, table, backwards, c, to, lower);
   }
 
-  // Weights [y][t][x] of a map without borders; a vector's room before and behind.
+  // Weights [y][t][x] of a map without borders.
   int64_t wide() const { return blocks * VL; }
   int64_t taps() const { return p.height * T * wide(); }
   float* tap(float* map, int64_t y, int t, int64_t x) const {
-    return map + VL + (y * T + t) * wide() + x;
+    return map + (y * T + t) * wide() + x;
   }
   const float* tap(const float* map, int64_t y, int t, int64_t x) const {
     return tap(const_cast<float*>(map), y, t, x);
@@ -579,7 +580,7 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
   Each<Scratch> scratch([&] {
     return new Scratch{Buffer(q.at ? size : 1), Buffer(k.at ? size : 1), Buffer(size), Buffer(size),
                        Buffer(dq.at ? size : 1), Buffer(dk.at ? size : 1), Buffer(size),
-                       Buffer(shape.taps() + 2 * VL), Buffer(drel_k ? T * d * VL : 1),
+                       Buffer(shape.taps()), Buffer(drel_k ? T * d * VL : 1),
                        Buffer(drel_q ? T * d * VL : 1), Buffer(T * VL)};
   });
 #pragma omp parallel for schedule(static)
@@ -614,17 +615,6 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
 }
 
 }  // namespace
-
-#define FOR_SIZE(call)   \
-  switch (size) {        \
-    case 3: call(3);     \
-    case 5: call(5);     \
-    case 7: call(7);     \
-    case 9: call(9);     \
-    case 11: call(11);   \
-    case 13: call(13);   \
-    default: return 2;   \
-  }
 
 extern "C" {
 

@@ -1,0 +1,92 @@
+// Calls every kernel on blocks of exactly the size they may touch, for a build with sanitizers.
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+struct Problem { int64_t batch, heads, height, width, depth; int use_qk, norm, mask; float scale; };
+struct Filters { int64_t batch, height, width, heads, depth; int per_image; };
+struct View { float* at; int64_t stride[5]; };
+
+extern "C" {
+int lanes();
+int neighboring_forward(const Problem*, int, const View*, const View*, const View*, const float*,
+                        const float*, const float*, const View*, float*, float*);
+int neighboring_backward(const Problem*, int, const View*, const View*, const View*, const float*,
+                         const float*, const float*, const float*, const float*, const View*,
+                         const View*, const View*, const View*, float*, float*, float*);
+int filters_forward(const Filters*, int, const View*, const View*, const float*, const float*,
+                    const View*);
+int filters_backward(const Filters*, int, const View*, const View*, const float*, const float*,
+                     const View*, const View*, const View*, float*, float*);
+}
+
+static std::vector<float> numbers(int64_t n) {
+  static uint32_t state = 1;
+  std::vector<float> made(n);
+  for (float& x : made) x = ((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
+  return made;
+}
+
+static View view(std::vector<float>& block, int64_t b, int64_t c, int64_t d, int64_t e, bool there) {
+  return {there ? block.data() : nullptr, {b, c, d, e, 1}};
+}
+
+static int neighboring(int size, int64_t height, int64_t width, int64_t depth, int terms, int norm,
+                       int mask) {
+  const int64_t batch = 2, heads = 2, n = batch * heads * height * width * depth, taps = size * size;
+  const bool qk = terms & 1, rk = terms & 2, rq = terms & 4, rb = terms & 8;
+  const int64_t wide = (width + lanes() - 1) / lanes() * lanes();
+  std::vector<float> q = numbers(n), k = numbers(n), v = numbers(n), out(n), dout = numbers(n);
+  std::vector<float> dq(n), dk(n), dv(n), tk = numbers(heads * taps * depth), dtk(tk.size());
+  std::vector<float> tq = numbers(tk.size()), dtq(tk.size()), tb = numbers(heads * taps), dtb(tb.size());
+  std::vector<float> kept(batch * heads * height * taps * wide);
+  std::vector<float> spreads(batch * heads * height * wide);
+  const Problem p = {batch, heads, height, width, depth, qk, norm, mask, 0.3f};
+  // In memory (B, H, W, h, d).
+  auto as = [&](std::vector<float>& x, bool there) {
+    return view(x, height * width * heads * depth, depth, width * heads * depth, heads * depth, there);
+  };
+  const View q_ = as(q, qk || rk), k_ = as(k, qk || rq), v_ = as(v, true), out_ = as(out, true);
+  const View dout_ = as(dout, true), dq_ = as(dq, qk || rk), dk_ = as(dk, qk || rq), dv_ = as(dv, true);
+  const float *a = rk ? tk.data() : nullptr, *b = rq ? tq.data() : nullptr, *c = rb ? tb.data() : nullptr;
+  return neighboring_forward(&p, size, &q_, &k_, &v_, a, b, c, &out_, kept.data(), spreads.data()) |
+         neighboring_backward(&p, size, &q_, &k_, &v_, a, b, c, kept.data(), spreads.data(), &dout_,
+                              &dq_, &dk_, &dv_, rk ? dtk.data() : nullptr,
+                              rq ? dtq.data() : nullptr, rb ? dtb.data() : nullptr);
+}
+
+static int filters(int size, int64_t height, int64_t width, int64_t depth, int parts, int per_image) {
+  const int64_t batch = 2, heads = 2, taps = size * size, channels = heads * depth;
+  const int64_t n = batch * height * width * channels, tables = (per_image ? batch : 1) * channels * taps;
+  const bool dynamic = parts & 1, by = parts & 2, plus = parts & 4;
+  std::vector<float> v = numbers(n), out(n), g = numbers(n), dv(n), m = numbers(tables), dm(tables);
+  std::vector<float> f = numbers(batch * height * width * heads * taps), df(f.size());
+  std::vector<float> a = numbers(tables), da(tables);
+  const Filters p = {batch, height, width, heads, depth, per_image};
+  auto as = [&](std::vector<float>& x, int64_t last, bool there) {
+    return view(x, height * width * heads * last, width * heads * last, heads * last, last, there);
+  };
+  const View v_ = as(v, depth, true), f_ = as(f, taps, dynamic), out_ = as(out, depth, true);
+  const View g_ = as(g, depth, true), dv_ = as(dv, depth, true), df_ = as(df, taps, dynamic);
+  const float *by_ = by ? m.data() : nullptr, *plus_ = plus ? a.data() : nullptr;
+  return filters_forward(&p, size, &v_, &f_, by_, plus_, &out_) |
+         filters_backward(&p, size, &v_, &f_, by_, plus_, &g_, &dv_, &df_, by ? dm.data() : nullptr,
+                          plus ? da.data() : nullptr);
+}
+
+int main() {
+  const int64_t shapes[][3] = {{1, 1, 1}, {5, 9, 3}, {3, 17, 8}, {8, 8, 12}, {40, 3, 4}};
+  int calls = 0, refused = 0;
+  for (int size : {3, 7, 9})
+    for (const auto& s : shapes) {
+      if (size > 7 && s != shapes[1]) continue;
+      for (int terms = 1; terms < 16; ++terms)
+        for (int norm = 0; norm < 3; ++norm, ++calls)
+          refused += neighboring(size, s[0], s[1], s[2], terms, norm, terms % 2) != 0;
+      for (int parts : {1, 3, 4, 5, 7})
+        for (int per_image = 0; per_image < 2; ++per_image, ++calls)
+          refused += filters(size, s[0], s[1], s[2], parts, per_image) != 0;
+    }
+  std::printf("%d calls, %d refused\n", calls, refused);
+  return refused != 0;
+}

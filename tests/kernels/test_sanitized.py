@@ -1,0 +1,40 @@
+"""The C++ kernels under AddressSanitizer and UBSan: nothing is read or written out of bounds."""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lsa_kernels import build
+
+DRIVER = Path(__file__).with_name("sanitize.cpp")
+FLAGS = (
+    "-O1", "-std=c++17", "-march=native", "-fopenmp", "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all", "-DLSA_FEW_SIZES",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) is on PATH")
+def test_no_access_out_of_bounds(tmp_path):
+    sources = [DRIVER, *sorted(build.SOURCES.glob("*.cpp"))]
+
+    def compile_one(source):
+        made = tmp_path / f"{source.stem}.o"
+        subprocess.run(["g++", *FLAGS, "-c", source, "-o", made], check=True)
+        return made
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = tmp_path / "sanitized"
+    subprocess.run(["g++", *FLAGS, *objects, "-o", program], check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    calls, refused = map(int, re.findall(r"\d+", done.stdout))
+    assert calls > 500
+    assert refused == 0
