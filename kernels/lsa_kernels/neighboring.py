@@ -37,6 +37,8 @@ def why_not_neighboring(
         return f"values are {v.dtype}, the kernel takes float32, bfloat16 and float16"
     if not _on_gpu(v) and v.dtype not in DTYPES:
         return f"values are {v.dtype}, the kernel takes float32 and bfloat16"
+    if _on_gpu(v) and v.shape[-1] > gpu.DEEPEST:
+        return f"heads have {v.shape[-1]} channels, the kernel takes up to {gpu.DEEPEST}"
     if size not in SIZES:
         return f"size={size} is not compiled; known: {', '.join(map(str, SIZES))}"
     reason: str | None = gpu.why_missing() if _on_gpu(v) else build.why_missing()

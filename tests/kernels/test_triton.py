@@ -46,24 +46,26 @@ KERNELS = {
 ALL = [(module, name) for module, names in KERNELS.items() for name in names]
 NUMBERS = ("heads", "height", "width", "table_stride")
 KEPT = ("kept", "norms", "rel_k", "rel_q", "bias", "mul", "add")
-CONSTANTS = {
-    "USE_QK": True, "NORM": "softmax", "MASK": False, "BACK": False, "SIZE": 7, "DEPTH": 32,
-    "WIDE": 32, "ROWS": 8, "COLUMNS": 8,
-}  # fmt: skip
+CONSTANTS = {"USE_QK": True, "NORM": "softmax", "MASK": False, "BACK": False, "SIZE": 7}
 
 
-def compiled(module, name, architecture, dtype):
-    """Machine code of a kernel at 7 x 7 and 32 channels a head, memory aligned as torch does it."""
+def compiled(module, name, architecture, dtype, depth):
+    """Machine code of a kernel at 7 x 7 taps, memory aligned as torch does it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from lsa_kernels.gpu.tiles import choices
+
+    chosen = choices(depth)[0]
+    warps = chosen.pop("num_warps")
+    fixed = CONSTANTS | chosen | {"DEPTH": depth, "WIDE": depth}
     kernel = getattr(importlib.import_module(f"lsa_kernels.gpu.{module}"), name)
     aligned = [["tt.divisibility", 16]]
     signature, constants, attributes = {}, {}, {}
     for at, argument in enumerate(kernel.arg_names):
-        if argument in CONSTANTS:
-            signature[argument], constants[(at,)] = "constexpr", CONSTANTS[argument]
+        if argument in fixed:
+            signature[argument], constants[(at,)] = "constexpr", fixed[argument]
         elif argument.endswith("strides"):
             signature[argument] = ("i32",) * 4
             attributes.update({(at, i): aligned for i in range(4)})
@@ -77,7 +79,7 @@ def compiled(module, name, architecture, dtype):
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": 4, "enable_fp_fusion": True},
+        options={"num_warps": warps, "enable_fp_fusion": True},
     )
 
 
@@ -94,27 +96,29 @@ FEW = [ALL[0], ALL[4]]
 
 @pytest.mark.parametrize(("module", "name"), FEW, ids=["neighboring", "filters"])
 def test_machine_code_without_spills(module, name, monkeypatch, tmp_path):
-    judge(module, name, 80, "bf16", monkeypatch, tmp_path)
+    judge(module, name, 80, "bf16", 32, monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_all_machine_code_without_spills(architecture, dtype, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "depth"),
+    [(80, "bf16", 32), (80, "fp32", 32), (90, "bf16", 32), (90, "fp32", 32), (80, "fp32", 128)],
+)
+def test_all_machine_code_without_spills(architecture, dtype, depth, monkeypatch, tmp_path):
     for module, name in ALL:
-        judge(module, name, architecture, dtype, monkeypatch, tmp_path)
+        judge(module, name, architecture, dtype, depth, monkeypatch, tmp_path)
 
 
-def judge(module, name, architecture, dtype, monkeypatch, folder):
+def judge(module, name, architecture, dtype, depth, monkeypatch, folder):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
-    made = compiled(module, name, architecture, dtype)
+    made = compiled(module, name, architecture, dtype, depth)
     binary = folder / "kernel.cubin"
     binary.write_bytes(made.asm["cubin"])
     words = tool("cuobjdump", "-res-usage", str(binary))
     usage = {key: int(number) for key, number in re.findall(r"([A-Z]+):(\d+)", words)}
-    about = f"{module}.{name} sm_{architecture} {dtype}"
+    about = f"{module}.{name} sm_{architecture} {dtype} {depth} channels"
     print(f"{about}: {usage['REG']} registers, {made.metadata.shared} B shared")  # noqa: T201
-    # A spill goes to the stack; 255 registers are all that a thread may have.
+    # A spill goes to the stack.
     assert usage["STACK"] == usage["LOCAL"] == 0, f"{about} spills: {words}"
     # Channels are read 16 bytes at a time, not one by one.
     assert "LDG.E.128" in tool("cuobjdump", "-sass", str(binary)), about
@@ -138,6 +142,7 @@ def test_inputs_on_a_gpu_are_accepted_and_shapes_foretold():
     [
         (lambda q, k: (q.double(), k.double()), "takes float32, bfloat16 and float16"),
         (lambda q, k: (q, torch.empty_like(k, device="cpu")), "not together"),
+        (lambda q, k: (cuda_like(1, 1, 3, 3, 129), k), "heads have 129 channels"),
     ],
 )
 def test_what_it_cannot_take_is_refused(change, words):

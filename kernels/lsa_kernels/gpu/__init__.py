@@ -7,7 +7,10 @@ import importlib.metadata
 import torch
 from torch import Tensor
 
+# The first whose kernels take tuples.
 OLDEST = (3, 3)
+# Channels of a head: what a tile of 4 x 4 pixels has registers for.
+DEEPEST = 128
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -13,17 +13,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A tile with its border of taps should lie in the first cache; 4 to 16 numbers a thread.
-SHAPES = ((8, 8, 4), (8, 8, 8), (4, 8, 2), (4, 8, 4), (4, 4, 2), (4, 4, 1))
+# Rows and columns; a tile with its border of taps should lie in the first cache.
+SHAPES = ((8, 8), (4, 8), (4, 4))
+WARPS = (1, 2, 4, 8)
 # Pixels whose share of a table's gradient one program adds up: a map of 56 x 56 and less.
 SPAN = 4096
-FIXED = {"ROWS": 8, "COLUMNS": 8}
 KEY = ("height", "width", "DEPTH", "SIZE")
 
 
 def tiles(height: int, width: int, meta: Mapping[str, int]) -> int:
     """How many tiles a map has."""
     return -(-height // meta["ROWS"]) * -(-width // meta["COLUMNS"])
+
+
+def choices(wide: int) -> list[dict[str, int]]:
+    """Tiles and warps that give a thread 8 to 16 numbers: more would not fit its registers."""
+    found = [
+        {"ROWS": rows, "COLUMNS": columns, "num_warps": warps}
+        for rows, columns in SHAPES
+        for warps in WARPS
+        if 8 <= rows * columns * wide / (32 * warps) <= 16
+    ]
+    return found or [{"ROWS": 8, "COLUMNS": 8, "num_warps": 1}]
 
 
 def launch(kernel: Any, grid: Any, on: Tensor, *given: Any, **constants: Any) -> None:
@@ -39,19 +50,19 @@ def launch(kernel: Any, grid: Any, on: Tensor, *given: Any, **constants: Any) ->
     """
     # Triton warns where nothing says whether a * b + c may round once.
     constants["enable_fp_fusion"] = True
+    interpreted = not isinstance(kernel, triton.JITFunction)
     with torch.cuda.device_of(on):
-        interpreted = not isinstance(kernel, triton.JITFunction)
         if interpreted or torch.are_deterministic_algorithms_enabled():
-            kernel[grid](*given, **constants, **FIXED)
+            kernel[grid](*given, **constants, **choices(constants["WIDE"])[0])
         else:
-            _tuned(kernel)[grid](*given, **constants)
+            _tuned(kernel, constants["WIDE"])[grid](*given, **constants)
 
 
 @functools.cache
-def _tuned(kernel: Any) -> Any:
+def _tuned(kernel: Any, wide: int) -> Any:
     configs = [
-        triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps)
-        for rows, columns, warps in SHAPES
+        triton.Config({"ROWS": c["ROWS"], "COLUMNS": c["COLUMNS"]}, num_warps=c["num_warps"])
+        for c in choices(wide)
     ]
     key = [name for name in kernel.arg_names if name in KEY]
     return triton.autotune(configs=configs, key=key)(kernel)
