@@ -47,6 +47,8 @@ def _ours(axes: Axes, rows: Sequence[Row]) -> None:
         words = shown(found, digits) + (f"  ({row.outcome})" if row.ends else "")
         style.beside(axes, words, found.high or found.mean, place)
     style.widen(axes, room=0.5)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= min(high, 100)])
 
 
 def _article(axes: Axes, study: Study, rows: Sequence[Row]) -> None:

@@ -13,7 +13,10 @@ from synthetic import write_run, write_study
 from lsa_study import study
 from lsa_study.report.html import write_report
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+pytestmark = [
+    pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine"),
+    pytest.mark.xdist_group("browser"),  # one browser, one page
+]
 PHONE = {"width": 360, "height": 740, "phone": True}
 WAYS = {"desktop": {}, "dark": {"scheme": "dark"}, "phone": PHONE}
 LONG = "a_name_without_a_single_space_that_is_wider_than_any_phone_" * 3

@@ -75,6 +75,16 @@ def test_values_are_drawn_where_they_belong(tmp_path):
     assert diamonds == {0: 81.3, 1: 82.4, 2: 82.7}
 
 
+def test_no_axis_of_accuracy_counts_beyond_100(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0])
+    write_run(tmp_path, loaded.runs()[0], changes={"acc1": 99.0})
+    rows = rows_of(loaded, collect(tmp_path, "toy"))
+    axes, _ = figures([(loaded, rows)])["table4-accuracy"].axes
+    assert axes.get_xlim()[1] > 100, "room for the words"
+    assert len(axes.get_xticks()) >= 3
+    assert max(axes.get_xticks()) <= 100
+
+
 def test_curves_are_the_metrics_of_the_folders(tmp_path):
     loaded = write_study(tmp_path, "table4", seeds=[0], only="swin")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
