@@ -31,19 +31,25 @@ def _row(table, place, channel, DEPTH: tl.constexpr):
 
 
 @triton.jit
-def _logit(
-    query, key, rel_k, rel_q, bias, place, channel, scale,
-    USE_QK: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Logits of one tap, ``place`` in the tables."""
-    products = tl.zeros_like(query)
-    if rel_k is not None:
-        row = _row(rel_k, place, channel, DEPTH)
-        products += query * (key + row) if USE_QK else query * row
+def _side(numbers, table, place, channel, USE_QK: tl.constexpr, DEPTH: tl.constexpr):
+    """Keys plus r^k, which queries are multiplied with; or queries plus r^q, which keys are."""
+    if table is None:
+        side = numbers
     elif USE_QK:
-        products += query * key
-    if rel_q is not None:
-        products += _row(rel_q, place, channel, DEPTH) * key
+        side = numbers + _row(table, place, channel, DEPTH)
+    else:
+        side = _row(table, place, channel, DEPTH)
+    return side
+
+
+@triton.jit
+def _logit(numbers, side, others, table, bias, place, channel, scale, DEPTH: tl.constexpr):
+    """Logits of one tap: numbers times their side, others times their table; ``place`` in it."""
+    products = tl.zeros_like(numbers)
+    if side is not None:
+        products += numbers * side
+    if table is not None:
+        products += others * _row(table, place, channel, DEPTH)
     logit = tl.sum(products, 1) * scale
     if bias is not None:
         logit += tl.load(bias + place).to(tl.float32)
@@ -119,7 +125,10 @@ def _mean_and_spread(
         mask = there[:, None] & (channel < DEPTH)[None, :]
         key = _neighbor(k_at, k_strides, dy, dx, mask, query)
         place = head * SIZE * SIZE + tap
-        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        side = None
+        if USE_QK or rel_k is not None:
+            side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
+        logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
         seen = there | (not MASK)
         count += seen.to(tl.float32)
         apart = tl.where(seen, logit - mean, 0.0)
@@ -164,7 +173,10 @@ def forward_kernel(
         key = _neighbor(k_at, k_strides, dy, dx, mask, query)
         value = _neighbor(v_at, v_strides, dy, dx, mask, query)
         place = head * SIZE * SIZE + tap
-        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        side = None
+        if USE_QK or rel_k is not None:
+            side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
+        logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
         seen = there | (not MASK)
         if NORM == "softmax":
             logit = tl.where(seen, logit, float("-inf"))
@@ -252,16 +264,14 @@ def queries_kernel(
             key = _neighbor(k_at, k_strides, dy, dx, mask, query)
             value = _neighbor(v_at, v_strides, dy, dx, mask, query)
             place = head * SIZE * SIZE + tap
-            logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+            side = None
+            if USE_QK or rel_k is not None:
+                side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
+            logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
             seen = there | (not MASK)
             weight = _weight(logit, seen, first, second, NORM, SIZE)
             to_weight = tl.sum(grad * value, 1)
             slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
-            side = tl.zeros_like(query)
-            if USE_QK:
-                side += key
-            if rel_k is not None:
-                side += _row(rel_k, place, channel, DEPTH)
             total += slope[:, None] * side
         write(at(to_q, to_q_strides, image, head, y, x, channel), total * scale, own)
 
@@ -299,7 +309,10 @@ def keys_kernel(
         query = _neighbor(q_at, q_strides, dy, dx, mask, value)
         grad = _neighbor(grad_at, to_out_strides, dy, dx, mask, value)
         place = head * SIZE * SIZE + tap
-        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        side = None
+        if USE_QK or rel_q is not None:
+            side = _side(query, rel_q, place, channel, USE_QK, DEPTH)
+        logit = _logit(key, side, query, rel_k, bias, place, channel, scale, DEPTH)
         source = pixel + dy * width + dx
         first, second = _pair(kept, source, area, there)
         weight = _weight(logit, there, first, second, NORM, SIZE)
@@ -308,11 +321,6 @@ def keys_kernel(
             pull, push = _pair(norms, source, area, there)
             to_weight = tl.sum(grad * value, 1)
             slope = _slope(to_weight, weight, there, second, pull, push, NORM, SIZE)
-            side = tl.zeros_like(query)
-            if USE_QK:
-                side += query
-            if rel_q is not None:
-                side += _row(rel_q, place, channel, DEPTH)
             key_total += slope[:, None] * side
     write(at(to_v, to_v_strides, image, head, y, x, channel), value_total, own)
     if to_k is not None:
@@ -353,7 +361,10 @@ def tables_kernel(
             query = read(at(q, q_strides, image, head, y, x, channel), real[:, None] & known)
         if k is not None:
             key = read(at(k, k_strides, image, head, y + dy, x + dx, channel), mask)
-        logit = _logit(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
+        side = None
+        if USE_QK or rel_k is not None:
+            side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
+        logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
         seen = real & (there | (not MASK))
         pixel = plane.to(tl.int64) * 2 * area + y * width + x
         first, second = _pair(kept, pixel, area, real)
