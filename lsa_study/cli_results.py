@@ -44,7 +44,8 @@ def table(
         differing = check_tables(loaded, results)
         for line in differing:
             typer.echo(line)
-        typer.echo("all cells rebuilt" if not differing else f"{len(differing)} cells differ")
+        number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
+        typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
     for path in tables.write_tables(loaded, results):
         if path.suffix == ".md":
