@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -28,9 +29,16 @@ FLAGS = (
 SECONDS = 60.0
 
 
+@functools.cache
 def chromium() -> str | None:
-    """Where Chromium is, if this machine has one."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
+    """Where Chromium is, if this machine has one that runs."""
+    found = (path for name in NAMES if (path := shutil.which(name)))
+    # Some systems have a script of that name that only tells how to install it.
+    return next((path for path in found if _runs(path)), None)
+
+
+def _runs(path: str) -> bool:
+    return subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0
 
 
 class Browser:
