@@ -117,7 +117,7 @@ def tables_kernel(
     SIZE: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One tap's share of the gradients of mul and add: over every so many tiles of an image."""
+    """One tap's share of the gradients of mul and add: every so many rows of tiles."""
     blocks = tl.cdiv(DEPTH, WIDE)
     tap = tl.program_id(0) % (SIZE * SIZE)
     plane = tl.program_id(0) // (SIZE * SIZE) // blocks
@@ -128,18 +128,25 @@ def tables_kernel(
     known = channel < DEPTH
     mul_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
     add_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
-    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
-    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
-        y, x, real = pixels(tile, height, width, ROWS, COLUMNS)
-        there = real & inside(y + dy, x + dx, height, width)
-        mask = there[:, None] & known[None, :]
-        grads = read(at(to_out, to_out_strides, image, head, y, x, channel), mask)
+    lane = tl.arange(0, ROWS * COLUMNS)
+    x = lane % COLUMNS
+    for row in range(tl.program_id(1), tl.cdiv(height, ROWS), tl.num_programs(1)):
+        y = row * ROWS + lane // COLUMNS
+        grads_at = at(to_out, to_out_strides, image, head, y, x, channel)
         values_at = at(values, values_strides, image, head, y + dy, x + dx, channel)
-        products = grads * read(values_at, mask)
-        add_total += products
-        if to_mul is not None:
-            filters_at = _filters_at(filters, filters_strides, image, head, y, x)
-            mul_total += read(filters_at + tap, there)[:, None] * products
+        filters_at = (
+            None if filters is None else _filters_at(filters, filters_strides, image, head, y, x)
+        )
+        for left in range(0, width, COLUMNS):
+            real = inside(y, x + left, height, width)
+            there = real & inside(y + dy, x + left + dx, height, width)
+            mask = there[:, None] & known[None, :]
+            products = read(grads_at + left * to_out_strides[3], mask)
+            products *= read(values_at + left * values_strides[3], mask)
+            add_total += products
+            if to_mul is not None:
+                weights = read(filters_at + left * filters_strides[3] + tap, there)
+                mul_total += weights[:, None] * products
     images = tl.num_programs(0) // (SIZE * SIZE * blocks * heads)
     share = (tl.program_id(1) * images + image).to(tl.int64) * SIZE * SIZE + tap
     start = (share * heads + head) * DEPTH

@@ -334,7 +334,7 @@ def tables_kernel(
     USE_QK: tl.constexpr, NORM: tl.constexpr, MASK: tl.constexpr, SIZE: tl.constexpr,
     DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One tap's share of the tables' gradients: over every so many tiles of a head's map."""
+    """One tap's share of the tables' gradients: over every so many rows of a head's tiles."""
     tap = tl.program_id(0) % (SIZE * SIZE)
     plane = tl.program_id(0) // (SIZE * SIZE)
     image, head = plane // heads, plane % heads
@@ -344,37 +344,40 @@ def tables_kernel(
     channel = tl.arange(0, WIDE)
     known = (channel < DEPTH)[None, :]
     area = height * width
-    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    lane = tl.arange(0, ROWS * COLUMNS)
+    x = lane % COLUMNS
     k_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
     q_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
     b_total = tl.zeros([ROWS * COLUMNS], tl.float32)
-    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
-        y, x, real = pixels(tile, height, width, ROWS, COLUMNS)
-        there = real & inside(y + dy, x + dx, height, width)
-        mask = there[:, None] & known
+    for row in range(tl.program_id(1), tl.cdiv(height, ROWS), tl.num_programs(1)):
+        y = row * ROWS + lane // COLUMNS
+        q_at = None if q is None else at(q, q_strides, image, head, y, x, channel)
+        k_at = None if k is None else at(k, k_strides, image, head, y + dy, x + dx, channel)
         v_at = at(v, v_strides, image, head, y + dy, x + dx, channel)
-        grad = read(at(to_out, to_out_strides, image, head, y, x, channel), real[:, None] & known)
-        value = read(v_at, mask)
-        query = tl.zeros_like(value)
-        key = tl.zeros_like(value)
-        if q is not None:
-            query = read(at(q, q_strides, image, head, y, x, channel), real[:, None] & known)
-        if k is not None:
-            key = read(at(k, k_strides, image, head, y + dy, x + dx, channel), mask)
-        side = None
-        if USE_QK or rel_k is not None:
-            side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
-        logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
-        seen = real & (there | (not MASK))
-        pixel = plane.to(tl.int64) * 2 * area + y * width + x
-        first, second = _pair(kept, pixel, area, real)
-        pull, push = _pair(norms, pixel, area, real)
-        weight = _weight(logit, seen, first, second, NORM, SIZE)
-        to_weight = tl.sum(grad * value, 1)
-        slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
-        k_total += slope[:, None] * query
-        q_total += slope[:, None] * key
-        b_total += slope
+        grad_at = at(to_out, to_out_strides, image, head, y, x, channel)
+        start = plane.to(tl.int64) * 2 * area + y * width + x
+        for left in range(0, width, COLUMNS):
+            real = inside(y, x + left, height, width)
+            own = real[:, None] & known
+            there = real & inside(y + dy, x + left + dx, height, width)
+            mask = there[:, None] & known
+            value = _neighbor(v_at, v_strides, 0, left, mask, k_total)
+            grad = _neighbor(grad_at, to_out_strides, 0, left, own, value)
+            query = _neighbor(q_at, q_strides, 0, left, own, value)
+            key = _neighbor(k_at, k_strides, 0, left, mask, value)
+            side = None
+            if USE_QK or rel_k is not None:
+                side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
+            logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
+            seen = real & (there | (not MASK))
+            first, second = _pair(kept, start + left, area, real)
+            pull, push = _pair(norms, start + left, area, real)
+            weight = _weight(logit, seen, first, second, NORM, SIZE)
+            to_weight = tl.sum(grad * value, 1)
+            slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
+            k_total += slope[:, None] * query
+            q_total += slope[:, None] * key
+            b_total += slope
     share = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     if to_rel_k is not None:
         tl.store(to_rel_k + share * DEPTH + channel, tl.sum(k_total, 0) * scale, channel < DEPTH)
