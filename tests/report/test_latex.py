@@ -141,6 +141,16 @@ def test_it_compiles(table, tmp_path):
     compile_latex(latex(table), tmp_path)
 
 
+@pytest.mark.skipif(not can_compile(), reason="no LaTeX with booktabs on the path")
+def test_the_tables_of_all_studies_compile_in_one_document(tmp_path):
+    loaded = [write_study(tmp_path, name, seeds=[0, 1]) for name in study.ARTICLE]
+    texts = [latex(build(one, collect(tmp_path, "toy"))) for one in loaded]
+    compile_latex("\n\\clearpage\n".join(texts), tmp_path)
+    log = (tmp_path / "a.log").read_text("latin-1")
+    assert f"({len(loaded)} pages" in log
+    assert "Missing character" not in log
+
+
 @given(PRINTABLE)
 def test_markdown_cells_cannot_break_out(text):
     cell = markdown_cell(text)
