@@ -68,6 +68,8 @@ def latex(table: Table) -> str:
         r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"  \caption{{{escape(table.caption)}}}",
         rf"  \label{{tab:lsa-{re.sub('[^a-zA-Z0-9]+', '-', f'{table.study}-{table.tier}')}}}",
+        # A table wider than the text stands out on both sides alike.
+        r"  \makebox[\linewidth]{%",
         rf"  \begin{{tabular}}{{{shape}}}",
         r"    \toprule",
         f"    {_cells(header)}",
@@ -78,7 +80,7 @@ def latex(table: Table) -> str:
             f"    % {_one_line(row.variant)}: {_one_line(' '.join(row.runs)) or 'no runs'}"
         )
         lines.append(f"    {_cells(cells, marks=row.marks)}")
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"  \par\smallskip"]
+    lines += [r"    \bottomrule", r"  \end{tabular}}", r"  \par\smallskip"]
     lines += [r"  \begin{minipage}{\linewidth}\footnotesize"]
     lines += [f"    {_marks((note.mark,))}{escape(note.text)}\\par" for note in table.notes]
     lines += [r"  \end{minipage}", r"\end{table}"]

@@ -149,6 +149,7 @@ def test_the_tables_of_all_studies_compile_in_one_document(tmp_path):
     log = (tmp_path / "a.log").read_text("latin-1")
     assert f"({len(loaded)} pages" in log
     assert "Missing character" not in log
+    assert "Overfull" not in log
 
 
 @given(PRINTABLE)
