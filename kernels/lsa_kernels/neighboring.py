@@ -41,7 +41,9 @@ def why_not_neighboring(
         return f"heads have {v.shape[-1]} channels, the kernel takes up to {gpu.DEEPEST}"
     if size not in SIZES:
         return f"size={size} is not compiled; known: {', '.join(map(str, SIZES))}"
-    reason: str | None = gpu.why_missing() if _on_gpu(v) else build.why_missing()
+    if _on_gpu(v):
+        return gpu.too_large(q, k, v) or gpu.why_missing()
+    reason: str | None = build.why_missing()
     return reason
 
 

@@ -143,6 +143,7 @@ def test_inputs_on_a_gpu_are_accepted_and_shapes_foretold():
         (lambda q, k: (q.double(), k.double()), "takes float32, bfloat16 and float16"),
         (lambda q, k: (q, torch.empty_like(k, device="cpu")), "not together"),
         (lambda q, k: (cuda_like(1, 1, 3, 3, 129), k), "heads have 129 channels"),
+        (lambda q, k: (cuda_like(1, 1, 2**14, 2**13, 32), k), "spans 2**31 numbers or more"),
     ],
 )
 def test_what_it_cannot_take_is_refused(change, words):

@@ -25,6 +25,17 @@ def why_missing() -> str | None:
     return None
 
 
+def too_large(*tensors: Tensor | None) -> str | None:
+    """Say which tensor has an image that 32 bits cannot address, or None."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        sizes, strides = tensor.shape[1:], tensor.stride()[1:]
+        if sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) >= 2**31:
+            return f"one image of {tuple(tensor.shape)} spans 2**31 numbers or more"
+    return None
+
+
 def kept_shape(v: Tensor) -> list[int]:
     """Shape of the two numbers a pixel that the forward of Eq. 4 keeps."""
     batch, heads, height, width, _ = v.shape

@@ -32,7 +32,7 @@ def _weights(filters_at, shift, mask, mul, add, row, channel, known):
 def _filters_at(filters, strides, image, head, y, x):
     """Addresses of the first tap of these pixels' filters."""
     start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
-    return filters + start + y.to(tl.int64) * strides[2] + x.to(tl.int64) * strides[3]
+    return filters + start + (y * strides[2] + x * strides[3])
 
 
 @triton.jit

@@ -345,35 +345,35 @@ def tables_kernel(
     known = (channel < DEPTH)[None, :]
     area = height * width
     lane = tl.arange(0, ROWS * COLUMNS)
-    x = lane % COLUMNS
     k_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
     q_total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
     b_total = tl.zeros([ROWS * COLUMNS], tl.float32)
     for row in range(tl.program_id(1), tl.cdiv(height, ROWS), tl.num_programs(1)):
         y = row * ROWS + lane // COLUMNS
-        q_at = None if q is None else at(q, q_strides, image, head, y, x, channel)
-        k_at = None if k is None else at(k, k_strides, image, head, y + dy, x + dx, channel)
-        v_at = at(v, v_strides, image, head, y + dy, x + dx, channel)
-        grad_at = at(to_out, to_out_strides, image, head, y, x, channel)
-        start = plane.to(tl.int64) * 2 * area + y * width + x
         for left in range(0, width, COLUMNS):
-            real = inside(y, x + left, height, width)
+            x = left + lane % COLUMNS
+            real = inside(y, x, height, width)
             own = real[:, None] & known
-            there = real & inside(y + dy, x + left + dx, height, width)
+            there = real & inside(y + dy, x + dx, height, width)
             mask = there[:, None] & known
-            value = _neighbor(v_at, v_strides, 0, left, mask, k_total)
-            grad = _neighbor(grad_at, to_out_strides, 0, left, own, value)
-            query = _neighbor(q_at, q_strides, 0, left, own, value)
-            key = _neighbor(k_at, k_strides, 0, left, mask, value)
+            value = read(at(v, v_strides, image, head, y + dy, x + dx, channel), mask)
+            grad = read(at(to_out, to_out_strides, image, head, y, x, channel), own)
+            to_weight = tl.sum(grad * value, 1)
+            query = tl.zeros_like(value)
+            key = tl.zeros_like(value)
+            if q is not None:
+                query = read(at(q, q_strides, image, head, y, x, channel), own)
+            if k is not None:
+                key = read(at(k, k_strides, image, head, y + dy, x + dx, channel), mask)
             side = None
             if USE_QK or rel_k is not None:
                 side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
             logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
             seen = real & (there | (not MASK))
-            first, second = _pair(kept, start + left, area, real)
-            pull, push = _pair(norms, start + left, area, real)
+            pixel = plane.to(tl.int64) * 2 * area + y * width + x
+            first, second = _pair(kept, pixel, area, real)
+            pull, push = _pair(norms, pixel, area, real)
             weight = _weight(logit, seen, first, second, NORM, SIZE)
-            to_weight = tl.sum(grad * value, 1)
             slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
             k_total += slope[:, None] * query
             q_total += slope[:, None] * key

@@ -92,9 +92,10 @@ def inside(y, x, height, width):
 @triton.jit
 def at(base, strides, image, head, y, x, channel):
     """Addresses (pixels, channels) in a (B, h, H, W, d) whose channels lie side by side."""
-    # 64 bits: a batch may hold more numbers than 32 can count.
+    # 64 bits: a batch may hold more numbers than 32 can count; ``gpu.too_large`` keeps out images
+    # that do.
     start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
-    pixel = y.to(tl.int64) * strides[2] + x.to(tl.int64) * strides[3]
+    pixel = y * strides[2] + x * strides[3]
     return base + start + pixel[:, None] + channel[None, :]
 
 
