@@ -53,9 +53,26 @@ def filters_backward(grad: Shape, *forward: Any, **out: Any) -> int:
     return 2 * filters(*forward)
 
 
+def window(
+    q: Shape | None, k: Shape | None, v: Shape, rel_k: Shape | None, rel_q: Shape | None,
+    rel_bias: Shape | None, excluded: Shape | None, use_qk: bool, norm: str, rows: int,
+    columns: int, *rest: Any, **out: Any,
+) -> int:  # fmt: skip
+    """Eq. 4 on windows: as on neighborhoods, with the window's pixels for taps."""
+    products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
+    return FLOPS_PER_PRODUCT * products * math.prod(v) * rows * columns
+
+
+def window_backward(grad: Shape, weights: Shape, spreads: Shape, *forward: Any, **out: Any) -> int:
+    """Two gradients of every product."""
+    return 2 * window(*forward)
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "neighboring": neighboring,
     "neighboring_backward": neighboring_backward,
+    "window": window,
+    "window_backward": window_backward,
     "filters": filters,
     "filters_backward": filters_backward,
 }

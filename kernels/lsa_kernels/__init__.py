@@ -1,8 +1,9 @@
-"""Fused local-attention kernels: C++ for CPUs. Knows nothing of lsa_study."""
+"""Fused local-attention kernels: C++ for CPUs, Triton for GPUs. Knows nothing of lsa_study."""
 
 from lsa_kernels.build import build_info
 from lsa_kernels.filters import apply_filters, why_not_filters
 from lsa_kernels.neighboring import neighboring_attention, why_not_neighboring
+from lsa_kernels.window import why_not_window, window_attention
 
 __all__ = [
     "apply_filters",
@@ -10,4 +11,6 @@ __all__ = [
     "neighboring_attention",
     "why_not_filters",
     "why_not_neighboring",
+    "why_not_window",
+    "window_attention",
 ]

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -107,14 +108,20 @@ def _compile(compiler: str, part: Path) -> None:
     """Compile every source at once, then link."""
     sources = sorted(SOURCES.glob("*.cpp"))
     objects = [part.with_name(f"{source.stem}.o") for source in sources]
+    flags = _flags()
     commands = [
-        [compiler, *FLAGS, "-c", str(source), "-o", str(made)]
+        [compiler, *flags, "-c", str(source), "-o", str(made)]
         for source, made in zip(sources, objects, strict=True)
     ]
-    link = [compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(part)]
+    link = [compiler, *flags, "-shared", *map(str, objects), "-o", str(part)]
     with ThreadPoolExecutor() as pool:
         list(pool.map(_call, commands))
     _call(link)
+
+
+def _flags() -> tuple[str, ...]:
+    """The project's flags, then the user's ``CXXFLAGS``."""
+    return (*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
 
 
 def _call(command: list[str]) -> None:
@@ -131,7 +138,7 @@ def _key(compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False
     ).stdout
-    parts = [version, " ".join(FLAGS), platform.machine(), _processor()]
+    parts = [version, " ".join(_flags()), platform.machine(), _processor()]
     parts += [path.read_text("utf-8") for path in sorted(SOURCES.iterdir())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

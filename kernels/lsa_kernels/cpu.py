@@ -28,6 +28,18 @@ class _Filters(ctypes.Structure):
     )
 
 
+class _Windows(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "heads", "height", "width", "depth", "rows", "columns")
+        ),
+        ("use_qk", ctypes.c_int),
+        ("norm", ctypes.c_int),
+        ("scale", ctypes.c_float),
+    )
+
+
 class _View(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5))
 
@@ -103,6 +115,61 @@ def backward(
             ctypes.byref(problem), size, *(ctypes.byref(_view(t)) for t in (q, k, v)),
             *(ctypes.c_void_p(_at(t)) for t in tables), ctypes.c_void_p(_at(weights)),
             ctypes.c_void_p(_at(spreads)),
+            *(ctypes.byref(_view(t)) for t in (grad, *to_maps, to_values)),
+            *(ctypes.c_void_p(_at(t)) for t in to_tables),
+        )  # fmt: skip
+        _check(code)
+    found = (*to_maps, to_values, *to_tables)
+    return tuple(v.new_empty(0) if t is None else t for t in found)
+
+
+def kept_window_shapes(v: Tensor, rows: int, columns: int) -> tuple[list[int], list[int]]:
+    """Shapes of what the window's forward keeps: weights of all pairs, and spreads."""
+    batch, heads, height, width, _ = v.shape
+    pixels, together = rows * columns, build.library().window_lanes()
+    groups = -(-batch * (height // rows) * (width // columns) // together)
+    return [heads, groups, pixels, pixels, together], [heads, groups, pixels, together]
+
+
+def window_forward(
+    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
+    rel_bias: Tensor | None, excluded: Tensor | None, use_qk: bool, norm: str, rows: int,
+    columns: int, scale: float, keep: bool,
+) -> Tensors:  # fmt: skip
+    """Output, and what the way back needs (empty unless ``keep``)."""
+    out = heads_last(v)
+    kept, spread = kept_window_shapes(v, rows, columns) if keep else ([0], [0])
+    weights, spreads = v.new_empty(kept), v.new_empty(spread)
+    tables = [None if t is None else t.contiguous() for t in (rel_k, rel_q, rel_bias, excluded)]
+    if v.numel():
+        problem = _Windows(*v.shape, rows, columns, int(use_qk), NORMS[norm], scale)
+        code = build.library().window_forward(
+            ctypes.byref(problem), *(ctypes.byref(_view(t)) for t in (q, k, v)),
+            *(ctypes.c_void_p(_at(t)) for t in tables), ctypes.byref(_view(out)),
+            ctypes.c_void_p(_at(weights) if keep else None),
+            ctypes.c_void_p(_at(spreads) if keep else None),
+        )  # fmt: skip
+        _check(code)
+    return out, weights, spreads
+
+
+def window_backward(
+    grad: Tensor, weights: Tensor, spreads: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
+    rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, excluded: Tensor | None,
+    use_qk: bool, norm: str, rows: int, columns: int, scale: float,
+) -> Tensors:  # fmt: skip
+    """Gradients of q, k, v and the three tables; empty where the input is absent."""
+    *tables, excluded = (
+        None if t is None else t.contiguous() for t in (rel_k, rel_q, rel_bias, excluded)
+    )
+    to_maps = [None if t is None else heads_last(v) for t in (q, k)]
+    to_values = heads_last(v)
+    to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
+    if v.numel():
+        problem = _Windows(*v.shape, rows, columns, int(use_qk), NORMS[norm], scale)
+        code = build.library().window_backward(
+            ctypes.byref(problem), *(ctypes.byref(_view(t)) for t in (q, k, v)),
+            *(ctypes.c_void_p(_at(t)) for t in (*tables, excluded, weights, spreads)),
             *(ctypes.byref(_view(t)) for t in (grad, *to_maps, to_values)),
             *(ctypes.c_void_p(_at(t)) for t in to_tables),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 One filter per pixel and head, expanded to channels by the ghost head (ELSA), times or plus one
 filter per image (DDF), as given (Involution), or static filters alone (depthwise convolution). The
-kernels compute in float32.
+kernels compute in float32, in C++ on a CPU and in Triton on a GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa_kernels import build, cpu
-from lsa_kernels.neighboring import DTYPES, SIZES
+from lsa_kernels import build, cpu, gpu
+from lsa_kernels.neighboring import DTYPES, GPU_DTYPES, SIZES
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -24,15 +24,22 @@ def why_not_filters(
 ) -> str | None:
     """Say why the fused kernel cannot take these inputs, or None if it can."""
     given = [t for t in (values, filters, mul, add) if t is not None]
-    if any(t.device.type != "cpu" for t in given):
-        return f"values are on {values.device}, the C++ kernel runs on a CPU"
-    if any(t.dtype not in DTYPES for t in given):
+    if any(t.device != values.device for t in given):
+        return f"inputs are on {', '.join(sorted({str(t.device) for t in given}))}, not together"
+    if values.device.type not in ("cpu", "cuda"):
+        return f"values are on {values.device}, the kernels run on a CPU or on CUDA"
+    known = GPU_DTYPES if values.is_cuda else DTYPES
+    if any(t.dtype not in known for t in given):
         types = ", ".join(str(t.dtype) for t in given)
-        return f"inputs are {types}, the kernel takes float32 and bfloat16"
+        names = ", ".join(str(t).removeprefix("torch.") for t in known)
+        return f"inputs are {types}, the kernel takes {names}"
     if size not in SIZES:
         return f"size={size} is not compiled; known: {', '.join(map(str, SIZES))}"
-    reason: str | None = build.why_missing()
-    return reason
+    if values.is_cuda:
+        reason: str | None = gpu.too_large(values, filters) or gpu.why_missing()
+        return reason
+    missing: str | None = build.why_missing()
+    return missing
 
 
 def apply_filters(
@@ -44,7 +51,7 @@ def apply_filters(
     .. math:: out_{c,p} = \sum_t (mul_{c,t} \, filters_{h(c),t,p} + add_{c,t}) \, values_{c,p+o_t}
 
     Args:
-        values: (B, H, W, C), float32 or bfloat16, any strides.
+        values: (B, H, W, C), float32 or bfloat16 (on a GPU also float16), any strides.
         filters: (B, H, W, heads, size**2) with heads a divisor of C; None means 0, and then
             ``add`` alone, one filter per channel, is applied.
         mul, add: (C, size**2), or (B, C, size**2) for one table per image; None means 1 and 0.
@@ -69,8 +76,10 @@ def apply_filters(
             for t in (mul, add)
         )
     heads = _parts(values.shape[-1]) if filters is None else filters.shape[3]
-    wide = [None if t is None else t.float() for t in (values, filters, mul, add)]
-    out: Tensor = torch.ops.lsa_kernels.filters(*wide, heads, size)
+    given: list[Tensor | None] = [values, filters, mul, add]
+    if not values.is_cuda:
+        given = [None if t is None else t.float() for t in given]
+    out: Tensor = torch.ops.lsa_kernels.filters(*given, heads, size)
     return out.to(values.dtype)
 
 
@@ -88,6 +97,16 @@ def _filters(
     return cpu.filters_forward(values, filters, mul, add, heads, size)
 
 
+@_filters.register_kernel("cuda")
+def _(
+    values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, heads: int,
+    size: int,
+) -> Tensor:  # fmt: skip
+    from lsa_kernels.gpu import filters as on_gpu
+
+    return on_gpu.forward(values, filters, mul, add, heads, size)
+
+
 @_filters.register_fake
 def _(
     values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, heads: int,
@@ -102,6 +121,19 @@ def _filters_backward(
     heads: int, size: int,
 ) -> Grads:  # fmt: skip
     to_values, to_filters, to_mul, to_add = cpu.filters_backward(
+        grad, values, filters, mul, add, heads, size
+    )
+    return to_values, to_filters, to_mul, to_add
+
+
+@_filters_backward.register_kernel("cuda")
+def _(
+    grad: Tensor, values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None,
+    heads: int, size: int,
+) -> Grads:  # fmt: skip
+    from lsa_kernels.gpu import filters as on_gpu
+
+    to_values, to_filters, to_mul, to_add = on_gpu.backward(
         grad, values, filters, mul, add, heads, size
     )
     return to_values, to_filters, to_mul, to_add

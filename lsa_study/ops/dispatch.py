@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import lsa_kernels
 from lsa_study.ops import functional
 from lsa_study.ops import neighboring as neighborhoods
-from lsa_study.ops.checks import Size
+from lsa_study.ops.checks import Size, sides
 
 IMPLEMENTATIONS = ("auto", "reference", "unfold", "sdc", "fused")
 
@@ -20,8 +20,6 @@ def window(
 ) -> Tensor:  # fmt: skip
     """Eq. 4 on windows of whole maps, shifted alike on both axes."""
     _known(implementation, ("unfold", "sdc"), "windows; give auto, reference or fused")
-    if implementation == "fused":
-        raise ValueError("implementation='fused' cannot run: the window kernel is not built yet")
     height, width = v.shape[2:4]
     excluded = functional.shift_bands(height, width, size, (shift, shift), v.device)
     if shift:
@@ -41,6 +39,16 @@ def rolled_window(
     plain = norm == "softmax" and use_qk and rel_k is None and rel_q is None
     if implementation == "auto" and plain and q is not None and k is not None:
         return window_by_sdpa(q, k, v, rel_bias, size, excluded, scale)
+    if implementation in ("auto", "fused"):
+        area = sides(size)
+        reason = lsa_kernels.why_not_window(q, k, v, rel_k, rel_q, rel_bias, size=area)
+        if reason is None:
+            return lsa_kernels.window_attention(
+                q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
+                size=area, excluded=excluded, scale=scale,
+            )  # fmt: skip
+        if implementation == "fused":
+            raise ValueError(f"implementation='fused' cannot run: {reason}")
     return functional.window(
         q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, excluded, scale
     )  # fmt: skip

@@ -238,14 +238,17 @@ struct Task {
     constexpr float G = 1.41421356237309515f / K;
     vf count = vf{};
     for (int t = 0; t < T; ++t) count += seen[t] ? splat(1) : vf{};
-    const vf total = by_rows([&](int t) { return seen[t] ? d[t] : vf{}; });
     const vf dot = by_rows([&](int t) { return d[t] * a[t]; });
     const vf others = count > 1.0f ? count - 1.0f : splat(1);
     const vf deviation = spread - 1e-10f;
-    // With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s).
+    // With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s). The mean goes
+    // last: it also takes what rounding left of the weights' own mean.
     const vf pull = deviation > 0.0f ? dot * spread / (G * G * others * deviation) : vf{};
-    for (int t = 0; t < T; ++t)
-      d[t] = seen[t] ? (G / spread) * (d[t] - total / count - pull * a[t]) : vf{};
+    for (int t = 0; t < T; ++t) d[t] = seen[t] ? d[t] - pull * a[t] : vf{};
+    const vf mean = by_rows([&](int t) { return d[t]; }) / count;
+    // Of two numbers filter norm keeps the order alone: rounding would stand where 0 belongs.
+    const vf slope = count == 2.0f && deviation > 0.0f ? vf{} : G / spread;
+    for (int t = 0; t < T; ++t) d[t] = seen[t] ? slope * (d[t] - mean) : vf{};
   }
 
   // Sums over taps of the weights a[tile][t] and the neighbors' channels. ``from`` is the upper

@@ -1,0 +1,499 @@
+// Eq. 4 on shared windows, forward and backward, float32; any side, maps rolled and padded already.
+//
+// The same pixel of 2 * VL windows lies in the lanes of two vectors, so that a table's entry, which
+// depends on the pair of pixels alone, is broadcast once for all of them. A task works through a
+// fixed share of a head's windows; parameter gradients are summed over the shares in order, so
+// results do not depend on the number of threads.
+#include <algorithm>
+#include <cmath>
+
+#include "memory.h"
+#include "simd.h"
+#include "transpose.h"
+
+namespace {
+
+enum Norm { IDENTITY = 0, FILTER_NORM = 1, SOFTMAX = 2 };
+
+struct Problem {
+  int64_t batch, heads, height, width, depth, rows, columns;
+  int use_qk, norm;
+  float scale;
+  int64_t pixels() const { return rows * columns; }
+  int64_t per_image() const { return height / rows * (width / columns); }
+  int64_t windows() const { return batch * per_image(); }
+  int64_t offsets() const { return (2 * rows - 1) * (2 * columns - 1); }
+  // pos(j) - pos(i) in a table that runs row by row from the top left.
+  int64_t offset(int64_t i, int64_t j) const {
+    const int64_t dy = j / columns - i / columns + rows - 1;
+    return dy * (2 * columns - 1) + j % columns - i % columns + columns - 1;
+  }
+};
+
+// Element strides of a (B, h, H, W, d) view.
+struct View {
+  float* at;
+  int64_t stride[5];
+};
+
+constexpr int VB = 2, LANES = VB * VL;  // vectors, and windows, worked on together
+constexpr int64_t SHARES = 16;          // tasks of a head
+
+struct Group {
+  const Problem& p;
+  const int64_t h, n, d;
+  int64_t first, count;  // windows of this group
+
+  Group(const Problem& p, int64_t h, int64_t group)
+      : p(p), h(h), n(p.pixels()), d(p.depth), first(group * LANES),
+        count(std::min<int64_t>(LANES, p.windows() - first)) {}
+
+  float* pixel(const View& map, int64_t lane, int64_t i) const {
+    const int64_t w = (first + lane) % p.per_image(), across = p.width / p.columns;
+    const int64_t y = w / across * p.rows + i / p.columns, x = w % across * p.columns + i % p.columns;
+    return map.at + (first + lane) / p.per_image() * map.stride[0] + h * map.stride[1] +
+           y * map.stride[2] + x * map.stride[3];
+  }
+
+  // To [pixel][channel][lane]; lanes without a window are zero.
+  void pack(const View& from, float* to) const {
+    for (int64_t i = 0; i < n; ++i) {
+      float* block = to + i * d * LANES;
+      const float* at[LANES];
+      for (int64_t lane = 0; lane < count; ++lane) at[lane] = pixel(from, lane, i);
+      int64_t c = 0;
+      for (; from.stride[4] == 1 && c + 8 <= d; c += 8)
+        for (int64_t lane = 0; lane < LANES; lane += 8) {
+          v8 r[8];
+          for (int k = 0; k < 8; ++k)
+            r[k] = lane + k < count ? v8(*(const v8u*)(at[lane + k] + c)) : v8{};
+          turn(r);
+          for (int k = 0; k < 8; ++k) *(v8u*)(block + (c + k) * LANES + lane) = r[k];
+        }
+      for (; c < d; ++c)
+        for (int64_t lane = 0; lane < LANES; ++lane)
+          block[c * LANES + lane] = lane < count ? at[lane][c * from.stride[4]] : 0.0f;
+    }
+  }
+
+  void unpack(const float* from, const View& to, float factor) const {
+    for (int64_t i = 0; i < n; ++i) {
+      const float* block = from + i * d * LANES;
+      int64_t c = 0;
+      for (; to.stride[4] == 1 && c + 8 <= d; c += 8)
+        for (int64_t lane = 0; lane < count; lane += 8) {
+          v8 r[8];
+          for (int k = 0; k < 8; ++k) r[k] = factor * *(const v8u*)(block + (c + k) * LANES + lane);
+          turn(r);
+          for (int k = 0; k < 8 && lane + k < count; ++k)
+            *(v8u*)(pixel(to, lane + k, i) + c) = r[k];
+        }
+      for (; c < d; ++c)
+        for (int64_t lane = 0; lane < count; ++lane)
+          pixel(to, lane, i)[c * to.stride[4]] = factor * block[c * LANES + lane];
+    }
+  }
+};
+
+typedef vf Pair[VB];
+
+// Sums over channels of one query and JB keys, with the terms of the tables if there are any.
+// ``offset`` holds the offsets of this query's pairs. In parts of CHANNELS: short sums round less.
+template <int JB, bool TABLES>
+void product_block(const Problem& p, const float* q, const float* k, const float* rel_k,
+                   const float* rel_q, const int64_t* offset, int64_t j, Pair* out) {
+  constexpr int64_t CHANNELS = 8;
+  const float *rk[JB], *rq[JB];
+  for (int i = 0; i < JB && TABLES; ++i) {
+    rk[i] = rel_k ? rel_k + offset[j + i] * p.depth : nullptr;
+    rq[i] = rel_q ? rel_q + offset[j + i] * p.depth : nullptr;
+  }
+  const bool all = p.use_qk && rel_k && rel_q;
+  const float* keys = k ? k + j * p.depth * LANES : nullptr;
+  for (int64_t first = 0; first < p.depth; first += CHANNELS) {
+    Pair acc[JB] = {};
+    for (int64_t c = first; c < std::min(p.depth, first + CHANNELS); ++c) {
+      Pair query = {};
+      for (int b = 0; b < VB && q; ++b) query[b] = load(q + c * LANES + b * VL);
+      for (int i = 0; i < JB; ++i)
+        for (int b = 0; b < VB; ++b) {
+          const vf key = keys ? load(keys + (i * p.depth + c) * LANES + b * VL) : vf{};
+          if (!TABLES) {
+            acc[i][b] += query[b] * key;
+          } else if (all) {
+            acc[i][b] += (query[b] + rq[i][c]) * key;
+            acc[i][b] += query[b] * rk[i][c];
+          } else {
+            if (rel_q)
+              acc[i][b] += (p.use_qk ? query[b] + rq[i][c] : splat(rq[i][c])) * key;
+            else if (p.use_qk)
+              acc[i][b] += query[b] * key;
+            if (rel_k) acc[i][b] += query[b] * rk[i][c];
+          }
+        }
+    }
+    for (int i = 0; i < JB; ++i)
+      for (int b = 0; b < VB; ++b) out[j + i][b] = first ? out[j + i][b] + acc[i][b] : acc[i][b];
+  }
+}
+
+// All pairs, to [i][j]; a block of keys stays in the first cache while the queries pass.
+template <bool TABLES>
+void products(const Problem& p, const float* q, const float* k, const float* rel_k,
+              const float* rel_q, const int64_t* offsets, Pair* out) {
+  const int64_t n = p.pixels(), step = p.depth * LANES;
+  int64_t j = 0;
+  auto pass = [&](auto block) {
+    for (int64_t i = 0; i < n; ++i)
+      block(q ? q + i * step : nullptr, offsets + i * n, out + i * n);
+  };
+  for (; j + 4 <= n; j += 4)
+    pass([&](const float* query, const int64_t* offset, Pair* row) {
+      product_block<4, TABLES>(p, query, k, rel_k, rel_q, offset, j, row);
+    });
+  for (; j < n; ++j)
+    pass([&](const float* query, const int64_t* offset, Pair* row) {
+      product_block<1, TABLES>(p, query, k, rel_k, rel_q, offset, j, row);
+    });
+}
+
+// Sums over one pixel's pairs of weights and (values + a table's entries): CB channels from c.
+template <int CB>
+void mix_block(const Problem& p, const Pair* a, int64_t step, const float* values,
+               const float* table, const int64_t* offset, int64_t c, float* to) {
+  const int64_t n = p.pixels();
+  Pair total[CB] = {};
+  for (int64_t first = 0; first < n; first += 8) {
+    Pair acc[CB] = {};
+    for (int64_t j = first; j < std::min(n, first + 8); ++j) {
+      const float* from = values ? values + (j * p.depth + c) * LANES : nullptr;
+      const float* entry = table ? table + offset[j] * p.depth + c : nullptr;
+      for (int i = 0; i < CB; ++i)
+        for (int b = 0; b < VB; ++b) {
+          vf value = from ? load(from + i * LANES + b * VL) : vf{};
+          if (entry) value += entry[i];
+          acc[i][b] += a[j * step][b] * value;
+        }
+    }
+    for (int i = 0; i < CB; ++i)
+      for (int b = 0; b < VB; ++b) total[i][b] += acc[i][b];
+  }
+  for (int i = 0; i < CB; ++i)
+    for (int b = 0; b < VB; ++b) store(to + (c + i) * LANES + b * VL, total[i][b]);
+}
+
+// All pixels; a block of channels stays in the first cache while they pass. Weights of pixel i lie
+// at a[i * next], those of its pairs ``step`` apart.
+void mix(const Problem& p, const Pair* a, int64_t next, int64_t step, const float* values,
+         const float* table, const int64_t* offsets, float* to) {
+  const int64_t n = p.pixels(), size = p.depth * LANES;
+  int64_t c = 0;
+  for (; c + 4 <= p.depth; c += 4)
+    for (int64_t i = 0; i < n; ++i)
+      mix_block<4>(p, a + i * next, step, values, table, offsets + i * n, c, to + i * size);
+  for (; c < p.depth; ++c)
+    for (int64_t i = 0; i < n; ++i)
+      mix_block<1>(p, a + i * next, step, values, table, offsets + i * n, c, to + i * size);
+}
+
+// Gradient of a table: for every offset, sums over its pairs of slopes and one pixel's channels.
+// Pixel i, or j if ``of_key``, of a pair (i, j).
+template <int CB>
+void outer_block(const Problem& p, const Pair* slopes, const float* map, bool of_key, int64_t dy,
+                 int64_t dx, int64_t c, float* sums) {
+  Pair acc[CB] = {};
+  const int64_t n = p.pixels();
+  for (int64_t y = std::max<int64_t>(0, -dy); y < std::min(p.rows, p.rows - dy); ++y)
+    for (int64_t x = std::max<int64_t>(0, -dx); x < std::min(p.columns, p.columns - dx); ++x) {
+      const int64_t i = y * p.columns + x, j = (y + dy) * p.columns + x + dx;
+      const float* from = map + ((of_key ? j : i) * p.depth + c) * LANES;
+      for (int k = 0; k < CB; ++k)
+        for (int b = 0; b < VB; ++b)
+          acc[k][b] += slopes[i * n + j][b] * load(from + k * LANES + b * VL);
+    }
+  for (int k = 0; k < CB; ++k) {
+    float total = 0;
+    for (int b = 0; b < VB; ++b) total += sum(acc[k][b]);
+    sums[k] += p.scale * total;
+  }
+}
+
+template <int CB>
+void outer_channels(const Problem& p, const Pair* slopes, const float* map, bool of_key, int64_t c,
+                    float* table) {
+  for (int64_t dy = 1 - p.rows; dy < p.rows; ++dy)
+    for (int64_t dx = 1 - p.columns; dx < p.columns; ++dx) {
+      const int64_t offset = (dy + p.rows - 1) * (2 * p.columns - 1) + dx + p.columns - 1;
+      outer_block<CB>(p, slopes, map, of_key, dy, dx, c, table + offset * p.depth + c);
+    }
+}
+
+void outer(const Problem& p, const Pair* slopes, const float* map, bool of_key, float* table) {
+  int64_t c = 0;
+  for (; c + 4 <= p.depth; c += 4) outer_channels<4>(p, slopes, map, of_key, c, table);
+  for (; c < p.depth; ++c) outer_channels<1>(p, slopes, map, of_key, c, table);
+}
+
+// A sum over the pairs of a query, in short parts: they round less than one long one.
+template <class Term>
+vf in_parts(int64_t n, Term term) {
+  vf total = vf{};
+  for (int64_t j = 0; j < n; j += 8) {
+    vf part = vf{};
+    for (int64_t k = j; k < std::min(n, j + 8); ++k) part += term(k);
+    total += part;
+  }
+  return total;
+}
+
+// Which pairs count: all, or those that were neighbors before the map was rolled.
+struct Seen {
+  const vi* lanes;  // [n] of one query and one vector, or null
+  vi operator()(int64_t j) const { return lanes ? lanes[j * VB] : vi{} - 1; }
+};
+
+void normalise(const Problem& p, Pair* a, int b, Seen seen, vf* spread) {
+  const int64_t n = p.pixels();
+  if (p.norm == SOFTMAX) {
+    vf top = splat(-INFINITY);
+    for (int64_t j = 0; j < n; ++j) {
+      a[j][b] = seen(j) ? a[j][b] : splat(-INFINITY);
+      top = a[j][b] > top || a[j][b] != a[j][b] ? a[j][b] : top;  // a NaN stays
+    }
+    for (int64_t j = 0; j < n; ++j) a[j][b] = exp_of(a[j][b] - top);
+    const vf inverse = 1.0f / in_parts(n, [&](int64_t j) { return a[j][b]; });
+    for (int64_t j = 0; j < n; ++j) a[j][b] *= inverse;
+    return;
+  }
+  vf count = vf{};
+  for (int64_t j = 0; j < n; ++j) {
+    count += seen(j) ? splat(1) : vf{};
+    a[j][b] = seen(j) ? a[j][b] : vf{};
+  }
+  if (p.norm == IDENTITY) return;
+  const vf mean = in_parts(n, [&](int64_t j) { return a[j][b]; }) / count;
+  for (int64_t j = 0; j < n; ++j) a[j][b] = seen(j) ? a[j][b] - mean : vf{};
+  const vf squares = in_parts(n, [&](int64_t j) { return a[j][b] * a[j][b]; });
+  vf deviation = squares / (count > 1.0f ? count - 1.0f : splat(1));
+  for (int i = 0; i < VL; ++i) deviation[i] = std::sqrt(deviation[i]);
+  *spread = deviation + 1e-10f;
+  const vf gain = std::sqrt(2.0f / n) / *spread;
+  for (int64_t j = 0; j < n; ++j) a[j][b] *= gain;
+}
+
+void normalise_back(const Problem& p, Pair* g, const Pair* a, int b, Seen seen, vf spread) {
+  const int64_t n = p.pixels();
+  if (p.norm == IDENTITY) {
+    for (int64_t j = 0; j < n; ++j) g[j][b] = seen(j) ? g[j][b] : vf{};
+    return;
+  }
+  const vf dot = in_parts(n, [&](int64_t j) { return g[j][b] * a[j][b]; });
+  if (p.norm == SOFTMAX) {
+    for (int64_t j = 0; j < n; ++j) g[j][b] = a[j][b] * (g[j][b] - dot);
+    return;
+  }
+  const float gain = std::sqrt(2.0f / n);
+  vf count = vf{};
+  for (int64_t j = 0; j < n; ++j) count += seen(j) ? splat(1) : vf{};
+  const vf others = count > 1.0f ? count - 1.0f : splat(1);
+  const vf deviation = spread - 1e-10f;
+  // With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s). The mean goes last:
+  // it also takes what rounding left of the weights' own mean.
+  const vf pull = deviation > 0.0f ? dot * spread / (gain * gain * others * deviation) : vf{};
+  for (int64_t j = 0; j < n; ++j) g[j][b] = seen(j) ? g[j][b] - pull * a[j][b] : vf{};
+  const vf mean = in_parts(n, [&](int64_t j) { return g[j][b]; }) / count;
+  // Of two numbers filter norm keeps the order alone: rounding would stand where 0 belongs.
+  const vf slope = count == 2.0f && deviation > 0.0f ? vf{} : gain / spread;
+  for (int64_t j = 0; j < n; ++j) g[j][b] = seen(j) ? slope * (g[j][b] - mean) : vf{};
+}
+
+struct Scratch {
+  Buffer q, k, v, out, grad, dq, dk, dv;
+  std::vector<Pair> a, slopes;
+  std::vector<vi> seen;
+  std::vector<int64_t> offsets;  // [i][j], then [j][i]
+  Scratch(const Problem& p, const View& q_, const View& k_, bool back)
+      : q(q_.at ? size(p) : 1), k(k_.at ? size(p) : 1), v(size(p)), out(back ? 1 : size(p)),
+        grad(back ? size(p) : 1), dq(back && q_.at ? size(p) : 1), dk(back && k_.at ? size(p) : 1),
+        dv(back ? size(p) : 1), a(back ? 0 : p.pixels() * p.pixels()), slopes(back ? p.pixels() * p.pixels() : 0),
+        seen(p.pixels() * p.pixels() * VB), offsets(2 * p.pixels() * p.pixels()) {
+    const int64_t n = p.pixels();
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        offsets[i * n + j] = offsets[n * n + j * n + i] = p.offset(i, j);
+  }
+  static int64_t size(const Problem& p) { return p.pixels() * p.depth * LANES; }
+
+  // Returns whether any pair of this group is excluded, and where if so.
+  bool look(const Group& group, const uint8_t* excluded) {
+    const int64_t n = group.n, pairs = n * n, per_image = group.p.per_image();
+    bool any = false;
+    for (int64_t lane = 0; lane < group.count && excluded && !any; ++lane) {
+      const uint8_t* mine = excluded + (group.first + lane) % per_image * pairs;
+      any = std::any_of(mine, mine + pairs, [](uint8_t out) { return out != 0; });
+    }
+    for (int64_t pair = 0; any && pair < pairs; ++pair)
+      for (int lane = 0; lane < LANES; ++lane) {
+        const int64_t w = (group.first + lane) % per_image;
+        seen[pair * VB + lane / VL][lane % VL] =
+            lane < group.count && excluded[w * pairs + pair] ? 0 : -1;
+      }
+    return any;
+  }
+  Seen seen_by(bool any, int64_t i, int64_t n, int b) const {
+    return {any ? seen.data() + i * n * VB + b : nullptr};
+  }
+};
+
+int64_t groups_of(const Problem& p) { return (p.windows() + LANES - 1) / LANES; }
+
+struct Tables {
+  const float *rel_k, *rel_q, *bias;
+  Tables of(const Problem& p, int64_t h) const {
+    const int64_t o = p.offsets();
+    return {rel_k ? rel_k + h * o * p.depth : nullptr, rel_q ? rel_q + h * o * p.depth : nullptr,
+            bias ? bias + h * o : nullptr};
+  }
+};
+
+void forward_group(const Group& group, Scratch& my, const Tables& tables, const View& q,
+                   const View& k, const View& v, const uint8_t* excluded, const View& out,
+                   float* kept, float* spreads) {
+  const Problem& p = group.p;
+  const int64_t n = group.n;
+  if (q.at) group.pack(q, my.q.at);
+  if (k.at) group.pack(k, my.k.at);
+  group.pack(v, my.v.at);
+  const bool any = my.look(group, excluded);
+  Pair* a = kept ? reinterpret_cast<Pair*>(kept) : my.a.data();
+  const int64_t* offsets = my.offsets.data();
+  const float *query = q.at ? my.q.at : nullptr, *keys = k.at ? my.k.at : nullptr;
+  if (p.use_qk && !tables.rel_k && !tables.rel_q)
+    products<false>(p, query, keys, nullptr, nullptr, offsets, a);
+  else
+    products<true>(p, query, keys, tables.rel_k, tables.rel_q, offsets, a);
+  for (int64_t i = 0; i < n; ++i)
+    for (int b = 0; b < VB; ++b) {
+      Pair* row = a + i * n;
+      for (int64_t j = 0; j < n; ++j)
+        row[j][b] = p.scale * row[j][b] + (tables.bias ? tables.bias[offsets[i * n + j]] : 0.0f);
+      vf spread = vf{};
+      normalise(p, row, b, my.seen_by(any, i, n, b), &spread);
+      if (spreads) store(spreads + i * LANES + b * VL, spread);
+    }
+  mix(p, a, n, 1, my.v.at, nullptr, offsets, my.out.at);
+  group.unpack(my.out.at, out, 1.0f);
+}
+
+void backward_group(const Group& group, Scratch& my, const Tables& tables, const View& q,
+                    const View& k, const View& v, const uint8_t* excluded, const float* kept,
+                    const float* spreads, const View& dout, const View& dq, const View& dk,
+                    const View& dv, float* drel_k, float* drel_q, float* dbias) {
+  const Problem& p = group.p;
+  const int64_t n = group.n;
+  if (q.at) group.pack(q, my.q.at);
+  if (k.at) group.pack(k, my.k.at);
+  group.pack(v, my.v.at);
+  group.pack(dout, my.grad.at);
+  const bool any = my.look(group, excluded);
+  const Pair* a = reinterpret_cast<const Pair*>(kept);
+  Pair* slopes = my.slopes.data();
+  const int64_t *offsets = my.offsets.data(), *back = offsets + n * n;
+  products<false>(p, my.grad.at, my.v.at, nullptr, nullptr, offsets, slopes);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int b = 0; b < VB; ++b)
+      normalise_back(p, slopes + i * n, a + i * n, b, my.seen_by(any, i, n, b),
+                     load(spreads + i * LANES + b * VL));
+    for (int64_t j = 0; j < n && dbias; ++j)
+      dbias[offsets[i * n + j]] += sum(slopes[i * n + j][0] + slopes[i * n + j][1]);
+  }
+  mix(p, a, 1, n, my.grad.at, nullptr, back, my.dv.at);
+  if (q.at)
+    mix(p, slopes, n, 1, p.use_qk ? my.k.at : nullptr, tables.rel_k, offsets, my.dq.at);
+  if (k.at) mix(p, slopes, 1, n, p.use_qk ? my.q.at : nullptr, tables.rel_q, back, my.dk.at);
+  if (drel_k) outer(p, my.slopes.data(), my.q.at, false, drel_k);
+  if (drel_q) outer(p, my.slopes.data(), my.k.at, true, drel_q);
+  if (dq.at) group.unpack(my.dq.at, dq, p.scale);
+  if (dk.at) group.unpack(my.dk.at, dk, p.scale);
+  group.unpack(my.dv.at, dv, 1.0f);
+}
+
+void forward(const Problem& p, const View& q, const View& k, const View& v, const Tables& tables,
+             const uint8_t* excluded, const View& out, float* kept, float* spreads) {
+  const int64_t groups = groups_of(p), n = p.pixels();
+  Each<Scratch> scratch([&] { return new Scratch(p, q, k, false); });
+#pragma omp parallel for schedule(static)
+  for (int64_t task = 0; task < p.heads * groups; ++task) {
+    const Group group(p, task / groups, task % groups);
+    forward_group(group, scratch.mine(), tables.of(p, group.h), q, k, v, excluded, out,
+                  kept ? kept + task * n * n * LANES : nullptr,
+                  kept ? spreads + task * n * LANES : nullptr);
+  }
+}
+
+void backward(const Problem& p, const View& q, const View& k, const View& v, const Tables& tables,
+              const uint8_t* excluded, const float* kept, const float* spreads, const View& dout,
+              const View& dq, const View& dk, const View& dv, float* drel_k, float* drel_q,
+              float* dbias) {
+  const int64_t groups = groups_of(p), n = p.pixels(), shares = std::min(groups, SHARES);
+  const int64_t o = p.offsets(), length = o * p.depth;
+  Buffer parts_k(drel_k ? p.heads * shares * length : 1);
+  Buffer parts_q(drel_q ? p.heads * shares * length : 1);
+  Buffer parts_b(dbias ? p.heads * shares * o : 1);
+  Each<Scratch> scratch([&] { return new Scratch(p, q, k, true); });
+#pragma omp parallel for schedule(static)
+  for (int64_t task = 0; task < p.heads * shares; ++task) {
+    const int64_t h = task / shares, share = task % shares;
+    for (int64_t g = share * groups / shares; g < (share + 1) * groups / shares; ++g) {
+      const int64_t at = h * groups + g;
+      backward_group(Group(p, h, g), scratch.mine(), tables.of(p, h), q, k, v, excluded,
+                     kept + at * n * n * LANES, spreads + at * n * LANES, dout, dq, dk, dv,
+                     drel_k ? parts_k.at + task * length : nullptr,
+                     drel_q ? parts_q.at + task * length : nullptr,
+                     dbias ? parts_b.at + task * o : nullptr);
+    }
+  }
+  auto collect = [&](const Buffer& parts, float* total, int64_t size) {
+    if (!total) return;
+    std::memset(total, 0, p.heads * size * 4);
+    for (int64_t task = 0; task < p.heads * shares; ++task)
+      for (int64_t e = 0; e < size; ++e)
+        total[task / shares * size + e] += parts.at[task * size + e];
+  };
+  collect(parts_k, drel_k, length);
+  collect(parts_q, drel_q, length);
+  collect(parts_b, dbias, o);
+}
+
+}  // namespace
+
+extern "C" {
+
+int window_lanes() { return LANES; }
+
+// 0 done, 1 out of memory. ``excluded`` is (windows of an image, pixels, pixels), or null.
+int window_forward(const Problem* p, const View* q, const View* k, const View* v,
+                   const float* rel_k, const float* rel_q, const float* bias,
+                   const uint8_t* excluded, const View* out, float* kept, float* spreads) {
+  try {
+    forward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, *out, kept, spreads);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+int window_backward(const Problem* p, const View* q, const View* k, const View* v,
+                    const float* rel_k, const float* rel_q, const float* bias,
+                    const uint8_t* excluded, const float* kept, const float* spreads,
+                    const View* dout, const View* dq, const View* dk, const View* dv,
+                    float* drel_k, float* drel_q, float* dbias) {
+  try {
+    backward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, kept, spreads, *dout, *dq, *dk, *dv,
+             drel_k, drel_q, dbias);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+}

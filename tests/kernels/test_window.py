@@ -1,0 +1,175 @@
+"""The fused window kernel against the plain definition in float64 and golden tensors."""
+
+import itertools
+
+import pytest
+import torch
+
+import lsa_kernels
+from lsa_kernels import build
+from lsa_study.ops import UnifiedSpatialOp
+from lsa_study.ops.functional import shift_bands, spatial_attention, window
+
+pytestmark = pytest.mark.skipif(build.built().path is None, reason=str(build.built().reason))
+
+TERMS = ("qk", "q_rk", "rq_k", "bias")
+SETS = [c for n in range(1, 5) for c in itertools.combinations(TERMS, n)]
+NAMES = ("out", "dq", "dk", "dv", "drel_k", "drel_q", "drel_bias")
+# Batch, heads, H, W, channels, window, shift: fewer and more windows than lanes, even and oblong
+# windows, channels that fill no vector.
+SHAPES = [
+    (2, 2, 9, 12, 3, (3, 3), 1), (2, 1, 14, 14, 8, (7, 7), 3), (5, 2, 8, 12, 12, (4, 6), 2),
+    (1, 1, 5, 5, 33, (5, 5), 0),
+]  # fmt: skip
+
+
+def make(seed, batch, heads, height, width, depth, size, shift):
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw)
+
+    offsets = (2 * size[0] - 1) * (2 * size[1] - 1)
+    maps = [normal(batch, height, width, heads, depth).permute(0, 3, 1, 2, 4) for _ in range(3)]
+    tables = [normal(heads, offsets, depth) for _ in range(2)] + [normal(heads, offsets)]
+    excluded = shift_bands(height, width, size, (shift, shift), torch.device("cpu"))
+    return [*maps, *tables], normal(batch, heads, height, width, depth), excluded
+
+
+def run(call, tensors, gradient, terms, dtype):
+    """Output and all gradients, in float64."""
+    q, k, v, rel_k, rel_q, bias = leaves = [
+        t.to(dtype, copy=True).requires_grad_() for t in tensors
+    ]
+    out = call(
+        q if {"qk", "q_rk"} & set(terms) else None,
+        k if {"qk", "rq_k"} & set(terms) else None,
+        v,
+        rel_k if "q_rk" in terms else None,
+        rel_q if "rq_k" in terms else None,
+        bias if "bias" in terms else None,
+        "qk" in terms,
+    )
+    out.backward(gradient.to(dtype))
+    found = [out.detach(), *(leaf.grad for leaf in leaves)]
+    return [None if t is None else t.double() for t in found]
+
+
+def fused(norm, size, excluded, scale=None):
+    return lambda q, k, v, rk, rq, rb, use_qk: lsa_kernels.window_attention(
+        q, k, v, rel_k=rk, rel_q=rq, rel_bias=rb, use_qk=use_qk, norm=norm, size=size,
+        excluded=excluded, scale=scale,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["softmax", "identity", "filter_norm"])
+@pytest.mark.parametrize("terms", SETS, ids="+".join)
+def test_rounds_no_worse_than_the_plain_one(terms, norm):
+    for at, sizes in enumerate(SHAPES):
+        depth, size = sizes[4:6]
+        tensors, gradient, excluded = make(at, *sizes)
+
+        def plain(q, k, v, rk, rq, rb, use_qk, depth=depth, size=size, excluded=excluded):
+            return window(q, k, v, rk, rq, rb, use_qk, norm, size, excluded, depth**-0.5)
+
+        exact = run(plain, tensors, gradient, terms, torch.float64)
+        rounded = run(plain, tensors, gradient, terms, torch.float32)
+        ours = run(fused(norm, size, excluded), tensors, gradient, terms, torch.float32)
+        for name, e, p, f in zip(NAMES, exact, rounded, ours, strict=True):
+            if e is None:
+                assert f is None, name
+                continue
+            # Root mean squares: the largest error of few numbers is a matter of luck.
+            error, theirs = ((t - e).square().mean().sqrt() for t in (f, p))
+            assert error <= max(2 * theirs, 2**-22 * e.square().mean().sqrt()), (name, sizes)
+            assert (f - e).abs().max() <= max(
+                4 * (p - e).abs().max(), 16 * 2**-24 * e.abs().max()
+            ), (name, sizes)
+
+
+@pytest.mark.golden("eq4_window_*")
+def test_golden(golden):
+    _, _, _, norm, _ = golden.name.split("_")
+    terms = set(golden.meta["terms"])
+    given = {n: torch.from_numpy(golden[n]).float() for n in ("q", "k", "v", "rk", "rq", "rb")}
+    out = spatial_attention(
+        given["q"] if terms & {"qk", "qr"} else None,
+        given["k"] if terms & {"qk", "rk"} else None,
+        given["v"],
+        rel_k=given["rk"] if "qr" in terms else None,
+        rel_q=given["rq"] if "rk" in terms else None,
+        rel_bias=given["rb"] if "b" in terms else None,
+        use_qk="qk" in terms, norm={"filter": "filter_norm"}.get(norm, norm), application="window",
+        size=golden.meta["window"], shift=golden.meta["shift"], implementation="fused",
+    )  # fmt: skip
+    assert (out - torch.from_numpy(golden["y"])).abs().max() <= 1e-4
+
+
+def test_the_number_of_threads_changes_no_bit():
+    tensors, gradient, excluded = make(1, 9, 2, 14, 14, 8, (7, 7), 3)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 2):
+            torch.set_num_threads(number)
+            call = fused("softmax", (7, 7), excluded)
+            found.append(run(call, tensors, gradient, TERMS, torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_every_element_is_written(monkeypatch):
+    tensors, gradient, excluded = make(2, 2, 2, 8, 12, 5, (4, 4), 2)
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        assert torch.empty(3).isnan().all()
+        found = run(fused("softmax", (4, 4), excluded), tensors, gradient, TERMS, torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(t.isfinite().all() for t in found)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_where_the_definition_has_it(bad):
+    (q, k, v, *_), _, _ = make(3, 1, 1, 6, 6, 4, (3, 3), 0)
+    q[0, 0, 2, 3, 1] = bad
+    got = lsa_kernels.window_attention(q, k, v, norm="softmax", size=(3, 3))
+    want = window(q, k, v, None, None, None, True, "softmax", (3, 3), None, 0.5)
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def test_an_empty_batch_gives_an_empty_batch():
+    tensors, gradient, _ = make(4, 0, 2, 6, 6, 4, (3, 3), 0)
+    out, *_, bias = run(fused("softmax", (3, 3), None), tensors, gradient, TERMS, torch.float32)
+    assert out.shape == (0, 2, 6, 6, 4)
+    assert (bias == 0).all()
+
+
+def test_what_it_cannot_take_is_refused_with_the_reason():
+    x = torch.randn(1, 1, 17, 17, 4)
+    options = {"norm": "identity", "application": "window", "size": 17}
+    with pytest.raises(ValueError, match="'fused' cannot run: size="):
+        spatial_attention(x, x, x, implementation="fused", **options)
+    want = spatial_attention(x, x, x, implementation="reference", **options)
+    torch.testing.assert_close(spatial_attention(x, x, x, **options), want)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_torch_accepts_the_operator():
+    tensors, _, excluded = make(5, 1, 2, 6, 6, 4, (3, 3), 1)
+    leaves = [t.requires_grad_() for t in tensors]
+    arguments = (*leaves, excluded, True, "softmax", 3, 3, 0.5, True)
+    torch.library.opcheck(torch.ops.lsa_kernels.window, arguments)
+
+
+def test_a_layer_compiles_exports_and_recomputes():
+    op = UnifiedSpatialOp(16, 2, terms=set(TERMS), norm="softmax", application="window", size=4)
+    x = torch.randn(1, 8, 8, 16, requires_grad=True)
+    want = op(x)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, want)
+    torch.utils.checkpoint.checkpoint(op, x, use_reentrant=False).sum().backward()
+    exported = torch.export.export(op, (x.detach(),)).module()
+    torch.testing.assert_close(exported(x.detach()), want)
