@@ -55,6 +55,24 @@ def plan(
     typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
 
 
+def rehearse(
+    study: StudyNames,
+    tier: Tier = "toy",
+    only: Only = None,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    allow_confound: Confound = None,
+) -> None:
+    """Train a few steps of every row, kill it, resume it, compare; predict what the grid costs."""
+    from lsa_study.launch.rehearse import Rehearsal
+
+    loaded = load_all(study, tier, None, only, overrides, allow_confound or ())
+    found = Rehearsal(results, tell=typer.echo).work(studies.distinct(loaded))
+    typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
+               "lsa plan shows what the runs will cost")  # fmt: skip
+    raise typer.Exit(int(any(row.state == "failed" for row in found)))
+
+
 def run(
     study: StudyNames,
     tier: Tier = "toy",
@@ -225,4 +243,4 @@ def gc(
         typer.echo(garbage.path)
 
 
-COMMANDS = (plan, run, launch, status, logs, retry, cancel, gc)
+COMMANDS = (plan, rehearse, run, launch, status, logs, retry, cancel, gc)

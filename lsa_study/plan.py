@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsa_study import rundir
+from lsa_study import rehearsal, rundir
 from lsa_study.errors import LsaError, Refused
 from lsa_study.study import Run, Study, distinct
 
@@ -37,7 +37,8 @@ def as_json(study: Study) -> dict[str, Any]:
 def as_text(studies: Sequence[Study], results: Path) -> str:
     """A block for each study and a last line that counts the distinct runs."""
     states = _states(studies, results)
-    blocks = [_block(study, studies, states) for study in studies]
+    rehearsed = {tier: rehearsal.read(results, tier) for tier in {one.tier for one in studies}}
+    blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
     todo = sum(states.get(run.identity) not in rundir.OUTCOMES for run in runs)
     epochs = sum(run.settings.train.epochs for run in runs)
@@ -76,15 +77,22 @@ def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
     return states
 
 
-def _block(study: Study, studies: Sequence[Study], states: dict[str, str]) -> str:
+def _block(
+    study: Study,
+    studies: Sequence[Study],
+    states: dict[str, str],
+    rehearsed: Mapping[str, rehearsal.Rehearsed],
+) -> str:
     runs = study.runs()
     done = [run for run in runs if states.get(run.identity) in rundir.OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in rundir.OUTCOMES]
     running = [run for run in runs if states.get(run.identity) == "running"]
     rows = [
         ("contrast", f"ok: only {', '.join(study.file.factor)} differ{_s(study.file.factor)}"),
-        ("reuse", f"{len(done)} done, {len(running)} running, {len(runs) - len(done)} to do"),
+        ("reuse", f"{len(done)} done, {len(running)} running, {len(todo)} to do"),
         ("shared", _shared(runs, study, studies)),
         ("train", _protocol(runs[0])),
+        *_cost(study, todo, rehearsed),
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
@@ -92,6 +100,15 @@ def _block(study: Study, studies: Sequence[Study], states: dict[str, str]) -> st
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {name:<9} {words}" for name, words in rows if words)])
+
+
+def _cost(
+    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearsal.Rehearsed]
+) -> list[tuple[str, str]]:
+    if not todo:
+        return []
+    unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
+    return rehearsal.predicted(todo, rehearsed) or [("cost", unknown)]
 
 
 def _s(words: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from lsa_study import rundir
+from lsa_study.config import Settings
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.rundir import OUTCOMES, RunDir
 from lsa_study.study import Run
@@ -70,8 +71,17 @@ def folder_of(run: Run, results: Path, known: dict[str, RunDir]) -> RunDir:
     return known.get(run.identity) or RunDir(here)
 
 
-class _Worker:
-    """A child process and what it is doing."""
+def ended_by(code: int) -> str:
+    """How a process ended, in words."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class Worker:
+    """A child process and what it is doing.
+
+    Args:
+        index: its place among ``jobs`` workers, which share GPUs and cores.
+    """
 
     def __init__(self, index: int, gpus: Sequence[str], jobs: int) -> None:
         environment = dict(os.environ)
@@ -91,6 +101,7 @@ class _Worker:
         self.run: Run | None = None
 
     def tell(self, **order: str) -> None:
+        """Give it an order; see ``worker``."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
@@ -100,7 +111,22 @@ class _Worker:
         line = self.replies.readline()
         return json.loads(line) if line.endswith("\n") else None
 
+    def check_data(self, settings: Settings) -> None:
+        """Have it look whether the data are there.
+
+        Raises:
+            LsaError: the data are missing or damaged.
+        """
+        self.tell(check=settings.model_dump_json())
+        reply = self.reply()
+        if reply is None:
+            raise LsaError("the worker process died while it looked at the data; see above")
+        if reply["state"] == "failed":
+            kind = {2: ConfigError, 3: EnvironmentLacks}.get(reply["exit_code"], LsaError)
+            raise kind(reply["error"])
+
     def close(self) -> int:
+        """Let it end once its order is done; returns its exit code."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.replies.close()
@@ -117,7 +143,7 @@ class Queue:
         self.jobs = jobs or max(1, len(self.gpus))
         self.summary = Summary()
         self.waiting: deque[Run] = deque()
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
         self.interrupted_at: float | None = None
         self.last_errors: list[str] = []
@@ -157,13 +183,13 @@ class Queue:
             for key, _ in self.selector.select(timeout=1.0):
                 self._hear(key.data)
 
-    def _hire(self) -> _Worker:
-        worker = _Worker(len(self.workers), self.gpus, self.jobs)
+    def _hire(self) -> Worker:
+        worker = Worker(len(self.workers), self.gpus, self.jobs)
         self.workers.append(worker)
         self.selector.register(worker.replies, selectors.EVENT_READ, worker)
         return worker
 
-    def _retire(self, worker: _Worker) -> int:
+    def _retire(self, worker: Worker) -> int:
         self.workers.remove(worker)
         self.selector.unregister(worker.replies)
         return worker.close()
@@ -171,15 +197,9 @@ class Queue:
     def _check_data(self) -> None:
         worker = self._hire()
         for settings in {run.settings.data: run.settings for run in self.waiting}.values():
-            worker.tell(check=settings.model_dump_json())
-            reply = worker.reply()
-            if reply is None:
-                raise LsaError("the worker process died while it looked at the data; see above")
-            if reply["state"] == "failed":
-                kind = {2: ConfigError, 3: EnvironmentLacks}.get(reply["exit_code"], LsaError)
-                raise kind(reply["error"])
+            worker.check_data(settings)
 
-    def _next(self, worker: _Worker) -> None:
+    def _next(self, worker: Worker) -> None:
         if not self.waiting or self.interrupted_at is not None:
             worker.run = None
             return
@@ -190,7 +210,7 @@ class Queue:
         self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
         worker.tell(train=str(folder.root))
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: Worker) -> None:
         run, reply = worker.run, worker.reply()
         assert run is not None
         if reply is None:
@@ -203,9 +223,8 @@ class Queue:
             self._next(worker)
 
     def _died(self, run: Run, code: int) -> str:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         cause = "oom-host" if code == -signal.SIGKILL else "bug"
-        words = f"the worker process ended by {how}"
+        words = f"the worker process ended by {ended_by(code)}"
         folder = folder_of(run, self.results, self.known)
         status = {k: v for k, v in folder.status().items() if k not in ("state", "heartbeat")}
         folder.write_status("failed", **{**status, "cause": cause, "message": words})

@@ -1,0 +1,206 @@
+"""Rehearsals of real rows in real processes, with faults planted into them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lsa_study import plan, rehearsal, study
+from lsa_study.launch import rehearse
+from lsa_study.rehearsal import Rehearsed
+from lsa_study.rundir import RunDir
+
+SMALL = ["train.batch_size=16"]
+
+
+def run_of(only="swin", tier="toy", **options):
+    return study.load("table1", tier=tier, only=only, **options).runs()[0]
+
+
+def lsa(folder, *words, fault=""):
+    """Call the command; ``fault`` is code that its training processes run first."""
+    (folder / "sitecustomize.py").write_text(fault)
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lsa_study.cli", *words, "--results", str(folder / "results")]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=240
+    )
+
+
+def rehearse_swin(folder, fault=""):
+    return lsa(
+        folder, "rehearse", "table1", "--only", "swin", "--set", "train.batch_size=16", fault=fault
+    )
+
+
+@pytest.mark.slow
+def test_a_good_row_passes_and_plan_shows_its_cost(tmp_path):
+    told = rehearse_swin(tmp_path)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "1/1  swin" in told.stdout
+    assert "killed, resumed at epoch" in told.stdout
+    assert [p.name for p in (tmp_path / "results/toy").iterdir()] == ["rehearsal.json"]
+    loaded = study.load("table1", only="swin,net1", overrides=SMALL)
+    (row,) = rehearsal.read(tmp_path / "results", "toy").values()
+    assert (row.variant, row.state, row.device_kind) == ("swin", "ok", "cpu")
+    assert 0 < row.step_seconds < row.test_seconds * 20
+    assert row.peak_bytes > 1e8
+    text = plan.as_text([loaded], tmp_path / "results")
+    hours = 12 * (81 * row.step_seconds + row.test_seconds) / 3600
+    assert f"{hours:.2f} CPU hours for 1 of 2 runs to do" in text
+    assert f"at most {row.peak_bytes / 1e9:.2f} GB (swin)" in text
+
+
+LOSES_MOMENTS = """
+import sys
+if "forkserver" in " ".join(sys.orig_argv):
+    from lsa_study.training.step import Stepper
+    def careless(self, state):
+        self.model.load_state_dict(state["model"])
+    Stepper.load_state_dict = careless
+"""
+
+BEGINS_ANEW = """
+import sys
+if "forkserver" in " ".join(sys.orig_argv):
+    from lsa_study.training import checkpoint
+    checkpoint.load = lambda run_dir: None
+"""
+
+DIES = """
+import sys
+if "forkserver" in " ".join(sys.orig_argv):
+    import os
+    from lsa_study.training.step import Stepper
+    Stepper.do = lambda *_: os.abort()
+"""
+
+HAS_A_BUG = """
+import sys
+if "forkserver" in " ".join(sys.orig_argv):
+    from lsa_study.training.step import Stepper
+    Stepper.do = lambda *_: {}["rel_pos"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (LOSES_MOMENTS, "undisturbed"),
+        (BEGINS_ANEW, "began anew instead of resuming"),
+        (DIES, "SIGABRT"),
+        (HAS_A_BUG, "KeyError: 'rel_pos'"),
+    ],
+)
+def test_a_planted_fault_is_caught(tmp_path, fault, words):
+    told = rehearse_swin(tmp_path, fault)
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "failed" in told.stdout
+    assert words in told.stdout
+    (row,) = rehearsal.read(tmp_path / "results", "toy").values()
+    assert row.state == "failed"
+    assert any((tmp_path / "results/toy/rehearsal").iterdir()), "its folder is kept"
+
+
+def test_missing_data_end_with_exit_code_3(tmp_path):
+    told = lsa(
+        tmp_path, "rehearse", "table1", "--tier", "proxy", "--only", "swin",
+        "--set", f"data.root={tmp_path}/none",
+    )  # fmt: skip
+    assert told.returncode == 3
+    assert "CIFAR-10 not found" in told.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_row_keeps_all_but_its_length():
+    """One device does the parts of eight in turn: the batch and every part of it stay."""
+    run = run_of(tier="paper")
+    short = rehearse.shortened(run, checkpoints=1.0)
+    changed = {"train.epochs", "data.train_limit"}
+    assert set(study.differing(run.settings, short)) == changed
+    assert (short.train.epochs, short.data.train_limit) == (2, 2 * 1024)
+    assert short.runtime.accumulate == 8
+    few = run_of(overrides=["data.train_limit=40"])
+    assert rehearse.shortened(few, checkpoints=1.0).data.train_limit == 40
+
+
+def test_the_sizes_are_those_of_the_sets():
+    from lsa_study import data
+    from lsa_study.data import folders
+
+    source = data.load(run_of().settings).source
+    assert rehearsal.IMAGES["digits"] == (source.train_images, source.test_images)
+    assert rehearsal.IMAGES["imagenet"] == (folders.EXPECTED["train"], folders.EXPECTED["val"])
+
+
+def row(**changes):
+    known = {"step_seconds": 2.0, "test_seconds": 100.0, "peak_bytes": 31 * 10**9}
+    where = {"device": "H200", "device_kind": "cuda"}
+    return Rehearsed(variant="swin", state="ok", words="", **{**known, **where, **changes})
+
+
+def test_the_cost_of_a_grid_by_hand(tmp_path):
+    """1,281,167 images are 1,251 steps; 310 epochs of them and of the test set; three seeds."""
+    rows = {rehearsal.key(run_of(tier="paper").settings): row()}
+    rehearsal.note(tmp_path, "paper", rows)
+    loaded = study.load("table1", tier="paper", only="swin,net7", seeds=[0, 1, 2])
+    text = plan.as_text([loaded], tmp_path)
+    seconds = 310 * (1251 * 2 + 100)
+    assert f"{3 * seconds / 3600:.2f} GPU hours for 3 of 6 runs to do" in text
+    assert "at most 31.00 GB (swin), rehearsed on H200" in text
+
+
+def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
+    loaded = study.load("table1", only="swin")
+    assert "lsa rehearse table1 --tier toy" in plan.as_text([loaded], tmp_path)
+    bad = Rehearsed(variant="swin", state="failed", words="weights differ")
+    rehearsal.note(tmp_path, "toy", {rehearsal.key(run_of().settings): bad})
+    assert "swin: failed: weights differ" in plan.as_text([loaded], tmp_path)
+
+
+def test_rows_add_up_and_a_damaged_file_counts_as_none(tmp_path):
+    rehearsal.note(tmp_path, "toy", {"a": row()})
+    path = rehearsal.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
+    found = rehearsal.read(tmp_path, "toy")
+    assert sorted(found) == ["a", "b"]
+    assert found["a"].step_seconds == 1.0
+    content = json.loads(path.read_text())
+    for damaged in ("{", "[]", json.dumps({"rows": [content]}), '{"rows": {"a": {}}}'):
+        path.write_text(damaged)
+        assert rehearsal.read(tmp_path, "toy") == {}
+
+
+# -- on a GPU a resumed run has to be as near as a repeated one --------------------------------
+
+
+def finished(folder, shift):
+    (folder / "checkpoint").mkdir(parents=True)
+    run = RunDir(folder)
+    save_file({"weight": np.arange(12, dtype=np.float32).reshape(3, 4) + shift}, run.weights)
+    numbers = {"epoch": 1, "attempt": 1, "step": 2, "lr": 0.1, "train_loss": 1.0, "loss": 1.0}
+    run.log_metrics({**numbers, "acc1": 5.0, "acc5": 9.0, "ema_acc1": None})
+    run.write_result({"outcome": "done", "device_kind": "cuda"})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("apart", "words"),
+    [
+        (0.002, None),
+        (0.1, "weights are 0.1 apart, those of two undisturbed runs 0.001"),
+    ],
+)
+def test_on_a_gpu_the_noise_of_a_repeat_is_allowed(tmp_path, apart, words):
+    whole, again, cut = (
+        finished(tmp_path / name, shift)
+        for name, shift in (("whole", 0.0), ("again", 0.001), ("cut", apart))
+    )
+    assert rehearse.differing(whole, whole) is None
+    assert rehearse.differing(whole, cut).startswith("weight differs by up to")
+    assert rehearse.farther_than_a_repeat(whole, again, cut) == words
+    assert rehearse.farther_than_a_repeat(whole, whole, cut) is not None
