@@ -232,7 +232,8 @@ class Train(_Settings):
     """Whether the rate moves once an epoch (the article) or at every step."""
     weight_decay: NonNegativeFloat
     no_decay: Literal["timm", "swin"] = "timm"
-    """timm: 1-D parameters are not decayed (as ELSA's code); swin: nor are position tables."""
+    """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
+    code of ELSA and VOLO); swin: nor are position tables."""
     clip_grad: PositiveFloat | None = None
     ema_decay: Share | None = None
     precision: Literal["float32", "amp"] = "float32"

@@ -11,19 +11,23 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from lsa_study.config import Train
+from lsa_study.models.swin import POSITION_TABLES
 
 
 def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     """AdamW with the learning rate scaled to the effective batch.
 
-    Biases and 1-D parameters are not decayed; with ``no_decay: swin`` neither is what the network
-    names in its ``no_weight_decay``, the position tables.
+    Not decayed are biases, 1-D parameters and what the network names in its ``no_weight_decay``,
+    such as VOLO's position map and class token; but Swin's position tables are spared only with
+    ``no_decay: swin``.
     """
-    spared: Any = getattr(model, "no_weight_decay", set)
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    if train.no_decay == "timm":
+        spared = {name for name in spared if name.rpartition(".")[2] not in POSITION_TABLES}
     groups: list[dict[str, Any]] = param_groups_weight_decay(
         model,
         train.weight_decay,
-        no_weight_decay_list=spared() if train.no_decay == "swin" else (),
+        no_weight_decay_list=spared,
     )
     made: torch.optim.Optimizer = create_optimizer_v2(
         groups, opt="adamw", lr=peak_rate(train), weight_decay=train.weight_decay, fused=True
