@@ -42,10 +42,12 @@ HARD = {
 }  # fmt: skip
 
 
-def test_two_processes_do_what_one_does_in_two_parts(make_run, start):
-    one, two = make_run("one", runtime__accumulate=2, **HARD), make_run("two", **HARD)
+@pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 1), (2, 2)])
+def test_processes_do_what_one_does_in_as_many_parts(make_run, start, count, accumulate):
+    one = make_run("one", runtime__accumulate=count * accumulate, **HARD)
+    two = make_run("two", runtime__accumulate=accumulate, **HARD)
     assert train(one) == "done"
-    assert together(start, two) == [0, 0]
+    assert together(start, two, count, (None,) * count) == [0] * count
     first, second = load_file(one.weights), load_file(two.weights)
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=0)

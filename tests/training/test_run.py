@@ -192,6 +192,23 @@ def test_stopping_anywhere_changes_nothing(make_run):
     assert pieces.result()["acc1"] == whole.result()["acc1"]
 
 
+def test_stopping_in_mid_epoch_with_loading_processes_changes_nothing(make_run, image_folder):
+    """Image files, the article's augmentation; stopped while workers have pictures ready."""
+    files = {
+        "tier": "paper", "data__root": image_folder, "data__image_size": 28,
+        "data__train_limit": 64, "train__batch_size": 16, "model__backbone": "swin_micro",
+    }  # fmt: skip
+    whole = make_run("whole", **files, runtime__workers=0)
+    assert train(whole) == "done"
+    pieces = make_run("pieces", **files, runtime__workers=2)
+    for calls, step in ((1, 2), (0, 3)):
+        assert train(pieces, stop=StopAfter(calls)) == "stopped"
+        assert (pieces.status()["epoch"], pieces.status()["step"]) == (0, step)
+    assert train(pieces) == "done"
+    assert equal(weights_of(whole), weights_of(pieces))
+    assert without_times(whole.metrics()) == without_times(pieces.metrics())
+
+
 def test_a_torn_checkpoint_costs_only_the_steps_since_the_one_before(make_run):
     whole, torn = make_run("whole"), make_run("torn", runtime__checkpoint_seconds=0.0001)
     train(whole)
