@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from lsa_study.launch.records import LaunchFolder
@@ -29,7 +28,7 @@ MESSAGE_WIDTH = 100
 
 def show(rows: Sequence[RunStatus], results: Path, console: Console) -> None:
     """Print the table and its summary."""
-    console.print(_page(rows, results))
+    console.print(_page(rows, results), soft_wrap=True)
 
 
 def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Console) -> None:
@@ -49,26 +48,40 @@ def _page(rows: Sequence[RunStatus], results: Path) -> Group:
     return Group(table(rows), *words)
 
 
-def table(rows: Sequence[RunStatus]) -> Table:
+def table(rows: Sequence[RunStatus]) -> Text:
     """One line per run."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB"):
-        shown.add_column(name, no_wrap=True, justify="right" if name in _RIGHT else "left")
-    shown.add_column("NOTE", overflow="fold")
-    for row in rows:
-        shown.add_row(
-            row.name,
-            Text(row.state, style=STYLES.get(row.state, "")),
-            f"{row.epoch}/{row.epochs}" if row.epochs else "-",
-            "-" if row.acc1 is None else f"{row.acc1:.2f}",
-            "-" if row.eta_seconds is None else str(timedelta(seconds=round(row.eta_seconds))),
-            row.job or "-",
-            Text(_note(row)),
-        )
+    # A table of rich takes ten seconds for ten thousand runs.
+    cells = [HEADERS, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        [
+            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+            for name, cell, width in zip(HEADERS, line, widths, strict=True)
+        ]
+        for line in cells
+    ]
+    shown = Text().append("  ".join(lines[0]).rstrip(), "bold")
+    for row, line in zip(rows, lines[1:], strict=True):
+        shown.append(f"\n{line[0]}  ").append(line[1], STYLES.get(row.state, ""))
+        shown.append("  " + "  ".join(line[2:]).rstrip())
     return shown
 
 
+HEADERS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
+
 _RIGHT = ("EPOCH", "TOP-1", "LEFT")
+
+
+def _cells(row: RunStatus) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.state,
+        f"{row.epoch}/{row.epochs}" if row.epochs else "-",
+        "-" if row.acc1 is None else f"{row.acc1:.2f}",
+        "-" if row.eta_seconds is None else str(timedelta(seconds=round(row.eta_seconds))),
+        row.job or "-",
+        _note(row),
+    )
 
 
 def _note(row: RunStatus) -> str:
