@@ -155,4 +155,26 @@ def evaluate(
     typer.echo(f"{model}: {words}")
 
 
-COMMANDS = (table, why, diff, claims, plots, report, doctor)
+def bench(
+    layer: Annotated[
+        list[str] | None, typer.Argument(metavar="[LAYER...]", help="networks; else Table 7's")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, help="pixels of an image's side")] = 224,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images at once; else 128 on a GPU, 8 on a CPU")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU if there is")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="of timing, for each mode")] = 60.0,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Time networks in turns with window attention: params, MACs, images/s, peak memory."""
+    from lsa_study import bench as benchmark
+
+    found = benchmark.bench(
+        layer or (), size=size, batch=batch, device=device, seconds=seconds, results=results
+    )
+    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.as_text(found))
+
+
+COMMANDS = (table, why, diff, claims, plots, report, doctor, bench)

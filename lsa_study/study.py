@@ -54,6 +54,8 @@ class Variant(_Written):
     columns: dict[str, str] = {}
     """Further cells shown beside the label, such as the article's check marks."""
     note: str | None = None
+    network: str | None = None
+    """Its name in the study's benchmark, whose figures then stand in its row."""
     resources: dict[str, Any] = {}
 
 
@@ -79,6 +81,8 @@ class StudyFile(_Written):
     set: dict[str, Any] = {}
     variants: dict[str, Variant] = Field(min_length=1)
     article: Article
+    benchmark: str | None = None
+    """What ``lsa bench`` wrote, as a path relative to the experiment file."""
     resources: dict[str, Any] = {}
 
 

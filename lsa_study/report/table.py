@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lsa_study.evidence import rows as matching
+from lsa_study.evidence import speed
 from lsa_study.evidence.article import Printed
 from lsa_study.evidence.collect import Collected
 from lsa_study.evidence.contrasts import Contrast, contrasts
@@ -127,11 +128,15 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
     by_variant = {row.variant: row for row in found}
     compared = contrasts(found)
     all_notes, marks = notes.notes_of(study, found, list(compared.values()), collected)
+    speeds, timed = speed.measured(study)
     rows = tuple(
-        _row(row, by_variant, compared.get(row.variant), marks.get(row.variant, ()))
+        _row(
+            row, by_variant, compared.get(row.variant), marks.get(row.variant, ()),
+            speeds.get(row.variant, {}),
+        )
         for row in found
-    )
-    label_columns = dict.fromkeys(name for row in found for name in row.columns)
+    )  # fmt: skip
+    label_columns = dict.fromkeys(name for row in rows for name in row.columns)
     return Table(
         study=study.name,
         tier=study.tier,
@@ -141,7 +146,7 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
         baseline=study.file.baseline,
         label_columns=tuple(label_columns),
         rows=rows,
-        notes=tuple(all_notes),
+        notes=(*all_notes, *([notes.Note(timed)] if timed else ())),
         digits=decimals(_test_images(found)),
     )
 
@@ -151,6 +156,7 @@ def _row(
     by_variant: dict[str, matching.Row],
     contrast: Contrast | None,
     marks: tuple[str, ...],
+    speeds: dict[str, str],
 ) -> TableRow:
     reference = by_variant.get(row.reference)
     compared = reference if reference is not None and reference is not row else None
@@ -158,7 +164,7 @@ def _row(
     return TableRow(
         variant=row.variant,
         model=row.label,
-        columns=row.columns,
+        columns=row.columns | speeds,
         acc1=accuracy,
         word=row.word,
         outcome=row.outcome,
