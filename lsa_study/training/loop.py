@@ -86,7 +86,14 @@ class Loop:
         state = checkpoint.load(self.life.run_dir)
         if state is None:
             return
-        progress = Progress.from_plain(state.pop("progress"))
+        try:
+            progress = Progress.from_plain(state.pop("progress"))
+        except (TypeError, KeyError) as error:
+            raise DataLacks(
+                f"{self.life.run_dir.root}: its checkpoint was written by another version of this "
+                f"code ({error}); finish the run with that version, or move the folder away to "
+                "begin anew"
+            ) from None
         if progress.fingerprint != self.sets.source.fingerprint:
             raise DataLacks(
                 f"{self.life.run_dir.root}: was begun with data {progress.fingerprint}, found are "

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from lsa_study import data, models
+from lsa_study.data import DataLacks
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, evaluate, run, train
@@ -219,6 +220,16 @@ def test_a_torn_checkpoint_costs_only_the_steps_since_the_one_before(make_run):
     assert equal(weights_of(whole), weights_of(torn))
     log = (torn.root / "attempts/002/log.txt").read_text()
     assert "resumed at epoch 1, step 3" in log
+
+
+def test_a_checkpoint_of_another_version_is_told(make_run):
+    folder = make_run(runtime__checkpoint_seconds=0.0001)
+    assert train(folder, stop=StopAfter(1)) == "stopped"
+    state = torch.load(folder.last_checkpoint, weights_only=True)
+    state["progress"]["last"]["model_acc1"] = 1.0
+    torch.save(state, folder.last_checkpoint)
+    with pytest.raises(DataLacks, match="written by another version of this code"):
+        train(folder)
 
 
 def test_accumulation_keeps_the_step(make_run):
