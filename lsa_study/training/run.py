@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+import lsa_kernels
 from lsa_study import data, measure, models
 from lsa_study.config import SCHEMA_VERSION, Settings
 from lsa_study.data import DataLacks, seeds
@@ -229,6 +230,14 @@ def _implementations(model: nn.Module) -> str:
     return ", ".join(sorted(found))
 
 
+def _kernels(device: torch.device) -> str:
+    """Which fused kernels there are for a device, or why there are none."""
+    if device.type == "cuda":
+        missing = lsa_kernels.gpu.why_missing()
+        return f"no Triton kernels: {missing}" if missing else "Triton kernels"
+    return lsa_kernels.build_info()
+
+
 def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> dict[str, Any]:
     """What is known before training; written for this life, and part of the result."""
     settings, source = life.settings, sets.source
@@ -255,5 +264,6 @@ def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> di
         "seed": settings.seed,
     }
     if life.ranks.first:
-        life.run_dir.write_environment(life.attempt, facts)
+        # "auto" took the fused kernels wherever these are there and fit.
+        life.run_dir.write_environment(life.attempt, facts | {"kernels": _kernels(device)})
     return facts

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+import lsa_kernels
 from lsa_study import data, models
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.rundir import RunDir
@@ -128,6 +129,7 @@ def test_the_folder_is_left_tidy(done):
     assert set(status) == STATUS_KEYS
     assert (status["state"], status["epoch"], status["cause"]) == ("done", 2, None)
     facts = json.loads((folder.root / "attempts/001/environment.json").read_text())
+    assert facts["kernels"] == lsa_kernels.build_info()
     assert facts["threads"] == 1
     assert facts["packages"]["torch"]
     assert len(facts["commit"] or 40 * "x") == 40
