@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slurm_summary import pytest_terminal_summary as pytest_terminal_summary
 
 # Processes that share the cores must not each take them all; read before torch starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -41,10 +42,12 @@ class Golden:
         return {key[start:]: a for key, a in self.arrays.items() if key.startswith(prefix)}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))  # one cluster at a time
+    of_slurm = [item for item in items if item.get_closest_marker("slurm")]
+    for number, item in enumerate(of_slurm):
+        # Two clusters at most, however many workers there are: these tests mostly wait.
+        item.add_marker(pytest.mark.xdist_group(f"slurm-{number % 2}"))
 
 
 def pytest_generate_tests(metafunc):

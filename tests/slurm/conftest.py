@@ -1,19 +1,17 @@
-"""A real SLURM cluster of two nodes on this machine, in a scratch folder, for these tests only."""
+"""One cluster for all tests of SLURM, and what they do with it."""
 
 import contextlib
 import getpass
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from slurm_site import missing, running, wait_for
+from slurm_summary import Faults, prove
 
 from lsa_study import rundir, study
 from lsa_study.launch import slurm
@@ -23,171 +21,13 @@ from lsa_study.launch.retry import retry
 from lsa_study.launch.status import status
 from lsa_study.rundir import RunDir
 
-NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol", "scancel")
-
-# cred_expire is also how long a requeued job waits before it may start again: 120 s by default.
-CONF = """
-ClusterName=study
-SlurmctldHost=localhost
-SlurmctldPort={controller_port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket,cred_expire=6
-CredType=cred/munge
-ProctrackType=proctrack/pgid
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-GresTypes=gpu
-SlurmdParameters=config_overrides
-ReturnToService=2
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-KillWait=15
-SlurmdTimeout=5
-MaxArraySize=6
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool-%n
-SlurmctldPidFile={root}/controller.pid
-SlurmdPidFile={root}/%n.pid
-SlurmctldLogFile={root}/controller.log
-SlurmdLogFile={root}/%n.log
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=4 RealMemory=8000 Gres=gpu:2
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=4 RealMemory=8000 Gres=gpu:2
-PartitionName=gpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
-PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10
-"""
-
-GRES = "NodeName=n[1-2] Name=gpu File=/dev/null\nNodeName=n[1-2] Name=gpu File=/dev/zero\n"
-
-
-def wait_for(condition, seconds=120.0, what=lambda: "it"):
-    """Poll until a condition holds; returns what it gave. ``what`` tells what was waited for."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"waited {seconds:.0f} s in vain for {what()}")
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def gone(pid):
-    """Whether a process has ended; its parent may not have noticed yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-class Site:
-    """The cluster: its daemons and what an operator does to it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.root.chmod(0o755)
-        controller_port, port1, port2 = free_ports(3)
-        text = CONF.format(
-            root=root, user=getpass.getuser(), host=socket.gethostname(), port1=port1, port2=port2,
-            controller_port=controller_port,
-        )  # fmt: skip
-        (root / "slurm.conf").write_text(text)
-        (root / "gres.conf").write_text(GRES)
-        for name in ("state", "spool-n1", "spool-n2", "munge"):
-            (root / name).mkdir(mode=0o755)
-        self.munge = root / "munge"
-
-    def start(self):
-        key = self.munge / "key"
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o600)
-        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log"}
-        files["seed-file"] = "seed"
-        self.run("munged", *(f"--{name}={self.munge / file}" for name, file in files.items()))
-        self.start_controller()
-        for node in ("n1", "n2"):
-            self.start_node(node)
-        wait_for(lambda: self.idle_nodes() == 2, 60, lambda: "two idle nodes")
-
-    def stop(self):
-        with contextlib.suppress(AssertionError):
-            self.run("scancel", "--quiet", "--user", getpass.getuser())
-            self.drain(20)
-        pids = [self.root / "n1.pid", self.root / "n2.pid", self.root / "controller.pid"]
-        for path in [*pids, self.munge / "pid"]:
-            self.kill(path, signal.SIGKILL)
-
-    def run(self, *words):
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-        return done.stdout
-
-    @staticmethod
-    def kill(pid_file, number):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(pid_file.read_text())
-            os.kill(pid, number)
-            wait_for(lambda: gone(pid), 30, lambda: f"{pid_file.name} to end")
-
-    def start_controller(self):
-        self.run("slurmctld")
-
-    def stop_controller(self):
-        self.kill(self.root / "controller.pid", signal.SIGTERM)
-
-    def start_node(self, node):
-        self.run("slurmd", "-N", node)
-
-    def kill_node(self, node):
-        """Kill a node's daemon at once; the processes of its jobs live on."""
-        self.kill(self.root / f"{node}.pid", signal.SIGKILL)
-
-    def idle_nodes(self):
-        return self.run("sinfo", "--noheader", "-N", "-o", "%N|%t").count("|idle") // 2
-
-    def jobs(self):
-        """Job id -> (state, reason) of all that has not ended."""
-        told = self.run("squeue", "--noheader", "--array", "--format", "%i|%T|%r").splitlines()
-        return {job: (state, reason) for job, state, reason in (row.split("|") for row in told)}
-
-    wait_for = staticmethod(wait_for)
-
-    def drain(self, seconds=90.0):
-        """Wait until the queue is empty."""
-        wait_for(lambda: not self.jobs(), seconds, lambda: f"an empty queue: {self.jobs()}")
-
 
 @pytest.fixture(scope="session")
 def running_site():
-    missing = [command for command in NEEDED if shutil.which(command) is None]
-    if missing:
-        pytest.skip(f"no SLURM here: {', '.join(missing)} missing (apt install slurm-wlm munge)")
-    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    site = Site(root)
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(root / "slurm.conf")
-    try:
-        site.start()
+    if lacks := missing():
+        pytest.skip(f"no SLURM here: {', '.join(lacks)} missing (apt install slurm-wlm munge)")
+    with running() as site:
         yield site
-    finally:
-        site.stop()
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
@@ -217,25 +57,47 @@ def asked(*, only="swin", seeds=(0,), **resources):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """The final weights of the run that nothing happened to."""
+    """The run that nothing happened to."""
     (run,) = asked()
     folder = RunDir(tmp_path_factory.mktemp("undisturbed") / run.name)
     folder.create(run.settings, variant=run.variant)
     command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
     # One thread, as the jobs: the order of a sum depends on their number.
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return folder.weights.read_bytes()
+    return folder
+
+
+@pytest.fixture
+def faults(request):
+    """Notes what is done to runs; the table at the end of the tests' output counts it."""
+    return Faults(request.node.user_properties)
 
 
 class Trial:
     """A results folder, and what is done with it."""
 
-    def __init__(self, results: Path) -> None:
-        self.results = results
+    def __init__(self, results: Path, faults: Faults) -> None:
+        self.results, self.faults = results, faults
+        self.caused = []
         self.cluster = Cluster(check_data="job")
 
+    settings = SETTINGS
     asked = staticmethod(asked)
     wait_for = staticmethod(wait_for)
+
+    def cause(self, fault):
+        """Note what is about to happen to the run."""
+        self.caused.append(self.faults.cause(fault))
+
+    def prove_whole(self, reference: RunDir):
+        """The run has ended, once, with the weights of the reference."""
+        self.wait_done()
+        differ = self.folder.weights.read_bytes() != reference.weights.read_bytes()
+        twice = self.ends().count("done") - 1
+        for entry in self.caused:
+            prove(entry, lost=int(differ), twice=twice)
+        assert not differ
+        assert twice == 0
 
     def wishes(self, **wishes):
         self.cluster = self.cluster.model_copy(update=wishes)
@@ -271,9 +133,25 @@ class Trial:
     def pid(self):
         return int(self.folder.status()["pid"])
 
-    def pause(self):
+    def process_of(self, rank):
+        """The process id of one rank of the running job."""
+        wanted = {f"SLURM_JOB_ID={self.row.job}", f"SLURM_PROCID={rank}"}
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                told = {*(path / "environ").read_text("utf-8", "replace").split("\0")}
+                command = (path / "cmdline").read_text()
+                if wanted <= told and str(self.results) in command:
+                    found.append(int(path.name))
+        return min(found)
+
+    def pause(self, life=1):
         """Let the run's process sleep once it has done an epoch, well before its last."""
-        wait_for(self.folder.metrics, 180, lambda: f"an epoch: {self.log()}")
+
+        def epochs():
+            return [record for record in self.folder.metrics() if record["attempt"] == life]
+
+        wait_for(epochs, 180, lambda: f"an epoch: {self.log()}")
         os.kill(self.pid, signal.SIGSTOP)
         assert self.folder.status()["state"] == "running", self.log()
 
@@ -286,6 +164,7 @@ class Trial:
     def wait_done(self):
         wait_for(self.folder.result, 240, lambda: f"a result: {self.row} {self.log()}")
         assert self.folder.result()["outcome"] == "done"
+        wait_for(lambda: self.ends()[-1:] != [None], 30, lambda: "the end of its life")
 
     def log(self):
         logs = sorted(self.records.root.glob("*/*_log.out"))
@@ -293,11 +172,11 @@ class Trial:
 
 
 @pytest.fixture
-def trial(site, tmp_path):
-    return Trial(tmp_path / "results")
+def trial(site, tmp_path, faults):
+    return Trial(tmp_path / "results", faults)
 
 
 @pytest.fixture
-def trials(site, tmp_path):
+def trials(site, tmp_path, faults):
     """As many as are asked for, each with results of its own."""
-    return lambda *names: [Trial(tmp_path / name) for name in names]
+    return lambda *names: [Trial(tmp_path / name, faults) for name in names]

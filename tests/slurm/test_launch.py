@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from slurm_summary import prove
 
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.launch import scheduler
@@ -72,13 +73,18 @@ def test_what_slurm_refuses_midway_is_left(site, held):
     assert not (held.results / "toy" / "runs" / huge[0].name).exists()
 
 
-def test_a_partition_that_is_not_there(site, held):
+def test_a_partition_that_is_not_there(site, held, faults):
+    entry = faults.cause("partition refused by sbatch")
     held.wishes(partition="gpuu")
     for mode in ("dry-run", "submit"):
         with pytest.raises(EnvironmentLacks, match=r"artition.*known partitions: gpu, urgent"):
             held.launch(mode=mode)
     assert not held.results.joinpath("toy", "runs").exists()
     assert site.jobs() == {}
+    held.wishes(partition="gpu")
+    held.launch()
+    prove(entry, lost=1 - len(queued(site)))
+    assert len(queued(site)) == 1
 
 
 def test_a_dry_run_writes_nothing(site, held):
@@ -120,18 +126,21 @@ print(json.dumps([name for array in launched.queued for name in array.runs]))
 """
 
 
-def test_two_launchers_at_once_queue_each_run_once(site, trial):
+def test_two_launchers_at_once_queue_each_run_once(site, trial, faults):
+    entry = faults.cause("two launchers at once", runs=16)
     command = [sys.executable, "-c", LAUNCH, str(trial.results)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [json.loads(one.communicate(timeout=60)[0]) for one in both]
     assert [one.returncode for one in both] == [0, 0]
     names = [name for names in told for name in names]
+    prove(entry, lost=16 - len(set(names)), twice=len(queued(site)) - len(set(names)))
     assert len(names) == len(set(names)) == 16
     assert len(queued(site)) == 16
 
 
-def test_a_launcher_that_dies_loses_no_job(site, held, tmp_path, monkeypatch):
+def test_a_launcher_that_dies_loses_no_job(site, held, faults, tmp_path):
     """Killed after SLURM took the array and before the array's job could be noted."""
+    entry = faults.cause("launcher killed while it submits", runs=16)
     real = shutil.which("sbatch")
     wrapper = tmp_path / "bin" / "sbatch"
     wrapper.parent.mkdir()
@@ -152,6 +161,8 @@ def test_a_launcher_that_dies_loses_no_job(site, held, tmp_path, monkeypatch):
         check=True,
     )  # fmt: skip
     assert len(json.loads(again.stdout)) == 10
+    names = {name for array in held.records.arrays() for name in array.runs}
+    prove(entry, lost=16 - len(names), twice=len(queued(site)) - len(names))
     assert len(queued(site)) == 16
     assert held.records.arrays()[0].job == scheduler.array_of(before[0])
 
