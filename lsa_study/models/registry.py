@@ -165,7 +165,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         kind,
         name,
         pretrained,
-        feature_cfg=FEATURES[kind],
+        feature_cfg=dict(FEATURES[kind]),  # timm pops from it
         size=size,
         op=compose.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
         **{"drop_path_rate": point.drop_path, **options},
