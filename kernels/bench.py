@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import lsa_kernels
 from lsa_study import timing
-from lsa_study.ops import functional
+from lsa_study.ops import dispatch, functional
 from lsa_study.ops.ddf import apply_decoupled
 
 STAGES = ((56, 3), (28, 6), (14, 12))
@@ -97,11 +97,12 @@ def contenders(batch: int, side: int, heads: int, device: torch.device, quick: b
         torch.randn(batch, heads, side, side, DEPTH, device=device),
     )
     window, area = (2 * SIZE - 1) ** 2, taps
+    lsa = [*qkv, *tables(heads, window, "bias", device)]
     near = [*qkv, *tables(heads, area, "all", device)]
     full = [*qkv, *tables(heads, window, "all", device)]
     found = {
-        "LSA (SDPA)": (attention("window", "auto"),
-                       [*qkv, *tables(heads, window, "bias", device)], gradient),
+        "LSA (SDPA)": (_sdpa, lsa, gradient),
+        "LSA": (attention("window", "auto"), lsa, gradient),
         "Net7 window, plain": (attention("window", "reference"), full, gradient),
         "Net7 window": (attention("window", "auto"), full, gradient),
         "Net7-N": (attention("neighboring", "auto"), near, gradient),
@@ -128,6 +129,10 @@ def contenders(batch: int, side: int, heads: int, device: torch.device, quick: b
         "depthwise conv, channels-last": (functional.static_filters, [values, static], flat),
     }
     return found
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return dispatch.window_by_sdpa(q, k, v, bias, SIZE, None, DEPTH**-0.5)
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor) -> Tensor:
@@ -158,6 +163,7 @@ def _static(values: Tensor, filters: Tensor) -> Tensor:
 def compare(found: dict) -> None:
     """Hold every contender of a group to its first one before anything is timed."""
     groups = (
+        ("LSA (SDPA)", "LSA"),
         ("Net7 window", "Net7 window, plain"),
         ("Net7-N", "Net7-N, unfold", "Net7-N, torch.compile of shifts"),
         ("filters", "filters, unfold"),

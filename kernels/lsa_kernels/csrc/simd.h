@@ -11,6 +11,7 @@ constexpr int VL = 8;
 
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef int8_t vb __attribute__((vector_size(VL)));
 typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
 static inline vf load(const float* p) { return *(const vfu*)p; }

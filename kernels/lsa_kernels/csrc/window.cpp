@@ -48,19 +48,28 @@ struct Group {
       : p(p), h(h), n(p.pixels()), d(p.depth), first(group * LANES),
         count(std::min<int64_t>(LANES, p.windows() - first)) {}
 
-  float* pixel(const View& map, int64_t lane, int64_t i) const {
-    const int64_t w = (first + lane) % p.per_image(), across = p.width / p.columns;
-    const int64_t y = w / across * p.rows + i / p.columns, x = w % across * p.columns + i % p.columns;
-    return map.at + (first + lane) / p.per_image() * map.stride[0] + h * map.stride[1] +
-           y * map.stride[2] + x * map.stride[3];
+  // Where each lane's window begins; a pixel of it lies ``within`` further.
+  void corners(const View& map, float** to) const {
+    const int64_t across = p.width / p.columns;
+    for (int64_t lane = 0; lane < count; ++lane) {
+      const int64_t image = (first + lane) / p.per_image(), w = (first + lane) % p.per_image();
+      to[lane] = map.at + image * map.stride[0] + h * map.stride[1] +
+                 w / across * p.rows * map.stride[2] + w % across * p.columns * map.stride[3];
+    }
+  }
+  int64_t within(const View& map, int64_t i) const {
+    return i / p.columns * map.stride[2] + i % p.columns * map.stride[3];
   }
 
   // To [pixel][channel][lane]; lanes without a window are zero.
   void pack(const View& from, float* to) const {
+    float* corner[LANES];
+    corners(from, corner);
     for (int64_t i = 0; i < n; ++i) {
       float* block = to + i * d * LANES;
+      const int64_t shift = within(from, i);
       const float* at[LANES];
-      for (int64_t lane = 0; lane < count; ++lane) at[lane] = pixel(from, lane, i);
+      for (int64_t lane = 0; lane < count; ++lane) at[lane] = corner[lane] + shift;
       int64_t c = 0;
       for (; from.stride[4] == 1 && c + 8 <= d; c += 8)
         for (int64_t lane = 0; lane < LANES; lane += 8) {
@@ -77,8 +86,11 @@ struct Group {
   }
 
   void unpack(const float* from, const View& to, float factor) const {
+    float* corner[LANES];
+    corners(to, corner);
     for (int64_t i = 0; i < n; ++i) {
       const float* block = from + i * d * LANES;
+      const int64_t shift = within(to, i);
       int64_t c = 0;
       for (; to.stride[4] == 1 && c + 8 <= d; c += 8)
         for (int64_t lane = 0; lane < count; lane += 8) {
@@ -86,11 +98,11 @@ struct Group {
           for (int k = 0; k < 8; ++k) r[k] = factor * *(const v8u*)(block + (c + k) * LANES + lane);
           turn(r);
           for (int k = 0; k < 8 && lane + k < count; ++k)
-            *(v8u*)(pixel(to, lane + k, i) + c) = r[k];
+            *(v8u*)(corner[lane + k] + shift + c) = r[k];
         }
       for (; c < d; ++c)
         for (int64_t lane = 0; lane < count; ++lane)
-          pixel(to, lane, i)[c * to.stride[4]] = factor * block[c * LANES + lane];
+          corner[lane][shift + c * to.stride[4]] = factor * block[c * LANES + lane];
     }
   }
 };
@@ -197,10 +209,10 @@ void mix(const Problem& p, const Pair* a, int64_t next, int64_t step, const floa
 }
 
 // Gradient of a table: for every offset, sums over its pairs of slopes and one pixel's channels.
-// Pixel i, or j if ``of_key``, of a pair (i, j).
+// Pixel i, or j if ``of_key``, of a pair (i, j). The lanes are summed when a share is done.
 template <int CB>
 void outer_block(const Problem& p, const Pair* slopes, const float* map, bool of_key, int64_t dy,
-                 int64_t dx, int64_t c, float* sums) {
+                 int64_t dx, int64_t c, vf* sums) {
   Pair acc[CB] = {};
   const int64_t n = p.pixels();
   for (int64_t y = std::max<int64_t>(0, -dy); y < std::min(p.rows, p.rows - dy); ++y)
@@ -211,16 +223,13 @@ void outer_block(const Problem& p, const Pair* slopes, const float* map, bool of
         for (int b = 0; b < VB; ++b)
           acc[k][b] += slopes[i * n + j][b] * load(from + k * LANES + b * VL);
     }
-  for (int k = 0; k < CB; ++k) {
-    float total = 0;
-    for (int b = 0; b < VB; ++b) total += sum(acc[k][b]);
-    sums[k] += p.scale * total;
-  }
+  for (int k = 0; k < CB; ++k)
+    for (int b = 0; b < VB; ++b) sums[k] += acc[k][b];
 }
 
 template <int CB>
 void outer_channels(const Problem& p, const Pair* slopes, const float* map, bool of_key, int64_t c,
-                    float* table) {
+                    vf* table) {
   for (int64_t dy = 1 - p.rows; dy < p.rows; ++dy)
     for (int64_t dx = 1 - p.columns; dx < p.columns; ++dx) {
       const int64_t offset = (dy + p.rows - 1) * (2 * p.columns - 1) + dx + p.columns - 1;
@@ -228,7 +237,7 @@ void outer_channels(const Problem& p, const Pair* slopes, const float* map, bool
     }
 }
 
-void outer(const Problem& p, const Pair* slopes, const float* map, bool of_key, float* table) {
+void outer(const Problem& p, const Pair* slopes, const float* map, bool of_key, vf* table) {
   int64_t c = 0;
   for (; c + 4 <= p.depth; c += 4) outer_channels<4>(p, slopes, map, of_key, c, table);
   for (; c < p.depth; ++c) outer_channels<1>(p, slopes, map, of_key, c, table);
@@ -246,10 +255,41 @@ vf in_parts(int64_t n, Term term) {
   return total;
 }
 
-// Which pairs count: all, or those that were neighbors before the map was rolled.
+// Which pairs count, a byte for each window of an image: [pair][window], all bits set if it does. The
+// first windows stand once more at the end of a row, so that any LANES in turn can be loaded.
+struct Mask {
+  int64_t row = 0;
+  std::vector<int8_t> seen;
+  std::vector<char> some;  // for each window, whether any of its pairs is excluded
+
+  Mask(const Problem& p, const uint8_t* excluded) {
+    if (!excluded) return;
+    const int64_t pairs = p.pixels() * p.pixels(), windows = p.per_image();
+    row = windows + LANES;
+    seen.resize(pairs * row);
+    some.resize(row);
+#pragma omp parallel for schedule(static)
+    for (int64_t w = 0; w < row; ++w) {
+      const uint8_t* from = excluded + w % windows * pairs;
+      for (int64_t pair = 0; pair < pairs; ++pair) some[w] |= from[pair] != 0;
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t pair = 0; pair < pairs; ++pair)
+      for (int64_t w = 0; w < row; ++w)
+        seen[pair * row + w] = excluded[w % windows * pairs + pair] ? 0 : -1;
+  }
+};
+
+// The mask's part for one query and one vector of windows; without one, all pairs count.
 struct Seen {
-  const vi* lanes;  // [n] of one query and one vector, or null
-  vi operator()(int64_t j) const { return lanes ? lanes[j * VB] : vi{} - 1; }
+  const int8_t* lanes;
+  int64_t row;
+  vi operator()(int64_t j) const {
+    if (!lanes) return vi{} - 1;
+    vb bytes;
+    std::memcpy(&bytes, lanes + j * row, sizeof bytes);
+    return __builtin_convertvector(bytes, vi);
+  }
 };
 
 void normalise(const Problem& p, Pair* a, int b, Seen seen, vf* spread) {
@@ -307,41 +347,45 @@ void normalise_back(const Problem& p, Pair* g, const Pair* a, int b, Seen seen, 
   for (int64_t j = 0; j < n; ++j) g[j][b] = seen(j) ? slope * (g[j][b] - mean) : vf{};
 }
 
+// Gradients of the parameters, or null.
+struct Slopes {
+  float *rel_k, *rel_q, *bias;
+};
+
 struct Scratch {
   Buffer q, k, v, out, grad, dq, dk, dv;
   std::vector<Pair> a, slopes;
-  std::vector<vi> seen;
+  std::vector<vf> drel_k, drel_q, dbias;  // of a share
   std::vector<int64_t> offsets;  // [i][j], then [j][i]
-  Scratch(const Problem& p, const View& q_, const View& k_, bool back)
+  Scratch(const Problem& p, const View& q_, const View& k_, bool back, const Slopes& to = {})
       : q(q_.at ? size(p) : 1), k(k_.at ? size(p) : 1), v(size(p)), out(back ? 1 : size(p)),
         grad(back ? size(p) : 1), dq(back && q_.at ? size(p) : 1), dk(back && k_.at ? size(p) : 1),
         dv(back ? size(p) : 1), a(back ? 0 : p.pixels() * p.pixels()), slopes(back ? p.pixels() * p.pixels() : 0),
-        seen(p.pixels() * p.pixels() * VB), offsets(2 * p.pixels() * p.pixels()) {
+        drel_k(to.rel_k ? p.offsets() * p.depth : 0), drel_q(to.rel_q ? p.offsets() * p.depth : 0),
+        dbias(to.bias ? p.offsets() : 0),
+        offsets(2 * p.pixels() * p.pixels()) {
     const int64_t n = p.pixels();
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j)
         offsets[i * n + j] = offsets[n * n + j * n + i] = p.offset(i, j);
   }
   static int64_t size(const Problem& p) { return p.pixels() * p.depth * LANES; }
+};
 
-  // Returns whether any pair of this group is excluded, and where if so.
-  bool look(const Group& group, const uint8_t* excluded) {
-    const int64_t n = group.n, pairs = n * n, per_image = group.p.per_image();
-    bool any = false;
-    for (int64_t lane = 0; lane < group.count && excluded && !any; ++lane) {
-      const uint8_t* mine = excluded + (group.first + lane) % per_image * pairs;
-      any = std::any_of(mine, mine + pairs, [](uint8_t out) { return out != 0; });
-    }
-    for (int64_t pair = 0; any && pair < pairs; ++pair)
-      for (int lane = 0; lane < LANES; ++lane) {
-        const int64_t w = (group.first + lane) % per_image;
-        seen[pair * VB + lane / VL][lane % VL] =
-            lane < group.count && excluded[w * pairs + pair] ? 0 : -1;
-      }
-    return any;
+// The mask of one group, if any of its windows has excluded pairs.
+struct GroupMask {
+  const int8_t* from = nullptr;
+  int64_t row = 0;
+
+  GroupMask(const Group& group, const Mask& mask) {
+    if (mask.seen.empty()) return;
+    const int64_t w = group.first % group.p.per_image();
+    if (std::none_of(&mask.some[w], &mask.some[w] + LANES, [](char any) { return any; })) return;
+    from = mask.seen.data() + w;
+    row = mask.row;
   }
-  Seen seen_by(bool any, int64_t i, int64_t n, int b) const {
-    return {any ? seen.data() + i * n * VB + b : nullptr};
+  Seen of(int64_t i, int64_t n, int b) const {
+    return {from ? from + i * n * row + b * VL : nullptr, row};
   }
 };
 
@@ -357,14 +401,14 @@ struct Tables {
 };
 
 void forward_group(const Group& group, Scratch& my, const Tables& tables, const View& q,
-                   const View& k, const View& v, const uint8_t* excluded, const View& out,
+                   const View& k, const View& v, const Mask& excluded, const View& out,
                    float* kept, float* spreads) {
   const Problem& p = group.p;
   const int64_t n = group.n;
   if (q.at) group.pack(q, my.q.at);
   if (k.at) group.pack(k, my.k.at);
   group.pack(v, my.v.at);
-  const bool any = my.look(group, excluded);
+  const GroupMask mask(group, excluded);
   Pair* a = kept ? reinterpret_cast<Pair*>(kept) : my.a.data();
   const int64_t* offsets = my.offsets.data();
   const float *query = q.at ? my.q.at : nullptr, *keys = k.at ? my.k.at : nullptr;
@@ -378,7 +422,7 @@ void forward_group(const Group& group, Scratch& my, const Tables& tables, const 
       for (int64_t j = 0; j < n; ++j)
         row[j][b] = p.scale * row[j][b] + (tables.bias ? tables.bias[offsets[i * n + j]] : 0.0f);
       vf spread = vf{};
-      normalise(p, row, b, my.seen_by(any, i, n, b), &spread);
+      normalise(p, row, b, mask.of(i, n, b), &spread);
       if (spreads) store(spreads + i * LANES + b * VL, spread);
     }
   mix(p, a, n, 1, my.v.at, nullptr, offsets, my.out.at);
@@ -386,33 +430,33 @@ void forward_group(const Group& group, Scratch& my, const Tables& tables, const 
 }
 
 void backward_group(const Group& group, Scratch& my, const Tables& tables, const View& q,
-                    const View& k, const View& v, const uint8_t* excluded, const float* kept,
+                    const View& k, const View& v, const Mask& excluded, const float* kept,
                     const float* spreads, const View& dout, const View& dq, const View& dk,
-                    const View& dv, float* drel_k, float* drel_q, float* dbias) {
+                    const View& dv) {
   const Problem& p = group.p;
   const int64_t n = group.n;
   if (q.at) group.pack(q, my.q.at);
   if (k.at) group.pack(k, my.k.at);
   group.pack(v, my.v.at);
   group.pack(dout, my.grad.at);
-  const bool any = my.look(group, excluded);
+  const GroupMask mask(group, excluded);
   const Pair* a = reinterpret_cast<const Pair*>(kept);
   Pair* slopes = my.slopes.data();
   const int64_t *offsets = my.offsets.data(), *back = offsets + n * n;
   products<false>(p, my.grad.at, my.v.at, nullptr, nullptr, offsets, slopes);
   for (int64_t i = 0; i < n; ++i) {
     for (int b = 0; b < VB; ++b)
-      normalise_back(p, slopes + i * n, a + i * n, b, my.seen_by(any, i, n, b),
+      normalise_back(p, slopes + i * n, a + i * n, b, mask.of(i, n, b),
                      load(spreads + i * LANES + b * VL));
-    for (int64_t j = 0; j < n && dbias; ++j)
-      dbias[offsets[i * n + j]] += sum(slopes[i * n + j][0] + slopes[i * n + j][1]);
+    for (int64_t j = 0; j < n && !my.dbias.empty(); ++j)
+      my.dbias[offsets[i * n + j]] += slopes[i * n + j][0] + slopes[i * n + j][1];
   }
   mix(p, a, 1, n, my.grad.at, nullptr, back, my.dv.at);
   if (q.at)
     mix(p, slopes, n, 1, p.use_qk ? my.k.at : nullptr, tables.rel_k, offsets, my.dq.at);
   if (k.at) mix(p, slopes, 1, n, p.use_qk ? my.q.at : nullptr, tables.rel_q, back, my.dk.at);
-  if (drel_k) outer(p, my.slopes.data(), my.q.at, false, drel_k);
-  if (drel_q) outer(p, my.slopes.data(), my.k.at, true, drel_q);
+  if (!my.drel_k.empty()) outer(p, slopes, my.q.at, false, my.drel_k.data());
+  if (!my.drel_q.empty()) outer(p, slopes, my.k.at, true, my.drel_q.data());
   if (dq.at) group.unpack(my.dq.at, dq, p.scale);
   if (dk.at) group.unpack(my.dk.at, dk, p.scale);
   group.unpack(my.dv.at, dv, 1.0f);
@@ -421,11 +465,12 @@ void backward_group(const Group& group, Scratch& my, const Tables& tables, const
 void forward(const Problem& p, const View& q, const View& k, const View& v, const Tables& tables,
              const uint8_t* excluded, const View& out, float* kept, float* spreads) {
   const int64_t groups = groups_of(p), n = p.pixels();
+  const Mask mask(p, excluded);
   Each<Scratch> scratch([&] { return new Scratch(p, q, k, false); });
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < p.heads * groups; ++task) {
     const Group group(p, task / groups, task % groups);
-    forward_group(group, scratch.mine(), tables.of(p, group.h), q, k, v, excluded, out,
+    forward_group(group, scratch.mine(), tables.of(p, group.h), q, k, v, mask, out,
                   kept ? kept + task * n * n * LANES : nullptr,
                   kept ? spreads + task * n * LANES : nullptr);
   }
@@ -433,25 +478,30 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
 
 void backward(const Problem& p, const View& q, const View& k, const View& v, const Tables& tables,
               const uint8_t* excluded, const float* kept, const float* spreads, const View& dout,
-              const View& dq, const View& dk, const View& dv, float* drel_k, float* drel_q,
-              float* dbias) {
+              const View& dq, const View& dk, const View& dv, const Slopes& to) {
   const int64_t groups = groups_of(p), n = p.pixels(), shares = std::min(groups, SHARES);
   const int64_t o = p.offsets(), length = o * p.depth;
-  Buffer parts_k(drel_k ? p.heads * shares * length : 1);
-  Buffer parts_q(drel_q ? p.heads * shares * length : 1);
-  Buffer parts_b(dbias ? p.heads * shares * o : 1);
-  Each<Scratch> scratch([&] { return new Scratch(p, q, k, true); });
+  const Mask mask(p, excluded);
+  Buffer parts_k(to.rel_k ? p.heads * shares * length : 1);
+  Buffer parts_q(to.rel_q ? p.heads * shares * length : 1);
+  Buffer parts_b(to.bias ? p.heads * shares * o : 1);
+  Each<Scratch> scratch([&] { return new Scratch(p, q, k, true, to); });
+  auto sum_lanes = [](std::vector<vf>& of_share, float scale, float* part) {
+    for (size_t e = 0; e < of_share.size(); ++e) part[e] = scale * sum(of_share[e]);
+    std::fill(of_share.begin(), of_share.end(), vf{});
+  };
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < p.heads * shares; ++task) {
     const int64_t h = task / shares, share = task % shares;
+    Scratch& my = scratch.mine();
     for (int64_t g = share * groups / shares; g < (share + 1) * groups / shares; ++g) {
       const int64_t at = h * groups + g;
-      backward_group(Group(p, h, g), scratch.mine(), tables.of(p, h), q, k, v, excluded,
-                     kept + at * n * n * LANES, spreads + at * n * LANES, dout, dq, dk, dv,
-                     drel_k ? parts_k.at + task * length : nullptr,
-                     drel_q ? parts_q.at + task * length : nullptr,
-                     dbias ? parts_b.at + task * o : nullptr);
+      backward_group(Group(p, h, g), my, tables.of(p, h), q, k, v, mask, kept + at * n * n * LANES,
+                     spreads + at * n * LANES, dout, dq, dk, dv);
     }
+    sum_lanes(my.drel_k, p.scale, parts_k.at + task * length);
+    sum_lanes(my.drel_q, p.scale, parts_q.at + task * length);
+    sum_lanes(my.dbias, 1.0f, parts_b.at + task * o);
   }
   auto collect = [&](const Buffer& parts, float* total, int64_t size) {
     if (!total) return;
@@ -460,9 +510,9 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
       for (int64_t e = 0; e < size; ++e)
         total[task / shares * size + e] += parts.at[task * size + e];
   };
-  collect(parts_k, drel_k, length);
-  collect(parts_q, drel_q, length);
-  collect(parts_b, dbias, o);
+  collect(parts_k, to.rel_k, length);
+  collect(parts_q, to.rel_q, length);
+  collect(parts_b, to.bias, o);
 }
 
 }  // namespace
@@ -490,7 +540,7 @@ int window_backward(const Problem* p, const View* q, const View* k, const View* 
                     float* drel_k, float* drel_q, float* dbias) {
   try {
     backward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, kept, spreads, *dout, *dq, *dk, *dv,
-             drel_k, drel_q, dbias);
+             {drel_k, drel_q, dbias});
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
