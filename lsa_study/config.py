@@ -30,7 +30,7 @@ TERMS = ("qk", "q_rk", "rq_k", "bias")
 Term = Literal["qk", "q_rk", "rq_k", "bias"]
 Heads = Literal["1", "1x", "2x", "C"]
 Backbone = Literal[
-    "swin_micro", "swin_mini", "swin_tiny", "swin_small", "swin_base", "swin_large",
+    "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
 ]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]

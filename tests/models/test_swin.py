@@ -70,7 +70,7 @@ def test_every_row_of_the_article_builds(settings):
         assert model.eval()(torch.empty(2, 3, side, side)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("backbone", ["swin_micro", "swin_mini"])
+@pytest.mark.parametrize("backbone", ["swin_micro", "swin_mini", "swin_mini_p2"])
 @pytest.mark.parametrize(
     "op",
     [
