@@ -16,6 +16,7 @@ from lsa_study import study as studies
 from lsa_study.cli_options import (
     AsJson,
     Confound,
+    Jobs,
     MaybeStudies,
     MaybeTier,
     Only,
@@ -80,7 +81,9 @@ def run(
     only: Only = None,
     overrides: Overrides = None,
     results: Results = Path("results"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="workers; else one per GPU")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="workers; else one per GPU, or as many as fit")
+    ] = None,
     allow_confound: Confound = None,
 ) -> None:
     """Train here what is missing, seed 0 of every row first; call again to go on."""
@@ -191,7 +194,7 @@ def retry(
     ] = None,
     site: Site = None,
     partition: Partition = None,
-    jobs: Annotated[int | None, typer.Option(min=1)] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Run again what failed, and nothing else."""
     from lsa_study.launch import cluster as sites

@@ -36,17 +36,16 @@ def rolled_window(
     scale: float, implementation: str,
 ) -> Tensor:  # fmt: skip
     """Eq. 4 on windows of maps that are rolled and padded already."""
-    area = sides(size)
-    reason = "the plain definition was asked for"
     if implementation in ("auto", "fused"):
+        area = sides(size)
         reason = lsa_kernels.why_not_window(q, k, v, rel_k, rel_q, rel_bias, size=area)
-    if reason is None:
-        return lsa_kernels.window_attention(
-            q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
-            size=area, excluded=excluded, scale=scale,
-        )  # fmt: skip
-    if implementation == "fused":
-        raise ValueError(f"implementation='fused' cannot run: {reason}")
+        if reason is None:
+            return lsa_kernels.window_attention(
+                q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
+                size=area, excluded=excluded, scale=scale,
+            )  # fmt: skip
+        if implementation == "fused":
+            raise ValueError(f"implementation='fused' cannot run: {reason}")
     plain = norm == "softmax" and use_qk and rel_k is None and rel_q is None
     if implementation == "auto" and plain and q is not None and k is not None:
         return window_by_sdpa(q, k, v, rel_bias, size, excluded, scale)

@@ -109,7 +109,7 @@ def test_short_names_are_timms_own():
 
 @pytest.mark.parametrize("call", ["first", "second"])
 def test_features_of_elsa_volo(call):
-    """timm changes the settings of feature extraction it is handed."""
+    """Timm changes the settings of feature extraction it is handed."""
     model = build_model("elsa_volo_d1", img_size=64, features_only=True, out_indices=(0, 1, 3))
     maps = model(torch.zeros(1, 3, 64, 64))
     assert [tuple(m.shape[1:]) for m in maps] == [(192, 8, 8), (384, 4, 4), (384, 4, 4)]
