@@ -556,14 +556,11 @@ struct Backward {
 
   void keep_tables(float* part_k, float* part_q, float* part_b) const {
     const int64_t d = task.p.depth;
-    for (int t = 0; t < T; ++t)
-      for (int64_t c = 0; c < d; ++c) {
-        if (tables_k)
-          part_k[t * d + c] = task.p.scale * sum(load(my.lanes_k.at + (t * d + c) * VL));
-        if (tables_q)  // gathered by place of the query: the taps backwards
-          part_q[(T - 1 - t) * d + c] = task.p.scale * sum(load(my.lanes_q.at + (t * d + c) * VL));
-      }
-    for (int t = 0; t < T && tables_b; ++t) part_b[t] = sum(load(my.lanes_b.at + t * VL));
+    const float scale = task.p.scale;
+    if (tables_k) sum_lanes(my.lanes_k.at, T * d, scale, part_k);
+    for (int t = 0; t < T && tables_q; ++t)  // gathered by place of the query: the taps backwards
+      sum_lanes(my.lanes_q.at + t * d * VL, d, scale, part_q + (T - 1 - t) * d);
+    if (tables_b) sum_lanes(my.lanes_b.at, T, 1.0f, part_b);
   }
 };
 

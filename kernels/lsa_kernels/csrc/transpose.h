@@ -30,6 +30,19 @@ static inline void turn(v8* r) {
   }
 }
 
+// The sums of ``count`` vectors that lie one behind the other, times a factor; eight at a time.
+static inline void sum_lanes(const float* from, int64_t count, float factor, float* to) {
+  int64_t e = 0;
+  for (; e + 8 <= count; e += 8) {
+    v8 r[8] = {};
+    for (int i = 0; i < 8; ++i)
+      for (int part = 0; part < VL; part += 8) r[i] += *(const v8u*)(from + (e + i) * VL + part);
+    turn(r);
+    *(v8u*)(to + e) = factor * (((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7])));
+  }
+  for (; e < count; ++e) to[e] = factor * sum(load(from + e * VL));
+}
+
 // Pixels of strided channels to rows of channels; lanes behind the last pixel, up to a multiple of
 // eight, become zero.
 static inline void to_lanes(const float* from, int64_t pixel, int64_t channel, int64_t width,

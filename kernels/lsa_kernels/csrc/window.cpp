@@ -486,8 +486,9 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
   Buffer parts_q(to.rel_q ? p.heads * shares * length : 1);
   Buffer parts_b(to.bias ? p.heads * shares * o : 1);
   Each<Scratch> scratch([&] { return new Scratch(p, q, k, true, to); });
-  auto sum_lanes = [](std::vector<vf>& of_share, float scale, float* part) {
-    for (size_t e = 0; e < of_share.size(); ++e) part[e] = scale * sum(of_share[e]);
+  auto keep = [](std::vector<vf>& of_share, float scale, float* part) {
+    if (of_share.empty()) return;
+    sum_lanes(reinterpret_cast<const float*>(of_share.data()), of_share.size(), scale, part);
     std::fill(of_share.begin(), of_share.end(), vf{});
   };
 #pragma omp parallel for schedule(static)
@@ -499,9 +500,9 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
       backward_group(Group(p, h, g), my, tables.of(p, h), q, k, v, mask, kept + at * n * n * LANES,
                      spreads + at * n * LANES, dout, dq, dk, dv);
     }
-    sum_lanes(my.drel_k, p.scale, parts_k.at + task * length);
-    sum_lanes(my.drel_q, p.scale, parts_q.at + task * length);
-    sum_lanes(my.dbias, 1.0f, parts_b.at + task * o);
+    keep(my.drel_k, p.scale, parts_k.at + task * length);
+    keep(my.drel_q, p.scale, parts_q.at + task * length);
+    keep(my.dbias, 1.0f, parts_b.at + task * o);
   }
   auto collect = [&](const Buffer& parts, float* total, int64_t size) {
     if (!total) return;
