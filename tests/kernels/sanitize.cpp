@@ -5,6 +5,11 @@
 
 struct Problem { int64_t batch, heads, height, width, depth; int use_qk, norm, mask; float scale; };
 struct Filters { int64_t batch, height, width, heads, depth; int per_image; };
+struct Windows {
+  int64_t batch, heads, height, width, depth, rows, columns;
+  int use_qk, norm;
+  float scale;
+};
 struct View { float* at; int64_t stride[5]; };
 
 extern "C" {
@@ -14,6 +19,12 @@ int neighboring_forward(const Problem*, int, const View*, const View*, const Vie
 int neighboring_backward(const Problem*, int, const View*, const View*, const View*, const float*,
                          const float*, const float*, const float*, const float*, const View*,
                          const View*, const View*, const View*, float*, float*, float*);
+int window_lanes();
+int window_forward(const Windows*, const View*, const View*, const View*, const float*,
+                   const float*, const float*, const uint8_t*, const View*, float*, float*);
+int window_backward(const Windows*, const View*, const View*, const View*, const float*,
+                    const float*, const float*, const uint8_t*, const float*, const float*,
+                    const View*, const View*, const View*, const View*, float*, float*, float*);
 int filters_forward(const Filters*, int, const View*, const View*, const float*, const float*,
                     const View*);
 int filters_backward(const Filters*, int, const View*, const View*, const float*, const float*,
@@ -74,6 +85,34 @@ static int filters(int size, int64_t height, int64_t width, int64_t depth, int p
                           plus ? da.data() : nullptr);
 }
 
+// Windows of 3 x 2 pixels, ``down`` times ``across`` of them in an image.
+static int window(int64_t down, int64_t across, int64_t depth, int terms, int norm, bool excludes) {
+  const int64_t batch = 2, heads = 2, rows = 3, columns = 2, pixels = rows * columns;
+  const int64_t height = down * rows, width = across * columns, offsets = 5 * 3;
+  const int64_t n = batch * heads * height * width * depth, lanes = window_lanes();
+  const int64_t slots = (batch * down * across + lanes - 1) / lanes * lanes * heads * pixels;
+  const bool qk = terms & 1, rk = terms & 2, rq = terms & 4, rb = terms & 8;
+  std::vector<float> q = numbers(n), k = numbers(n), v = numbers(n), out(n), dout = numbers(n);
+  std::vector<float> dq(n), dk(n), dv(n), tk = numbers(heads * offsets * depth), dtk(tk.size());
+  std::vector<float> tq = numbers(tk.size()), dtq(tk.size()), tb = numbers(heads * offsets), dtb(tb.size());
+  std::vector<float> kept(slots * pixels), spreads(slots);
+  std::vector<uint8_t> excluded(down * across * pixels * pixels);
+  for (size_t e = 0; e < excluded.size(); ++e)
+    excluded[e] = e % 5 == 0 && e / pixels % pixels != e % pixels;  // a pixel always sees itself
+  const Windows p = {batch, heads, height, width, depth, rows, columns, qk, norm, 0.3f};
+  auto as = [&](std::vector<float>& x, bool there) {
+    return view(x, height * width * heads * depth, depth, width * heads * depth, heads * depth, there);
+  };
+  const View q_ = as(q, qk || rk), k_ = as(k, qk || rq), v_ = as(v, true), out_ = as(out, true);
+  const View dout_ = as(dout, true), dq_ = as(dq, qk || rk), dk_ = as(dk, qk || rq), dv_ = as(dv, true);
+  const float *a = rk ? tk.data() : nullptr, *b = rq ? tq.data() : nullptr, *c = rb ? tb.data() : nullptr;
+  const uint8_t* hidden = excludes ? excluded.data() : nullptr;
+  return window_forward(&p, &q_, &k_, &v_, a, b, c, hidden, &out_, kept.data(), spreads.data()) |
+         window_backward(&p, &q_, &k_, &v_, a, b, c, hidden, kept.data(), spreads.data(), &dout_,
+                         &dq_, &dk_, &dv_, rk ? dtk.data() : nullptr, rq ? dtq.data() : nullptr,
+                         rb ? dtb.data() : nullptr);
+}
+
 int main() {
   const int64_t shapes[][3] = {{1, 1, 1}, {5, 9, 3}, {3, 17, 8}, {8, 8, 12}, {40, 3, 4}};
   int calls = 0, refused = 0;
@@ -87,6 +126,10 @@ int main() {
         for (int per_image = 0; per_image < 2; ++per_image, ++calls)
           refused += filters(size, s[0], s[1], s[2], parts, per_image) != 0;
     }
+  for (const auto& s : shapes)
+    for (int terms = 1; terms < 16; ++terms)
+      for (int norm = 0; norm < 3; ++norm, ++calls)
+        refused += window(s[0], s[1], s[2], terms, norm, terms % 2) != 0;
   std::printf("%d calls, %d refused\n", calls, refused);
   return refused != 0;
 }
