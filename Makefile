@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Runs trained side by side, each on its share of the cores; a toy run takes about 1 GB.
+JOBS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: setup study test check clean
@@ -17,7 +19,7 @@ $(READY): pyproject.toml
 	touch $@
 
 study: setup
-	$(BIN)/lsa run all --tier toy
+	$(BIN)/lsa run all --tier toy --jobs $(JOBS)
 	$(BIN)/lsa table all --tier toy
 	$(BIN)/lsa plots all --tier toy
 	$(BIN)/lsa report all --tier toy

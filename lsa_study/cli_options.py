@@ -18,10 +18,7 @@ Tier = Annotated[str, typer.Option(help="toy, proxy or paper")]
 MaybeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else all")]
 FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a study's first")]
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
-Jobs = Annotated[
-    int | None,
-    typer.Option(min=1, help="workers; else one per GPU; without GPUs as many as fit"),
-]
+Jobs = Annotated[int | None, typer.Option(min=1, help="workers; else one per GPU, or one")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
 Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]

@@ -65,18 +65,6 @@ def visible_gpus() -> list[str]:
     ]
 
 
-def places(runs: Sequence[Run]) -> int:
-    """How many of these runs one machine without GPUs holds at once.
-
-    As many as its cores and its memory allow by what the runs ask for, and at least one.
-    """
-    if not runs:
-        return 1
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    cores = len(os.sched_getaffinity(0)) // max(run.resources.cpus for run in runs)
-    return max(1, min(cores, int(memory_gb / max(run.resources.memory_gb for run in runs))))
-
-
 def folder_of(run: Run, results: Path, known: dict[str, RunDir]) -> RunDir:
     """The run's folder: an existing one of its identity, else the one it will get."""
     here = rundir.runs_folder(results, run.settings.tier) / run.name
@@ -152,7 +140,7 @@ class Queue:
         self.results = results
         self.console = console
         self.gpus = visible_gpus()
-        self.jobs = jobs or len(self.gpus)
+        self.jobs = jobs or max(1, len(self.gpus))
         self.summary = Summary()
         self.waiting: deque[Run] = deque()
         self.workers: list[Worker] = []
@@ -174,7 +162,6 @@ class Queue:
                 self.waiting.append(run)
             else:
                 self.summary.already += 1
-        self.jobs = self.jobs or places(self.waiting)
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
             if self.waiting:

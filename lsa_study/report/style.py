@@ -193,8 +193,11 @@ def word(axes: Axes, place: float, text: str) -> None:
 
 
 def beside(axes: Axes, text: str, x: float, y: float) -> None:
-    """Write a value to the right of its point."""
-    axes.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=8)
+    """Write a value to the right of its point, readable where it lies over a line."""
+    patch = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}
+    axes.annotate(
+        text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=8, bbox=patch
+    )
 
 
 def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:

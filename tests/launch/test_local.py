@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from lsa_study import rundir, study
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.launch.local import Queue, places, visible_gpus
+from lsa_study.launch.local import Queue, visible_gpus
 
 SMALL = ["train.epochs=1", "data.train_limit=64"]
 
@@ -122,19 +121,6 @@ def test_gpus_are_those_the_scheduler_gave(monkeypatch):
     assert visible_gpus() == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
-
-
-@pytest.mark.parametrize(
-    ("cores", "cpus", "memory_gb", "want"),
-    [(8, 1, 1, 8), (8, 4, 1, 2), (2, 4, 1, 1), (8, 1, 10**6, 1)],
-)
-def test_workers_without_gpus_fit_cores_and_memory(monkeypatch, cores, cpus, memory_gb, want):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
-    needs = {"cpus": cpus, "memory_gb": memory_gb}
-    asked = [
-        replace(run, resources=run.resources.model_copy(update=needs)) for run in runs("swin,net1")
-    ]
-    assert places(asked) == want
 
 
 def test_equal_failures_hold_the_rest(tmp_path):
