@@ -145,13 +145,14 @@ class Trial:
                     found.append(int(path.name))
         return min(found)
 
-    def pause(self, life=1):
-        """Let the run's process sleep once it has done an epoch, well before its last."""
+    def pause(self, life=1, epochs=1):
+        """Let the run's process sleep once it has done an epoch or more, well before its last."""
 
-        def epochs():
-            return [record for record in self.folder.metrics() if record["attempt"] == life]
+        def done():
+            records = [record for record in self.folder.metrics() if record["attempt"] == life]
+            return len(records) >= epochs
 
-        wait_for(epochs, 180, lambda: f"an epoch: {self.log()}")
+        wait_for(done, 180, lambda: f"{epochs} epochs: {self.log()}")
         os.kill(self.pid, signal.SIGSTOP)
         assert self.folder.status()["state"] == "running", self.log()
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -49,8 +50,8 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
     limited.cause("time limit of one minute")
     for trial in (signalled, requeued, killed):
         trial.launch()
-    for trial in (signalled, requeued):
-        trial.pause()
+    with ThreadPoolExecutor() as pool:  # side by side: they are done in seconds
+        list(pool.map(lambda trial: trial.pause(epochs=2), (signalled, requeued, killed)))
     assert (signalled.row.state, signalled.row.attempts) == ("running", 1)
     leave_half_written_files(requeued)
     signalled.cause("USR2 to the job")
@@ -81,8 +82,7 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
 
 def kill_and_damage(site, trial, monkeypatch, tmp_path):
     """Kill the process, tear the newest checkpoint, overwrite the status; without ``sacct``."""
-    site.wait_for(lambda: trial.folder.previous_checkpoint.exists(), what=lambda: "two checkpoints")
-    trial.pause()
+    assert trial.folder.previous_checkpoint.exists()
     job = trial.row.job
     trial.cause("kill -9 of the process")
     os.kill(trial.pid, signal.SIGKILL)
