@@ -280,6 +280,8 @@ class Runtime(_Settings):
     compile: bool = False
     log_seconds: PositiveFloat = 30.0
     checkpoint_seconds: PositiveFloat = 60.0
+    trace_steps: NonNegativeInt = 0
+    """Steps at a life's start to profile, to ``attempts/NNN/trace.json`` for Perfetto; slows them."""
 
 
 class Settings(_Settings):

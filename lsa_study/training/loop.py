@@ -24,6 +24,7 @@ from lsa_study.training.outcome import Diverged, Stopped
 from lsa_study.training.progress import Progress, Report
 from lsa_study.training.ranks import ALONE, Ranks
 from lsa_study.training.step import Stepper
+from lsa_study.training.trace import Trace
 
 GPU_CHECK_STEPS = 50
 """On a GPU, looking at a loss waits for all queued work; so look now and then."""
@@ -114,11 +115,15 @@ class Loop:
         self.monitor.begin(self._done())
         self.stepper.model.train()
         self._noted = self._saved = time.monotonic()
+        steps = self.settings.runtime.trace_steps if self.ranks.first else 0
+        path = self.life.run_dir.attempt_folder(self.life.attempt) / "trace.json"
+        self.trace = Trace(path, steps, self.device)
         try:
             while self.progress.epoch < self.settings.train.epochs:
                 self._end_epoch(self._train_epoch())
                 self._save()
         finally:
+            self.trace.close()
             self._note_costs()
 
     def final_weights(self) -> dict[str, Tensor]:
@@ -153,6 +158,7 @@ class Loop:
                 self._look(watch)
             at.step = step + 1
             at.epoch_seconds = before + time.monotonic() - begun
+            self.trace.step()
             self._between_steps(watch)
         return at.loss_sum / (plan.steps * plan.batch)
 
