@@ -281,7 +281,7 @@ class Runtime(_Settings):
     log_seconds: PositiveFloat = 30.0
     checkpoint_seconds: PositiveFloat = 60.0
     trace_steps: NonNegativeInt = 0
-    """Steps at a life's start to profile, to ``attempts/NNN/trace.json`` for Perfetto; slows them."""
+    """Steps at a life's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
 
 
 class Settings(_Settings):
