@@ -2,8 +2,11 @@
 
     python kernels/bench.py [--batch 8] [--seconds 5] [--out results/benchmarks/operators.json]
 
-LSA is softmax window attention by torch's scaled_dot_product_attention. Every contender's output is
-compared first with the plain definition. One with other semantics is marked with an asterisk.
+LSA (SDPA) is softmax window attention by torch's scaled_dot_product_attention. Contenders that
+compute the same are compared first. One with other semantics is marked with an asterisk. On a CPU,
+torch's FlexAttention has no backward. The roofline of a call is what its multiply-adds take at the
+rate of a large matrix product, or its inputs and outputs at the rate of a large copy, whichever is
+longer, both measured here.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
-from lsa_study import timing
+from lsa_study import flops, timing
 from lsa_study.ops import dispatch, functional
 from lsa_study.ops.ddf import apply_decoupled
 
@@ -77,6 +82,29 @@ def shifts(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_q: Tensor, bias: 
     return sum(logits[..., t, None] * there(values, *at) for t, at in enumerate(offsets))
 
 
+def flexing(side: int, device: torch.device) -> Callable[..., Tensor]:
+    """Eq. 4 with q.k and bias by torch's FlexAttention, compiled; the border is masked."""
+    reach = SIZE // 2
+
+    def near(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        down, right = j // side - i // side, j % side - i % side
+        return (down.abs() <= reach) & (right.abs() <= reach)
+
+    compiled = torch.compile(flex_attention)
+
+    def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            down = (j // side - i // side + reach).clamp(0, SIZE - 1)
+            right = (j % side - i % side + reach).clamp(0, SIZE - 1)
+            return logit + bias[h, down * SIZE + right]
+
+        flat = (t.flatten(2, 3) for t in (q, k, v))
+        return compiled(*flat, score_mod=score, block_mask=mask).unflatten(2, (side, side))
+
+    mask = create_block_mask(near, None, None, side**2, side**2, device=device)
+    return call
+
+
 def step(call: Callable[..., Tensor], inputs: Inputs, gradient: Tensor | None) -> timing.Contender:
     """Forward, or forward and backward to every input."""
     if gradient is None:
@@ -89,7 +117,35 @@ def step(call: Callable[..., Tensor], inputs: Inputs, gradient: Tensor | None) -
     return both
 
 
-def contenders(batch: int, side: int, heads: int, device: torch.device, quick: bool) -> dict:
+def roofline(device: torch.device) -> dict[str, float]:
+    """What this machine does at best: operations and bytes a second."""
+    side, size = 2048, 1 << 26
+    a, b = (torch.randn(side, side, device=device) for _ in range(2))
+    source, target = (torch.zeros(size, device=device) for _ in range(2))
+    calls = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
+    best = {
+        name: timing.interleaved({name: call}, seconds=2.0, device=device)[name].low
+        for name, call in calls.items()
+    }
+    return {
+        "flops_per_second": 2 * side**3 / best["product"],
+        "bytes_per_second": 2 * 4 * size / best["copy"],
+    }
+
+
+def least(call: timing.Contender, tensors: Inputs, passes: int, peaks: dict[str, float]) -> float:
+    """Seconds that a call takes at the roofline; ``tensors`` are read or written once a pass."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    data = passes * sum(t.numel() * t.element_size() for t in tensors)
+    return max(
+        counter.get_total_flops() / peaks["flops_per_second"], data / peaks["bytes_per_second"]
+    )
+
+
+def contenders(
+    batch: int, side: int, heads: int, device: torch.device, quick: bool, forward: bool
+) -> dict:
     """(call, inputs, gradient) by name; all of one group compute the same."""
     channels, taps = heads * DEPTH, SIZE**2
     qkv, gradient = (
@@ -113,7 +169,14 @@ def contenders(batch: int, side: int, heads: int, device: torch.device, quick: b
     if not quick:
         compiled = torch.compile(shifts)
         found["Net7-N, torch.compile of shifts"] = (compiled, near, gradient)
+        found["Net7-N, loop of shifts"] = (shifts, near, gradient)
         found["Net7-N, sliding chunks*"] = (_chunks, near, gradient)
+        if forward:
+            found["Net7-N, qk + bias, FlexAttention*"] = (
+                flexing(side, device),
+                [*qkv, near[-1]],
+                gradient,
+            )
     values = torch.randn(batch, side, side, channels, device=device)
     filters = torch.randn(batch, side, side, heads, taps, device=device).softmax(-1)
     one = torch.randn(batch, side, side, 1, taps, device=device).softmax(-1)
@@ -165,7 +228,7 @@ def compare(found: dict) -> None:
     groups = (
         ("LSA (SDPA)", "LSA"),
         ("Net7 window", "Net7 window, plain"),
-        ("Net7-N", "Net7-N, unfold", "Net7-N, torch.compile of shifts"),
+        ("Net7-N", "Net7-N, unfold", "Net7-N, loop of shifts", "Net7-N, torch.compile of shifts"),
         ("filters", "filters, unfold"),
         ("static filters", "depthwise conv, channels-last"),
     )
@@ -191,28 +254,65 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
+    flops.register()
     torch.manual_seed(0)
-    stages = []
+    stages, peaks = [], roofline(device)
     print(timing.machine(device), lsa_kernels.build_info())
     for side, heads in STAGES:
-        found = contenders(chosen.batch, side, heads, device, chosen.quick)
-        compare(found)
         for mode in ("forward", "forward+backward"):
+            found = contenders(chosen.batch, side, heads, device, chosen.quick, mode == "forward")
+            compare(found)
             calls = {
                 name: step(call, inputs, gradient if mode != "forward" else None)
                 for name, (call, inputs, gradient) in found.items()
             }
             times = timing.interleaved(calls, seconds=chosen.seconds, device=device)
-            stages.append({"side": side, "heads": heads, "mode": mode,
-                           "times": {name: asdict(t) for name, t in times.items()}})  # fmt: skip
+            passes = 1 if mode == "forward" else 2
+            bounds = {
+                name: least(calls[name], [*inputs, gradient], passes, peaks)
+                for name, (_, inputs, gradient) in found.items()
+            }
+            # Torch counts a backward of grouped convolutions as if they were dense.
+            bounds["depthwise conv, channels-last"] = bounds["static filters"]
+            found_here = {
+                name: asdict(t) | {"roofline": bounds[name] / t.median} for name, t in times.items()
+            }
+            stages.append({"side": side, "heads": heads, "mode": mode, "times": found_here})
             show(stages[-1])
+    print("\nforward+backward, time per pixel of 3 heads")
+    scaled = scaling(device, chosen.seconds / 4)
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(
-            {"machine": timing.machine(device), "batch": chosen.batch, "depth": DEPTH,
-             "size": SIZE, "stages": stages}, indent=1,
+            {"machine": timing.machine(device) | peaks, "batch": chosen.batch, "depth": DEPTH,
+             "size": SIZE, "stages": stages, "scaling": scaled}, indent=1,
         )  # fmt: skip
         chosen.out.write_text(text + "\n", encoding="utf-8")
+
+
+SCALED = ("LSA", "Net7 window", "Net7-N", "filters")
+
+
+def scaling(device: torch.device, seconds: float) -> list[dict]:
+    """Forward and backward on more threads, larger maps and larger batches."""
+    cases = [("threads", threads, 8, 28) for threads in (1, torch.get_num_threads())]
+    cases += [("side", side, 1, side) for side in (14, 28, 56, 112, 224)]
+    cases += [("batch", batch, batch, 14) for batch in (1, 4, 16, 64)]
+    found = []
+    for what, value, batch, side in cases if device.type == "cpu" else cases[2:]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(value if what == "threads" else before)
+        chosen = contenders(batch, side, 3, device, quick=True, forward=False)
+        calls = {name: step(*chosen[name]) for name in SCALED}
+        times = timing.interleaved(calls, seconds=seconds, device=device)
+        torch.set_num_threads(before)
+        pixels = batch * side**2
+        per_pixel = {name: times[name].median / pixels for name in SCALED}
+        found.append({"changed": what, "value": value, "batch": batch, "side": side,
+                      "seconds_per_pixel": per_pixel})  # fmt: skip
+        cells = "".join(f"{name:>16}{1e9 * t:8.0f} ns" for name, t in per_pixel.items())
+        print(f"{what:>8}{value:4d}{cells}")
+    return found
 
 
 def show(stage: dict) -> None:
@@ -220,12 +320,12 @@ def show(stage: dict) -> None:
     side, heads, times = stage["side"], stage["heads"], stage["times"]
     lsa = times["LSA (SDPA)"]["median"]
     print(f"\n{side} x {side}, {heads} heads, {stage['mode']}")
-    print(f"{'':34}{'ms':>9}{'quartiles':>18}{'LSA /':>8}{'MiB':>8}")
+    print(f"{'':34}{'ms':>9}{'quartiles':>18}{'LSA /':>8}{'roofline':>10}{'MiB':>8}")
     for name, time in times.items():
         spread = f"{1e3 * time['low']:.1f}-{1e3 * time['high']:.1f}"
         print(
             f"{name:34}{1e3 * time['median']:9.2f}{spread:>18}{lsa / time['median']:8.2f}"
-            f"{time['peak_bytes'] / 2**20:8.1f}"
+            f"{100 * time['roofline']:9.0f}%{time['peak_bytes'] / 2**20:8.1f}"
         )
 
 

@@ -12,8 +12,9 @@ from lsa_study import rundir
 from lsa_study.errors import ConfigError, LsaError
 
 LSA = "lsa_swin_tiny"
-LAYERS = (LSA, "dwconv_swin_tiny", "net7_swin_tiny_n", "elsa_swin_tiny")
-"""The networks of the article's Table 7."""
+TIMM = "swin_tiny_patch4_window7_224"
+LAYERS = (LSA, TIMM, "dwconv_swin_tiny", "net7_swin_tiny_n", "elsa_swin_tiny")
+"""The networks of the article's Table 7, and timm's own Swin-T."""
 MODES = ("inference", "training")
 
 
@@ -115,11 +116,11 @@ def as_text(answer: dict[str, Any]) -> str:
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
         f"{machine['kernels']}; {answer['batch']} x 3 x {answer['size']} x {answer['size']}, "
         f"{answer['precision']}",
-        f"{'':26}{'params':>9}{'GMACs':>7}"
+        f"{'':30}{'params':>9}{'GMACs':>7}"
         + "".join(f"{mode + ' img/s':>22}{'x LSA':>7}{'MiB':>8}" for mode in MODES),
     ]
     for name, one in networks.items():
-        cells = f"{name:26}{one['params'] / 1e6:8.2f}M{one['macs'] / 1e9:7.2f}"
+        cells = f"{name:30}{one['params'] / 1e6:8.2f}M{one['macs'] / 1e9:7.2f}"
         for mode in MODES:
             timed, of_lsa = one[mode], networks[LSA][mode]["images_per_second"]
             low, high = answer["batch"] / timed["high"], answer["batch"] / timed["low"]

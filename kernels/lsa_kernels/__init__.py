@@ -1,6 +1,6 @@
 """Fused local-attention kernels: C++ for CPUs, Triton for GPUs. Knows nothing of lsa_study."""
 
-from lsa_kernels.build import build_info
+from lsa_kernels.build import build_info, window_lanes
 from lsa_kernels.filters import apply_filters, why_not_filters
 from lsa_kernels.neighboring import neighboring_attention, why_not_neighboring
 from lsa_kernels.window import why_not_window, window_attention
@@ -13,4 +13,5 @@ __all__ = [
     "why_not_neighboring",
     "why_not_window",
     "window_attention",
+    "window_lanes",
 ]

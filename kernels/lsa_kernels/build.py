@@ -76,6 +76,16 @@ def why_missing() -> str | None:
     return built().reason
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def window_lanes() -> int:
+    """How many windows the window kernel works on together; it pads to a multiple of them.
+
+    Raises:
+        BuildError: the kernels cannot be compiled here.
+    """
+    return int(library().window_lanes())
+
+
 def build_info() -> str:
     """Say what was built, or why nothing was."""
     found = built()

@@ -126,7 +126,7 @@ def backward(
 def kept_window_shapes(v: Tensor, rows: int, columns: int) -> tuple[list[int], list[int]]:
     """Shapes of what the window's forward keeps: weights of all pairs, and spreads."""
     batch, heads, height, width, _ = v.shape
-    pixels, together = rows * columns, build.library().window_lanes()
+    pixels, together = rows * columns, build.window_lanes()
     groups = -(-batch * (height // rows) * (width // columns) // together)
     return [heads, groups, pixels, pixels, together], [heads, groups, pixels, together]
 

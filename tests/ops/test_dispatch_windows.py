@@ -1,0 +1,66 @@
+"""Windows: which of three ways ``auto`` takes."""
+
+import pytest
+import torch
+
+import lsa_kernels
+from lsa_study.ops import dispatch
+from lsa_study.ops.functional import spatial_attention
+
+LANES = lsa_kernels.window_lanes() if not lsa_kernels.build.why_missing() else 16
+pytestmark = pytest.mark.skipif(
+    lsa_kernels.build.why_missing() is not None, reason="the kernels are not built here"
+)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Names of the ways that were taken."""
+    names = []
+
+    def listen(owner, name):
+        way = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: names.append(name) or way(*a, **k))
+
+    listen(lsa_kernels, "window_attention")
+    listen(dispatch, "window_by_sdpa")
+    listen(dispatch.functional, "window")
+    return names
+
+
+def attend(batch, rel_k, implementation="auto"):
+    q, k, v = torch.randn(3, batch, 2, 4, 4, 8).unbind(0)
+    table = {"rel_k": torch.randn(2, 49, 8)} if rel_k else {"rel_bias": torch.randn(2, 49)}
+    way = {"norm": "softmax", "application": "window", "size": 4, "implementation": implementation}
+    return spatial_attention(q, k, v, **table, **way)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rel_k", "way"),
+    [
+        (LANES, False, "window_attention"),
+        (LANES // 2, False, "window_by_sdpa"),
+        (LANES + 1, False, "window_by_sdpa"),
+        (LANES // 2, True, "window_attention"),
+        (1, True, "window"),
+        (0, True, "window_attention"),
+    ],
+)
+def test_few_windows_leave_lanes_empty(taken, batch, rel_k, way):
+    attend(batch, rel_k)
+    assert taken == [way]
+
+
+def test_fused_is_not_weighed(taken):
+    attend(1, rel_k=True, implementation="fused")
+    assert taken == ["window_attention"]
+
+
+def test_all_ways_agree():
+    torch.manual_seed(0)
+    for rel_k in (False, True):
+        for batch in (1, LANES):
+            state = torch.get_rng_state()
+            want = attend(batch, rel_k, "reference")
+            torch.set_rng_state(state)
+            torch.testing.assert_close(attend(batch, rel_k), want, rtol=0, atol=1e-5)
