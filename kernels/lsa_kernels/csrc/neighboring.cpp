@@ -62,15 +62,17 @@ struct Task {
         bias(bias_ ? bias_ + h * T : nullptr) {}
 
   // One row more below, for the second tile of a last pair; a vector more for loads past the end.
-  int64_t packed() const { return (p.height + 2 * R + 1) * p.depth * span + VL; }
+  int64_t packed() const { return (p.height + 2 * R + 1) * row() + VL; }
   // Pixel x of channel c in row y of a packed map.
   float* at(float* map, int64_t y, int64_t x, int64_t c) const {
-    return map + ((y + R) * p.depth + c) * span + VL + x;
+    return map + (y + R) * row() + c * span + VL + x;
   }
   const float* at(const float* map, int64_t y, int64_t x, int64_t c) const {
     return at(const_cast<float*>(map), y, x, c);
   }
-  int64_t row() const { return p.depth * span; }  // floats from a pixel to the one below it
+  // Floats from a pixel to the one below it. A cache line more than the channels take: powers of two
+  // would put the rows of an area into the same few sets of the first cache.
+  int64_t row() const { return p.depth * span + 16; }
 
   void pack(const View& from, float* map) const {
     for (int64_t y = 0; y < p.height; ++y)

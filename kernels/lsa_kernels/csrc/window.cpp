@@ -21,6 +21,9 @@ struct Problem {
   float scale;
   int64_t pixels() const { return rows * columns; }
   int64_t per_image() const { return height / rows * (width / columns); }
+  // Floats of a packed pixel. One channel more than there are: powers of two would put all pixels'
+  // same channels into the same few sets of the first cache.
+  int64_t packed() const;
   int64_t windows() const { return batch * per_image(); }
   int64_t offsets() const { return (2 * rows - 1) * (2 * columns - 1); }
   // pos(j) - pos(i) in a table that runs row by row from the top left.
@@ -38,6 +41,7 @@ struct View {
 
 constexpr int VB = 2, LANES = VB * VL;  // vectors, and windows, worked on together
 constexpr int64_t SHARES = 16;          // tasks of a head
+int64_t Problem::packed() const { return (depth + 1) * LANES; }
 
 struct Group {
   const Problem& p;
@@ -66,7 +70,7 @@ struct Group {
     float* corner[LANES];
     corners(from, corner);
     for (int64_t i = 0; i < n; ++i) {
-      float* block = to + i * d * LANES;
+      float* block = to + i * p.packed();
       const int64_t shift = within(from, i);
       const float* at[LANES];
       for (int64_t lane = 0; lane < count; ++lane) at[lane] = corner[lane] + shift;
@@ -89,7 +93,7 @@ struct Group {
     float* corner[LANES];
     corners(to, corner);
     for (int64_t i = 0; i < n; ++i) {
-      const float* block = from + i * d * LANES;
+      const float* block = from + i * p.packed();
       const int64_t shift = within(to, i);
       int64_t c = 0;
       for (; to.stride[4] == 1 && c + 8 <= d; c += 8)
@@ -109,30 +113,33 @@ struct Group {
 
 typedef vf Pair[VB];
 
+// What a product reads: queries and keys alone, those and both tables, or any other choice.
+enum Reads { MAPS, ALL, SOME };
+
 // Sums over channels of one query and JB keys, with the terms of the tables if there are any.
 // ``offset`` holds the offsets of this query's pairs. In parts of CHANNELS: short sums round less.
-template <int JB, bool TABLES>
+template <int JB, Reads READS>
 void product_block(const Problem& p, const float* q, const float* k, const float* rel_k,
                    const float* rel_q, const int64_t* offset, int64_t j, Pair* out) {
   constexpr int64_t CHANNELS = 8;
-  const float *rk[JB], *rq[JB];
-  for (int i = 0; i < JB && TABLES; ++i) {
+  const float *rk[JB] = {}, *rq[JB] = {};
+  for (int i = 0; i < JB && READS != MAPS; ++i) {
     rk[i] = rel_k ? rel_k + offset[j + i] * p.depth : nullptr;
     rq[i] = rel_q ? rel_q + offset[j + i] * p.depth : nullptr;
   }
-  const bool all = p.use_qk && rel_k && rel_q;
-  const float* keys = k ? k + j * p.depth * LANES : nullptr;
+  const float* keys = k ? k + j * p.packed() : nullptr;
+  const int64_t step = p.packed();
   for (int64_t first = 0; first < p.depth; first += CHANNELS) {
     Pair acc[JB] = {};
     for (int64_t c = first; c < std::min(p.depth, first + CHANNELS); ++c) {
       Pair query = {};
-      for (int b = 0; b < VB && q; ++b) query[b] = load(q + c * LANES + b * VL);
+      for (int b = 0; b < VB && (READS != SOME || q); ++b) query[b] = load(q + c * LANES + b * VL);
       for (int i = 0; i < JB; ++i)
         for (int b = 0; b < VB; ++b) {
-          const vf key = keys ? load(keys + (i * p.depth + c) * LANES + b * VL) : vf{};
-          if (!TABLES) {
+          const vf key = READS != SOME || keys ? load(keys + i * step + c * LANES + b * VL) : vf{};
+          if (READS == MAPS) {
             acc[i][b] += query[b] * key;
-          } else if (all) {
+          } else if (READS == ALL) {
             acc[i][b] += (query[b] + rq[i][c]) * key;
             acc[i][b] += query[b] * rk[i][c];
           } else {
@@ -150,10 +157,10 @@ void product_block(const Problem& p, const float* q, const float* k, const float
 }
 
 // All pairs, to [i][j]; a block of keys stays in the first cache while the queries pass.
-template <bool TABLES>
+template <Reads READS>
 void products(const Problem& p, const float* q, const float* k, const float* rel_k,
               const float* rel_q, const int64_t* offsets, Pair* out) {
-  const int64_t n = p.pixels(), step = p.depth * LANES;
+  const int64_t n = p.pixels(), step = p.packed();
   int64_t j = 0;
   auto pass = [&](auto block) {
     for (int64_t i = 0; i < n; ++i)
@@ -161,29 +168,29 @@ void products(const Problem& p, const float* q, const float* k, const float* rel
   };
   for (; j + 4 <= n; j += 4)
     pass([&](const float* query, const int64_t* offset, Pair* row) {
-      product_block<4, TABLES>(p, query, k, rel_k, rel_q, offset, j, row);
+      product_block<4, READS>(p, query, k, rel_k, rel_q, offset, j, row);
     });
   for (; j < n; ++j)
     pass([&](const float* query, const int64_t* offset, Pair* row) {
-      product_block<1, TABLES>(p, query, k, rel_k, rel_q, offset, j, row);
+      product_block<1, READS>(p, query, k, rel_k, rel_q, offset, j, row);
     });
 }
 
 // Sums over one pixel's pairs of weights and (values + a table's entries): CB channels from c.
-template <int CB>
+template <int CB, bool VALUES, bool TABLE>
 void mix_block(const Problem& p, const Pair* a, int64_t step, const float* values,
                const float* table, const int64_t* offset, int64_t c, float* to) {
-  const int64_t n = p.pixels();
+  const int64_t n = p.pixels(), pixel = p.packed();
   Pair total[CB] = {};
   for (int64_t first = 0; first < n; first += 8) {
     Pair acc[CB] = {};
     for (int64_t j = first; j < std::min(n, first + 8); ++j) {
-      const float* from = values ? values + (j * p.depth + c) * LANES : nullptr;
-      const float* entry = table ? table + offset[j] * p.depth + c : nullptr;
+      const float* from = VALUES ? values + j * pixel + c * LANES : nullptr;
+      const float* entry = TABLE ? table + offset[j] * p.depth + c : nullptr;
       for (int i = 0; i < CB; ++i)
         for (int b = 0; b < VB; ++b) {
-          vf value = from ? load(from + i * LANES + b * VL) : vf{};
-          if (entry) value += entry[i];
+          vf value = VALUES ? load(from + i * LANES + b * VL) : splat(entry[i]);
+          if (VALUES && TABLE) value += entry[i];
           acc[i][b] += a[j * step][b] * value;
         }
     }
@@ -194,53 +201,66 @@ void mix_block(const Problem& p, const Pair* a, int64_t step, const float* value
     for (int b = 0; b < VB; ++b) store(to + (c + i) * LANES + b * VL, total[i][b]);
 }
 
-// All pixels; a block of channels stays in the first cache while they pass. Weights of pixel i lie
-// at a[i * next], those of its pairs ``step`` apart.
-void mix(const Problem& p, const Pair* a, int64_t next, int64_t step, const float* values,
-         const float* table, const int64_t* offsets, float* to) {
-  const int64_t n = p.pixels(), size = p.depth * LANES;
+template <bool VALUES, bool TABLE>
+void mix_of(const Problem& p, const Pair* a, int64_t next, int64_t step, const float* values,
+            const float* table, const int64_t* offsets, float* to) {
+  const int64_t n = p.pixels(), size = p.packed();
   int64_t c = 0;
   for (; c + 4 <= p.depth; c += 4)
     for (int64_t i = 0; i < n; ++i)
-      mix_block<4>(p, a + i * next, step, values, table, offsets + i * n, c, to + i * size);
+      mix_block<4, VALUES, TABLE>(p, a + i * next, step, values, table, offsets + i * n, c,
+                                  to + i * size);
   for (; c < p.depth; ++c)
     for (int64_t i = 0; i < n; ++i)
-      mix_block<1>(p, a + i * next, step, values, table, offsets + i * n, c, to + i * size);
+      mix_block<1, VALUES, TABLE>(p, a + i * next, step, values, table, offsets + i * n, c,
+                                  to + i * size);
+}
+
+// All pixels; a block of channels stays in the first cache while they pass. Weights of pixel i lie
+// at a[i * next], those of its pairs ``step`` apart. At least one of values and table is there.
+void mix(const Problem& p, const Pair* a, int64_t next, int64_t step, const float* values,
+         const float* table, const int64_t* offsets, float* to) {
+  auto way = values && table ? mix_of<true, true>
+             : values        ? mix_of<true, false>
+                             : mix_of<false, true>;
+  way(p, a, next, step, values, table, offsets, to);
 }
 
 // Gradient of a table: for every offset, sums over its pairs of slopes and one pixel's channels.
-// Pixel i, or j if ``of_key``, of a pair (i, j). The lanes are summed when a share is done.
+// ``next`` is how far apart the slopes of two such pixels lie, ``step`` those of one pixel's pairs;
+// ``offsets`` runs alike. CB channels from c; ``block`` is room for them. Lanes are summed when a
+// share is done.
 template <int CB>
-void outer_block(const Problem& p, const Pair* slopes, const float* map, bool of_key, int64_t dy,
-                 int64_t dx, int64_t c, vf* sums) {
-  Pair acc[CB] = {};
-  const int64_t n = p.pixels();
-  for (int64_t y = std::max<int64_t>(0, -dy); y < std::min(p.rows, p.rows - dy); ++y)
-    for (int64_t x = std::max<int64_t>(0, -dx); x < std::min(p.columns, p.columns - dx); ++x) {
-      const int64_t i = y * p.columns + x, j = (y + dy) * p.columns + x + dx;
-      const float* from = map + ((of_key ? j : i) * p.depth + c) * LANES;
-      for (int k = 0; k < CB; ++k)
-        for (int b = 0; b < VB; ++b)
-          acc[k][b] += slopes[i * n + j][b] * load(from + k * LANES + b * VL);
+void outer_block(const Problem& p, const Pair* slopes, int64_t next, int64_t step, const float* map,
+                 const int64_t* offsets, int64_t c, vf* block, vf* sums) {
+  const int64_t n = p.pixels(), o = p.offsets();
+  std::fill(block, block + o * CB, vf{});
+  for (int64_t i = 0; i < n; ++i) {
+    Pair pixel[CB];
+    for (int k = 0; k < CB; ++k)
+      for (int b = 0; b < VB; ++b)
+        pixel[k][b] = load(map + i * p.packed() + (c + k) * LANES + b * VL);
+    for (int64_t j = 0; j < n; ++j) {
+      vf* to = block + offsets[i * n + j] * CB;
+      const Pair& slope = slopes[i * next + j * step];
+      for (int k = 0; k < CB; ++k) {
+        vf total = to[k];
+        for (int b = 0; b < VB; ++b) total += slope[b] * pixel[k][b];
+        to[k] = total;
+      }
     }
-  for (int k = 0; k < CB; ++k)
-    for (int b = 0; b < VB; ++b) sums[k] += acc[k][b];
+  }
+  for (int64_t e = 0; e < o; ++e)
+    for (int k = 0; k < CB; ++k) sums[e * p.depth + c + k] += block[e * CB + k];
 }
 
-template <int CB>
-void outer_channels(const Problem& p, const Pair* slopes, const float* map, bool of_key, int64_t c,
-                    vf* table) {
-  for (int64_t dy = 1 - p.rows; dy < p.rows; ++dy)
-    for (int64_t dx = 1 - p.columns; dx < p.columns; ++dx) {
-      const int64_t offset = (dy + p.rows - 1) * (2 * p.columns - 1) + dx + p.columns - 1;
-      outer_block<CB>(p, slopes, map, of_key, dy, dx, c, table + offset * p.depth + c);
-    }
-}
-
-void outer(const Problem& p, const Pair* slopes, const float* map, bool of_key, vf* table) {
+void outer(const Problem& p, const Pair* slopes, int64_t next, int64_t step, const float* map,
+           const int64_t* offsets, std::vector<vf>& block, vf* sums) {
   int64_t c = 0;
-  for (; c + 4 <= p.depth; c += 4) outer_channels<4>(p, slopes, map, of_key, c, table);
-  for (; c < p.depth; ++c) outer_channels<1>(p, slopes, map, of_key, c, table);
+  for (; c + 4 <= p.depth; c += 4)
+    outer_block<4>(p, slopes, next, step, map, offsets, c, block.data(), sums);
+  for (; c < p.depth; ++c)
+    outer_block<1>(p, slopes, next, step, map, offsets, c, block.data(), sums);
 }
 
 // A sum over the pairs of a query, in short parts: they round less than one long one.
@@ -355,21 +375,21 @@ struct Slopes {
 struct Scratch {
   Buffer q, k, v, out, grad, dq, dk, dv;
   std::vector<Pair> a, slopes;
-  std::vector<vf> drel_k, drel_q, dbias;  // of a share
+  std::vector<vf> drel_k, drel_q, dbias, block;  // of a share; of some channels of a group
   std::vector<int64_t> offsets;  // [i][j], then [j][i]
   Scratch(const Problem& p, const View& q_, const View& k_, bool back, const Slopes& to = {})
       : q(q_.at ? size(p) : 1), k(k_.at ? size(p) : 1), v(size(p)), out(back ? 1 : size(p)),
         grad(back ? size(p) : 1), dq(back && q_.at ? size(p) : 1), dk(back && k_.at ? size(p) : 1),
-        dv(back ? size(p) : 1), a(back ? 0 : p.pixels() * p.pixels()), slopes(back ? p.pixels() * p.pixels() : 0),
-        drel_k(to.rel_k ? p.offsets() * p.depth : 0), drel_q(to.rel_q ? p.offsets() * p.depth : 0),
-        dbias(to.bias ? p.offsets() : 0),
-        offsets(2 * p.pixels() * p.pixels()) {
+        dv(back ? size(p) : 1), a(back ? 0 : p.pixels() * p.pixels()),
+        slopes(back ? p.pixels() * p.pixels() : 0), drel_k(to.rel_k ? p.offsets() * p.depth : 0),
+        drel_q(to.rel_q ? p.offsets() * p.depth : 0), dbias(to.bias ? p.offsets() : 0),
+        block(back ? 4 * p.offsets() : 0), offsets(2 * p.pixels() * p.pixels()) {
     const int64_t n = p.pixels();
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j)
         offsets[i * n + j] = offsets[n * n + j * n + i] = p.offset(i, j);
   }
-  static int64_t size(const Problem& p) { return p.pixels() * p.depth * LANES; }
+  static int64_t size(const Problem& p) { return p.pixels() * p.packed(); }
 };
 
 // The mask of one group, if any of its windows has excluded pairs.
@@ -412,10 +432,10 @@ void forward_group(const Group& group, Scratch& my, const Tables& tables, const 
   Pair* a = kept ? reinterpret_cast<Pair*>(kept) : my.a.data();
   const int64_t* offsets = my.offsets.data();
   const float *query = q.at ? my.q.at : nullptr, *keys = k.at ? my.k.at : nullptr;
-  if (p.use_qk && !tables.rel_k && !tables.rel_q)
-    products<false>(p, query, keys, nullptr, nullptr, offsets, a);
-  else
-    products<true>(p, query, keys, tables.rel_k, tables.rel_q, offsets, a);
+  auto way = !p.use_qk || !tables.rel_k != !tables.rel_q ? products<SOME>
+             : tables.rel_k                             ? products<ALL>
+                                                        : products<MAPS>;
+  way(p, query, keys, tables.rel_k, tables.rel_q, offsets, a);
   for (int64_t i = 0; i < n; ++i)
     for (int b = 0; b < VB; ++b) {
       Pair* row = a + i * n;
@@ -443,7 +463,7 @@ void backward_group(const Group& group, Scratch& my, const Tables& tables, const
   const Pair* a = reinterpret_cast<const Pair*>(kept);
   Pair* slopes = my.slopes.data();
   const int64_t *offsets = my.offsets.data(), *back = offsets + n * n;
-  products<false>(p, my.grad.at, my.v.at, nullptr, nullptr, offsets, slopes);
+  products<MAPS>(p, my.grad.at, my.v.at, nullptr, nullptr, offsets, slopes);
   for (int64_t i = 0; i < n; ++i) {
     for (int b = 0; b < VB; ++b)
       normalise_back(p, slopes + i * n, a + i * n, b, mask.of(i, n, b),
@@ -455,8 +475,8 @@ void backward_group(const Group& group, Scratch& my, const Tables& tables, const
   if (q.at)
     mix(p, slopes, n, 1, p.use_qk ? my.k.at : nullptr, tables.rel_k, offsets, my.dq.at);
   if (k.at) mix(p, slopes, 1, n, p.use_qk ? my.q.at : nullptr, tables.rel_q, back, my.dk.at);
-  if (!my.drel_k.empty()) outer(p, slopes, my.q.at, false, my.drel_k.data());
-  if (!my.drel_q.empty()) outer(p, slopes, my.k.at, true, my.drel_q.data());
+  if (!my.drel_k.empty()) outer(p, slopes, n, 1, my.q.at, offsets, my.block, my.drel_k.data());
+  if (!my.drel_q.empty()) outer(p, slopes, 1, n, my.k.at, back, my.block, my.drel_q.data());
   if (dq.at) group.unpack(my.dq.at, dq, p.scale);
   if (dk.at) group.unpack(my.dk.at, dk, p.scale);
   group.unpack(my.dv.at, dv, 1.0f);
