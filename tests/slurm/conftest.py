@@ -146,11 +146,16 @@ class Trial:
         return min(found)
 
     def pause(self, life=1, epochs=1):
-        """Let the run's process sleep once it has done an epoch or more, well before its last."""
+        """Let the run's process sleep once it has done an epoch or more, well before its last.
+
+        An epoch is done once its checkpoint is written, which is after its metrics: from the
+        second on the checkpoint before it is kept too.
+        """
+        kept = [self.folder.last_checkpoint, self.folder.previous_checkpoint][:epochs]
 
         def done():
             records = [record for record in self.folder.metrics() if record["attempt"] == life]
-            return len(records) >= epochs
+            return len(records) >= epochs and all(path.exists() for path in kept)
 
         wait_for(done, 180, lambda: f"{epochs} epochs: {self.log()}")
         os.kill(self.pid, signal.SIGSTOP)
