@@ -98,51 +98,68 @@ struct Task {
     return lane;
   }
 
-  // Terms of a sum of products over channels.
-  enum Terms { PLAIN, ALL, SOME };
-
-  // What a row of neighbors gives to the logits of the upper tile (UP), for which it is the row
-  // ``dy`` of its area, and of the lower one (LOW), for which it is ``dy - 1``.
-  template <int TERMS, bool UP, bool LOW>
-  void product_row(const float* query, const float* key, const float* table_k, const float* table_q,
-                   int dy, float scale, vf (*out)[T]) const {
+  // What the row ``dy`` of their areas gives to the logits of both tiles, ALL terms or any choice
+  // of them: the tiles share the tables' entries, whose loads are the limit, not the neighbors.
+  template <bool ALL>
+  void table_row(const float* query, const float* key, const float* table_k, const float* table_q,
+                 int dy, vf (*out)[T]) const {
     constexpr int CHUNK = 4;
-    const int rows[2] = {dy, dy - 1};
-    const float *rk[2], *rq[2];
-    for (int i = 0; i < 2; ++i) {
-      rk[i] = table_k ? table_k + rows[i] * p.depth * K : nullptr;
-      rq[i] = table_q ? table_q + rows[i] * p.depth * K : nullptr;
+    const float* rk = table_k ? table_k + dy * p.depth * K : nullptr;
+    const float* rq = table_q ? table_q + dy * p.depth * K : nullptr;
+    auto load_of = [&](const float* map, int64_t tile, int64_t at) {
+      return ALL || map ? load(map + tile * row() + at) : vf{};
+    };
+#pragma GCC unroll 4
+    for (int first = 0; first < K; first += CHUNK) {
+      vf acc[2][CHUNK] = {};
+      for (int64_t c = 0; c < p.depth; ++c) {
+        const vf q[2] = {held(load_of(query, 0, c * span)), held(load_of(query, 1, c * span))};
+#pragma GCC unroll 4
+        for (int i = 0; i < CHUNK; ++i) {
+          if (first + i >= K) continue;
+          const int64_t entry = c * K + first + i;
+#pragma GCC unroll 2
+          for (int j = 0; j < 2; ++j) {
+            const vf neighbor = load_of(key, j, c * span + first + i);
+            if (ALL || (rq && p.use_qk))
+              acc[j][i] += (q[j] + rq[entry]) * neighbor;
+            else if (rq)
+              acc[j][i] += rq[entry] * neighbor;
+            else if (p.use_qk)
+              acc[j][i] += q[j] * neighbor;
+            if (ALL || rk) acc[j][i] += q[j] * rk[entry];
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < CHUNK; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2 && first + i < K; ++j) out[j][dy * K + first + i] = p.scale * acc[j][i];
     }
+  }
+
+  // What a row of neighbors gives to the sums of the upper tile (UP), for which it is the row ``dy``
+  // of its area, and of the lower one (LOW), for which it is ``dy - 1``: they share the neighbors.
+  template <bool UP, bool LOW>
+  void plain_row(const float* query, const float* key, int dy, float scale, vf (*out)[T]) const {
+    constexpr int CHUNK = UP && LOW ? 4 : 8;  // as many sums under way as the units take at once
+    const int rows[2] = {dy, dy - 1};
 #pragma GCC unroll 4
     for (int first = 0; first < K; first += CHUNK) {
       vf acc[2][CHUNK] = {};
       for (int64_t c = 0; c < p.depth; ++c) {
         vf q[2] = {};
-        if (UP && query) q[0] = load(query + c * span);
-        if (LOW && query) q[1] = load(query + row() + c * span);
-#pragma GCC unroll 4
+        if (UP) q[0] = held(load(query + c * span));
+        if (LOW) q[1] = held(load(query + row() + c * span));
+#pragma GCC unroll 8
         for (int i = 0; i < CHUNK; ++i) {
           if (first + i >= K) continue;
-          const int64_t entry = c * K + first + i;
-          const vf neighbor = TERMS != SOME || key ? load(key + c * span + first + i) : vf{};
-#pragma GCC unroll 2
-          for (int j = UP ? 0 : 1; j < (LOW ? 2 : 1); ++j) {
-            if (TERMS == PLAIN) {
-              acc[j][i] += q[j] * neighbor;
-            } else if (TERMS == ALL) {
-              acc[j][i] += (q[j] + rq[j][entry]) * neighbor;
-              acc[j][i] += q[j] * rk[j][entry];
-            } else {
-              if (rq[j])
-                acc[j][i] += (p.use_qk ? q[j] + rq[j][entry] : splat(rq[j][entry])) * neighbor;
-              else if (p.use_qk)
-                acc[j][i] += q[j] * neighbor;
-              if (rk[j]) acc[j][i] += q[j] * rk[j][entry];
-            }
-          }
+          const vf neighbor = held(load(key + c * span + first + i));
+          if (UP) acc[0][i] += q[0] * neighbor;
+          if (LOW) acc[1][i] += q[1] * neighbor;
         }
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < CHUNK; ++i) {
         if (first + i >= K) continue;
         if (UP) out[0][rows[0] * K + first + i] = scale * acc[0][i];
@@ -152,25 +169,25 @@ struct Task {
   }
 
   // Sums over channels between a pair of tiles and all their neighbors. ``query`` is the upper
-  // tile's first pixel, ``key`` the first neighbor of it; either may be absent.
-  template <int TERMS>
-  void products(const float* query, const float* key, const float* table_k, const float* table_q,
-                float scale, vf (*out)[T]) const {
-    auto below = [&](int rows) { return key ? key + rows * row() : nullptr; };
-    product_row<TERMS, true, false>(query, key, table_k, table_q, 0, scale, out);
+  // tile's first pixel, ``key`` the first neighbor of it.
+  void products(const float* query, const float* key, float scale, vf (*out)[T]) const {
+    plain_row<true, false>(query, key, 0, scale, out);
     for (int dy = 1; dy < K; ++dy)
-      product_row<TERMS, true, true>(query, below(dy), table_k, table_q, dy, scale, out);
-    product_row<TERMS, false, true>(query, below(K), table_k, table_q, K, scale, out);
+      plain_row<true, true>(query, key + dy * row(), dy, scale, out);
+    plain_row<false, true>(query, key + K * row(), K, scale, out);
   }
 
   void logits(const float* query, const float* key, const float* table_k, const float* table_q,
               vf (*out)[T]) const {
-    if (p.use_qk && rel_k && rel_q)
-      products<ALL>(query, key, table_k, table_q, p.scale, out);
-    else if (p.use_qk && !rel_k && !rel_q)
-      products<PLAIN>(query, key, nullptr, nullptr, p.scale, out);
+    auto below = [&](int rows) { return key ? key + rows * row() : nullptr; };
+    if (!table_k && !table_q && p.use_qk)
+      products(query, key, p.scale, out);
+    else if (p.use_qk && table_k && table_q)
+      for (int dy = 0; dy < K; ++dy)
+        table_row<true>(query, below(dy), table_k, table_q, dy, out);
     else
-      products<SOME>(query, key, table_k, table_q, p.scale, out);
+      for (int dy = 0; dy < K; ++dy)
+        table_row<false>(query, below(dy), table_k, table_q, dy, out);
     for (int j = 0; j < PAIR && bias; ++j)
       for (int t = 0; t < T; ++t) out[j][t] += bias[t];
   }
@@ -190,12 +207,13 @@ struct Task {
   // Logits to weights in place. ``spread`` is what filter norm divided by, for the way back.
   void normalise(vf* a, int64_t y, int64_t x, vf* spread) const {
     vi seen[T];
-    for (int t = 0; t < T; ++t) seen[t] = p.mask ? inside(y, x, t / K - R, t % K - R) : vi{} - 1;
+    for (int t = 0; t < T && (p.mask || p.norm == FILTER_NORM); ++t)
+      seen[t] = p.mask ? inside(y, x, t / K - R, t % K - R) : vi{} - 1;
     if (p.norm == SOFTMAX) {
       vf top = splat(-INFINITY);
       for (int t = 0; t < T; ++t) {
-        a[t] = seen[t] ? a[t] : splat(-INFINITY);
-        top = a[t] > top || a[t] != a[t] ? a[t] : top;  // a NaN stays
+        if (p.mask) a[t] = seen[t] ? a[t] : splat(-INFINITY);
+        top = larger(a[t], top);  // a NaN stays in the sum
       }
       for (int t = 0; t < T; ++t) a[t] = exp_of(a[t] - top);
       const vf inverse = 1.0f / by_rows([&](int t) { return a[t]; });
@@ -255,34 +273,40 @@ struct Task {
   template <int CB>
   void mix_channels(const vf (*a)[T], const float* from, int64_t c, float* to, int64_t step,
                     int64_t lower) const {
-    vf total[2][CB] = {};
-    for (int dy = 0; dy <= K; ++dy) {
-      vf acc[2][CB] = {};
-      const float* rows = from + dy * row() + c * span;
+    const float* top = from + c * span;
+    const float* end = top + K * row();
+    vf acc[2][CB] = {};
+    for (int dy = 1; dy < K; ++dy)
 #pragma GCC unroll 16
       for (int dx = 0; dx < K; ++dx) {
-        const vf up = dy < K ? a[0][dy * K + dx] : vf{};
-        const vf low = dy > 0 ? a[1][(dy - 1) * K + dx] : vf{};
+        const vf up = held(a[0][dy * K + dx]), low = held(a[1][(dy - 1) * K + dx]);
+#pragma GCC unroll 6
         for (int i = 0; i < CB; ++i) {
-          const vf value = load(rows + i * span + dx);
+          const vf value = held(load(top + dy * row() + i * span + dx));
           acc[0][i] += up * value;
           acc[1][i] += low * value;
         }
       }
+    // The rows that only one of the tiles sees.
+#pragma GCC unroll 16
+    for (int dx = 0; dx < K; ++dx) {
+      const vf up = held(a[0][dx]), low = held(a[1][(K - 1) * K + dx]);
+#pragma GCC unroll 6
       for (int i = 0; i < CB; ++i) {
-        if (dy < K) total[0][i] += acc[0][i];
-        if (dy > 0) total[1][i] += acc[1][i];
+        acc[0][i] += up * load(top + i * span + dx);
+        acc[1][i] += low * load(end + i * span + dx);
       }
     }
-    for (int i = 0; i < CB; ++i) {
-      store(to + (c + i) * step, total[0][i]);
-      store(to + lower + (c + i) * step, total[1][i]);
-    }
+    for (int i = 0; i < CB; ++i)
+      for (int j = 0; j < 2; ++j) store(to + j * lower + (c + i) * step, acc[j][i]);
   }
 
+  // By sixes, which fill the registers and keep the units busy, once fours have made that possible.
   void mix(const vf (*a)[T], const float* from, float* to, int64_t step, int64_t lower) const {
     int64_t c = 0;
-    for (; c + 4 <= p.depth; c += 4) mix_channels<4>(a, from, c, to, step, lower);
+    for (; c + 4 <= p.depth && (p.depth - c) % 6; c += 4)
+      mix_channels<4>(a, from, c, to, step, lower);
+    for (; c + 6 <= p.depth; c += 6) mix_channels<6>(a, from, c, to, step, lower);
     for (; c < p.depth; ++c) mix_channels<1>(a, from, c, to, step, lower);
   }
 
@@ -293,9 +317,11 @@ struct Task {
     vf acc[2][CB] = {};
     for (int t = 0; t < T; ++t) {
       const float* entry = table + (backwards ? T - 1 - t : t) * p.depth + c;
+      const vf up = held(a[0][t]), low = held(a[1][t]);
       for (int i = 0; i < CB; ++i) {
-        acc[0][i] += a[0][t] * entry[i];
-        acc[1][i] += a[1][t] * entry[i];
+        const vf value = held(splat(entry[i]));
+        acc[0][i] += up * value;
+        acc[1][i] += low * value;
       }
     }
     for (int j = 0; j < 2; ++j)
@@ -351,9 +377,9 @@ struct Task {
     vf acc[TB][CB] = {};
     for (int n = 0; n < count; ++n) {
       vf weight[TB];
-      for (int i = 0; i < TB; ++i) weight[i] = a[n][t + i];
+      for (int i = 0; i < TB; ++i) weight[i] = held(a[n][t + i]);
       for (int j = 0; j < CB; ++j) {
-        const vf value = load(maps[n] + (c + j) * span);
+        const vf value = held(load(maps[n] + (c + j) * span));
         for (int i = 0; i < TB; ++i) acc[i][j] += weight[i] * value;
       }
     }

@@ -113,9 +113,7 @@ struct Backward {
         const int64_t x = block * VL;
         const vi real = task.real(x);
         vf g[2][T];
-        task.template products<Shape::PLAIN>(task.at(my.dout.at, y, x, 0),
-                                             task.at(my.v.at, y - R, x - R, 0), nullptr, nullptr,
-                                             1.0f, g);
+        task.products(task.at(my.dout.at, y, x, 0), task.at(my.v.at, y - R, x - R, 0), 1.0f, g);
         for (int j = 0; j < 2; ++j) {
           if (y + j == p.height) {
             std::fill(g[j], g[j] + T, vf{});

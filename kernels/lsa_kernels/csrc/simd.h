@@ -16,6 +16,15 @@ typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
 static inline vf load(const float* p) { return *(const vfu*)p; }
 static inline void store(float* p, vf v) { *(vfu*)p = v; }
+// A value that several sums use, kept in a register: GCC would rather load it anew for each of them,
+// and loads are what limits the sums.
+static inline vf held(vf v) {
+#if defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
 static inline vf splat(float x) { return x - vf{}; }
 
 static inline float sum(vf v) {
@@ -24,14 +33,17 @@ static inline float sum(vf v) {
   return total;
 }
 
-// e**x for x <= 0 and NaN, within 2 units in the last place; below -87 it is 0.
+// The larger one; the second where the first is not a number.
+static inline vf larger(vf a, vf b) { return a > b ? a : b; }
+
+// e**x for x <= 0 and NaN, within 2 units in the last place; below -87.7 it is 0.
 static inline vf exp_of(vf x) {
-  const vf low = splat(-87.0f);
-  const vi tiny = x < low;
-  x = tiny ? low : x;
-  const vf scaled = x * 1.44269504088896341f;
-  vi n = __builtin_convertvector(scaled - 0.5f, vi);  // rounds to nearest: scaled is negative
-  const vf whole = __builtin_convertvector(n, vf);
+  x = larger(splat(-88.0f), x);
+  // Adding 1.5 * 2**23 rounds to a whole number n, whose bits then stand last; 127 is the exponent's
+  // bias, and n = -127 makes a power of two of 0.
+  constexpr float SHIFT = 12582912.0f + 127.0f;
+  const vf shifted = x * 1.44269504088896341f + SHIFT;
+  const vf whole = shifted - SHIFT;
   vf r = x - whole * 0.693359375f;  // ln 2 in two parts
   r = r - whole * -2.12194440e-4f;
   vf p = splat(1.9875691500e-4f);
@@ -41,9 +53,10 @@ static inline vf exp_of(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const vi bits = (n + 127) << 23;
+  vi bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits <<= 23;
   vf power;
   std::memcpy(&power, &bits, sizeof power);
-  const vf e = p * power;
-  return tiny ? vf{} : e;
+  return p * power;
 }
