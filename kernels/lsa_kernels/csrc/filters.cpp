@@ -129,12 +129,12 @@ struct Task {
 #pragma GCC unroll 16
       for (int s = 0; s < K + PX - 1; ++s) {
         vf value[CB];
-        for (int j = 0; j < CB; ++j) value[j] = load(column + s * wide + j * VL);
+        for (int j = 0; j < CB; ++j) value[j] = held(load(column + s * wide + j * VL));
 #pragma GCC unroll 4
         for (int i = 0; i < PX; ++i) {
           const int dx = BACK ? i + K - 1 - s : s - i;
           if (dx < 0 || dx >= K) continue;
-          const float weight = taps[(BACK ? s : i) * T + dx];
+          const vf weight = held(splat(taps[(BACK ? s : i) * T + dx]));
           for (int j = 0; j < CB; ++j) {
             if (MUL)
               acc[i][j] += weight * load(scale + dx * wide + j * VL) * value[j];
@@ -172,7 +172,7 @@ struct Task {
             weight[dx] = load(table + (dy * K + (BACK ? K - 1 - dx : dx)) * wide + c);
 #pragma GCC unroll 32
           for (int s = 0; s < K + STATIC_PX - 1; ++s) {
-            const vf value = load(column + s * wide);
+            const vf value = held(load(column + s * wide));
 #pragma GCC unroll 8
             for (int i = 0; i < STATIC_PX; ++i)
               if (s - i >= 0 && s - i < K) acc[i] += weight[s - i] * value;
@@ -214,7 +214,7 @@ struct Task {
         const float* column = map + place(y + dy - R, x - R + first) * wide;
         const float* scale = MUL ? mul + (dy * K + first) * wide : nullptr;
         for (int64_t c = 0; c < wide; c += VL) {
-          const vf g = load(grad + place(y, x) * wide + c);
+          const vf g = held(load(grad + place(y, x) * wide + c));
           if (K <= 8) {
 #pragma GCC unroll 8
             for (int i = 0; i < (K <= 8 ? K : 8); ++i)
@@ -241,7 +241,7 @@ struct Task {
         const float* column = map + place(y + dy - R, -R) * wide + c;
         const float* taps = MUL ? filters + place(y, 0) * T + dy * K : nullptr;
         for (int64_t x = 0; x < p.width; ++x) {
-          const vf here = load(g + x * wide);
+          const vf here = held(load(g + x * wide));
 #pragma GCC unroll 16
           for (int i = 0; i < K; ++i) {
             const vf product = here * load(column + (x + i) * wide);

@@ -62,8 +62,8 @@ void normalise(const Problem& p, Pair* a, int b, Seen seen, vf* spread) {
   if (p.norm == SOFTMAX) {
     vf top = splat(-INFINITY);
     for (int64_t j = 0; j < n; ++j) {
-      a[j][b] = seen(j) ? a[j][b] : splat(-INFINITY);
-      top = a[j][b] > top || a[j][b] != a[j][b] ? a[j][b] : top;  // a NaN stays
+      if (seen.lanes) a[j][b] = seen(j) ? a[j][b] : splat(-INFINITY);
+      top = larger(a[j][b], top);  // a NaN stays in the sum
     }
     for (int64_t j = 0; j < n; ++j) a[j][b] = exp_of(a[j][b] - top);
     const vf inverse = 1.0f / in_parts(n, [&](int64_t j) { return a[j][b]; });

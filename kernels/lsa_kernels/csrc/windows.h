@@ -131,7 +131,7 @@ void product_block(const Problem& p, const float* q, const float* k, const float
     Pair acc[JB] = {};
     for (int64_t c = first; c < std::min(p.depth, first + CHANNELS); ++c) {
       Pair query = {};
-      for (int b = 0; b < VB && (READS != SOME || q); ++b) query[b] = load(q + c * LANES + b * VL);
+      for (int b = 0; b < VB && (READS != SOME || q); ++b) query[b] = held(load(q + c * LANES + b * VL));
       for (int i = 0; i < JB; ++i)
         for (int b = 0; b < VB; ++b) {
           const vf key = READS != SOME || keys ? load(keys + i * step + c * LANES + b * VL) : vf{};
@@ -185,12 +185,15 @@ void mix_block(const Problem& p, const Pair* a, int64_t step, const float* value
     for (int64_t j = first; j < std::min(n, first + 8); ++j) {
       const float* from = VALUES ? values + j * pixel + c * LANES : nullptr;
       const float* entry = TABLE ? table + offset[j] * p.depth + c : nullptr;
-      for (int i = 0; i < CB; ++i)
+      Pair weight;
+      for (int b = 0; b < VB; ++b) weight[b] = held(a[j * step][b]);
+      for (int i = 0; i < CB; ++i) {
+        const vf own = TABLE ? held(splat(entry[i])) : vf{};
         for (int b = 0; b < VB; ++b) {
-          vf value = VALUES ? load(from + i * LANES + b * VL) : splat(entry[i]);
-          if (VALUES && TABLE) value += entry[i];
-          acc[i][b] += a[j * step][b] * value;
+          const vf value = VALUES ? load(from + i * LANES + b * VL) : vf{};
+          acc[i][b] += weight[b] * (VALUES && TABLE ? value + own : VALUES ? value : own);
         }
+      }
     }
     for (int i = 0; i < CB; ++i)
       for (int b = 0; b < VB; ++b) total[i][b] += acc[i][b];
@@ -237,10 +240,11 @@ void outer_block(const Problem& p, const Pair* slopes, int64_t next, int64_t ste
     Pair pixel[CB];
     for (int k = 0; k < CB; ++k)
       for (int b = 0; b < VB; ++b)
-        pixel[k][b] = load(map + i * p.packed() + (c + k) * LANES + b * VL);
+        pixel[k][b] = held(load(map + i * p.packed() + (c + k) * LANES + b * VL));
     for (int64_t j = 0; j < n; ++j) {
       vf* to = block + offsets[i * n + j] * CB;
-      const Pair& slope = slopes[i * next + j * step];
+      Pair slope;
+      for (int b = 0; b < VB; ++b) slope[b] = held(slopes[i * next + j * step][b]);
       for (int k = 0; k < CB; ++k) {
         vf total = to[k];
         for (int b = 0; b < VB; ++b) total += slope[b] * pixel[k][b];
