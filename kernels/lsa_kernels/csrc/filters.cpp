@@ -50,7 +50,7 @@ struct Split {
   int64_t tasks(const Problem& p) const { return p.batch * p.heads * bands; }
 };
 
-v8 folded(vf v) {
+inline v8 folded(vf v) {
   v8 halves[VL / 8];
   std::memcpy(halves, &v, sizeof v);
   v8 total = halves[0];
@@ -58,18 +58,18 @@ v8 folded(vf v) {
   return total;
 }
 
-v8 pair(v8 a, v8 b, i8 first, i8 second) {
+inline v8 pair(v8 a, v8 b, i8 first, i8 second) {
   return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
 }
 
-// The lane sums of eight vectors, one in each lane.
-v8 sums(const vf* a) {
-  const i8 odd1 = {0, 8, 2, 10, 4, 12, 6, 14}, odd2 = {1, 9, 3, 11, 5, 13, 7, 15};
+// The lane sums of eight vectors, one in each lane. Never a call: the vectors stay in registers.
+__attribute__((always_inline)) inline v8 sums(const vf (&a)[8]) {
+  const i8 one1 = {0, 8, 1, 9, 4, 12, 5, 13}, one2 = {2, 10, 3, 11, 6, 14, 7, 15};
   const i8 two1 = {0, 1, 8, 9, 4, 5, 12, 13}, two2 = {2, 3, 10, 11, 6, 7, 14, 15};
   const i8 four1 = {0, 1, 2, 3, 8, 9, 10, 11}, four2 = {4, 5, 6, 7, 12, 13, 14, 15};
   v8 level[8];
   for (int i = 0; i < 8; ++i) level[i] = folded(a[i]);
-  for (int i = 0; i < 4; ++i) level[i] = pair(level[2 * i], level[2 * i + 1], odd1, odd2);
+  for (int i = 0; i < 4; ++i) level[i] = pair(level[2 * i], level[2 * i + 1], one1, one2);
   for (int i = 0; i < 2; ++i) level[i] = pair(level[2 * i], level[2 * i + 1], two1, two2);
   return pair(level[0], level[1], four1, four2);
 }
@@ -202,30 +202,32 @@ struct Task {
     }
   }
 
+  // Gradients of some filters of one pixel, of a row's taps from FIRST on: eight, or the rest.
+  template <bool MUL, int FIRST = 0>
+  void filters_back_row(const float* grad, const float* column, const float* scale,
+                        float* found) const {
+    constexpr int COUNT = std::min(8, K - FIRST);
+    vf acc[8] = {};
+    for (int64_t c = 0; c < wide; c += VL) {
+      const vf g = held(load(grad + c));
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; ++i) {
+        const int64_t at = (FIRST + i) * wide + c;
+        acc[i] += (MUL ? g * load(scale + at) : g) * load(column + at);
+      }
+    }
+    *(v8u*)(found + FIRST) = sums(acc);
+    if constexpr (FIRST + 8 < K) filters_back_row<MUL, FIRST + 8>(grad, column, scale, found);
+  }
+
   // Gradient of one pixel's filters: its output's gradient against every neighbor's values.
   template <bool MUL>
   void filters_back(const float* grad, const float* map, const float* mul, int64_t y, int64_t x,
                     const View& to) const {
     float found[T + 8];
     for (int dy = 0; dy < K; ++dy)
-      for (int first = 0; first < K; first += 8) {
-        const int count = std::min(8, K - first);
-        vf acc[8] = {};
-        const float* column = map + place(y + dy - R, x - R + first) * wide;
-        const float* scale = MUL ? mul + (dy * K + first) * wide : nullptr;
-        for (int64_t c = 0; c < wide; c += VL) {
-          const vf g = held(load(grad + place(y, x) * wide + c));
-          if (K <= 8) {
-#pragma GCC unroll 8
-            for (int i = 0; i < (K <= 8 ? K : 8); ++i)
-              acc[i] += (MUL ? g * load(scale + i * wide + c) : g) * load(column + i * wide + c);
-          } else {
-            for (int i = 0; i < count; ++i)
-              acc[i] += (MUL ? g * load(scale + i * wide + c) : g) * load(column + i * wide + c);
-          }
-        }
-        *(v8u*)(found + dy * K + first) = sums(acc);
-      }
+      filters_back_row<MUL>(grad + place(y, x) * wide, map + place(y + dy - R, x - R) * wide,
+                            MUL ? mul + dy * K * wide : nullptr, found + dy * K);
     float* pixel = to.pixel(b, top + y, x, h);
     for (int t = 0; t < T; ++t) pixel[t * to.stride[4]] = found[t];
   }
