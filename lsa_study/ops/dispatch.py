@@ -40,7 +40,7 @@ def rolled_window(
     plain = norm == "softmax" and use_qk and rel_k is None and rel_q is None
     by_sdpa = implementation == "auto" and plain and q is not None and k is not None
     if implementation in ("auto", "fused"):
-        reason = lsa_kernels.why_not_window(q, k, v, rel_k, rel_q, rel_bias, size=area)
+        reason = lsa_kernels.why_not_window(q, k, v, rel_k, rel_q, rel_bias, excluded, size=area)
         if reason is None and (implementation == "fused" or _worth_it(v, area, by_sdpa)):
             return lsa_kernels.window_attention(
                 q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
@@ -59,8 +59,12 @@ def _worth_it(v: Tensor, area: tuple[int, int], by_sdpa: bool) -> bool:
     """Whether enough of the fused kernel's lanes, a window each, would be in use.
 
     The shares are measured: with a batch of 8 or more the kernel is 1.1 to 1.8 times as fast as
-    torch's own attention, and about twice as fast as the plain definition.
+    torch's own attention, and about twice as fast as the plain definition. On a GPU lanes are
+    pixels, and torch's own attention keeps what it can compute.
     """
+    if v.is_cuda:
+        # Unmeasured: neither the kernel nor this choice was run on a GPU.
+        return not by_sdpa
     lanes = lsa_kernels.window_lanes()
     windows = v.shape[0] * (v.shape[2] // area[0]) * (v.shape[3] // area[1])
     in_use = windows / (-(-windows // lanes) * lanes) if windows else 1.0

@@ -12,14 +12,16 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 import lsa_kernels
-from lsa_kernels import gpu, neighboring
-from lsa_kernels.gpu import filters
+from lsa_kernels import gpu, neighboring, window
+from lsa_kernels.gpu import filters, tiles
 from lsa_kernels.gpu import neighboring as gpu_neighboring
+from lsa_kernels.gpu import window as gpu_window
 from lsa_study.ops import functional
 
 TERMS = ("qk", "q_rk", "rq_k", "bias")
 SETS = [c for n in range(1, 5) for c in itertools.combinations(TERMS, n)]
-WAYS = list(itertools.product(("softmax", "identity", "filter_norm"), ("zero", "mask")))
+NORMS = ("softmax", "identity", "filter_norm")
+WAYS = list(itertools.product(NORMS, ("zero", "mask")))
 NAMES = ("out", "dq", "dk", "dv", "drel_k", "drel_q", "drel_bias")
 
 
@@ -39,14 +41,16 @@ def patch_once():
 
 def on_gpu():
     """Let the operator believe that these tensors are on a GPU, whose kernels are interpreted."""
-    neighboring._on_gpu = lambda tensor: True
+    neighboring._on_gpu = window._on_gpu = lambda tensor: True
     neighboring._neighboring.register_kernel("cpu")(neighboring._neighboring_on_gpu)
     neighboring._neighboring_backward.register_kernel("cpu")(
         neighboring._neighboring_backward_on_gpu
     )
+    window._window.register_kernel("cpu")(window._window_on_gpu)
+    window._window_backward.register_kernel("cpu")(window._window_backward_on_gpu)
 
 
-def make(seed, batch, heads, height, width, depth, size):
+def make(seed, batch, heads, height, width, depth, offsets):
     draw = torch.Generator().manual_seed(seed)
     maps = [
         torch.randn(batch, height, width, 3, heads, depth, generator=draw)[:, :, :, i].permute(
@@ -54,7 +58,7 @@ def make(seed, batch, heads, height, width, depth, size):
         )
         for i in range(3)
     ]
-    shapes = [(heads, size**2, depth), (heads, size**2, depth), (heads, size**2)]
+    shapes = [(heads, offsets, depth), (heads, offsets, depth), (heads, offsets)]
     tables = [torch.randn(shape, generator=draw) for shape in shapes]
     return [*maps, *tables], torch.randn(maps[0].shape, generator=draw)
 
@@ -86,23 +90,26 @@ def compare(about, names, ours, plain, tensors, gradient, dtype=torch.float32):
         assert error <= allowed, f"{about}: {name} is off by {error:.2e}, may be {allowed:.2e}"
 
 
+def chosen(terms, call):
+    """Give a call what these terms read."""
+
+    def with_terms(q, k, v, rel_k, rel_q, bias):
+        return call(
+            q if {"qk", "q_rk"} & set(terms) else None,
+            k if {"qk", "rq_k"} & set(terms) else None,
+            v,
+            rel_k if "q_rk" in terms else None,
+            rel_q if "rq_k" in terms else None,
+            bias if "bias" in terms else None,
+            "qk" in terms,
+        )
+
+    return with_terms
+
+
 def check_eq4(seed, sizes, terms, norm, border, dtype=torch.float32):
-    tensors, gradient = make(seed, *sizes)
-    depth, size = sizes[4:]
-
-    def chosen(call):
-        def with_terms(q, k, v, rel_k, rel_q, bias):
-            return call(
-                q if {"qk", "q_rk"} & set(terms) else None,
-                k if {"qk", "rq_k"} & set(terms) else None,
-                v,
-                rel_k if "q_rk" in terms else None,
-                rel_q if "rq_k" in terms else None,
-                bias if "bias" in terms else None,
-                "qk" in terms,
-            )
-
-        return with_terms
+    *shape, depth, size = sizes
+    tensors, gradient = make(seed, *shape, depth, size**2)
 
     def plain(*given):
         return functional.neighboring(*given, norm, size, border, depth**-0.5)
@@ -114,7 +121,8 @@ def check_eq4(seed, sizes, terms, norm, border, dtype=torch.float32):
         )  # fmt: skip
 
     about = f"{'+'.join(terms)} {norm} {border} {sizes} {dtype}"
-    compare(about, NAMES, chosen(fused), chosen(plain), tensors, gradient, dtype)
+    ways = (chosen(terms, fused), chosen(terms, plain))
+    compare(about, NAMES, *ways, tensors, gradient, dtype)
 
 
 def eq4_term_sets():
@@ -134,7 +142,7 @@ def eq4_norms_and_borders():
 
 def eq4_memory():
     """Views are read as they lie; nothing is kept where no gradient is asked for; empty maps."""
-    (q, k, v, *_), _ = make(1, 1, 2, 5, 7, 4, 3)
+    (q, k, v, *_), _ = make(1, 1, 2, 5, 7, 4, 9)
     options = {"norm": "softmax", "size": 3}
     want = lsa_kernels.neighboring_attention(q, k, v, **options)
     for view in (torch.Tensor.contiguous, lambda t: t.mT.contiguous().mT):
@@ -147,7 +155,7 @@ def eq4_memory():
     assert torch.equal(leaf.grad, again.grad), "a gradient of stride 0 is read otherwise"
     arguments = (q, k, v, None, None, None, True, "softmax", 3, "zero", 0.5)
     assert torch.ops.lsa_kernels.neighboring(*arguments, False)[1].numel() == 0
-    tensors, _ = make(5, 0, 2, 4, 4, 8, 3)
+    tensors, _ = make(5, 0, 2, 4, 4, 8, 9)
     leaves = [t.detach().requires_grad_() for t in tensors]
     q, k, v, rel_k, rel_q, bias = leaves
     lsa_kernels.neighboring_attention(
@@ -158,7 +166,7 @@ def eq4_memory():
 
 def eq4_shapes_are_foretold():
     """What torch.compile is told about the operators on a GPU is what they give."""
-    tensors, gradient = make(2, 1, 2, 3, 5, 4, 3)
+    tensors, gradient = make(2, 1, 2, 3, 5, 4, 9)
     options = (True, "softmax", 3, "zero", 0.5)
     tensors = [t.half() if t.dim() == 5 else t for t in tensors]
     for keep in (True, False):
@@ -179,6 +187,90 @@ def same(operator, arguments):
         )
     for r, f in zip(real, fake, strict=True):
         assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype), (r, f)
+
+
+def some_excluded(seed, height, width, size):
+    """Any pairs of any windows, but no pixel from itself: a swapped or a dropped mask shows."""
+    pixels = size[0] * size[1]
+    draw = torch.Generator().manual_seed(seed)
+    shape = (height // size[0] * (width // size[1]), pixels, pixels)
+    return (torch.rand(shape, generator=draw) < 0.2) & ~torch.eye(pixels, dtype=torch.bool)
+
+
+def check_windows(seed, sizes, terms, norm, masked, dtype=torch.float32):
+    *shape, depth, size = sizes
+    tensors, gradient = make(seed, *shape, depth, (2 * size[0] - 1) * (2 * size[1] - 1))
+    # Small: where softmax takes one key of few alone, gradients are differences of equal numbers.
+    tensors[3:] = [0.3 * t for t in tensors[3:]]
+    excluded = some_excluded(seed, *shape[2:], size) if masked else None
+
+    def plain(*given):
+        return functional.window(*given, norm, size, excluded, depth**-0.5)
+
+    def fused(q, k, v, rel_k, rel_q, bias, use_qk):
+        return lsa_kernels.window_attention(
+            q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=bias, use_qk=use_qk, norm=norm, size=size,
+            excluded=excluded,
+        )  # fmt: skip
+
+    about = f"{'+'.join(terms)} {norm} {'masked ' if masked else ''}{sizes} {dtype}"
+    ways = (chosen(terms, fused), chosen(terms, plain))
+    compare(about, NAMES, *ways, tensors, gradient, dtype)
+
+
+WINDOW_WAYS = list(itertools.product(NORMS, (False, True)))
+
+
+def window_term_sets():
+    for at, terms in enumerate(SETS):
+        check_windows(at, (1, 1, 2, 3, 32, (2, 3)), terms, *WINDOW_WAYS[at % len(WINDOW_WAYS)])
+
+
+def window_norms():
+    """Several windows each way, images, heads, shares and tiles of a window."""
+    check_windows(1, (1, 1, 4, 3, 33, (2, 3)), TERMS, "filter_norm", masked=True)
+    check_windows(2, (1, 1, 2, 3, 33, (2, 3)), TERMS, "softmax", masked=True, dtype=torch.bfloat16)
+    check_windows(3, (1, 1, 2, 3, 33, (2, 3)), TERMS, "softmax", masked=True, dtype=torch.float16)
+    gpu_window.SPAN = 8
+    check_windows(4, (2, 1, 4, 6, 33, (2, 3)), TERMS, "identity", masked=True)
+    tiles.SHAPES = ((2, 2),)
+    check_windows(5, (1, 2, 3, 2, 66, (3, 2)), TERMS, "softmax", masked=True)
+
+
+def window_memory():
+    """Views are read as they lie, maps beside tables of another type; empty maps."""
+    size, excluded = (2, 3), some_excluded(1, 4, 3, (2, 3))
+    tensors, gradient = make(1, 1, 1, 4, 3, 4, 15)
+    q, k, v, *tables = tensors
+    options = {"norm": "softmax", "size": size, "excluded": excluded}
+    want = lsa_kernels.window_attention(q, k, v, **options)
+    for view in (torch.Tensor.contiguous, lambda t: t.mT.contiguous().mT):
+        got = lsa_kernels.window_attention(view(q), view(k), view(v), **options)
+        assert torch.equal(got, want), "another layout changes the output"
+    mask = excluded.mT.contiguous().mT
+    got = lsa_kernels.window_attention(q, k, v, **options | {"excluded": mask})
+    assert torch.equal(got, want), "another layout of the mask changes the output"
+    # As autocast has it: maps in half precision, parameters in single.
+    leaves = [t.detach().requires_grad_() for t in (*(t.half() for t in (q, k, v)), *tables)]
+    names = ("rel_k", "rel_q", "rel_bias")
+    named = dict(zip(names, leaves[3:], strict=True))
+    lsa_kernels.window_attention(*leaves[:3], **named, **options).backward(gradient.half())
+    assert [leaf.grad.dtype for leaf in leaves] == [torch.half] * 3 + [torch.float] * 3
+    empty = [t.detach().requires_grad_() for t in make(5, 0, 1, 4, 3, 4, 15)[0]]
+    named = dict(zip(names, empty[3:], strict=True))
+    lsa_kernels.window_attention(*empty[:3], **named, **options).sum().backward()
+    assert all((leaf.grad == 0).all() for leaf in empty[3:])
+
+
+def window_shapes_are_foretold():
+    """As of neighborhoods."""
+    tensors, gradient = make(2, 1, 1, 2, 3, 4, 15)
+    options = (None, True, "softmax", 2, 3, 0.5)
+    tensors = [t.half() if t.dim() == 5 else t for t in tensors]
+    for keep in (True, False):
+        same(torch.ops.lsa_kernels.window, (*tensors, *options, keep))
+    out, kept, _ = torch.ops.lsa_kernels.window(*tensors, *options, True)
+    same(torch.ops.lsa_kernels.window_backward, (gradient.half(), kept, out, *tensors, *options))
 
 
 class Filters(torch.autograd.Function):

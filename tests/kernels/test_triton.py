@@ -9,13 +9,16 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
 from lsa_kernels import gpu
+from lsa_study import flops
 
 pytestmark = pytest.mark.skipif(gpu.why_missing() is not None, reason=str(gpu.why_missing()))
 
@@ -24,6 +27,7 @@ GROUPS = (
     "eq4_term_sets",
     "eq4_norms_and_borders eq4_memory eq4_shapes_are_foretold",
     "filter_application",
+    "window_term_sets window_norms window_memory window_shapes_are_foretold",
 )
 
 
@@ -42,15 +46,19 @@ def test_interpreted(group):
 KERNELS = {
     "neighboring_kernels": ("forward_kernel", "queries_kernel", "keys_kernel", "tables_kernel"),
     "filter_kernels": ("apply_kernel", "filters_kernel", "tables_kernel"),
+    "window_kernels": ("forward_kernel", "queries_kernel", "keys_kernel", "tables_kernel"),
 }
 ALL = [(module, name) for module, names in KERNELS.items() for name in names]
-NUMBERS = ("heads", "height", "width", "table_stride")
+NUMBERS = ("heads", "height", "width", "table_stride", "windows", "together")
 KEPT = ("kept", "norms", "rel_k", "rel_q", "bias", "mul", "add")
-CONSTANTS = {"USE_QK": True, "NORM": "softmax", "MASK": False, "BACK": False, "SIZE": 7}
+CONSTANTS = {
+    "USE_QK": True, "NORM": "softmax", "MASK": False, "BACK": False, "SIZE": 7, "DOWN": 7,
+    "ACROSS": 7, "SIDE": 7.0,
+}  # fmt: skip
 
 
 def compiled(module, name, architecture, dtype, depth):
-    """Machine code of a kernel at 7 x 7 taps, memory aligned as torch does it."""
+    """Machine code of a kernel at 7 x 7 taps or pixels, memory aligned as torch does it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -73,6 +81,8 @@ def compiled(module, name, architecture, dtype, depth):
             signature[argument] = "i32"
         elif argument == "scale":
             signature[argument] = "fp32"
+        elif argument == "excluded":
+            signature[argument], attributes[(at,)] = "*i1", aligned
         else:
             wide = argument.removeprefix("to_") in KEPT
             signature[argument], attributes[(at,)] = "*fp32" if wide else f"*{dtype}", aligned
@@ -91,10 +101,10 @@ def tool(name, *arguments):
     ).stdout
 
 
-FEW = [ALL[0], ALL[4]]
+FEW = [ALL[0], ALL[4], ALL[7]]
 
 
-@pytest.mark.parametrize(("module", "name"), FEW, ids=["neighboring", "filters"])
+@pytest.mark.parametrize(("module", "name"), FEW, ids=["neighboring", "filters", "windows"])
 def test_machine_code_without_spills(module, name, monkeypatch, tmp_path):
     judge(module, name, 80, "bf16", 32, monkeypatch, tmp_path)
 
@@ -137,19 +147,45 @@ def test_inputs_on_a_gpu_are_accepted_and_shapes_foretold():
     assert (out.shape, out.dtype, out.device.type) == (q.shape, torch.bfloat16, "cuda")
 
 
+def test_windows_on_a_gpu_are_accepted_counted_and_foretold():
+    flops.register()
+    with torch._subclasses.FakeTensorMode():
+        q = cuda_like(2, 3, 8, 6, 8).requires_grad_()
+        table = cuda_like(3, 35, 8, dtype=torch.float32)
+        excluded = cuda_like(4, 12, 12, dtype=torch.bool)
+        options = {"norm": "softmax", "size": (4, 3), "excluded": excluded}
+        assert "size=(17, 1)" in lsa_kernels.why_not_window(q, q, q, size=(17, 1))
+        apart = lsa_kernels.why_not_window(q, q, q, excluded=excluded.cpu(), size=(4, 3))
+        with FlopCounterMode(display=False) as counter:
+            out = lsa_kernels.window_attention(q, q, q, rel_k=table, **options)
+    assert "not together" in apart
+    assert (out.shape, out.dtype, out.device.type) == (q.shape, torch.bfloat16, "cuda")
+    products = 3 * q.numel() * 12
+    assert counter.get_total_flops() == flops.FLOPS_PER_PRODUCT * products
+
+
+@pytest.mark.parametrize(
+    "why_not",
+    [
+        partial(lsa_kernels.why_not_neighboring, size=3),
+        partial(lsa_kernels.why_not_window, size=(3, 3)),
+    ],
+    ids=["neighboring", "window"],
+)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda q, k: (q.double(), k.double()), "takes float32, bfloat16 and float16"),
         (lambda q, k: (q, torch.empty_like(k, device="cpu")), "not together"),
+        (lambda q, k: (q.to("meta"), k), "the Triton one on CUDA"),
         (lambda q, k: (cuda_like(1, 1, 3, 3, 129), k), "heads have 129 channels"),
         (lambda q, k: (cuda_like(1, 1, 2**14, 2**13, 32), k), "spans 2**31 numbers or more"),
     ],
 )
-def test_what_it_cannot_take_is_refused(change, words):
+def test_what_it_cannot_take_is_refused(why_not, change, words):
     with torch._subclasses.FakeTensorMode():
         q, k = change(cuda_like(1, 1, 3, 3, 4), cuda_like(1, 1, 3, 3, 4))
-        assert words in lsa_kernels.why_not_neighboring(q, k, q, size=3)
+        assert words in why_not(q, k, q)
 
 
 def test_without_triton_the_reason_is_said():

@@ -28,10 +28,11 @@ def taken(monkeypatch):
     return names
 
 
-def attend(batch, rel_k, implementation="auto"):
-    q, k, v = torch.randn(3, batch, 2, 4, 4, 8).unbind(0)
-    table = {"rel_k": torch.randn(2, 49, 8)} if rel_k else {"rel_bias": torch.randn(2, 49)}
-    way = {"norm": "softmax", "application": "window", "size": 4, "implementation": implementation}
+def attend(batch, rel_k, implementation="auto", norm="softmax", device="cpu"):
+    q, k, v = torch.randn(3, batch, 2, 4, 4, 8, device=device).unbind(0)
+    shape = (2, 49, 8) if rel_k else (2, 49)
+    table = {"rel_k" if rel_k else "rel_bias": torch.randn(shape, device=device)}
+    way = {"norm": norm, "application": "window", "size": 4, "implementation": implementation}
     return spatial_attention(q, k, v, **table, **way)
 
 
@@ -54,6 +55,25 @@ def test_few_windows_leave_lanes_empty(taken, batch, rel_k, way):
 def test_fused_is_not_weighed(taken):
     attend(1, rel_k=True, implementation="fused")
     assert taken == ["window_attention"]
+
+
+@pytest.mark.skipif(
+    lsa_kernels.gpu.why_missing() is not None, reason=str(lsa_kernels.gpu.why_missing())
+)
+@pytest.mark.parametrize(
+    ("rel_k", "norm", "implementation", "way"),
+    [
+        (False, "softmax", "auto", "window_by_sdpa"),
+        (False, "softmax", "fused", "window_attention"),
+        (False, "identity", "auto", "window_attention"),
+        (True, "softmax", "auto", "window_attention"),
+    ],
+)
+def test_on_a_gpu_torch_keeps_what_it_computes(taken, rel_k, norm, implementation, way):
+    with torch._subclasses.FakeTensorMode():
+        out = attend(1, rel_k, implementation, norm, device="cuda")
+    assert taken == [way]
+    assert out.is_cuda
 
 
 def test_all_ways_agree():

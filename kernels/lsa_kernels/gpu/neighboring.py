@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa_kernels.cpu import heads_last
 from lsa_kernels.gpu import kept_shape
 from lsa_kernels.gpu import neighboring_kernels as kernels
-from lsa_kernels.gpu.tiles import SPAN, dense, launch, tiles
+from lsa_kernels.gpu.tiles import SPAN, dense, launch, packed, ready, strides, tiles
 
 Tensors = tuple[Tensor, ...]
 
@@ -26,10 +26,10 @@ def forward(
     out = heads_last(v)
     kept = v.new_empty(kept_shape(v) if keep else [0], dtype=torch.float32)
     if v.numel():
-        maps, tables = _ready(q, k, v), _dense_tables(rel_k, rel_q, rel_bias)
+        maps, tables = ready(q, k, v), packed(rel_k, rel_q, rel_bias)
         launch(
             kernels.forward_kernel, _programs(v), v, *maps, *tables, out, kept if keep else None,
-            *map(_strides, (*maps, out)), *v.shape[1:4], scale,
+            *map(strides, (*maps, out)), *v.shape[1:4], scale,
             **_constants(v, use_qk, norm, border, size),
         )  # fmt: skip
     return out, kept
@@ -43,26 +43,26 @@ def backward(
     """Gradients of q, k, v and the three tables; empty where the input is absent."""
     to_q, to_k = (None if t is None else heads_last(t) for t in (q, k))
     to_v = heads_last(v)
-    tables = _dense_tables(rel_k, rel_q, rel_bias)
+    tables = packed(rel_k, rel_q, rel_bias)
     to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
     if v.numel():
-        maps, grad = _ready(q, k, v), dense(grad)
+        maps, grad = ready(q, k, v), dense(grad)
         norms = torch.empty_like(kept)
         options = (*v.shape[1:4], scale)
         constants = _constants(v, use_qk, norm, border, size)
         launch(
             kernels.queries_kernel, _programs(v), v, *maps, *tables, out, grad, kept, norms, to_q,
-            *map(_strides, (*maps, out, grad, to_q)), *options, **constants,
+            *map(strides, (*maps, out, grad, to_q)), *options, **constants,
         )  # fmt: skip
         launch(
             kernels.keys_kernel, _programs(v), v, *maps, *tables, grad, kept, norms, to_k, to_v,
-            *map(_strides, (*maps, grad, to_k, to_v)), *options, **constants,
+            *map(strides, (*maps, grad, to_k, to_v)), *options, **constants,
         )  # fmt: skip
         if any(t is not None for t in tables):
             shares = _shares(v, tables)
             launch(
                 kernels.tables_kernel, (v.shape[0] * v.shape[1] * size**2, _spans(v)), v, *maps,
-                *tables, grad, kept, norms, *shares, *map(_strides, (*maps, grad)), *options,
+                *tables, grad, kept, norms, *shares, *map(strides, (*maps, grad)), *options,
                 **constants,
             )  # fmt: skip
             to_tables = [
@@ -71,18 +71,6 @@ def backward(
             ]
     found = (to_q, to_k, to_v, *to_tables)
     return tuple(v.new_empty(0) if t is None else t for t in found)
-
-
-def _ready(*maps: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else dense(t) for t in maps]
-
-
-def _dense_tables(*tables: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tables]
-
-
-def _strides(tensor: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if tensor is None else tensor.stride()[:4]
 
 
 def _constants(v: Tensor, use_qk: bool, norm: str, border: str, size: int) -> dict[str, Any]:

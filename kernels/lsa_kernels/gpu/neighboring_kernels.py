@@ -3,11 +3,7 @@
 """Eq. 4 on every pixel's own neighborhood, forward and backward.
 
 A program holds a tile of pixels of one head of one image and walks the taps, so nothing of taps
-times pixels is stored. The forward keeps two numbers a pixel, from which the backward finds the
-weights again:
-
-- softmax: the largest logit, and 1 over the sum;
-- filter norm: mean, and spread (deviation plus epsilon).
+times pixels is stored; of the forward two numbers a pixel are kept (``norms``).
 
 The backward is three kernels, each of which alone writes what it writes: queries, and two numbers
 a pixel that turn gradients of weights into gradients of logits; keys and values, through the
@@ -19,10 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lsa_kernels.gpu.norms import filter_pull, grow, slope, soften, spread, weigh
 from lsa_kernels.gpu.tiles import at, inside, pixels, read, write
-
-GAIN = tl.constexpr(1.4142135623730951)
-EPSILON = tl.constexpr(1e-10)
 
 
 @triton.jit
@@ -67,32 +61,6 @@ def _count(y, x, height, width, SIZE: tl.constexpr, MASK: tl.constexpr):
 
 
 @triton.jit
-def _weight(logit, seen, first, second, NORM: tl.constexpr, SIZE: tl.constexpr):
-    """Logits to weights, with what the forward found out about each pixel."""
-    if NORM == "softmax":
-        weight = tl.exp(logit - first) * second
-    elif NORM == "filter_norm":
-        weight = (logit - first) * (GAIN / SIZE / second)
-    else:
-        weight = logit
-    return tl.where(seen, weight, 0.0)
-
-
-@triton.jit
-def _slope(
-    to_weight, weight, seen, second, pull, push, NORM: tl.constexpr, SIZE: tl.constexpr
-):  # fmt: skip
-    """Gradients of weights to gradients of logits."""
-    if NORM == "softmax":
-        slope = weight * (to_weight - pull)
-    elif NORM == "filter_norm":
-        slope = (GAIN / SIZE / second) * (to_weight - push - pull * weight)
-    else:
-        slope = to_weight
-    return tl.where(seen, slope, 0.0)
-
-
-@triton.jit
 def _pair(kept, pixel, area, mask):
     """The two numbers that are kept of each pixel."""
     first = tl.load(kept + pixel, mask=mask, other=0.0)
@@ -130,11 +98,8 @@ def _mean_and_spread(
             side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
         logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
         seen = there | (not MASK)
-        count += seen.to(tl.float32)
-        apart = tl.where(seen, logit - mean, 0.0)
-        mean += apart / tl.maximum(count, 1.0)
-        squares += apart * (logit - mean)
-    return mean, tl.sqrt_rn(squares / tl.maximum(count - 1, 1.0)) + EPSILON
+        count, mean, squares = grow(logit, seen, count, mean, squares)
+    return mean, spread(count, squares)
 
 
 @triton.jit
@@ -179,17 +144,10 @@ def forward_kernel(
         logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
         seen = there | (not MASK)
         if NORM == "softmax":
-            logit = tl.where(seen, logit, float("-inf"))
-            top = tl.maximum(first, logit)
-            # Before the first tap that has a say, nothing must come of inf - inf.
-            base = tl.where(top == float("-inf"), 0.0, top)
-            fade = tl.exp(first - base)
-            weight = tl.exp(logit - base)
-            second = second * fade + weight
+            first, second, fade, weight = soften(logit, seen, first, second)
             total = total * fade[:, None]
-            first = top
         else:
-            weight = _weight(logit, seen, first, second, NORM, SIZE)
+            weight = weigh(logit, seen, first, second, NORM, SIZE)
         total += weight[:, None] * value
     if NORM == "softmax":
         second = 1.0 / second
@@ -219,10 +177,7 @@ def _pull_and_push(
             values += _neighbor(v_at, v_strides, dy, dx, mask, out)
         count = _count(y, x, height, width, SIZE, MASK)
         push = tl.sum(to_out * values, 1) / count
-        # With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s).
-        deviation = second - EPSILON
-        share = second * SIZE * SIZE / (2 * tl.maximum(count - 1, 1.0) * deviation)
-        pull = tl.where(deviation > 0, pull * share, 0.0)
+        pull = filter_pull(pull, count, second, SIZE)
     return pull, push
 
 
@@ -269,10 +224,10 @@ def queries_kernel(
                 side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
             logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
             seen = there | (not MASK)
-            weight = _weight(logit, seen, first, second, NORM, SIZE)
+            weight = weigh(logit, seen, first, second, NORM, SIZE)
             to_weight = tl.sum(grad * value, 1)
-            slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
-            total += slope[:, None] * side
+            to_logit = slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
+            total += to_logit[:, None] * side
         write(at(to_q, to_q_strides, image, head, y, x, channel), total * scale, own)
 
 
@@ -315,13 +270,13 @@ def keys_kernel(
         logit = _logit(key, side, query, rel_k, bias, place, channel, scale, DEPTH)
         source = pixel + dy * width + dx
         first, second = _pair(kept, source, area, there)
-        weight = _weight(logit, there, first, second, NORM, SIZE)
+        weight = weigh(logit, there, first, second, NORM, SIZE)
         value_total += weight[:, None] * grad
         if to_k is not None:
             pull, push = _pair(norms, source, area, there)
             to_weight = tl.sum(grad * value, 1)
-            slope = _slope(to_weight, weight, there, second, pull, push, NORM, SIZE)
-            key_total += slope[:, None] * side
+            to_logit = slope(to_weight, weight, there, second, pull, push, NORM, SIZE)
+            key_total += to_logit[:, None] * side
     write(at(to_v, to_v_strides, image, head, y, x, channel), value_total, own)
     if to_k is not None:
         write(at(to_k, to_k_strides, image, head, y, x, channel), key_total * scale, own)
@@ -373,11 +328,11 @@ def tables_kernel(
             pixel = plane.to(tl.int64) * 2 * area + y * width + x
             first, second = _pair(kept, pixel, area, real)
             pull, push = _pair(norms, pixel, area, real)
-            weight = _weight(logit, seen, first, second, NORM, SIZE)
-            slope = _slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
-            k_total += slope[:, None] * query
-            q_total += slope[:, None] * key
-            b_total += slope
+            weight = weigh(logit, seen, first, second, NORM, SIZE)
+            to_logit = slope(to_weight, weight, seen, second, pull, push, NORM, SIZE)
+            k_total += to_logit[:, None] * query
+            q_total += to_logit[:, None] * key
+            b_total += to_logit
     share = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     if to_rel_k is not None:
         tl.store(to_rel_k + share * DEPTH + channel, tl.sum(k_total, 0) * scale, channel < DEPTH)

@@ -18,7 +18,7 @@ SHAPES = ((8, 8), (4, 8), (4, 4))
 WARPS = (1, 2, 4, 8)
 # Pixels whose share of a table's gradient one program adds up: a map of 56 x 56 and less.
 SPAN = 4096
-KEY = ("height", "width", "DEPTH", "SIZE")
+KEY = ("height", "width", "DEPTH", "SIZE", "DOWN", "ACROSS")
 
 
 def tiles(height: int, width: int, meta: Mapping[str, int]) -> int:
@@ -71,6 +71,21 @@ def _tuned(kernel: Any, wide: int) -> Any:
 def dense(tensor: Tensor) -> Tensor:
     """The tensor itself if its channels lie side by side in memory, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def ready(*maps: Tensor | None) -> list[Tensor | None]:
+    """Maps as the kernels read them."""
+    return [None if t is None else dense(t) for t in maps]
+
+
+def packed(*tables: Tensor | None) -> list[Tensor | None]:
+    """Tables as the kernels read them."""
+    return [None if t is None else t.contiguous() for t in tables]
+
+
+def strides(tensor: Tensor | None) -> tuple[int, ...]:
+    """Steps of a (B, h, H, W, d), the last left out."""
+    return (0, 0, 0, 0) if tensor is None else tensor.stride()[:4]
 
 
 @triton.jit
