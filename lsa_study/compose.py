@@ -10,9 +10,10 @@ import copy
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lsa_study import strict_yaml
@@ -160,21 +161,30 @@ def _fields(kind: type[BaseModel], keys: Keys) -> set[str]:
         if key in OP_KINDS:
             kind = OP_KINDS[key]
         elif key in kind.model_fields:
-            annotation = kind.model_fields[key].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                kind = annotation
+            kind = _group(kind.model_fields[key]) or kind
     return set(kind.model_fields)
+
+
+def _group(spec: FieldInfo) -> type[BaseModel] | None:
+    """The settings inside a field, be it optional; None where it holds a value or an operator."""
+    kinds = {k for k in (spec.annotation, *get_args(spec.annotation)) if isinstance(k, type)}
+    groups = [k for k in kinds if issubclass(k, BaseModel)]
+    return groups[0] if len(groups) == 1 else None
 
 
 def known_paths() -> list[str]:
     """List every dotted path that can be set."""
     paths: list[str] = []
     for group, spec in Settings.model_fields.items():
-        inner = spec.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            paths += [f"{group}.{key}" for key in inner.model_fields]
-        else:
-            paths.append(group)
+        paths += _paths(group, spec)
     for op in OP_KINDS.values():
         paths += [f"model.op.{key}" for key in op.model_fields]
     return sorted(set(paths))
+
+
+def _paths(name: str, spec: FieldInfo) -> list[str]:
+    inner = _group(spec)
+    fields = {} if inner is None else inner.model_fields
+    inside = [path for key, field in fields.items() for path in _paths(f"{name}.{key}", field)]
+    # An optional group is a setting too: null leaves it out.
+    return inside if inner is spec.annotation and inner is not None else [name, *inside]

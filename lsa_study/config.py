@@ -212,6 +212,19 @@ class Model(_Settings):
         return self
 
 
+class TokenLabels(_Settings):
+    """VOLO's recipe: every token answers for its own place, and tokens of two images are mixed."""
+
+    labels: Literal["plain", "maps", "maps_and_truth"]
+    """plain: every token gets its image's class; maps: a trained network's answers for each place,
+    from the data's folder; maps_and_truth: the image's own target also takes in its class."""
+    class_weight: PositiveFloat = 1.0
+    dense_weight: NonNegativeFloat = 0.5
+    """Of the mean over all tokens."""
+    mix_token: NonNegativeFloat = 1.0
+    """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
+
+
 class Train(_Settings):
     """The optimisation protocol; the same for every row of a table."""
 
@@ -236,6 +249,8 @@ class Train(_Settings):
     code of ELSA and VOLO); swin: nor are position tables."""
     clip_grad: PositiveFloat | None = None
     ema_decay: Share | None = None
+    tokens: TokenLabels | None = None
+    """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
     precision: Literal["float32", "amp"] = "float32"
     """amp: bfloat16 autocast on a GPU, float32 on a CPU; the run records which it was."""
 
@@ -304,10 +319,45 @@ class Settings(_Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _token_labels_fit(self) -> Self:
+        tokens, augment = self.train.tokens, self.augment
+        if tokens is None:
+            return self
+        maps = tokens.labels != "plain"
+        for wrong, words in (
+            (not self.model.backbone.startswith("volo"),
+             f"model.backbone={self.model.backbone}: token labels need VOLO's token head; give a "
+             "volo backbone, or drop train.tokens"),
+            (augment.mixup > 0 or augment.cutmix > 0,
+             f"augment.mixup={augment.mixup}, augment.cutmix={augment.cutmix}: mixed images have "
+             "no token labels; set both to 0.0, or drop train.tokens"),
+            (maps and self.data.name != "imagenet",
+             f"train.tokens.labels={tokens.labels!r}: there are no label maps of "
+             f"{self.data.name}; give labels: plain"),
+            (maps and augment.crop != "random_resized",
+             f"augment.crop={augment.crop!r}: label maps follow random_resized crops alone; give "
+             "that, or train.tokens.labels: plain"),
+            (self.runtime.compile,
+             "runtime.compile=True: tokens are mixed in another box at every step, for each of "
+             "which torch.compile would begin anew; set runtime.compile: false"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(words)
+        return self
+
+    def reads(self) -> tuple[Data, bool]:
+        """What of the data folder is read: the set, and whether its label maps are."""
+        tokens = self.train.tokens
+        return self.data, tokens is not None and tokens.labels != "plain"
+
     def science(self) -> dict[str, Any]:
         """The settings that can move a number: all but how and where the run is carried out."""
         settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
         del settings["data"]["root"]
+        if self.train.tokens is None:
+            # Left out where it is off, so that runs made before there was such a setting stand.
+            del settings["train"]["tokens"]
         return settings
 
     def identity(self) -> str:

@@ -1,14 +1,18 @@
 """Settings: what is refused and with which words, and what an identity depends on."""
 
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lsa_study import strict_yaml, study
-from lsa_study.config import Settings, flatten
+from lsa_study.config import Settings, TokenLabels, flatten
 from lsa_study.errors import ConfigError
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def settings(*overrides, name="table1", variant="swin", tier="toy") -> Settings:
@@ -100,6 +104,62 @@ def test_an_identity_is_the_hash_of_canonical_json():
     assert len(load().identity()) == 10
     reread = Settings.model_validate_json(load().model_dump_json())
     assert reread.identity() == load().identity()
+
+
+VOLO = (
+    "model.backbone=volo_d1", "augment.mixup=0.0", "augment.cutmix=0.0",
+    "train.tokens={labels: plain}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.backbone=swin_tiny"],
+         "model.backbone=swin_tiny: token labels need VOLO's token head; give a volo backbone"),
+        (["augment.mixup=0.8"], "augment.mixup=0.8, augment.cutmix=0.0: mixed images have no"),
+        (["augment.cutmix=1.0"], "augment.mixup=0.0, augment.cutmix=1.0: mixed images have no"),
+        (["runtime.compile=true"], "runtime.compile=True: tokens are mixed in another box"),
+        (["train.tokens.labels=maps", "augment.crop=pad"],
+         "augment.crop='pad': label maps follow random_resized crops alone"),
+        (["train.tokens.labels=maps", "data.name=cifar10"],
+         "train.tokens.labels='maps': there are no label maps of cifar10; give labels: plain"),
+        (["train.tokens.labels=map"], "it should be 'plain', 'maps' or 'maps_and_truth'"),
+        (["train.tokens={}"], "train.tokens.labels is missing; it has no default"),
+        (["train.tokens.dense_wieght=1"], "did you mean train.tokens.dense_weight?"),
+        (["train.tokens.mix_token=-1.0"], "train.tokens.mix_token = -1.0 will not do"),
+        (["train.tokens.class_weight=0.0"], "train.tokens.class_weight = 0.0 will not do"),
+    ],
+)  # fmt: skip
+def test_token_labels_that_do_not_fit_are_refused(overrides, words):
+    told = mistakes(*VOLO, *overrides, tier="paper")
+    assert any(words in line for line in told), told
+
+
+def test_token_labels_are_in_the_identity_only_where_they_are_on():
+    off = settings(*VOLO[:-1], tier="paper")
+    assert "tokens" not in off.science()["train"]
+    on = [settings(*VOLO, *more, tier="paper") for more in (
+        (), ("train.tokens.labels=maps",), ("train.tokens.dense_weight=0.4",),
+        ("train.tokens.mix_token=0.8",), ("train.tokens.class_weight=0.9",),
+    )]  # fmt: skip
+    assert len({one.identity() for one in (off, *on)}) == 6
+    assert (
+        on[0].identity()
+        == settings(*VOLO, "train.tokens.dense_weight=0.5", tier="paper").identity()
+    )
+    assert on[0].train.tokens == TokenLabels(labels="plain")
+    assert [one.reads()[1] for one in on] == [False, True, False, False, False]
+
+
+def test_identities_of_runs_whose_results_are_kept():
+    """Pinned: new settings must be left out of the identity while they are off."""
+    kept = pd.read_parquet(RESULTS / "proxy" / "runs.parquet", columns=["variant", "identity"])
+    runs = {run.variant: run.identity for run in study.load("table1", tier="proxy").runs()}
+    assert {name: runs[name] for name in ("swin", "net7")} == {
+        "swin": "58f508715a", "net7": "92e71874d5",
+    }  # fmt: skip
+    assert set(runs.values()) <= set(kept["identity"])
 
 
 def test_flatten_names_every_leaf():

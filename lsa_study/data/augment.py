@@ -101,6 +101,11 @@ def erase(
             spot.normal_(generator=noise)
 
 
+def soft(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Class numbers (N,) as shares (N, classes), of which ``smoothing`` is spread over all."""
+    return F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+
+
 def mixer(augment: Augment, num_classes: int) -> Mixer | None:
     """Mixup and cutmix of a batch by timm, or None where neither is on."""
     if augment.mix_prob == 0 or (augment.mixup == 0 and augment.cutmix == 0):

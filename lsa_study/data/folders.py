@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from lsa_study.data.pictorial import pictorial
 from lsa_study.data.plan import Epoch, Share
 from lsa_study.data.roots import DataLacks, require
 from lsa_study.data.sets import Pixels, Sets, Source
+
+if TYPE_CHECKING:
+    from lsa_study.data.token_maps import LabelMaps
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 EXPECTED = {"train": 1_281_167, "val": 50_000}
@@ -67,11 +70,28 @@ def load(settings: Settings, *, device: str) -> FolderSets:
     if limit is None:
         _complete("train", train)
         _complete("val", test)
+    maps, content = _label_maps(settings, train)
     source = Source(
         "imagenet", min(limit or len(train.labels), len(train.labels)), len(test.labels),
-        num_classes=len(train.classes), fingerprint=_fingerprint(train, test), mean=MEAN, std=STD,
+        num_classes=len(train.classes), fingerprint=_fingerprint(train, test, *content), mean=MEAN,
+        std=STD,
     )  # fmt: skip
-    return FolderSets(source, settings, device, train=train, test=test)
+    return FolderSets(source, settings, device, train=train, test=test, maps=maps)
+
+
+def _label_maps(settings: Settings, train: Listing) -> tuple[LabelMaps | None, list[Any]]:
+    """The label maps that the settings read, if any, and what a fingerprint takes of them."""
+    tokens = settings.train.tokens
+    if tokens is None or tokens.labels == "plain":
+        return None, []
+    from lsa_study.data.token_maps import LabelMaps
+
+    names = [os.fsdecode(name) for name in train.names[: settings.data.train_limit]]
+    maps = LabelMaps.find(
+        train.root.parent / "token_labels", names, num_classes=len(train.classes),
+        truth=tokens.labels == "maps_and_truth",
+    )  # fmt: skip
+    return maps, maps.content(names)
 
 
 @lru_cache(maxsize=2)
@@ -109,8 +129,8 @@ def _complete(split: str, listing: Listing) -> None:
     )
 
 
-def _fingerprint(train: Listing, test: Listing) -> str:
-    """Hash all names, and the size and first 4 kB of every thousandth file."""
+def _fingerprint(train: Listing, test: Listing, *more: Any) -> str:
+    """Hash all names, the size and first 4 kB of every thousandth file, and ``more``."""
     content: list[Any] = []
     for listing in (train, test):
         content += [np.sort(listing.names)]
@@ -118,63 +138,72 @@ def _fingerprint(train: Listing, test: Listing) -> str:
             path = listing.root / os.fsdecode(name)
             with path.open("rb") as file:
                 content += [str(path.stat().st_size), file.read(4096)]
-    return seeds.fingerprint("imagenet", *content)
+    return seeds.fingerprint("imagenet", *content, *more)
 
 
 @dataclass(frozen=True)
-class _Images(Dataset[tuple[Tensor, int]]):
+class _Images(Dataset[tuple[Any, ...]]):
     """Images by (words of the draw, number): the draws of an image depend on nothing else."""
 
     listing: Listing
     transform: Transform
+    maps: LabelMaps | None = None
 
-    def __getitem__(self, key: tuple[tuple[int | str, ...], int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[tuple[int | str, ...], int]) -> tuple[Any, ...]:
+        """Pixels and label; where label maps are read, also the map and the image's part of it."""
         words, index = key
-        path = self.listing.root / os.fsdecode(self.listing.names[index])
+        name = os.fsdecode(self.listing.names[index])
+        path = self.listing.root / name
         try:
             with Image.open(path) as file:
                 picture = file.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise DataLacks(f"{path}: cannot be decoded ({error}); fetch the file again") from error
         with seeds.global_draws(*words, index):
-            return self.transform(picture), int(self.listing.labels[index])
+            image = self.transform(picture), int(self.listing.labels[index])
+        return image if self.maps is None else (*image, *self.maps.placed(name, self.transform))
 
 
 class FolderSets(Sets):
     """Images in files."""
 
     def __init__(
-        self, source: Source, settings: Settings, device: str, *, train: Listing, test: Listing
-    ) -> None:
+        self, source: Source, settings: Settings, device: str, *, train: Listing, test: Listing,
+        maps: LabelMaps | None,
+    ) -> None:  # fmt: skip
         super().__init__(source, settings, device)
         self.workers = settings.runtime.workers
-        self._train = _Images(train, _train_transform(settings))
+        self._train = _Images(train, _train_transform(settings), maps)
         self._test = _Images(test, _test_transform(settings))
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor]]:
+    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:
         shares = list(epoch.shares())
         words = (self.seed, "picture", epoch.epoch)
         keys = [[(words, index) for index in share.indices.tolist()] for share in shares]
-        for share, (pixels, labels) in zip(shares, self._decode(self._train, keys), strict=True):
-            yield share, pixels, labels
+        for share, (pixels, *told) in zip(shares, self._decode(self._train, keys), strict=True):
+            yield share, pixels, *self._targets(*told)
+
+    def _targets(self, labels: Tensor, *placed: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._train.maps is None:
+            return labels, None
+        return self._train.maps.targets(
+            labels, *placed, image_size=self.image_size, smoothing=self.augment.label_smoothing
+        )
 
     def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         keys = [[((), index) for index in numbers.tolist()] for numbers in rows]
         for numbers, (pixels, labels) in zip(rows, self._decode(self._test, keys), strict=True):
             yield numbers, pixels, labels
 
-    def _decode(self, images: _Images, batches: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decode(self, images: _Images, batches: Sequence[Any]) -> Iterator[list[Tensor]]:
         loader = DataLoader(
             images, batch_sampler=batches, num_workers=self.workers,
             pin_memory=self.device.type == "cuda", worker_init_fn=_quiet_worker,
             generator=torch.Generator(),
         )  # fmt: skip
         try:
-            for pixels, labels in loader:
-                yield (
-                    pixels.to(self.device, non_blocking=True),
-                    labels.to(self.device, non_blocking=True),
-                )
+            for parts in loader:
+                yield [part.to(self.device, non_blocking=True) for part in parts]
         except DataLacks as error:
             # A worker's error arrives wrapped in its traceback; its own words stand last.
             raise DataLacks(str(error).rsplit("DataLacks: ", 1)[-1].strip()) from None
@@ -192,13 +221,16 @@ def _train_transform(settings: Settings) -> Transform:
     from torchvision import transforms
 
     wanted, size = settings.augment, settings.data.image_size
+    crop, flip = RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip
+    if settings.reads()[1]:
+        from lsa_study.data.token_maps import NotedCrop, NotedFlip
+
+        crop, flip = NotedCrop, NotedFlip
     crops: list[Transform]
     if wanted.crop == "random_resized":
         # The released code draws between bilinear and bicubic.
         crops = [
-            RandomResizedCropAndInterpolation(
-                size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random"
-            )
+            crop(size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random")
         ]
     else:
         scaled = math.floor(size / settings.evaluation.crop_share)
@@ -207,10 +239,11 @@ def _train_transform(settings: Settings) -> Transform:
         crops.append(
             transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
         )
-    flip = transforms.RandomHorizontalFlip(wanted.hflip)
     change = pictorial(wanted, size, MEAN)
     changes = [] if change is None else [change]
-    chain: Transform = transforms.Compose([*crops, flip, *changes, MaybePILToTensor()])
+    chain: Transform = transforms.Compose(
+        [*crops, flip(wanted.hflip), *changes, MaybePILToTensor()]
+    )
     return chain
 
 

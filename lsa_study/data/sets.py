@@ -42,7 +42,9 @@ class Batch:
     images: Tensor
     """(N, 3, H, W), float32."""
     targets: Tensor
-    """(N,) class numbers, or (N, classes) shares where images were mixed."""
+    """(N,) class numbers, or (N, classes) shares where images were mixed or label maps are read."""
+    tokens: Tensor | None = None
+    """(N, tokens, classes) shares where label maps are read."""
 
 
 class Sets(ABC):
@@ -77,13 +79,13 @@ class Sets(ABC):
         """Augmented training batches: for every step of ``epoch``, this process's parts in order.
 
         Raises:
-            DataLacks: an image file cannot be decoded.
+            DataLacks: a file cannot be decoded.
         """
-        for share, pixels, labels in self._train_pixels(epoch):
+        for share, pixels, labels, tokens in self._train_pixels(epoch):
             images = self._normalise(pixels)
             words = (self.seed, epoch.epoch, share.step)
             augment.erase(images, share, batch=epoch.batch, augment=self.augment, words=words)
-            yield Batch(share.step, *self._mix(images, labels, share, words))
+            yield Batch(share.step, *self._mix(images, labels, share, words), tokens)
 
     def test(
         self, batch_size: int, *, rank: int = 0, ranks: int = 1
@@ -112,8 +114,8 @@ class Sets(ABC):
         return images, torch.cat(targets)
 
     @abstractmethod
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor]]:
-        """Pixels in 0..255 (N, 3, size, size) and labels on the device, share by share."""
+    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:
+        """Share by share, on the device: pixels in 0..255 (N, 3, size, size), then as in Batch."""
 
     @abstractmethod
     def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -89,7 +89,7 @@ class TensorSets(Sets):
         pixels = _centre(pixels, size) if settings.augment.crop == "none" else pixels
         self._train = F.pad(pixels, [margin] * 4).to(self.device)
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor]]:
+    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, None]]:
         for share in epoch.shares():
             chosen = share.indices.to(self.device)
             draw = seeds.generator(self.seed, "crop", epoch.epoch, share.step)
@@ -100,7 +100,7 @@ class TensorSets(Sets):
                 pixels = torch.where(flip, pixels.flip(-1), pixels)
             if self._pictorial is not None:
                 pixels = self._one_by_one(pixels, share, epoch.epoch)
-            yield share, pixels, self._train_labels[chosen]
+            yield share, pixels, self._train_labels[chosen], None
 
     def _crop(self, chosen: Tensor, positions: Tensor, batch: int, draw: torch.Generator) -> Tensor:
         height, width = self._train.shape[2:]

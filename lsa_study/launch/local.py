@@ -196,7 +196,7 @@ class Queue:
 
     def _check_data(self) -> None:
         worker = self._hire()
-        for settings in {run.settings.data: run.settings for run in self.waiting}.values():
+        for settings in {run.settings.reads(): run.settings for run in self.waiting}.values():
             worker.check_data(settings)
 
     def _next(self, worker: Worker) -> None:

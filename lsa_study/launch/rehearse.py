@@ -195,7 +195,7 @@ def check_data(runs: Sequence[Run]) -> None:
     """
     worker = Worker(0, visible_gpus(), 1)
     try:
-        for settings in {run.settings.data: run.settings for run in runs}.values():
+        for settings in {run.settings.reads(): run.settings for run in runs}.values():
             worker.check_data(settings)
     finally:
         worker.process.kill()

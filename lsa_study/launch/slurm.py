@@ -346,7 +346,7 @@ def check_data(runs: Sequence[Run]) -> None:
     Raises:
         EnvironmentLacks: some are missing.
     """
-    for settings in {run.settings.data: run.settings for run in runs}.values():
+    for settings in {run.settings.reads(): run.settings for run in runs}.values():
         # A login node has to answer fast: torch is not imported in this process.
         told = subprocess.run(
             [sys.executable, "-m", "lsa_study.launch.worker", "1"],

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lsa_study.config import Settings
 from lsa_study.data import seeds
 from lsa_study.data.sets import Batch
-from lsa_study.training import environment, optimise
+from lsa_study.training import environment, optimise, tokens
 from lsa_study.training.ranks import Ranks
 
 
@@ -44,6 +44,8 @@ class Stepper:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
+        if train.tokens is not None:
+            tokens.prepare(model, train.tokens)
         self.running = [
             statistic
             for part in model.modules()
@@ -110,14 +112,22 @@ class Stepper:
             batch = next(batches)
             # Drop path and dropout draw from the global generators.
             torch.manual_seed(seeds.derive(self.settings.seed, "step", epoch, step, part))
-            with torch.autocast(
-                self.device.type, self.precision, enabled=self.precision != torch.float32
-            ):
-                logits = self.forward(batch.images)
-            loss = self._loss(logits.float(), batch.targets) / accumulate
+            loss = self._loss_of(batch, epoch, part) / accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _loss_of(self, batch: Batch, epoch: int, part: int) -> Tensor:
+        wanted, smoothing = self.settings.train.tokens, self.settings.augment.label_smoothing
+        amp = self.precision != torch.float32
+        if wanted is None:
+            with torch.autocast(self.device.type, self.precision, enabled=amp):
+                logits = self.forward(batch.images)
+            return self._loss(logits.float(), batch.targets)
+        words = (self.settings.seed, "tokens", epoch, batch.step, part)
+        with torch.autocast(self.device.type, self.precision, enabled=amp):
+            answers = tokens.answer(self.model, batch.images, *words)
+        return tokens.loss(answers, batch.targets, batch.tokens, wanted, smoothing=smoothing)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Mixed targets are smoothed already.

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from lsa_study import data
 from lsa_study.data.roots import DataLacks
+from lsa_study.models import volo
 from lsa_study.rundir import RunDir
 from lsa_study.training import train
 
@@ -58,6 +59,29 @@ def test_processes_do_what_one_does_in_as_many_parts(make_run, start, count, acc
             assert mine[key] == pytest.approx(theirs[key], abs=0.5)
     assert len(two.attempts()) == 1
     assert two.result()["effective_batch"] == 32
+
+
+def small_volo():
+    volo.SIZES["volo_d1"] = volo.VoloSize((1, 1, 1, 1), (16, 32), (2, 4), stem_dim=8)
+
+
+def test_processes_mix_tokens_as_one_does_in_as_many_parts(make_run, start, monkeypatch):
+    """Boxes belong to parts. Statistics of batch norm are averaged, not gathered in turn."""
+    monkeypatch.setattr(volo, "SIZES", dict(volo.SIZES))
+    small_volo()
+    asked = {
+        "model__backbone": "volo_d1", "data__image_size": 32, "train__epochs": 1,
+        "model__drop_path": 0.3, "train__tokens": "{labels: plain}",
+    }  # fmt: skip
+    one, two = make_run("one", runtime__accumulate=2, **asked), make_run("two", **asked)
+    assert train(one) == "done"
+    assert together(start, two, prepare=(small_volo, small_volo)) == [0, 0]
+    first, second = load_file(one.weights), load_file(two.weights)
+    for name in first:
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=0)
+    losses = [folder.metrics()[0]["train_loss"] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def stop_at_the_second_question():

@@ -16,6 +16,7 @@ from timm.optim._param_groups import param_groups_weight_decay
 from torch import nn
 
 from lsa_study import models, study
+from lsa_study.config import TokenLabels
 from lsa_study.data import augment, folders
 from lsa_study.training import optimise
 from lsa_study.training.ranks import ALONE
@@ -70,6 +71,7 @@ def test_every_row_has_the_released_values_of_its_backbone(stem):
         assert train.lr == (VOLO_LR[backbone] if volo else 1e-3), name
         assert train.clip_grad == (None if volo else 5.0), name
         assert (change.mixup, change.cutmix) == ((0.0, 0.0) if volo else (0.8, 1.0)), name
+        assert train.tokens == (TokenLabels(labels="maps") if volo else None), name
         assert row.evaluation.crop_share == (VOLO_CROP[backbone] if volo else 0.9), name
         assert (train.batch_size, train.lr_batch, train.epochs) == (1024, 1024, 310), name
         assert (train.weight_decay, train.precision, train.ema_decay) == (0.05, "amp", None), name
