@@ -51,7 +51,7 @@ class LabelMaps:
             truth: whether images' targets take in their classes.
 
         Raises:
-            DataLacks: maps are missing, or the first is none.
+            DataLacks: maps are missing, or the first cannot be read.
         """
         cure = (
             "unpack the released maps (label_top5_train_nfnet) to it, or set "
@@ -73,7 +73,24 @@ class LabelMaps:
                 f"{len(names):,} images; {cure}"
             )
         first = _load(root / _beside(names[0]))
-        return cls(root, num_classes, truth, tuple(first.shape))
+        maps = cls(root, num_classes, truth, tuple(first.shape))
+        maps.read(names[0])
+        return maps
+
+    def read(self, name: str) -> Tensor:
+        """The map of an image: (2, k, rows, columns), float32.
+
+        Raises:
+            DataLacks: it is damaged, or no map like the others.
+        """
+        path = self.root / _beside(name)
+        found = _load(path)
+        if wrong := self._wrong(found):
+            raise DataLacks(
+                f"{path}: {wrong}; wanted is a tensor (2, k, rows, columns) of scores and of "
+                "classes, the same size for all images"
+            )
+        return found.float()
 
     def placed(self, name: str, transform: Compose) -> tuple[Tensor, Tensor]:
         """The map of the image that ``transform`` made last, and what the image shows of it.
@@ -87,17 +104,10 @@ class LabelMaps:
             shares of the picture, and 1 if the image is flipped.
 
         Raises:
-            DataLacks: it is damaged, or no map like the others.
+            DataLacks: see ``read``.
         """
-        path = self.root / _beside(name)
-        found = _load(path)
-        if wrong := self._wrong(found):
-            raise DataLacks(
-                f"{path}: {wrong}; wanted is a tensor (2, k, rows, columns) of scores and of "
-                "classes, the same size for all images"
-            )
         crop, flip = transform.transforms[:2]
-        return found.float(), torch.tensor([*crop.box, float(flip.flipped)])
+        return self.read(name), torch.tensor([*crop.box, float(flip.flipped)])
 
     def targets(
         self, labels: Tensor, maps: Tensor, cuts: Tensor, *, image_size: int, smoothing: float
@@ -150,8 +160,9 @@ def _load(path: Path) -> Tensor:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataLacks(f"{path}: is no label map ({words}); unpack it again") from error
+        # Its kind only: of a file that holds more than tensors, torch's words invite to trust it.
+        kind = type(error).__name__
+        raise DataLacks(f"{path}: cannot be read as a tensor ({kind}); unpack it again") from error
     if not isinstance(found, Tensor):
         raise DataLacks(f"{path}: holds no tensor but a {type(found).__name__}; unpack it again")
     return found

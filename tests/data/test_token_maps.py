@@ -221,13 +221,21 @@ def test_what_is_no_label_map_is_named(small, root, words, workers):
     assert "Traceback" not in str(told.value)
 
 
+def test_maps_with_classes_last_are_told_at_once(small, root):
+    """Cell by cell instead of class by class: neighbours name the same class."""
+    for path in (root / "imagenet" / "token_labels").rglob("*.pt"):
+        torch.save(released().permute(0, 2, 3, 1).half(), path)
+    with pytest.raises(DataLacks, match=r"n01_0.pt: .+; wanted is a tensor \(2, k, rows, col"):
+        data.check(small())
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "code"])
 def test_a_file_that_cannot_be_read_is_named(small, root, damage):
     """Also one that would run code when unpickled."""
     path = map_of(root)
     content = {"empty": b"", "cut": path.read_bytes()[:200], "noise": b"\x80\x02}q\x00" * 9}
     torch.save(folders.load, path) if damage == "code" else path.write_bytes(content[damage])
-    with pytest.raises(DataLacks, match=r"n01_0.pt: is no label map \(.+\); unpack it again"):
+    with pytest.raises(DataLacks, match=r"n01_0.pt: cannot be read as a tensor \(\w+\); unpack it"):
         data.check(small())
 
 

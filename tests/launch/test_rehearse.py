@@ -117,6 +117,25 @@ def test_missing_data_end_with_exit_code_3(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_rows_with_and_without_label_maps_are_looked_at_apart(monkeypatch):
+    """Table 6 has both on the same images."""
+    asked = []
+
+    class Looking:
+        def __init__(self, *_):
+            self.process, self.close = self, lambda: None
+
+        def kill(self):
+            pass
+
+        def check_data(self, settings):
+            asked.append(settings.train.tokens is not None)
+
+    monkeypatch.setattr(rehearse, "Worker", Looking)
+    rehearse.check_data(study.load("table6", tier="paper").runs())
+    assert sorted(asked) == [False, True]
+
+
 def test_a_row_keeps_all_but_its_length():
     """One device does the parts of eight in turn: the batch and every part of it stay."""
     run = run_of(tier="paper")
