@@ -10,11 +10,12 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from lsa_study.data.roots import DataLacks, layout_of_imagenet
 from lsa_study.launch.local import visible_gpus
 
 DATA_SETS = {
     "cifar10": "cifar10/train.parquet or cifar10/cifar-10-batches-py",
-    "imagenet": "imagenet/train/<wnid>/ and imagenet/val/<wnid>/",
+    "imagenet": "imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or shards of parquet or tar",
 }
 
 
@@ -83,11 +84,21 @@ def _data() -> str:
     root = os.environ.get("LSA_DATA")
     if root is None:
         return "LSA_DATA is not set: only the toy tier runs (it needs no data)"
-    found = []
-    for name, layout in DATA_SETS.items():
-        there = (Path(root) / name).is_dir()
-        found.append(f"{name} {'found' if there else f'missing (wants {layout})'}")
-    return f"{root}: {'; '.join(found)}"
+    cifar10 = (Path(root) / "cifar10").is_dir()
+    found = "found" if cifar10 else f"missing (wants {DATA_SETS['cifar10']})"
+    return f"{root}: cifar10 {found}; imagenet {_imagenet(Path(root))}"
+
+
+def _imagenet(root: Path) -> str:
+    try:
+        layout = layout_of_imagenet(root)
+    except DataLacks as error:
+        return str(error)
+    if layout is None:
+        return f"missing (wants {DATA_SETS['imagenet']})"
+    if layout.kind == "folders":
+        return "found as folders"
+    return f"found as {layout.kind}, {len(layout.train)} + {len(layout.test)} shards"
 
 
 def _disk(results: Path) -> str:

@@ -23,6 +23,9 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent / "csrc"
+"""Of the attention kernels."""
+PICTURES = SOURCES / "pictures"
+"""Of the resampling of pictures: a library of its own, so that loading waits for seconds only."""
 # -fno-math-errno lets sqrt be one instruction. Not -ffast-math: it would break masks and NaN.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
 SECONDS = 300
@@ -49,22 +52,22 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def built() -> Built:
+def built(sources: Path = SOURCES) -> Built:
     """Compile, or find what was compiled; asked once per process."""
     try:
-        return Built(_build(), None)
+        return Built(_build(sources), None)
     except BuildError as error:
         return Built(None, str(error))
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library(sources: Path = SOURCES) -> ctypes.CDLL:
     """Load the kernels.
 
     Raises:
         BuildError: they cannot be compiled here.
     """
-    found = built()
+    found = built(sources)
     if found.path is None:
         raise BuildError(found.reason or "not built")
     return ctypes.CDLL(str(found.path))
@@ -94,19 +97,20 @@ def build_info() -> str:
     return f"C++ kernels, {library().lanes()} floats a vector, {found.path}"
 
 
-def _build() -> Path:
+def _build(sources: Path) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise BuildError("no C++ compiler (g++) is on PATH")
     folder = cache_folder()
-    path = folder / f"kernels-{_key(compiler)}.so"
+    name = "kernels" if sources == SOURCES else sources.name
+    path = folder / f"{name}-{_key(compiler, sources)}.so"
     if path.exists():
         return path
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / path.name
-            _compile(compiler, part)
+            _compile(compiler, sources, part)
             # Two processes may compile at once; each renames a whole file to the same name.
             part.replace(path)
     except OSError as error:
@@ -114,14 +118,14 @@ def _build() -> Path:
     return path
 
 
-def _compile(compiler: str, part: Path) -> None:
+def _compile(compiler: str, sources: Path, part: Path) -> None:
     """Compile every source at once, then link."""
-    sources = sorted(SOURCES.glob("*.cpp"))
-    objects = [part.with_name(f"{source.stem}.o") for source in sources]
+    files = sorted(sources.glob("*.cpp"))
+    objects = [part.with_name(f"{file.stem}.o") for file in files]
     flags = _flags()
     commands = [
-        [compiler, *flags, "-c", str(source), "-o", str(made)]
-        for source, made in zip(sources, objects, strict=True)
+        [compiler, *flags, "-c", str(file), "-o", str(made)]
+        for file, made in zip(files, objects, strict=True)
     ]
     link = [compiler, *flags, "-shared", *map(str, objects), "-o", str(part)]
     with ThreadPoolExecutor() as pool:
@@ -144,12 +148,13 @@ def _call(command: list[str]) -> None:
         raise BuildError(f"{command[0]} failed: {words}")
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, sources: Path) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False
     ).stdout
     parts = [version, " ".join(_flags()), platform.machine(), _processor()]
-    parts += [path.read_text("utf-8") for path in sorted(SOURCES.iterdir())]
+    files = [path for path in sorted(sources.iterdir()) if path.is_file()]
+    parts += [path.read_text("utf-8") for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ __all__ = ["DataLacks", "check", "load", "require"]
 def load(settings: Settings, *, device: str = "cpu") -> Sets:
     """Load the training and the test set that ``settings`` ask for.
 
-    Small sets are read whole; of an image folder only the list of files is read.
+    Small sets are read whole; of ImageNet only the list of images is read.
 
     Args:
         settings: a run's settings; data, augment, evaluation, runtime.workers and seed are read.
@@ -29,10 +29,10 @@ def load(settings: Settings, *, device: str = "cpu") -> Sets:
         DataLacks: the files are missing, incomplete or damaged.
     """
     # Imported here, not above: planning must not need torch.
-    from lsa_study.data import folders, tensors
+    from lsa_study.data import imagenet, tensors
 
     if settings.data.name == "imagenet":
-        return folders.load(settings, device=device)
+        return imagenet.load(settings, device=device)
     return tensors.load(settings, device=device)
 
 

@@ -8,8 +8,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from lsa_study.config import Augment
+from lsa_study.data import resample
 
 Pictorial = Callable[[Image.Image], Image.Image]
+
+BENDING = ("Rotate", "Shear", "Translate")
 
 
 def pictorial(wanted: Augment, size: int, mean: tuple[float, ...]) -> Pictorial | None:
@@ -28,6 +31,8 @@ def pictorial(wanted: Augment, size: int, mean: tuple[float, ...]) -> Pictorial 
         for op in randomly.ops:
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
+            elif op.name.startswith(BENDING):
+                op.aug_fn = resample.bending(op.aug_fn)
         return randomly  # type: ignore[no-any-return]
     if wanted.color_jitter > 0:
         from torchvision.transforms import ColorJitter

@@ -30,11 +30,23 @@ def generator(*words: int | str) -> torch.Generator:
 @contextmanager
 def global_draws(*words: int | str) -> Iterator[None]:
     """Seed the global generators for a library that draws from them; put them back afterwards."""
+    with kept():
+        plant(*words)
+        yield
+
+
+def plant(*words: int | str) -> None:
+    """Seed the global generators; only where they are ``kept``."""
     seed = derive(*words)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Put the global generators back as they were, whatever is drawn meanwhile."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lsa_study import study
-from lsa_study.data import folders, tensors
+from lsa_study.data import imagenet, tensors
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("LSA_DATA", raising=False)
     tensors._read.cache_clear()
-    folders._list.cache_clear()
+    imagenet.listings.cache_clear()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lsa_study import data
-from lsa_study.data import folders
+from lsa_study.data import imagenet, roots
 from lsa_study.data.roots import DataLacks
 
 CLASSES = {"n01": 3, "n02": 1, "n03": 2}
@@ -43,12 +43,13 @@ def images_of(sets, epoch=0):
 
 
 def test_the_list_takes_classes_in_turn(small, root):
-    listing = folders._list(root / "imagenet" / "train", None)
-    assert [name.decode() for name in listing.names] == [
+    layout = roots.layout_of_imagenet(root)
+    train, _ = imagenet.listings(layout)
+    assert [name.decode() for name in train.names] == [
         "n01/n01_0.JPEG", "n02/n02_0.JPEG", "n03/n03_0.JPEG", "n01/n01_1.JPEG", "n03/n03_1.JPEG",
         "n01/n01_2.JPEG",
     ]  # fmt: skip
-    assert listing.labels.tolist() == [0, 1, 2, 0, 2, 0]
+    assert train.labels.tolist() == [0, 1, 2, 0, 2, 0]
     sets = data.load(small(data__train_limit=3))
     assert (sets.source.train_images, sets.source.test_images) == (3, 3)
     assert sets.source.num_classes == 3
@@ -100,7 +101,7 @@ def test_test_images_are_resized_and_cropped_as_the_article_says(small, root):
     resized = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) / 255
     top, left = round((size[1] - 32) / 2), round((size[0] - 32) / 2)
     crop = resized[top : top + 32, left : left + 32]
-    want = ((crop - folders.MEAN) / folders.STD).transpose(2, 0, 1)
+    want = ((crop - imagenet.MEAN) / imagenet.STD).transpose(2, 0, 1)
     np.testing.assert_allclose(images[0].numpy(), want, atol=1e-5)
 
 
@@ -123,10 +124,22 @@ def test_strange_folders_are_refused(small, root):
 
 def test_the_fingerprint_is_of_the_content(small, root, encoded):
     def fingerprint():
-        folders._list.cache_clear()
+        imagenet.listings.cache_clear()
         return data.load(small()).source.fingerprint
 
     first = fingerprint()
     assert fingerprint() == first
     (root / "imagenet" / "train" / "n02" / "another.JPEG").write_bytes(encoded(1))
     assert fingerprint() != first
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_passes_do_not_disturb_each_other(small, workers):
+    """One left half done, two at once, one after a damaged image: each gives its own images."""
+    sets = data.load(small(runtime__workers=workers))
+    wanted = images_of(sets)
+    next(iter(sets.train(sets.epoch(1, 2))))
+    assert torch.equal(images_of(sets), wanted)
+    pairs = zip(sets.train(sets.epoch(0, 2)), sets.train(sets.epoch(0, 2)), strict=True)
+    assert all(torch.equal(one.images, other.images) for one, other in pairs)
+    assert torch.equal(images_of(sets), wanted)

@@ -150,11 +150,11 @@ def test_a_row_keeps_all_but_its_length():
 
 def test_the_sizes_are_those_of_the_sets():
     from lsa_study import data
-    from lsa_study.data import folders
+    from lsa_study.data import listing
 
     source = data.load(run_of().settings).source
     assert rehearsal.IMAGES["digits"] == (source.train_images, source.test_images)
-    assert rehearsal.IMAGES["imagenet"] == (folders.EXPECTED["train"], folders.EXPECTED["val"])
+    assert rehearsal.IMAGES["imagenet"] == (listing.EXPECTED["train"], listing.EXPECTED["val"])
 
 
 def row(**changes):
