@@ -135,7 +135,7 @@ def test_the_fingerprint_is_of_the_content(small, root, encoded):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_passes_do_not_disturb_each_other(small, workers):
-    """One left half done, two at once, one after a damaged image: each gives its own images."""
+    """One left half done, two at once: each gives its own images."""
     sets = data.load(small(runtime__workers=workers))
     wanted = images_of(sets)
     next(iter(sets.train(sets.epoch(1, 2))))
