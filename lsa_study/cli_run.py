@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +29,18 @@ from lsa_study.cli_options import (
     load_all,
 )
 from lsa_study.errors import ConfigError
+from lsa_study.training.tracking import require
 
 Site = Annotated[Path | None, typer.Option(help="what the site wants; experiments/cluster.yaml")]
 Partition = Annotated[str | None, typer.Option(help="SLURM partition")]
+
+
+def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
+    """The distinct runs, once it is known that their tracker is installed."""
+    runs = studies.distinct(loaded)
+    for tracker in {run.settings.runtime.tracker for run in runs}:
+        require(tracker)
+    return runs
 
 
 def plan(
@@ -68,7 +78,7 @@ def rehearse(
     from lsa_study.launch.rehearse import Rehearsal
 
     loaded = load_all(study, tier, None, only, overrides, allow_confound or ())
-    found = Rehearsal(results, tell=typer.echo).work(studies.distinct(loaded))
+    found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
                "lsa plan shows what the runs will cost")  # fmt: skip
     raise typer.Exit(int(any(row.state == "failed" for row in found)))
@@ -92,7 +102,7 @@ def run(
     loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
     console = Console(soft_wrap=True)
     summary = Queue(results, jobs=jobs, console=console).work(
-        studies.distinct(loaded),
+        _asked_for(loaded),
         started=lambda: asked.remember(results, loaded, overrides or ()),
     )
     counts: dict[str, int] = {}
@@ -140,7 +150,7 @@ def launch(
     }  # fmt: skip
     wishes = sites.read(site, flags)
     mode: Any = "dry-run" if dry_run else "submit"
-    launched = slurm.launch(studies.distinct(loaded), results, wishes, mode=mode)
+    launched = slurm.launch(_asked_for(loaded), results, wishes, mode=mode)
     if not dry_run:
         asked.remember(results, loaded, overrides or ())
     for line in (*launched.scripts, *launched.words()):

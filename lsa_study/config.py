@@ -297,6 +297,8 @@ class Runtime(_Settings):
     checkpoint_seconds: PositiveFloat = 60.0
     trace_steps: NonNegativeInt = 0
     """Steps at a life's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """What mirrors ``metrics.jsonl`` in ``tracking/``, without network or login."""
 
 
 class Settings(_Settings):

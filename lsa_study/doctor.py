@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lsa_study.data.roots import DataLacks, layout_of_imagenet
 from lsa_study.launch.local import visible_gpus
+from lsa_study.training.tracking import TRACKERS
 
 DATA_SETS = {
     "cifar10": "cifar10/train.parquet or cifar10/cifar-10-batches-py",
@@ -23,7 +24,8 @@ def report(results: Path) -> list[tuple[str, str]]:
     """Facts of this machine as (topic, words)."""
     looks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: f"{platform.python_version()} on {platform.platform()}"),
-        ("packages", _packages),
+        ("packages", lambda: _versions("torch", "timm", "triton", "submitit", "pandas")),
+        ("trackers", lambda: _versions(*TRACKERS)),
         ("cpu", _cpu),
         ("gpu", _gpus),
         ("kernels", _kernels),
@@ -34,8 +36,7 @@ def report(results: Path) -> list[tuple[str, str]]:
     return [(topic, look()) for topic, look in looks]
 
 
-def _packages() -> str:
-    names = ("torch", "timm", "triton", "submitit", "pandas")
+def _versions(*names: str) -> str:
     found = []
     for name in names:
         try:

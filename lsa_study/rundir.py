@@ -46,6 +46,7 @@ class RunDir:
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
     ``attempts/001/``          log, environment and scheduler facts of each life
+    ``tracking/``              what ``runtime.tracker`` shows of all this; can be made again
     """
 
     root: Path
@@ -69,6 +70,11 @@ class RunDir:
     def correct_bits(self) -> Path:
         """Packed bits, one per test image in the data set's order."""
         return self.root / "correct.npz"
+
+    @property
+    def tracking(self) -> Path:
+        """The files of an experiment tracker: a mirror of the metrics, never read back."""
+        return self.root / "tracking"
 
     def create(self, settings: Settings, *, variant: str) -> None:
         """Make the folder for these settings. Safe to call again after a preemption.
@@ -178,8 +184,14 @@ class RunDir:
         return owner if owner is not None and self._alive(owner) else None
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.root / ".lock").open("w") as handle:
+    def tracked(self) -> Iterator[None]:
+        """Be the one writer of ``tracking/`` while the block runs; waits for the one before."""
+        with self._lock(".tracking.lock"):
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self, name: str = ".lock") -> Iterator[None]:
+        with (self.root / name).open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 

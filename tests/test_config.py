@@ -92,7 +92,13 @@ def test_science_moves_the_identity(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["runtime.workers=4", "runtime.device=cpu", "runtime.accumulate=2", "data.root=/data"],
+    [
+        "runtime.workers=4",
+        "runtime.device=cpu",
+        "runtime.accumulate=2",
+        "runtime.tracker=wandb",
+        "data.root=/data",
+    ],
 )
 def test_how_a_run_is_carried_out_does_not(override):
     assert load(override).identity() == load().identity()

@@ -23,6 +23,7 @@ from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.rundir import RunDir, write_whole
 from lsa_study.training import checkpoint, environment, ranks
 from lsa_study.training.loop import Life, Loop
+from lsa_study.training.mirror import Mirror
 from lsa_study.training.monitor import Monitor, Silent, job
 from lsa_study.training.outcome import (
     DeviceLacks,
@@ -32,12 +33,14 @@ from lsa_study.training.outcome import (
 )
 from lsa_study.training.progress import Progress, Report
 from lsa_study.training.ranks import PeerLost
+from lsa_study.training.tracking import TrackerLacks
 
 CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (ConfigError, "config"),
     (DataLacks, "data"),
     (DeviceLacks, "node"),
     (PeerLost, "node"),
+    (TrackerLacks, "import"),
     (EnvironmentLacks, "disk"),
     (ImportError, "import"),
     (MemoryError, "oom-host"),
@@ -69,7 +72,9 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
             return attempt, stack.enter_context(Monitor(run_dir, settings, attempt, console))
 
         attempt, monitor = us.together(claim)
-        return _Attempt(Life(run_dir, settings, attempt, monitor, stop, us)).carry_out()
+        tracker = settings.runtime.tracker if us.first else "none"
+        mirror = stack.enter_context(Mirror(run_dir, attempt, tracker, monitor.say))
+        return _Attempt(Life(run_dir, settings, attempt, monitor, mirror, stop, us)).carry_out()
 
 
 def _tidy(run_dir: RunDir, outcome: Outcome) -> str:
@@ -131,6 +136,7 @@ class _Attempt:
             return self._end("done", None)
 
     def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
+        self.life.mirror.open()
         loop = Loop(self.life, model, sets)
         self.progress = loop.progress
         checkpoint.need_space(self.life.run_dir, loop.checkpoint_bytes())
