@@ -79,8 +79,9 @@ def rehearse(
 
     loaded = load_all(study, tier, None, only, overrides, allow_confound or ())
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
+    plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
-               "lsa plan shows what the runs will cost")  # fmt: skip
+               f"what the runs will cost: {plan}")  # fmt: skip
     raise typer.Exit(int(any(row.state == "failed" for row in found)))
 
 

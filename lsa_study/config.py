@@ -187,6 +187,8 @@ class Data(_Settings):
     """Side of the square the network sees, in pixels."""
     train_limit: PositiveInt | None = None
     """Use only the first N training images."""
+    test_limit: PositiveInt | None = None
+    """Use only the first N test images, as rehearsals do."""
     root: str | None = None
     """Folder of the data sets; else the environment variable LSA_DATA. Not in the identity."""
 
@@ -357,9 +359,11 @@ class Settings(_Settings):
         """The settings that can move a number: all but how and where the run is carried out."""
         settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
         del settings["data"]["root"]
-        if self.train.tokens is None:
-            # Left out where it is off, so that runs made before there was such a setting stand.
-            del settings["train"]["tokens"]
+        # Left out where they are off: the identities of runs made before there were such settings
+        # stand.
+        for group, name in (("train", "tokens"), ("data", "test_limit")):
+            if settings[group][name] is None:
+                del settings[group][name]
         return settings
 
     def identity(self) -> str:

@@ -40,9 +40,15 @@ def as_text(studies: Sequence[Study], results: Path) -> str:
     rehearsed = {tier: rehearsal.read(results, tier) for tier in {one.tier for one in studies}}
     blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
-    todo = sum(states.get(run.identity) not in rundir.OUTCOMES for run in runs)
+    todo = [run for run in runs if states.get(run.identity) not in rundir.OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
-    blocks.append(f"{len(runs)} distinct runs, {epochs} epochs in all, {todo} to do")
+    last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
+    if len(studies) > 1:
+        # The studies' own costs count a shared run in each.
+        rows = {name: row for of_tier in rehearsed.values() for name, row in of_tier.items()}
+        predicted = rehearsal.predicted(todo, rows)
+        last += [words for topic, words in predicted if topic == "cost"]
+    blocks.append("; ".join(last))
     return "\n".join(blocks)
 
 
@@ -129,7 +135,9 @@ def _shared(runs: Sequence[Run], study: Study, studies: Sequence[Study]) -> str:
 
 def _protocol(run: Run) -> str:
     data, train = run.settings.data, run.settings.train
-    limit = f" (first {data.train_limit} images)" if data.train_limit else ""
+    limits = {"images": data.train_limit, "test images": data.test_limit}
+    parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)
+    limit = f" ({parts})" if parts else ""
     return (
         f"{data.name}{limit} at {data.image_size} px, {run.settings.model.backbone}, "
         f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"

@@ -41,7 +41,7 @@ class Rehearsed(BaseModel):
             return f"{self.variant:<18} {self.state:<8} {self.words}"
         return (
             f"{self.variant:<18} {self.state:<8} {self.step_seconds:.3f} s a step  "
-            f"{self.peak_bytes / 1e9:.2f} GB  {self.words}"
+            f"{self.peak_bytes / 1e9:.2f} GB at most  {self.words}"
         )
 
 

@@ -84,7 +84,8 @@ def load(*overrides, variant="swin"):
 @pytest.mark.parametrize(
     "override",
     ["train.epochs=3", "train.lr=0.1", "train.batch_size=8", "data.train_limit=9", "seed=4",
-     "model.drop_path=0.3", "augment.hflip=0.5", "train.precision=amp", "model.op.norm=identity"],
+     "data.test_limit=9", "model.drop_path=0.3", "augment.hflip=0.5", "train.precision=amp",
+     "model.op.norm=identity"],
 )  # fmt: skip
 def test_science_moves_the_identity(override):
     assert load(override).identity() != load().identity()
@@ -102,6 +103,11 @@ def test_science_moves_the_identity(override):
 )
 def test_how_a_run_is_carried_out_does_not(override):
     assert load(override).identity() == load().identity()
+
+
+def test_a_setting_younger_than_the_results_counts_only_where_it_is_set():
+    assert "test_limit" not in load().science()["data"]
+    assert load("data.test_limit=9").science()["data"]["test_limit"] == 9
 
 
 def test_an_identity_is_the_hash_of_canonical_json():

@@ -26,6 +26,7 @@ class Source:
     train_images: int
     """After ``data.train_limit``."""
     test_images: int
+    """After ``data.test_limit``."""
     num_classes: int
     fingerprint: str
     """Name and 16 hex digits of a hash of the content."""

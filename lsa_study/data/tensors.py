@@ -43,14 +43,18 @@ def load(settings: Settings, *, device: str) -> TensorSets:
         DataLacks: the files are missing or damaged.
     """
     train, test, fingerprint = _read(settings.data.name, require(settings.data))
-    limit = settings.data.train_limit
-    train = Pictures(train.pixels[:limit], train.labels[:limit])
+    train = _first(train, settings.data.train_limit)
+    test = _first(test, settings.data.test_limit)
     mean, std = STATISTICS[settings.data.name]
     source = Source(
         settings.data.name, len(train.labels), len(test.labels), num_classes=10,
         fingerprint=fingerprint, mean=mean, std=std,
     )  # fmt: skip
     return TensorSets(source, settings, device, train=train, test=test)
+
+
+def _first(pictures: Pictures, limit: int | None) -> Pictures:
+    return Pictures(pictures.pixels[:limit], pictures.labels[:limit])
 
 
 @lru_cache(maxsize=1)

@@ -36,6 +36,9 @@ so that it can meet the middle of one."""
 SAVED = EPOCHS * (STEPS + 1)
 """Checkpoints of a killed run: one after every step and every test."""
 
+TEST_SHARE = 10
+"""One test image in so many is looked at: enough to time, and the steps are what is rehearsed."""
+
 ALIKE = 3.0
 """On a GPU a resumed run may be so many times as far away as an undisturbed one done again."""
 
@@ -53,8 +56,12 @@ def shortened(run: Run, *, checkpoints: float) -> Settings:
     """
     settings, devices = run.settings, run.resources.nodes * run.resources.gpus
     images = STEPS * settings.train.batch_size
+    tested = IMAGES[settings.data.name][1] // TEST_SHARE
     changes = {
-        "data": {"train_limit": min(images, settings.data.train_limit or images)},
+        "data": {
+            "train_limit": min(images, settings.data.train_limit or images),
+            "test_limit": min(tested, settings.data.test_limit or tested),
+        },
         "train": {"epochs": EPOCHS},
         "runtime": {
             "accumulate": devices * settings.runtime.accumulate, "checkpoint_seconds": checkpoints
@@ -95,6 +102,10 @@ class Rehearsal:
         for run in runs:
             rows.setdefault(rehearsal.key(run.settings), run)
         check_data(runs)
+        self.tell(
+            f"{len(rows)} rows: each trains {EPOCHS} x {STEPS} steps undisturbed, and again killed "
+            "and resumed; both have to end alike"
+        )
         found: list[Rehearsed] = []
         for name, run in rows.items():
             found.append(self._row(run))
@@ -138,9 +149,11 @@ class Rehearsal:
         if state != "done":
             raise _Failed(f"resumed after a kill it ended {state}: {words}")
         resumed = resumed_at(cut)
+        alike = "to the same bits"
         if found := differing(whole, cut):
             self._need_near(folder, run, whole, cut, f"resumed at {resumed}: {found}")
-        return f"killed, resumed at {resumed}"
+            alike = "as near as an undisturbed repeat"
+        return f"killed, resumed at {resumed}, {alike}"
 
     def _need_near(self, folder: Path, run: Run, whole: RunDir, cut: RunDir, words: str) -> None:
         if (whole.result() or {})["device_kind"] == "cpu":

@@ -116,10 +116,14 @@ def test_damage_is_told_before_training(root, settings, encoded, damage):
     assert str(path) in str(told.value)
 
 
-def test_train_limit_takes_the_first(root, settings):
+def test_limits_take_the_first(root, settings):
     sets = data.load(settings("proxy", data__root=root, data__train_limit=5))
     assert sets._train_labels.tolist() == LABELS["train"][:5]
     assert sets.source.test_images == 3
+    sets = data.load(settings("proxy", data__root=root, data__train_limit=5, data__test_limit=2))
+    assert (sets.source.train_images, sets.source.test_images) == (5, 2)
+    tested = torch.cat([labels for _, _, labels in sets.test(2)])
+    assert tested.tolist() == LABELS["test"][:2]
 
 
 @pytest.fixture

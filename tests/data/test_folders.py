@@ -53,6 +53,9 @@ def test_the_list_takes_classes_in_turn(small, root):
     sets = data.load(small(data__train_limit=3))
     assert (sets.source.train_images, sets.source.test_images) == (3, 3)
     assert sets.source.num_classes == 3
+    few = data.load(small(data__test_limit=2))
+    assert few.source.test_images == 2
+    assert [rows.tolist() for rows, _, _ in few.test(2)] == [[0, 1]]
 
 
 def test_an_incomplete_set_is_refused_with_counts(small, root):

@@ -140,12 +140,14 @@ def test_a_row_keeps_all_but_its_length():
     """One device does the parts of eight in turn: the batch and every part of it stay."""
     run = run_of(tier="paper")
     short = rehearse.shortened(run, checkpoints=1.0)
-    changed = {"train.epochs", "data.train_limit"}
+    changed = {"train.epochs", "data.train_limit", "data.test_limit"}
     assert set(study.differing(run.settings, short)) == changed
     assert (short.train.epochs, short.data.train_limit) == (2, 2 * 1024)
+    assert short.data.test_limit == 5000
     assert short.runtime.accumulate == 8
-    few = run_of(overrides=["data.train_limit=40"])
-    assert rehearse.shortened(few, checkpoints=1.0).data.train_limit == 40
+    few = run_of(overrides=["data.train_limit=40", "data.test_limit=30"])
+    kept = rehearse.shortened(few, checkpoints=1.0).data
+    assert (kept.train_limit, kept.test_limit) == (40, 30)
 
 
 def test_the_sizes_are_those_of_the_sets():
@@ -172,6 +174,15 @@ def test_the_cost_of_a_grid_by_hand(tmp_path):
     seconds = 310 * (1251 * 2 + 100)
     assert f"{3 * seconds / 3600:.2f} GPU hours for 3 of 6 runs to do" in text
     assert "at most 31.00 GB (swin), rehearsed on H200" in text
+
+
+def test_a_run_that_two_studies_share_costs_once(tmp_path):
+    loaded = [study.load(name, only="swin") for name in ("table1", "table3")]
+    rehearsal.note(tmp_path, "toy", {rehearsal.key(run_of().settings): row()})
+    (*_, last) = plan.as_text(loaded, tmp_path).split("\n")
+    seconds = 12 * (40 * 2 + 100)
+    assert last.startswith("1 distinct runs, 12 epochs in all, 1 to do; ")
+    assert f"; {seconds / 3600:.2f} GPU hours for 1 of 1 runs to do" in last
 
 
 def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
