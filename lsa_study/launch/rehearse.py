@@ -103,8 +103,8 @@ class Rehearsal:
             rows.setdefault(rehearsal.key(run.settings), run)
         check_data(runs)
         self.tell(
-            f"{len(rows)} rows: each trains {EPOCHS} x {STEPS} steps undisturbed, and again killed "
-            "and resumed; both have to end alike"
+            f"{len(rows)} row{'s' * (len(rows) > 1)}: each trains {EPOCHS} x {STEPS} steps "
+            "undisturbed, and again killed and resumed; both have to end alike"
         )
         found: list[Rehearsed] = []
         for name, run in rows.items():

@@ -24,7 +24,8 @@ def run_of(only="swin", tier="toy", **options):
 def lsa(folder, *words, fault=""):
     """Call the command; ``fault`` is code that its training processes run first."""
     (folder / "sitecustomize.py").write_text(fault)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lsa_study.cli", *words, "--results", str(folder / "results")]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False, timeout=240
@@ -91,7 +92,7 @@ if "forkserver" in " ".join(sys.orig_argv):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (LOSES_MOMENTS, "undisturbed"),
+        (LOSES_MOMENTS, ", undisturbed"),
         (BEGINS_ANEW, "began anew instead of resuming"),
         (DIES, "SIGABRT"),
         (HAS_A_BUG, "KeyError: 'rel_pos'"),
