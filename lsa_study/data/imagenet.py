@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,15 @@ from lsa_study.data.plan import Epoch, Share
 from lsa_study.data.roots import DataLacks, Layout, imagenet
 from lsa_study.data.sets import CHANNELS, Pixels, Sets, Source
 
+if TYPE_CHECKING:
+    from lsa_study.data.token_maps import LabelMaps
+
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
 
 Key = tuple[tuple[int | str, ...], int]
-Decoded = tuple[Tensor, Tensor]
+Decoded = tuple[Tensor, ...]
+"""Pixels (N, 3, size, size) and labels; where label maps are read, also maps and cuts."""
 
 
 def load(settings: Settings, *, device: str) -> ImagenetSets:
@@ -33,15 +38,19 @@ def load(settings: Settings, *, device: str) -> ImagenetSets:
         DataLacks: folders, shards or images are missing or damaged.
     """
     train, test = listings(imagenet(settings.data))
-    limit = settings.data.train_limit
-    if limit is None:
+    if settings.data.train_limit is None:
         listing.complete("train", train)
         listing.complete("val", test)
+    maps, content = _label_maps(settings, train)
+    trained, tested = len(train.labels), len(test.labels)
     source = Source(
-        "imagenet", min(limit or len(train.labels), len(train.labels)), len(test.labels),
-        num_classes=len(train.classes), fingerprint=_fingerprint(train, test), mean=MEAN, std=STD,
+        "imagenet",
+        min(settings.data.train_limit or trained, trained),
+        min(settings.data.test_limit or tested, tested),
+        num_classes=len(train.classes), fingerprint=_fingerprint(train, test, content), mean=MEAN,
+        std=STD,
     )  # fmt: skip
-    return ImagenetSets(source, settings, device, train=train, test=test)
+    return ImagenetSets(source, settings, device, train=train, test=test, maps=maps)
 
 
 @lru_cache(maxsize=1)
@@ -59,9 +68,24 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
     return train, listing.ordered(find(layout.root / "val", layout.test), train)
 
 
-def _fingerprint(train: Listing, test: Listing) -> str:
+def _label_maps(settings: Settings, train: Listing) -> tuple[LabelMaps | None, list[Any]]:
+    """The label maps that the settings read, if any, and what a fingerprint takes of them."""
+    tokens = settings.train.tokens
+    if tokens is None or tokens.labels == "plain":
+        return None, []
+    from lsa_study.data.token_maps import LabelMaps
+
+    names = [os.fsdecode(name) for name in train.names[: settings.data.train_limit]]
+    maps = LabelMaps.find(
+        train.store.root.parent / "token_labels", names, num_classes=len(train.classes),
+        truth=tokens.labels == "maps_and_truth",
+    )  # fmt: skip
+    return maps, maps.content(names)
+
+
+def _fingerprint(train: Listing, test: Listing, content: Sequence[Any]) -> str:
     try:
-        return listing.fingerprint((train, test))
+        return listing.fingerprint((train, test), content)
     except OSError as error:
         raise DataLacks(f"{train.store.root}: cannot be read ({error})") from error
 
@@ -73,16 +97,21 @@ class _Images(Dataset[Decoded]):
     listing: Listing
     transform: transforms.Transform
     size: int
+    maps: LabelMaps | None = None
 
     def __getitems__(self, keys: Sequence[Key]) -> Decoded:
-        """A whole batch, each image written to its place: pixels (N, 3, size, size) and labels."""
+        """A whole batch, each image written to its place."""
         pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
+        placed: list[tuple[Tensor, Tensor]] = []
         with seeds.kept():
             for out, (words, index) in zip(pixels.numpy(), keys, strict=True):
                 seeds.plant(*words, index)
                 self._write(index, out)
-        labels = self.listing.labels[[index for _, index in keys]]
-        return pixels, torch.from_numpy(labels)
+                if self.maps is not None:
+                    name = os.fsdecode(self.listing.names[index])
+                    placed.append(self.maps.placed(name, self.transform))
+        labels = torch.from_numpy(self.listing.labels[[index for _, index in keys]])
+        return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
     def _write(self, index: int, out: Any) -> None:
         try:
@@ -112,21 +141,29 @@ class ImagenetSets(Sets):
     """Images in files or shards."""
 
     def __init__(
-        self, source: Source, settings: Settings, device: str, *, train: Listing, test: Listing
-    ) -> None:
+        self, source: Source, settings: Settings, device: str, *, train: Listing, test: Listing,
+        maps: LabelMaps | None,
+    ) -> None:  # fmt: skip
         super().__init__(source, settings, device)
         self.workers = settings.runtime.workers
         size = settings.data.image_size
-        self._train = _Images(train, transforms.training(settings, MEAN), size)
+        self._train = _Images(train, transforms.training(settings, MEAN), size, maps)
         self._test = _Images(test, transforms.testing(settings), size)
         self._resting: dict[_Images, _Loader] = {}
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor]]:
+    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:
         shares = list(epoch.shares())
         words = (self.seed, "picture", epoch.epoch)
         keys = [[(words, index) for index in share.indices.tolist()] for share in shares]
-        for share, (pixels, labels) in zip(shares, self._decode(self._train, keys), strict=True):
-            yield share, pixels, labels
+        for share, (pixels, *told) in zip(shares, self._decode(self._train, keys), strict=True):
+            yield share, pixels, *self._targets(*told)
+
+    def _targets(self, labels: Tensor, *placed: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._train.maps is None:
+            return labels, None
+        return self._train.maps.targets(
+            labels, *placed, image_size=self.image_size, smoothing=self.augment.label_smoothing
+        )
 
     def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         keys = [[((), index) for index in numbers.tolist()] for numbers in rows]
@@ -139,11 +176,8 @@ class ImagenetSets(Sets):
         loader, waiting = resting or self._loader(images)
         waiting.batches = batches
         try:
-            for pixels, labels in loader:
-                yield (
-                    pixels.to(self.device, non_blocking=True),
-                    labels.to(self.device, non_blocking=True),
-                )
+            for parts in loader:
+                yield tuple(part.to(self.device, non_blocking=True) for part in parts)
         except DataLacks as error:
             # A worker's error arrives wrapped in its traceback; its own words stand last.
             raise DataLacks(str(error).rsplit("DataLacks: ", 1)[-1].strip()) from None

@@ -140,15 +140,15 @@ def complete(split: str, listing: Listing) -> None:
     )
 
 
-def fingerprint(splits: Sequence[Listing]) -> str:
-    """Hash all names, and the size and first 4 kB of every thousandth image."""
+def fingerprint(splits: Sequence[Listing], more: Sequence[Any] = ()) -> str:
+    """Hash all names, the size and first 4 kB of every thousandth image, and ``more``."""
     content: list[Any] = []
     for listing in splits:
         content += [np.sort(listing.names)]
         for index in range(0, len(listing.names), 1000):
             encoded = listing.read(index)
             content += [str(len(encoded)), encoded[:4096]]
-    return seeds.fingerprint("imagenet", *content)
+    return seeds.fingerprint("imagenet", *content, *more)
 
 
 def _classes(found: Found, numbers: NDArray[np.int64]) -> tuple[str, ...]:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.ops import roi_align
-from torchvision.transforms import Compose, RandomHorizontalFlip
+from torchvision.transforms import RandomHorizontalFlip
 
 from lsa_study.data.augment import soft
 from lsa_study.data.roots import DataLacks
+from lsa_study.data.transforms import RandomResizedCrop
 
 TOKEN_PIXELS = 16
 """Pixels per side of the image that one of VOLO's tokens stands for."""
@@ -92,7 +92,7 @@ class LabelMaps:
             )
         return found.float()
 
-    def placed(self, name: str, transform: Compose) -> tuple[Tensor, Tensor]:
+    def placed(self, name: str, transform: Any) -> tuple[Tensor, Tensor]:
         """The map of the image that ``transform`` made last, and what the image shows of it.
 
         Args:
@@ -171,8 +171,8 @@ def _load(path: Path) -> Tensor:
 # -- which part of a picture an image shows ------------------------------------------------------
 
 
-class NotedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]  # timm ships no types
-    """timm's random crop; remembers its last box as shares: left, top, right, bottom."""
+class NotedCrop(RandomResizedCrop):
+    """The random crop; remembers its last box as shares: left, top, right, bottom."""
 
     box = (0.0, 0.0, 1.0, 1.0)
 

@@ -63,13 +63,16 @@ _FILTERS = {
 def training(settings: Settings, mean: Pixels) -> Transform:
     """The crop, the flip and the augmentation that ``settings.augment`` asks for."""
     wanted, size = settings.augment, settings.data.image_size
+    crop, flip = RandomResizedCrop, transforms.RandomHorizontalFlip
+    if settings.reads()[1]:
+        from lsa_study.data.token_maps import NotedCrop, NotedFlip
+
+        crop, flip = NotedCrop, NotedFlip
     crops: list[Any]
     if wanted.crop == "random_resized":
         # The released code draws between bilinear and bicubic.
         crops = [
-            RandomResizedCrop(
-                size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random"
-            )
+            crop(size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random")
         ]
     else:
         scaled = math.floor(size / settings.evaluation.crop_share)
@@ -78,10 +81,9 @@ def training(settings: Settings, mean: Pixels) -> Transform:
         crops.append(
             transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
         )
-    flip = transforms.RandomHorizontalFlip(wanted.hflip)
     change = pictorial(wanted, size, mean)
     changes = [] if change is None else [change]
-    chain: Transform = transforms.Compose([*crops, flip, *changes])
+    chain: Transform = transforms.Compose([*crops, flip(wanted.hflip), *changes])
     return chain
 
 
