@@ -1,4 +1,5 @@
 // Calls every kernel on blocks of exactly the size they may touch, for a build with sanitizers.
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <vector>
@@ -29,6 +30,8 @@ int filters_forward(const Filters*, int, const View*, const View*, const float*,
                     const View*);
 int filters_backward(const Filters*, int, const View*, const View*, const float*, const float*,
                      const View*, const View*, const View*, float*, float*);
+int pictures_resize(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, int, int, uint8_t*);
+int pictures_warp(const uint8_t*, int64_t, int64_t, const double*, int, const uint8_t*, uint8_t*);
 }
 
 static std::vector<float> numbers(int64_t n) {
@@ -113,6 +116,16 @@ static int window(int64_t down, int64_t across, int64_t depth, int terms, int no
                          rb ? dtb.data() : nullptr);
 }
 
+// Each row ends where its memory does, but for the byte that the kernel may read behind a pixel.
+int picture(int64_t width, int64_t height, int64_t to_width, int64_t to_height, int way) {
+  std::vector<uint8_t> rgb(3 * width * height), rgbx(4 * width * height), out(4 * to_width * to_height);
+  const int64_t box[] = {0, 0, width, height};
+  const double turn = way & 4 ? NAN : 0.3, matrix[] = {1 - turn, turn, -2.5, -turn, 1, 7.5};
+  const uint8_t fill[] = {1, 2, 3, 4};
+  return pictures_resize(rgb.data(), 3 * width, box, to_width, to_height, way & 1, way >> 1 & 1, out.data()) |
+         pictures_warp(rgbx.data(), width, height, matrix, way & 1, fill, rgbx.data());
+}
+
 int main() {
   const int64_t shapes[][3] = {{1, 1, 1}, {5, 9, 3}, {3, 17, 8}, {8, 8, 12}, {40, 3, 4}};
   int calls = 0, refused = 0;
@@ -130,6 +143,9 @@ int main() {
     for (int terms = 1; terms < 16; ++terms)
       for (int norm = 0; norm < 3; ++norm, ++calls)
         refused += window(s[0], s[1], s[2], terms, norm, terms % 2) != 0;
+  for (const auto& s : shapes)
+    for (int way = 0; way < 8; ++way, ++calls)
+      refused += picture(s[0], s[1], 3 * s[2], s[0] + s[2], way) != 0;
   std::printf("%d calls, %d refused\n", calls, refused);
   return refused != 0;
 }

@@ -21,7 +21,7 @@ FLAGS = (
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) is on PATH")
 def test_no_access_out_of_bounds(tmp_path):
-    sources = [DRIVER, *sorted(build.SOURCES.glob("*.cpp"))]
+    sources = [DRIVER, *sorted(build.SOURCES.rglob("*.cpp"))]
 
     def compile_one(source):
         made = tmp_path / f"{source.stem}.o"

@@ -1,10 +1,9 @@
 import multiprocessing
-import os
-import sys
 
 import numpy as np
 import pytest
 import torch
+from lives import live
 from PIL import Image
 
 from lsa_study import study
@@ -39,12 +38,6 @@ def make_run(tmp_path):
     return make
 
 
-def _live(target, environment, arguments):
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    sys.exit(target(*arguments))
-
-
 @pytest.fixture
 def start():
     """Start a function in a process of its own; the imports are shared, so it takes no time."""
@@ -53,7 +46,7 @@ def start():
     started = []
 
     def begin(target, *arguments, **environment):
-        process = context.Process(target=_live, args=(target, environment, arguments))
+        process = context.Process(target=live, args=(target, environment, arguments))
         process.start()
         started.append(process)
         return process

@@ -174,7 +174,7 @@ void warp(const Picture& in, const double* m, const uint8_t* fill, uint8_t* out)
     for (int64_t column = 0; column < in.width; ++column, out += 4) {
       const double x = double(column) + 0.5, y = double(row) + 0.5;
       const double from_x = m[0] * x + m[1] * y + m[2], from_y = m[3] * x + m[4] * y + m[5];
-      if (from_x < 0 || from_x >= double(in.width) || from_y < 0 || from_y >= double(in.height)) {
+      if (!(from_x >= 0 && from_x < double(in.width) && from_y >= 0 && from_y < double(in.height))) {
         std::memcpy(out, fill, 4);
         continue;
       }
