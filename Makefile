@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Runs trained side by side, each on its share of the cores; a toy run takes about 1 GB.
 JOBS ?= 2
+# Processes that test: one for each core, and two that mostly wait for the tests' SLURM clusters.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)')
 READY := $(VENV)/.ready
 
 .PHONY: setup study test check clean
@@ -25,7 +27,7 @@ study: setup
 	$(BIN)/lsa report all --tier toy
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check .

@@ -48,6 +48,8 @@ def pytest_collection_modifyitems(items):
     for number, item in enumerate(of_slurm):
         # Two clusters at most, however many workers there are: these tests mostly wait.
         item.add_marker(pytest.mark.xdist_group(f"slurm-{number % 2}"))
+    # They begin at once, beside tests that compute, and are not what all the others wait for.
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 def pytest_generate_tests(metafunc):

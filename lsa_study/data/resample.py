@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,15 +67,16 @@ def resized_crop(pixels: Pixels, box: Box, size: tuple[int, int], filter_: int) 
     return _picture(lsa_kernels.resized_crop(pixels, box, size, cubic=cubic, down_first=down_first))
 
 
-def bending(operation: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
+@dataclass(frozen=True)
+class Bending:
     """An operation on a picture whose affine transforms are done by the kernels."""
 
-    @functools.wraps(operation)
-    def bent(picture: Image.Image, *given: Any, **options: Any) -> Image.Image:
-        bendable = picture.mode == "RGB" and bends_alike()
-        return operation(_Canvas.over(picture) if bendable else picture, *given, **options)
+    operation: Callable[..., Image.Image]
 
-    return bent
+    def __call__(self, picture: Image.Image, *given: Any, **options: Any) -> Image.Image:
+        """Do what the operation does."""
+        bendable = picture.mode == "RGB" and bends_alike()
+        return self.operation(_Canvas.over(picture) if bendable else picture, *given, **options)
 
 
 def prepare() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 import random
 
 import numpy as np
@@ -12,6 +13,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from lsa_kernels import pictures
+from lsa_study import study
 from lsa_study.data import pictorial, resample, seeds, transforms
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -148,7 +150,7 @@ def test_rand_augment_is_timms(filter_):
         op.prob, plain = 1.0, op.aug_fn
         for number in range(12):
             found = []
-            for function in (plain, resample.bending(plain)):
+            for function in (plain, resample.Bending(plain)):
                 op.aug_fn = function
                 with seeds.global_draws(op.name, number):
                     found.append(op(image).tobytes())
@@ -222,3 +224,16 @@ def test_planes_are_the_channels():
     out = np.empty((3, 5, 7), np.uint8)
     transforms.planes(image, out)
     assert torch.equal(torch.from_numpy(out), torch.tensor(np.asarray(image)).permute(2, 0, 1))
+
+
+def test_changes_of_pictures_go_to_other_processes():
+    """Loading processes that are started anew, not forked, get them pickled."""
+    settings = study.load("table1", tier="paper", only="swin", seeds=[0]).runs()[0].settings
+    change = pictorial.pictorial(settings.augment, 32, (0.5, 0.5, 0.5))
+    again = pickle.loads(pickle.dumps(change))
+    for seed in range(8):
+        with seeds.global_draws(seed):
+            one = change(picture(32, 32))
+        with seeds.global_draws(seed):
+            other = again(picture(32, 32))
+        assert one.tobytes() == other.tobytes()
