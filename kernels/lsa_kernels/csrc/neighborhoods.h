@@ -33,14 +33,6 @@ struct View {
   }
 };
 
-// Tables [t][c] of one head as [dy][c][dx], so that the taps of a row lie side by side.
-template <int K>
-void by_rows_of(const float* table, int64_t depth, float* to) {
-  for (int t = 0; t < K * K; ++t)
-    for (int64_t c = 0; c < depth; ++c)
-      to[(t / K * depth + c) * K + t % K] = table[t * depth + c];
-}
-
 template <int K>
 struct Task {
   static constexpr int R = K / 2, T = K * K;
