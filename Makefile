@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Runs trained side by side, each on its share of the cores; a toy run takes about 1 GB.
 JOBS ?= 2
-# Processes that test: one for each core, and two that mostly wait for the tests' SLURM clusters.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)')
+# Processes that test: one for each core, and one more because tests of SLURM mostly wait.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 READY := $(VENV)/.ready
 
 .PHONY: setup study test check clean

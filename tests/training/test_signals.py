@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from test_kill import wait_for
@@ -37,31 +38,28 @@ def test_a_signal_saves_and_leaves(make_run, start, number):
     assert next_one.status()["state"] == "waiting"
 
 
-def main_with_slow_steps(folders):
+def main_with_a_long_step(folders):
     from lsa_study.training.step import Stepper
 
-    original = Stepper.do
+    def long(self, epoch, step, batches):
+        (Path(folders[0]) / "in-a-step").touch()
+        time.sleep(60)
 
-    def slow(self, epoch, step, batches):
-        time.sleep(1.0)
-        return original(self, epoch, step, batches)
-
-    Stepper.do = slow
+    Stepper.do = long
     return main(folders)
 
 
 def test_a_second_interrupt_leaves_at_once(make_run, start):
-    folder = make_run(**{**LONG, "data__train_limit": 1000})
-    process = start(main_with_slow_steps, [str(folder.root)])
-    wait_for(lambda: folder.status()["state"] == "running", process)
-    time.sleep(1.0)
+    folder = make_run(**LONG)
+    process = start(main_with_a_long_step, [str(folder.root)])
+    wait_for((folder.root / "in-a-step").exists, process)
     asked = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     process.join(30)
     assert process.exitcode == 130
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - asked < 30
     assert folder.status()["state"] == "stopped"
     assert folder.status()["message"] == "left at once; the last checkpoint stands"
     assert not (folder.root / "owner.json").exists()
