@@ -126,12 +126,12 @@ class RunDir:
         """The same as it is written.
 
         Raises:
-            ConfigError: the file is missing.
+            ConfigError: the file is missing or no text.
         """
-        try:
-            return (self.root / "config.yaml").read_text("utf-8")
-        except OSError:
-            raise self._no_config() from None
+        with contextlib.suppress(OSError, ValueError):
+            if (content := read_whole(self.root / "config.yaml")) is not None:
+                return content.decode()
+        raise self._no_config()
 
     def _no_config(self) -> ConfigError:
         path = self.root / "config.yaml"
@@ -236,9 +236,9 @@ class RunDir:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records, one per epoch in order; a torn last line is left out."""
-        path = self.root / "metrics.jsonl"
+        content = read_whole(self.root / "metrics.jsonl") or b""
         by_epoch: dict[int, dict[str, Any]] = {}
-        for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+        for line in content.decode("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
                 by_epoch[int(record["epoch"])] = record
@@ -258,12 +258,13 @@ class RunDir:
             ConfigError: the file is there but cannot be read.
         """
         path = self.root / "result.json"
-        if not path.exists():
-            return None
-        found = _read_json(path)
-        if found is None or found.get("outcome") not in OUTCOMES:
-            raise ConfigError(f"{path}: is unreadable; move the run's folder away and run it again")
-        return found
+        with contextlib.suppress(OSError, ValueError):
+            if (content := read_whole(path)) is None:
+                return None
+            found = json.loads(content.decode())
+            if isinstance(found, dict) and found.get("outcome") in OUTCOMES:
+                return found
+        raise ConfigError(f"{path}: is unreadable; move the run's folder away and run it again")
 
     def write_result(self, outcome: Mapping[str, Any]) -> None:
         """End the run. Written once: ``outcome["outcome"]`` is done, diverged or oom."""
@@ -282,6 +283,20 @@ def existing(results: Path, tier: str) -> dict[str, RunDir]:
         return {}
     names = (entry.name for entry in os.scandir(folder) if "-" in entry.name)
     return {name.rsplit("-", 1)[1]: RunDir(folder / name) for name in names}
+
+
+def read_whole(path: Path) -> bytes | None:
+    """What a file holds; None if there is no such file.
+
+    Raises:
+        OSError: it is there but cannot be read.
+    """
+    try:
+        # A buffer costs a quarter of the time where thousands of small files are read.
+        with path.open("rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lsa_study import study as studies
 from lsa_study.evidence.collect import Run
@@ -51,15 +52,16 @@ def unlike(one: Sequence[Run], other: Sequence[Run]) -> list[str]:
 
 
 def _values(runs: Sequence[Run], name: str) -> tuple[str, ...]:
-    return tuple(sorted({_shown(run, name) for run in runs}))
+    found = {(run[name], run["dirty"]) for run in runs}
+    return tuple(sorted({_shown(name, value, dirty) for value, dirty in found}))
 
 
-def _shown(run: Run, name: str) -> str:
-    if run[name] is None:
+def _shown(name: str, value: Any, dirty: bool | None) -> str:
+    if value is None:
         return "unknown"
     if name == "commit":
-        return f"{run[name][:10]}{' with local changes' * bool(run['dirty'])}"
-    return str(run[name])[:10] if name == "data_fingerprint" else str(run[name])
+        return f"{value[:10]}{' with local changes' * bool(dirty)}"
+    return str(value)[:10] if name == "data_fingerprint" else str(value)
 
 
 def _list(values: Sequence[str]) -> str:

@@ -13,7 +13,8 @@ from lsa_study import asked, compose, strict_yaml
 from lsa_study import study as studies
 from lsa_study.evidence import verdicts
 from lsa_study.evidence.collect import Collected, refresh
-from lsa_study.evidence.rows import Row, rows_of
+from lsa_study.evidence.contrasts import contrasts
+from lsa_study.evidence.rows import rows_of
 from lsa_study.evidence.tiers import MEANING
 from lsa_study.evidence.verdicts import Judged, Side
 from lsa_study.study import Study, Tier
@@ -131,17 +132,12 @@ def judge(
     claims: Sequence[Claim], loaded: Sequence[Study], collected: Collected, tier: str
 ) -> list[Verdict]:
     """Judge claims by collected runs; rows of studies that are not given count as not run."""
-    sides = {
-        f"{study.name}/{row.variant}": Side(study, row, _beside(row, rows))
-        for study in loaded
-        for rows in [rows_of(study, collected)]
-        for row in rows
-    }
+    sides: dict[str, Side] = {}
+    for study in loaded:
+        rows = rows_of(study, collected)
+        compared = tuple(contrasts(rows).values())
+        sides |= {f"{study.name}/{row.variant}": Side(study, row, compared) for row in rows}
     return [_judge(claim, sides, tier) for claim in claims]
-
-
-def _beside(row: Row, rows: Sequence[Row]) -> tuple[Row, ...]:
-    return tuple(other for other in rows if other is not row)
 
 
 def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> Verdict:

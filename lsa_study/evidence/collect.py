@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from lsa_study import rundir
+from lsa_study import correct, rundir
 from lsa_study.config import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.rundir import RunDir
@@ -41,6 +40,13 @@ DTYPES = {
     **dict.fromkeys(FLAGS, "boolean"),
     "correct": "object",
 }
+SETTINGS_DTYPES = {
+    "boolean": "boolean",
+    "integer": "Int64",
+    "floating": "float64",
+    "mixed-integer-float": "float64",
+}
+"""How a column of settings is kept, by what pandas finds in it; all others hold objects."""
 ORDER = ["variant", "seed", "identity"]
 
 Run = dict[str, Any]
@@ -60,13 +66,19 @@ class Collected:
     broken: tuple[str, ...] = ()
 
     def of(self, identities: Iterable[str]) -> dict[str, Run]:
-        """The runs with these identities that have ended, by identity; missing facts are None."""
-        places = self.runs.index.get_indexer(pd.Index(list(identities)))
-        chosen = self.runs.iloc[places[places >= 0]]
-        names = [str(name) for name in chosen]
+        """The runs with these identities that have ended, by identity; missing facts are None.
+
+        Every call gives the same dicts: read them only.
+        """
+        every = self._every
+        return {identity: every[identity] for identity in identities if identity in every}
+
+    @cached_property
+    def _every(self) -> dict[str, Run]:
+        names = [str(name) for name in self.runs]
         return {
             identity: dict(zip(names, values, strict=True))
-            for identity, values in _by_identity(chosen, names).items()
+            for identity, values in _by_identity(self.runs, names).items()
         }
 
 
@@ -81,21 +93,7 @@ def collect(results: Path, tier: str) -> Collected:
     Runs that have not ended are left out; files that cannot be read are named in ``broken``.
     """
     broken: list[str] = []
-    known = _stored(results, tier, broken)
-    facts = _by_identity(known, _RESULT)
-    fresh: list[dict[str, Any]] = []
-    reader = _Reader(tier, broken)
-    for identity, run in sorted(rundir.existing(results, tier).items()):
-        result = reader.result(run, identity)
-        if result is not None and not _same(facts.get(identity), result):
-            record = reader.record(run, result)
-            fresh += [record] if record else []
-    new = _frame(fresh)
-    kept = known[~known.index.isin(new.index)]
-    parts = [part for part in (kept, new) if len(part)]
-    runs = _typed(pd.concat(parts)) if parts else known
-    settings = sorted({str(name) for name in runs} - set(COLUMNS))
-    return Collected(runs[[*COLUMNS, *settings]].sort_values(ORDER), tuple(broken))
+    return _with_folders(_stored(results, tier, broken), results, tier, broken)
 
 
 def stored(results: Path, tier: str) -> Collected:
@@ -106,32 +104,53 @@ def stored(results: Path, tier: str) -> Collected:
 
 def refresh(results: Path, tier: str) -> Collected:
     """Collect, and bring ``runs.parquet`` up to date if anything changed."""
-    collected = collect(results, tier)
-    path = parquet_path(results, tier)
-    if len(collected.runs) and not collected.runs.equals(_stored(results, tier, [])):
+    broken: list[str] = []
+    known = _stored(results, tier, broken)
+    collected = _with_folders(known, results, tier, broken)
+    if len(collected.runs) and not collected.runs.equals(known):
         content = io.BytesIO()
         collected.runs.to_parquet(content, compression="zstd", index=False)
-        rundir.write_whole(path, content.getvalue())
+        rundir.write_whole(parquet_path(results, tier), content.getvalue())
     return collected
+
+
+def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[str]) -> Collected:
+    facts = _by_identity(known, _RESULT)
+    fresh: list[dict[str, Any]] = []
+    reader = _Reader(tier, broken)
+    for identity, run in sorted(rundir.existing(results, tier).items()):
+        result = reader.result(run, identity)
+        if result is not None and not _same(facts.get(identity), result):
+            record = reader.record(run, result)
+            fresh += [record] if record else []
+    runs = known
+    if fresh:
+        new = _frame(fresh, reader.rows)
+        kept = known[~known.index.isin(new.index)]
+        runs = _typed(pd.concat([kept, new])) if len(kept) else new
+    settings = sorted({str(name) for name in runs} - set(COLUMNS))
+    return Collected(runs[[*COLUMNS, *settings]].sort_values(ORDER), tuple(broken))
 
 
 _RESULT = tuple(name for name in COLUMNS if name not in ("curve", "correct", "correct_count"))
 
 
 def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
-    columns = [runs[name].astype(object) for name in names]
-    plain = [column.where(column.notna(), None).tolist() for column in columns]
-    return dict(zip(runs["identity"].tolist(), zip(*plain, strict=True), strict=True))
+    columns = [runs[name].to_numpy(object, copy=True) for name in names]
+    for column in columns:
+        column[pd.isna(column)] = None
+    plain = zip(*(column.tolist() for column in columns), strict=True)
+    return dict(zip(runs["identity"].tolist(), plain, strict=True))
 
 
 def _same(stored: tuple[Any, ...] | None, result: Mapping[str, Any]) -> bool:
     # A result is written once, after all else, so a run whose result is known is known whole.
-    values = (result.get(name) for name in _RESULT)
-    return stored == tuple(None if value != value else value for value in values)
+    values = map(result.get, _RESULT)
+    return stored is not None and stored == tuple(None if v != v else v for v in values)
 
 
 def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
-    path, empty = parquet_path(results, tier), _frame([])
+    path, empty = parquet_path(results, tier), _frame([], [])
     if not path.exists():
         return empty
     try:
@@ -148,14 +167,27 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
         if not fit.all():
             broken.append(f"{path}: {(~fit).sum()} runs of another {name} are left out")
     kept = found[fits["schema"] & fits["tier"]]
-    return _typed(kept.set_index("identity", drop=False).rename_axis("key"))
+    return _keyed(_typed(kept))
 
 
-def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-    names = dict.fromkeys([*COLUMNS, *(name for record in records for name in record)])
+def _frame(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per record; ``row`` of a record is the place of its settings in ``rows``."""
+    facts = _columns(records, COLUMNS)
+    names = dict.fromkeys(name for row in rows for name in row)
+    settings = _columns(rows, names).iloc[[record["row"] for record in records]]
+    whole = facts.join(settings.set_axis(facts.index))
+    if len(whole):
+        whole["settings.seed"] = whole["seed"]
+    return _keyed(whole)
+
+
+def _keyed(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs.set_index("identity", drop=False).rename_axis("key")
+
+
+def _columns(records: Sequence[Mapping[str, Any]], names: Iterable[str]) -> pd.DataFrame:
     columns = {name: [record.get(name) for record in records] for name in names}
-    frame = pd.DataFrame({name: pd.Series(v, dtype=object) for name, v in columns.items()})
-    return _typed(frame.set_index("identity", drop=False).rename_axis("key"))
+    return _typed(pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()}))
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -170,28 +202,20 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings_type(column: pd.Series[Any]) -> str:
-    if isinstance(column.dtype, pd.StringDtype):
-        return "object"
-    kinds = set(map(type, column.dropna()))
-    if kinds and kinds <= {bool, np.bool_}:
-        return "boolean"
-    if kinds and kinds <= {int, np.int64}:
-        return "Int64"
-    if kinds and kinds <= {int, float, np.int64, np.float64}:
-        return "float64"
-    return "object"
+    return SETTINGS_DTYPES.get(pd.api.types.infer_dtype(column), "object")
 
 
 class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"^(identity: .*|variant: .*|  seed: \d+)$", re.MULTILINE)
+    OWN_LINES = re.compile(r"\n(?:identity: .*|variant: .*|  seed: \d+(?=\n))")
 
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
         self.broken = broken
-        self.parsed: dict[str, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.parsed: dict[str, int] = {}
 
     def result(self, run: RunDir, identity: str) -> dict[str, Any] | None:
         try:
@@ -220,53 +244,50 @@ class _Reader:
             self.broken.append(f"{run.root}: its result holds {words}; move it away, run it again")
             return None
         try:
-            settings = self.settings(run, result)
+            row = self.row(run)
         except (ConfigError, ValueError) as error:
             self.broken.append(_first_line(error))
             return None
-        if settings["settings.tier"] != self.tier:
+        if (tier := self.rows[row].get("settings.tier")) != self.tier:
             self.broken.append(
-                f"{run.root}: is of tier {settings['settings.tier']}, this is {self.tier}; "
-                "move it to its own"
+                f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
             )
             return None
         bits, count = self.bits(run, result)
         return {
-            **{name: result.get(name) for name in _RESULT},
-            **settings,
+            **result,
+            "row": row,
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
             "correct_count": count,
         }
 
-    def settings(self, run: RunDir, result: dict[str, Any]) -> dict[str, Any]:
+    def row(self, run: RunDir) -> int:
+        """Where the run's settings, but for its seed, stand in ``rows``."""
         text = run.config_text()
-        common, own = self.OWN_LINES.subn("", text)
+        common, own = self.OWN_LINES.subn("", f"\n{text}")
         if own != 3 or common not in self.parsed:
             nested = run.config()["settings"]
             if not isinstance(nested, dict):
                 raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
             flat = flatten(nested, "settings.")
-            self.parsed[common] = {key: _cell(value) for key, value in flat.items()}
-        return {**self.parsed[common], "settings.seed": result.get("seed")}
+            self.parsed[common] = len(self.rows)
+            self.rows.append({key: _cell(value) for key, value in flat.items()})
+        return self.parsed[common]
 
     def bits(self, run: RunDir, result: dict[str, Any]) -> tuple[bytes | None, int | None]:
         if result["outcome"] != "done":
             return None, None
-        path = run.correct_bits
+        images = result.get("test_images")
         try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                bits, count = arrays["bits"], int(arrays["count"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            self.broken.append(f"{path}: is unreadable; comparisons by image leave this run out")
-            return None, None
-        if count != result.get("test_images") or bits.size != -(-count // 8):
-            self.broken.append(
-                f"{path}: holds {count} images, the result says {result.get('test_images')}; "
-                "comparisons by image leave this run out"
-            )
-            return None, None
-        return bits.tobytes(), count
+            content = rundir.read_whole(run.correct_bits) or b""
+            return correct.unpack(content, images), images
+        except OSError:
+            reason = "is unreadable"
+        except ValueError as error:
+            reason = str(error)
+        self.broken.append(f"{run.correct_bits}: {reason}; comparisons by image leave this run out")
+        return None, None
 
 
 KINDS: Mapping[str, tuple[type, ...]] = {

@@ -54,10 +54,13 @@ class Contrast:
     seeds: tuple[int, ...]
     difference: Estimate
     """Of the paired differences, points; its interval is Student's over seeds."""
-    p: float | None
-    """Two-sided paired t test; None below two seeds or without any spread."""
     runs: tuple[tuple[Run, Run], ...]
     """The row's and the reference's, by seed."""
+
+    @cached_property
+    def p(self) -> float | None:
+        """Two-sided paired t test; None below two seeds or without any spread."""
+        return _paired_t(self.difference.values)
 
     @cached_property
     def by_image(self) -> ByImage | None:
@@ -99,7 +102,6 @@ def compare(row: Row, reference: Row) -> Contrast | None:
         reference=reference.variant,
         seeds=seeds,
         difference=t_interval(differences),
-        p=_paired_t(differences),
         runs=pairs,
     )
 
@@ -119,12 +121,12 @@ def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
         return None
     images = int(sizes.pop())
     one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
-    gained, lost = int((one > other).sum()), int((one < other).sum())
+    gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
     if len(pairs) == 1:
         low, high = agresti_min(gained, lost, images)
         difference, p = (gained - lost) / images, mcnemar(gained, lost)
     else:
-        each: Floats = (one.sum(0, dtype=np.int64) - other.sum(0, dtype=np.int64)) / len(pairs)
+        each: Floats = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
         difference = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
         half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error

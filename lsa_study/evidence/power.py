@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from scipy import optimize, stats
 
 from lsa_study.evidence.contrasts import Contrast
-from lsa_study.evidence.statistics import LEVEL
+from lsa_study.evidence.statistics import LEVEL, t_edge
 
 POWER = 0.8
 """Chance to find a difference of the size that is called resolvable."""
@@ -26,7 +27,7 @@ def resolvable(seeds: int, *, power: float = POWER, level: float = LEVEL) -> flo
     if seeds < 2:
         return None
     freedom = seeds - 1
-    edge = float(stats.t.ppf(0.5 + level / 2, freedom))
+    edge = t_edge(freedom, level)
 
     def missing(size: float) -> float:
         # The other tail is below 1e-4 where the power is near 0.8.
@@ -42,15 +43,13 @@ def seeds_needed(distance: float, deviation: float, *, level: float = LEVEL) -> 
     """
     if deviation == 0:
         return 2
-    for seeds in range(2, MOST_SEEDS + 1):
-        if _half(seeds, level) * deviation < abs(distance):
-            return seeds
-    return None
 
+    # Every seed more narrows the interval, so the first that is enough can be bisected.
+    def enough(seeds: int) -> bool:
+        return t_edge(seeds - 1, level) / math.sqrt(seeds) * deviation < abs(distance)
 
-@functools.lru_cache(maxsize=4096)
-def _half(seeds: int, level: float) -> float:
-    return float(stats.t.ppf(0.5 + level / 2, seeds - 1)) / math.sqrt(seeds)
+    seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
+    return seeds if seeds <= MOST_SEEDS else None
 
 
 def pooled_noise(found: Iterable[Contrast]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,8 +55,14 @@ def t_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     if n == 1:
         return Estimate(values, mean, None, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * deviation / math.sqrt(n)
+    half = t_edge(n - 1, level) * deviation / math.sqrt(n)
     return Estimate(values, mean, mean - half, mean + half)
+
+
+@functools.lru_cache(maxsize=4096)
+def t_edge(freedom: int, level: float) -> float:
+    """Where the middle ``level`` of Student's t distribution ends."""
+    return float(stats.t.ppf(0.5 + level / 2, freedom))
 
 
 def decimals(test_images: int | None) -> int:

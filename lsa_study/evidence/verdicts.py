@@ -9,7 +9,7 @@ from typing import Literal
 from lsa_study import study as studies
 from lsa_study.evidence import alike
 from lsa_study.evidence.collect import Run
-from lsa_study.evidence.contrasts import compare, contrasts
+from lsa_study.evidence.contrasts import Contrast, compare
 from lsa_study.evidence.power import MOST_SEEDS, pooled_noise, seeds_needed
 from lsa_study.evidence.rows import Row
 from lsa_study.evidence.statistics import Estimate, signed, t_interval
@@ -27,11 +27,11 @@ UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a claim: a row, its study, and the rows beside it."""
+    """One side of a claim: a row, its study, and all that is compared there."""
 
     study: Study
     row: Row
-    beside: tuple[Row, ...] = ()
+    compared: tuple[Contrast, ...] = ()
 
     @property
     def name(self) -> str:
@@ -154,11 +154,7 @@ def _confounds(one: Side, other: Side) -> list[str]:
 
 
 def _noise(one: Side, other: Side) -> float | None:
-    return pooled_noise(
-        contrast
-        for side in (one, other)
-        for contrast in contrasts([side.row, *side.beside]).values()
-    )
+    return pooled_noise([*one.compared, *other.compared])
 
 
 def _counted(one: Row, other: Row, metric: str) -> Estimate | None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 import lsa_kernels
-from lsa_study import data, measure, models
+from lsa_study import correct, data, measure, models
 from lsa_study.config import SCHEMA_VERSION, Settings
 from lsa_study.data import DataLacks, seeds
 from lsa_study.data.sets import CHANNELS, Sets
@@ -160,9 +158,7 @@ class _Attempt:
         checkpoint.save_weights(self.life.run_dir.weights, weights)
         bits = self._report().bits
         assert bits is not None
-        packed = io.BytesIO()
-        np.savez(packed, bits=np.packbits(bits.numpy()), count=np.int64(len(bits)))
-        write_whole(self.life.run_dir.correct_bits, packed.getvalue())
+        write_whole(self.life.run_dir.correct_bits, correct.pack(bits.numpy()))
 
     def _report(self) -> Report:
         best = self.life.settings.evaluation.epoch == "best"

@@ -154,14 +154,23 @@ def test_a_copied_folder_is_not_counted_twice(results):
     assert "give the folder its own name back" in collected.broken[0]
 
 
-@pytest.mark.parametrize("content", [None, "", "a: [", "- 1", "settings: 3"])
+@pytest.mark.parametrize("content", [None, "", "a: [", "- 1", "settings: 3", "\xff\xfe"])
 def test_a_lost_configuration_is_named(results, content):
     folder = folders(results)["net7"]
     config = folder.root / "config.yaml"
-    config.unlink() if content is None else config.write_text(content)
+    config.unlink() if content is None else config.write_text(content, "latin-1")
     collected = collect(results, "toy")
     assert len(collected.runs) == 5
+    assert str(folder.root) in collected.broken[0]
     assert "is not a run's configuration" in collected.broken[0]
+
+
+def test_a_configuration_without_a_tier_is_named(results):
+    folder = folders(results)["net7"]
+    (folder.root / "config.yaml").write_text("settings: {}")
+    collected = collect(results, "toy")
+    assert len(collected.runs) == 5
+    assert f"{folder.root}: is of tier None" in collected.broken[0]
 
 
 def test_torn_metrics_cost_their_line_only(results):
