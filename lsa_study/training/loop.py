@@ -230,6 +230,7 @@ class Loop:
         chosen = averaged if use_ema and averaged is not None else plain
         at.last = Report(
             epoch=at.epoch + 1, loss=chosen.loss, acc1=chosen.acc1, acc5=chosen.acc5,
+            model_acc1=plain.acc1,
             ema_acc1=averaged.acc1 if averaged is not None else None, bits=chosen.correct,
         )  # fmt: skip
         if at.best.epoch == 0 or at.last.acc1 > at.best.acc1:
@@ -249,7 +250,7 @@ class Loop:
             "epoch": report.epoch, "attempt": self.life.attempt,
             "step": report.epoch * self.steps, "lr": self.stepper.rate(),
             "train_loss": train_loss, "loss": report.loss, "acc1": report.acc1,
-            "acc5": report.acc5, "ema_acc1": report.ema_acc1,
+            "acc5": report.acc5, "model_acc1": report.model_acc1, "ema_acc1": report.ema_acc1,
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
         self.life.run_dir.log_metrics(record)

@@ -16,8 +16,12 @@ class Report:
     """Counted from 1; 0 means none."""
     loss: float = float("nan")
     acc1: float = 0.0
+    """Of the reported weights, as are loss and acc5."""
     acc5: float = 0.0
+    model_acc1: float = 0.0
+    """Of the trained weights."""
     ema_acc1: float | None = None
+    """Of the averaged weights, if there are any."""
     bits: Tensor | None = None
     """(images,) uint8: which test images the reported weights get right."""
 

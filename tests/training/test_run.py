@@ -30,8 +30,8 @@ STATUS_KEYS = {
     "message", "eta_seconds", "acc1",
 }  # fmt: skip
 METRIC_KEYS = {
-    "epoch", "attempt", "step", "lr", "train_loss", "loss", "acc1", "acc5", "ema_acc1",
-    "seconds", "images_per_second",
+    "epoch", "attempt", "step", "lr", "train_loss", "loss", "acc1", "acc5", "model_acc1",
+    "ema_acc1", "seconds", "images_per_second",
 }  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_version_is_told(make_run):
     folder = make_run(runtime__checkpoint_seconds=0.0001)
     assert train(folder, stop=StopAfter(1)) == "stopped"
     state = torch.load(folder.last_checkpoint, weights_only=True)
-    state["progress"]["last"]["model_acc1"] = 1.0
+    state["progress"]["last"]["unknown"] = 1.0
     torch.save(state, folder.last_checkpoint)
     assert train(folder) == "failed"
     assert "written by another version of this code" in str(folder.status())
@@ -265,6 +265,20 @@ def test_averaged_weights_and_best_epoch(make_run):
     model = models.from_settings(settings.model, image_size=28, num_classes=10)
     model.load_state_dict(weights_of(folder))
     assert evaluate.evaluate(model, data.load(settings), 256).acc1 == pytest.approx(result["acc1"])
+
+
+def test_an_averaged_run_keeps_the_accuracy_of_its_trained_weights(make_run):
+    """Averaging changes nothing in training, so it is that of a run without."""
+    plain = make_run("plain")
+    averaged = make_run("averaged", train__ema_decay=0.9, evaluation__weights="ema")
+    for folder in (plain, averaged):
+        assert train(folder) == "done"
+    alone = [(r["acc1"], r["model_acc1"], r["ema_acc1"]) for r in plain.metrics()]
+    assert all(acc1 == of_model and of_ema is None for acc1, of_model, of_ema in alone)
+    records = averaged.metrics()
+    assert [r["model_acc1"] for r in records] == [acc1 for acc1, *_ in alone]
+    assert [r["ema_acc1"] for r in records] == [r["acc1"] for r in records]
+    assert any(r["model_acc1"] != r["acc1"] for r in records)
 
 
 def test_a_decay_of_zero_averages_nothing(make_run):
