@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lives import StopAfter
 from safetensors.torch import load_file
 
 from lsa_study.config import OutlookOp, TokenLabels
@@ -196,17 +197,6 @@ VOLO = {
     "model__backbone": "volo_d1", "data__image_size": 32, "train__tokens": "{labels: plain}",
     "model__drop_path": 0.3, "train__ema_decay": 0.9,
 }  # fmt: skip
-
-
-class StopAfter:
-    """Asks to stop when it has been asked so many times."""
-
-    def __init__(self, calls: int) -> None:
-        self.left = calls
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def same_end(one, other):

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from lives import StopAfter
 from safetensors.torch import load_file
-from test_run import StopAfter
 from trackers import read
 
 from lsa_study.training import tracking, train
