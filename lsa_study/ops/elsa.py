@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -133,11 +133,10 @@ class ELSA(nn.Module):
         """Hadamard attention: from q * k (B, H, W, dim_qk) to (B, H, W, h, K*K), summing to 1."""
         batch, height, width, _ = product.shape
         if self.variant == "conv":
-            conv, activation, last = self.attn
-            hidden = activation(
-                dispatch.grouped_conv(product, conv.weight, conv.bias, self.implementation)
-            )
-            logits = F.linear(hidden, last.weight.flatten(1), last.bias)
+            layers: Any = self.attn
+            conv, activation, last = layers
+            hidden = dispatch.grouped_conv(product, conv.weight, conv.bias, self.implementation)
+            logits = F.linear(activation(hidden), last.weight.flatten(1), last.bias)
             return logits.reshape(batch, height, width, self.num_heads, -1).softmax(-1)
         heads = product.reshape(batch, height, width, self.num_heads, -1).permute(0, 3, 1, 2, 4)
         weights = neighboring_weights(
