@@ -3,13 +3,14 @@
 //
 //   out[p, o] = bias[o] + sum over taps t and channels i of o's group of weight[o, i, t] x[p + o_t, i]
 //
-// Channels out lie in the vector's lanes; channel i of each group is spread over its group's lanes,
-// once, when a task's part of the map is packed. The weights of a row of taps stay in registers while
-// pixels pass by. The gradient of x is the same
+// Channels out lie in the vector's lanes; channel i of each group is spread over its group's lanes.
+// Sums stay in registers while pixels pass by. The gradient of x is the same
 // convolution with the filters turned round and their channels exchanged. Every task writes its own
 // memory and parts of parameter gradients are summed in order, so results do not depend on the
 // number of threads.
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "memory.h"
 #include "simd.h"
@@ -31,13 +32,14 @@ struct View {
 
 constexpr int64_t BAND = 32;  // rows of a task at most
 constexpr int64_t MANY = 16;  // tasks there should be at least
-constexpr int PX = 8;         // pixels that share a loaded weight
+constexpr int PX = 7;         // pixels that share a loaded weight
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The same place, which GCC does not know to be the same.
+// The same place, which GCC does not know to be the same: it then reads a product's factor from
+// memory in the product itself, and the sums have all registers but two.
 inline const float* elsewhere(const float* p) {
-  __asm__("" : "+r"(p));
+  __asm__ volatile("" : "+r"(p));
   return p;
 }
 
@@ -46,7 +48,6 @@ template <int K, int G>
 struct Task {
   static constexpr int R = K / 2, T = K * K;
   static constexpr int CHUNK = std::max(G, VL), OUT = CHUNK / VL;
-  static constexpr int SPREADS = G < VL ? G : 1;  // a group that fills vectors is spread by loading
 
   const Problem& p;
   const int64_t chunks, bands, band, columns;
@@ -64,8 +65,8 @@ struct Task {
   }
 
   int64_t tasks() const { return p.batch * chunks * bands; }
-  int64_t map_size() const { return (band + 2 * R) * columns * CHUNK; }
-  int64_t spread_size() const { return SPREADS * map_size(); }
+  // One row more than its taps reach: rows are worked on by twos.
+  int64_t map_size() const { return (band + 2 * R + 1) * columns * CHUNK; }
   static constexpr int64_t weights_size() { return OUT * T * G * VL; }
 
   void choose(int64_t n) {
@@ -96,20 +97,35 @@ struct Task {
       }
   }
 
-  // Spreads every channel of a group over the group's lanes: [G][row][column][VL].
-  void spread(const float* map, float* to) const {
+  // Calls with every channel of a group (every STEP-th), known to the compiler where lanes are
+  // exchanged: such an exchange costs no instruction of its own.
+  template <int STEP, class Call>
+  __attribute__((always_inline)) static inline void each_channel(Call call) {
     if constexpr (G < VL)
-      for (int i = 0; i < G; ++i, to += map_size()) {
-        vi lanes;
-        for (int lane = 0; lane < VL; ++lane) lanes[lane] = lane / G * G + i;
-        for (int64_t at = 0; at < map_size(); at += VL)
-          store(to + at, __builtin_shuffle(load(map + at), lanes));
-      }
+      each_known<STEP>(call, std::make_integer_sequence<int, G / STEP>());
+    else
+      for (int i = 0; i < G; i += STEP) call(i);
   }
 
-  // Channel ``i`` of each lane's group at one pixel of a map, spread if it has to be.
-  vf channel(const float* pixel, int i) const {
-    return G < VL ? load(pixel + i * map_size()) : splat(pixel[i]);
+  template <int STEP, class Call, int... N>
+  __attribute__((always_inline)) static inline void each_known(
+      Call call, std::integer_sequence<int, N...>) {
+    (call(std::integral_constant<int, N * STEP>()), ...);
+  }
+
+  // Channel ``i + MORE`` of each lane's group at one pixel, whose group or vector begins there.
+  template <int MORE = 0, class I>
+  __attribute__((always_inline)) static inline vf channel(const float* pixel, I i) {
+    if constexpr (G < VL)
+      return spread<I::value + MORE>(load(pixel), std::make_integer_sequence<int, VL>());
+    else
+      return splat(pixel[i + MORE]);
+  }
+
+  template <int I, int... LANE>
+  static vf spread(vf v, std::integer_sequence<int, LANE...>) {
+    const vi lanes = {LANE / G * G + I...};
+    return __builtin_shuffle(v, lanes);
   }
 
   // Where the weight of channel out ``c`` of the chunk lies in [OUT][K][G][K][VL].
@@ -137,67 +153,75 @@ struct Task {
             to[((first + c) * G + i) * T + dy * K + dx] = found[weight_at(c, i, dy, dx)];
   }
 
-  // Sums at PX pixels from x of the chunk's o-th vector of channels out.
-  void sums(const float* map, const float* weights, int64_t y, int64_t x, vf (&acc)[PX]) const {
-    for (int dy = 0; dy < K; ++dy) {
-      const float* column = map + place(y + dy - R, x - R);
-      for (int i = 0; i < G; ++i) {
+  // Sums at PX pixels of two rows, from (y, x) on, of one vector of channels out. Fewer sums would
+  // wait for each other.
+  __attribute__((always_inline)) inline void sums(const float* map, const float* weights,
+                                                  int64_t y, int64_t x, vf (&acc)[2][PX]) const {
+    for (int dy = 0; dy < K; ++dy)
+      each_channel<1>([&](auto i) __attribute__((always_inline)) {
         const float* taps = weights + (dy * G + i) * K * VL;
-        vf weight[K];
-        for (int dx = 0; dx < K; ++dx) weight[dx] = load(taps + dx * VL);
+        const float* column = map + place(y + dy - R, x - R);
 #pragma GCC unroll 32
-        for (int s = 0; s < K + PX - 1; ++s) {
-          const vf value = held(channel(column + s * CHUNK, i));
+        for (int s = 0; s < K + PX - 1; ++s, column += CHUNK) {
+          const vf upper = held(channel(column, i));
+          const vf lower = held(channel(column + columns * CHUNK, i));
+          const float *once = elsewhere(taps), *again = elsewhere(taps);
 #pragma GCC unroll 8
-          for (int n = 0; n < PX; ++n)
-            if (s - n >= 0 && s - n < K) acc[n] += weight[s - n] * value;
+          for (int n = 0; n < PX; ++n) {
+            if (s - n < 0 || s - n >= K) continue;
+            acc[0][n] += load(once + (s - n) * VL) * upper;
+            acc[1][n] += load(again + (s - n) * VL) * lower;
+          }
         }
-      }
-    }
+      });
   }
 
   void convolve(const float* map, const float* weights, const float* bias, const View& to) const {
     const int64_t count = filled();
-    for (int64_t y = 0; y < rows; ++y)
+    for (int64_t y = 0; y < rows; y += 2)
       for (int64_t x = 0; x < p.width; x += PX)
         for (int o = 0; o < OUT && o * VL < count; ++o) {
           const int64_t lanes = std::min<int64_t>(VL, count - o * VL);
           vf start = {};
           for (int64_t c = 0; c < lanes && bias; ++c) start[c] = bias[first + o * VL + c];
-          vf acc[PX];
-          for (vf& one : acc) one = start;
+          vf acc[2][PX];
+          for (auto& row : acc)
+            for (vf& one : row) one = start;
           sums(map, weights + o * T * G * VL, y, x, acc);
-          for (int64_t i = 0; i < std::min<int64_t>(PX, p.width - x); ++i) {
-            float* pixel = to.pixel(b, top + y, x + i, first + o * VL);
-            if (to.stride[3] == 1 && lanes == VL)
-              store(pixel, acc[i]);
-            else
-              for (int64_t c = 0; c < lanes; ++c) pixel[c * to.stride[3]] = acc[i][c];
-          }
+          for (int row = 0; row < std::min<int64_t>(2, rows - y); ++row)
+            for (int n = 0; n < std::min<int64_t>(PX, p.width - x); ++n) {
+              float* pixel = to.pixel(b, top + y + row, x + n, first + o * VL);
+              if (to.stride[3] == 1 && lanes == VL)
+                store(pixel, acc[row][n]);
+              else
+                for (int64_t c = 0; c < lanes; ++c) pixel[c * to.stride[3]] = acc[row][n][c];
+            }
         }
   }
 
-  // Gradients of row ``dy`` of the taps of channels in i and i + 1, of the o-th channels out.
-  void weights_back(const float* map, const float* grad, int o, int dy, int i,
-                    float* found) const {
-    vf acc[2][K] = {};
-    for (int64_t y = 0; y < rows; ++y) {
-      const float* column = map + place(y + dy - R, 0);
-      const float* g = grad + place(y, -R) + o * VL;
-      for (int64_t s = 0; s < p.width; ++s, column += CHUNK, g += CHUNK) {
-        const vf one = held(channel(column, i)), two = held(channel(column, i + 1));
-        // Loaded twice: the sums of K = 7 leave no register for it.
-        const float* again = elsewhere(g);
+  // Gradients of the weights from one band: two channels in and a row of taps at a time.
+  void weights_back(const float* map, const float* grad, float* found) const {
+    for (int o = 0; o < OUT; ++o)
+      for (int dy = 0; dy < K; ++dy)
+        each_channel<2>([&](auto i) {
+          vf acc[2][K] = {};
+          for (int64_t y = 0; y < rows; ++y) {
+            const float* column = map + place(y + dy - R, 0);
+            const float* g = grad + place(y, -R) + o * VL;
+            for (int64_t s = 0; s < p.width; ++s, column += CHUNK, g += CHUNK) {
+              const vf one = held(channel(column, i)), two = held(channel<1>(column, i));
+              const float *once = elsewhere(g), *again = elsewhere(g);
 #pragma GCC unroll 8
-        for (int dx = K - 1; dx >= 0; --dx) {
-          acc[0][dx] += load(g + (K - 1 - dx) * CHUNK) * one;
-          acc[1][dx] += load(again + (K - 1 - dx) * CHUNK) * two;
-        }
-      }
-    }
-    for (int j = 0; j < 2; ++j)
-      for (int dx = 0; dx < K; ++dx)
-        store(found + (((o * K + dy) * G + i + j) * K + dx) * VL, acc[j][dx]);
+              for (int dx = 0; dx < K; ++dx) {
+                acc[0][dx] += load(once + (K - 1 - dx) * CHUNK) * one;
+                acc[1][dx] += load(again + (K - 1 - dx) * CHUNK) * two;
+              }
+            }
+          }
+          float* to = found + ((o * K + dy) * G + i) * K * VL;
+          for (int j = 0; j < 2; ++j)
+            for (int dx = 0; dx < K; ++dx) store(to + (j * K + dx) * VL, acc[j][dx]);
+        });
   }
 
   void bias_back(const float* grad, float* found) const {
@@ -227,22 +251,15 @@ template <int K, int G>
 void forward(const Problem& p, const View& x, const float* weight, const float* bias,
              const View& out) {
   const Task<K, G> shape(p);
-  struct Scratch {
-    Buffer map, spread;
-  };
-  Each<Scratch> scratch([&] {
-    return new Scratch{Buffer(shape.map_size()), Buffer(shape.spread_size())};
-  });
+  Each<Buffer> scratch([&] { return new Buffer(shape.map_size()); });
   const Buffer weights = packed<K, G>(p, weight, false);
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < shape.tasks(); ++n) {
-    Scratch& my = scratch.mine();
+    const float* map = scratch.mine().at;
     Task<K, G> task(p);
     task.choose(n);
-    task.pack(x, my.map.at);
-    task.spread(my.map.at, my.spread.at);
-    task.convolve(G < VL ? my.spread.at : my.map.at, weights.at + task.chunk * task.weights_size(),
-                  bias, out);
+    task.pack(x, scratch.mine().at);
+    task.convolve(map, weights.at + task.chunk * task.weights_size(), bias, out);
   }
 }
 
@@ -252,11 +269,10 @@ void backward(const Problem& p, const View& x, const float* weight, const View& 
   const Task<K, G> shape(p);
   const int64_t length = shape.weights_size(), wide = shape.CHUNK;
   struct Scratch {
-    Buffer map, grad, spread;
+    Buffer map, grad;
   };
   Each<Scratch> scratch([&] {
-    return new Scratch{Buffer(shape.map_size()), Buffer(shape.map_size()),
-                       Buffer(shape.spread_size())};
+    return new Scratch{Buffer(shape.map_size()), Buffer(shape.map_size())};
   });
   const Buffer weights = packed<K, G>(p, weight, true);
   Buffer parts(shape.tasks() * length), bias_parts(shape.tasks() * wide);
@@ -266,16 +282,9 @@ void backward(const Problem& p, const View& x, const float* weight, const View& 
     Task<K, G> task(p);
     task.choose(n);
     task.pack(dout, my.grad.at);
-    task.spread(my.grad.at, my.spread.at);
-    task.convolve(G < VL ? my.spread.at : my.grad.at, weights.at + task.chunk * length, nullptr,
-                  dx);
+    task.convolve(my.grad.at, weights.at + task.chunk * length, nullptr, dx);
     task.pack(x, my.map.at);
-    task.spread(my.map.at, my.spread.at);
-    for (int o = 0; o < task.OUT; ++o)
-      for (int dy = 0; dy < K; ++dy)
-        for (int i = 0; i < G; i += 2)
-          task.weights_back(G < VL ? my.spread.at : my.map.at, my.grad.at, o, dy, i,
-                            parts.at + n * length);
+    task.weights_back(my.map.at, my.grad.at, parts.at + n * length);
     if (dbias) task.bias_back(my.grad.at, bias_parts.at + n * wide);
   }
 #pragma omp parallel for schedule(static)
