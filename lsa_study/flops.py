@@ -53,6 +53,16 @@ def filters_backward(grad: Shape, *forward: Any, **out: Any) -> int:
     return 2 * filters(*forward)
 
 
+def grouped_conv(x: Shape, weight: Shape, bias: Shape | None, **out: Any) -> int:
+    """Every tap of every channel of the group."""
+    return FLOPS_PER_PRODUCT * math.prod(x) * math.prod(weight[1:])
+
+
+def grouped_conv_backward(grad: Shape, *forward: Any, **out: Any) -> int:
+    """Two gradients of every product."""
+    return 2 * grouped_conv(*forward)
+
+
 def window(
     q: Shape | None, k: Shape | None, v: Shape, rel_k: Shape | None, rel_q: Shape | None,
     rel_bias: Shape | None, excluded: Shape | None, use_qk: bool, norm: str, rows: int,
@@ -75,6 +85,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "window_backward": window_backward,
     "filters": filters,
     "filters_backward": filters_backward,
+    "grouped_conv": grouped_conv,
+    "grouped_conv_backward": grouped_conv_backward,
 }
 """Operator of ``lsa_kernels`` -> its FLOPs, from the shapes of its tensors and its other inputs."""
 

@@ -2,6 +2,7 @@
 
 from lsa_kernels.build import build_info, window_lanes
 from lsa_kernels.filters import apply_filters, why_not_filters
+from lsa_kernels.grouped_conv import grouped_conv, why_not_grouped_conv
 from lsa_kernels.neighboring import neighboring_attention, why_not_neighboring
 from lsa_kernels.pictures import resized_crop, warped, why_not_pictures
 from lsa_kernels.window import why_not_window, window_attention
@@ -9,10 +10,12 @@ from lsa_kernels.window import why_not_window, window_attention
 __all__ = [
     "apply_filters",
     "build_info",
+    "grouped_conv",
     "neighboring_attention",
     "resized_crop",
     "warped",
     "why_not_filters",
+    "why_not_grouped_conv",
     "why_not_neighboring",
     "why_not_pictures",
     "why_not_window",

@@ -28,6 +28,10 @@ class _Filters(ctypes.Structure):
     )
 
 
+class _Maps(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels"))
+
+
 class _Windows(ctypes.Structure):
     _fields_ = (
         *(
@@ -235,3 +239,36 @@ def filters_backward(
     return tuple(
         values.new_empty(0) if t is None else t for t in (to_values, to_filters, *to_tables)
     )
+
+
+def grouped_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, H, W, C) maps convolved in groups."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.numel():
+        tables = [None if t is None else t.contiguous() for t in (weight, bias)]
+        code = build.library().grouped_conv_forward(
+            ctypes.byref(_Maps(*x.shape)), weight.shape[-1], weight.shape[1],
+            ctypes.byref(_view(x)), *(ctypes.c_void_p(_at(t)) for t in tables),
+            ctypes.byref(_view(out)),
+        )  # fmt: skip
+        _check(code)
+    return out
+
+
+def grouped_conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of maps, weight and bias; empty where the input is absent."""
+    to_maps = torch.empty_like(x, memory_format=torch.contiguous_format)
+    weight = weight.contiguous()
+    to_weight = torch.zeros_like(weight)
+    to_bias = None if bias is None else torch.zeros_like(bias)
+    if x.numel():
+        code = build.library().grouped_conv_backward(
+            ctypes.byref(_Maps(*x.shape)), weight.shape[-1], weight.shape[1],
+            ctypes.byref(_view(x)), ctypes.c_void_p(_at(weight)),
+            *(ctypes.byref(_view(t)) for t in (grad, to_maps)),
+            *(ctypes.c_void_p(_at(t)) for t in (to_weight, to_bias)),
+        )  # fmt: skip
+        _check(code)
+    return to_maps, to_weight, x.new_empty(0) if to_bias is None else to_bias

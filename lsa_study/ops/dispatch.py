@@ -118,6 +118,19 @@ def apply(
     return way(values, filters, ghost_mul, ghost_add, kernel_size)
 
 
+def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, implementation: str) -> Tensor:
+    """A convolution of channels-last maps (B, H, W, C) in groups, of the same size out."""
+    if implementation in ("auto", "fused") and not lsa_kernels.why_not_grouped_conv(
+        x, weight, bias
+    ):
+        return lsa_kernels.grouped_conv(x, weight, bias)
+    channels, width, size = weight.shape[:3]
+    maps = F.conv2d(
+        x.permute(0, 3, 1, 2), weight, bias, padding=size // 2, groups=channels // width
+    )
+    return maps.permute(0, 2, 3, 1)
+
+
 def decoupled(
     values: Tensor, spatial: Tensor, channel: Tensor, combine: str, kernel_size: int, dilation: int
 ) -> Tensor:

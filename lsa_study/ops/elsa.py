@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsa_study.ops import dispatch
 from lsa_study.ops.functional import apply_filters, neighboring_weights
 
 GHOST_ADD_STD = 0.02
@@ -118,7 +119,8 @@ class ELSA(nn.Module):
             raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {self.dim})")
         projected = F.linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias)
         q, k, v = torch.split(projected, [self.dim_qk, self.dim_qk, self.dim], -1)
-        filters = self.attention_maps(q * k * self.scale)
+        product = q * k
+        filters = self.attention_maps(product if self.scale == 1 else product * self.scale)
         mul, add = self.ghost()
         out = apply_filters(
             v, filters.to(v.dtype), ghost_mul=mul, ghost_add=add, kernel_size=self.kernel_size,
@@ -131,7 +133,10 @@ class ELSA(nn.Module):
         """Hadamard attention: from q * k (B, H, W, dim_qk) to (B, H, W, h, K*K), summing to 1."""
         batch, height, width, _ = product.shape
         if self.variant == "conv":
-            logits: Tensor = self.attn(product.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            layers: Any = self.attn
+            conv, activation, last = layers
+            hidden = dispatch.grouped_conv(product, conv.weight, conv.bias, self.implementation)
+            logits = F.linear(activation(hidden), last.weight.flatten(1), last.bias)
             return logits.reshape(batch, height, width, self.num_heads, -1).softmax(-1)
         heads = product.reshape(batch, height, width, self.num_heads, -1).permute(0, 3, 1, 2, 4)
         weights = neighboring_weights(

@@ -11,6 +11,7 @@ struct Windows {
   int use_qk, norm;
   float scale;
 };
+struct Maps { int64_t batch, height, width, channels; };
 struct View { float* at; int64_t stride[5]; };
 
 extern "C" {
@@ -30,6 +31,9 @@ int filters_forward(const Filters*, int, const View*, const View*, const float*,
                     const View*);
 int filters_backward(const Filters*, int, const View*, const View*, const float*, const float*,
                      const View*, const View*, const View*, float*, float*);
+int grouped_conv_forward(const Maps*, int, int, const View*, const float*, const float*, const View*);
+int grouped_conv_backward(const Maps*, int, int, const View*, const float*, const View*, const View*,
+                          float*, float*);
 int pictures_resize(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, int, int, uint8_t*);
 int pictures_warp(const uint8_t*, int64_t, int64_t, const double*, int, const uint8_t*, uint8_t*);
 }
@@ -88,6 +92,21 @@ static int filters(int size, int64_t height, int64_t width, int64_t depth, int p
                           plus ? da.data() : nullptr);
 }
 
+static int grouped_conv(int size, int64_t height, int64_t width, int group, int64_t groups, bool bias) {
+  const int64_t batch = 2, channels = groups * group, n = batch * height * width * channels;
+  const int64_t stride[] = {height * width * channels, width * channels, channels, 1};
+  std::vector<float> x = numbers(n), out(n), g = numbers(n), dx(n), b = numbers(channels), db(channels);
+  std::vector<float> w = numbers(channels * group * size * size), dw(w.size());
+  const Maps p = {batch, height, width, channels};
+  auto as = [&](std::vector<float>& t) {
+    return View{t.data(), {stride[0], stride[1], stride[2], stride[3], 0}};
+  };
+  const View x_ = as(x), out_ = as(out), g_ = as(g), dx_ = as(dx);
+  return grouped_conv_forward(&p, size, group, &x_, w.data(), bias ? b.data() : nullptr, &out_) |
+         grouped_conv_backward(&p, size, group, &x_, w.data(), &g_, &dx_, dw.data(),
+                               bias ? db.data() : nullptr);
+}
+
 // Windows of 3 x 2 pixels, ``down`` times ``across`` of them in an image.
 static int window(int64_t down, int64_t across, int64_t depth, int terms, int norm, bool excludes) {
   const int64_t batch = 2, heads = 2, rows = 3, columns = 2, pixels = rows * columns;
@@ -139,6 +158,11 @@ int main() {
         for (int per_image = 0; per_image < 2; ++per_image, ++calls)
           refused += filters(size, s[0], s[1], s[2], parts, per_image) != 0;
     }
+  for (int size : {3, 7})
+    for (const auto& s : shapes)
+      for (int group : {4, 8, 16})
+        for (int bias = 0; bias < 2; ++bias, ++calls)
+          refused += grouped_conv(size, s[0], s[1], group, s[2] % 4 + 1, bias) != 0;
   for (const auto& s : shapes)
     for (int terms = 1; terms < 16; ++terms)
       for (int norm = 0; norm < 3; ++norm, ++calls)

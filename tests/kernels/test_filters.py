@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exactness import hold, run
 from torch.nn import functional as F
 
 import lsa_kernels
@@ -35,29 +36,10 @@ def make(seed, parts, batch, height, width, heads, depth, size):
     return [values, filters, mul, add], gradient
 
 
-def run(call, tensors, gradient, dtype):
-    """Output and all gradients, in float64."""
-    leaves = [None if t is None else t.to(dtype, copy=True).requires_grad_() for t in tensors]
-    out = call(*leaves)
-    out.backward(gradient.to(dtype))
-    found = [out.detach(), *(None if leaf is None else leaf.grad for leaf in leaves)]
-    return [None if t is None else t.double() for t in found]
-
-
 def fused(size):
     return lambda v, f, m, a: apply_filters(
         v, f, ghost_mul=m, ghost_add=a, kernel_size=size, implementation="fused"
     )
-
-
-def hold(exact, rounded, ours, names):
-    """At most twice the plain one's error, or a few units in the last place of the largest."""
-    for name, e, p, f in zip(names, exact, rounded, ours, strict=True):
-        if e is None:
-            assert f is None, name
-            continue
-        allowed = max(2 * (p - e).abs().max(), 8 * 2**-24 * e.abs().max())
-        assert (f - e).abs().max() <= allowed, name
 
 
 @pytest.mark.parametrize("parts", [(), ("mul",), ("add",), ("mul", "add")], ids="+".join)
