@@ -193,7 +193,22 @@ def contenders(
         "static filters": (_static, [values, static], flat),
         "depthwise conv, channels-last": (functional.static_filters, [values, static], flat),
     }
+    hidden = channels * 2 // 3  # ELSA's channels of q and k
+    product = torch.randn(batch, side, side, hidden, device=device)
+    taps_of_four = torch.randn(hidden, 4, SIZE, SIZE, device=device)
+    for name, way in (
+        ("grouped conv", "auto"),
+        ("grouped conv, torch, channels-last", "reference"),
+    ):
+        found[name] = (_grouped(way), [product, taps_of_four], product)
     return found
+
+
+def _grouped(implementation: str) -> Callable[..., Tensor]:
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return dispatch.grouped_conv(x, weight, None, implementation)
+
+    return call
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -276,6 +291,7 @@ def main() -> None:
             }
             # Torch counts a backward of grouped convolutions as if they were dense.
             bounds["depthwise conv, channels-last"] = bounds["static filters"]
+            bounds["grouped conv, torch, channels-last"] = bounds["grouped conv"]
             found_here = {
                 name: asdict(t) | {"roofline": bounds[name] / t.median} for name, t in times.items()
             }
