@@ -248,6 +248,7 @@ def compare(found: dict) -> None:
         ("Net7-N", "Net7-N, unfold", "Net7-N, loop of shifts", "Net7-N, torch.compile of shifts"),
         ("filters", "filters, unfold"),
         ("static filters", "depthwise conv, channels-last"),
+        ("grouped conv", "grouped conv, torch, channels-last"),
     )
     for first, *others in groups:
         with torch.no_grad():
