@@ -1,0 +1,79 @@
+"""Do Swin-T, ELSA and Net7-N learn a few photographs by heart, through the whole trainer?
+
+Run: python benchmarks/overfit.py PHOTOGRAPHS RESULTS [--out results/benchmarks/overfit.json]
+
+PHOTOGRAPHS holds ``<class>/<file>.JPEG``. They become both halves of a data set: the training set
+names each five times, so that an epoch is longer, the test set once, so that the accuracy is that
+on the training photographs. The runs of ``overfit.yaml`` go to RESULTS; called again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lsa_study import rundir, study
+
+COPIES = 5
+TIER = "paper"
+STUDY = Path(__file__).with_name("overfit.yaml")
+
+
+def main() -> None:
+    """Lay out the photographs, train, write the accuracies."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    chosen = parser.parse_args()
+    images = lay_out(chosen.photographs, chosen.results / "data" / "imagenet")
+    asked = [f"data.train_limit={COPIES * images}", "runtime.workers=1"]
+    command = ["lsa", "run", str(STUDY), "--tier", TIER, "--results", str(chosen.results)]
+    command += ["--jobs", "1", *(word for one in asked for word in ("--set", one))]
+    environment = os.environ | {"LSA_DATA": str(chosen.results / "data")}
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    loaded = study.load(STUDY, tier=TIER, overrides=asked)
+    rows = [row(chosen.results, run) for run in loaded.runs()]
+    for one in rows:
+        print(f"{one['row']}: {one['acc1'][-1]:.1f} % of {images} photographs")
+    if chosen.out:
+        chosen.out.write_text(json.dumps({"photographs": images, "rows": rows}, indent=1) + "\n")
+
+
+def lay_out(photographs: Path, target: Path) -> int:
+    """Link every photograph into both halves; give their number."""
+    found = sorted(path for path in photographs.glob("*/*") if path.is_file())
+    for path in found:
+        names = [("train", f"{path.stem}_{number}{path.suffix}") for number in range(COPIES)]
+        for half, name in [*names, ("val", path.name)]:
+            link = target / half / path.parent.name / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.resolve())
+    return len(found)
+
+
+def row(results: Path, run: study.Run) -> dict:
+    """What a finished run achieved, epoch by epoch, and what it ran on."""
+    folder = rundir.RunDir(rundir.runs_folder(results, TIER) / run.name)
+    result, metrics = folder.result() or {}, folder.metrics()
+    facts = ("identity", "outcome", "commit", "device", "precision", "torch", "seed")
+    return {
+        "row": run.label,
+        "acc1": [epoch["acc1"] for epoch in metrics],
+        "train_loss": [epoch["train_loss"] for epoch in metrics],
+        "seconds": [epoch["seconds"] for epoch in metrics],
+        "steps": metrics[-1]["step"] if metrics else 0,
+        "images_per_step": run.settings.train.batch_size,
+        **{name: result.get(name) for name in facts},
+    }
+
+
+if __name__ == "__main__":
+    main()
