@@ -47,8 +47,8 @@ TOGETHER = ("test_costs.py", "test_released.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    if config.pluginmanager.hasplugin("xdist"):
+def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
         for item in items:
             if item.path.name in TOGETHER:
                 item.add_marker(pytest.mark.xdist_group(item.path.name))
