@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Runs trained side by side, each on its share of the cores; a toy run takes about 1 GB.
 JOBS ?= 2
-# Processes that test: one for each core, and one more because tests of SLURM mostly wait.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
+# Processes that test: one for each core and one more, since some tests wait; a further one where
+# there is SLURM, whose tests take two and mostly wait.
+WORKERS ?= $(shell $(PYTHON) -c \
+  'import os, shutil; print(os.cpu_count() + 1 + bool(shutil.which("slurmctld")))')
 READY := $(VENV)/.ready
 
 .PHONY: setup study test check clean

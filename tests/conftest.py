@@ -42,8 +42,16 @@ class Golden:
         return {key[start:]: a for key, a in self.arrays.items() if key.startswith(prefix)}
 
 
+# Their tests share what takes long to make, so one worker runs them all.
+TOGETHER = ("test_costs.py", "test_released.py")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            if item.path.name in TOGETHER:
+                item.add_marker(pytest.mark.xdist_group(item.path.name))
     of_slurm = [item for item in items if item.get_closest_marker("slurm")]
     for number, item in enumerate(of_slurm):
         # Two clusters at most, however many workers there are: these tests mostly wait.

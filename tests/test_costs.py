@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from networks import on_meta
 
 from lsa_study import study
 from lsa_study.measure import count
@@ -78,8 +78,8 @@ MEASURED = measured()
 
 @functools.cache
 def counted(model, side):
-    with torch.device("meta"):
-        return count(from_settings(model, image_size=side, num_classes=1000), (3, side, side))
+    network = on_meta(from_settings, model, image_size=side, num_classes=1000)
+    return count(network, (3, side, side))
 
 
 def counted_row(name, variant):
@@ -109,8 +109,7 @@ def test_settings_agree_with_the_measurements(row):
 
 @pytest.mark.parametrize("row", NAMES)
 def test_names_agree_with_the_measurements(row):
-    with torch.device("meta"):
-        agree(count(build_model(NAMES[row]), (3, 224, 224)), MEASURED[row])
+    agree(count(on_meta(build_model, NAMES[row]), (3, 224, 224)), MEASURED[row])
 
 
 def rows(name):

@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -227,37 +226,63 @@ def test_a_layer_compiles_exports_and_recomputes():
     torch.testing.assert_close(exported(x.detach()), want)
 
 
-CODE = "import lsa_kernels; print(lsa_kernels.build_info())"
+@pytest.fixture
+def build_anew(monkeypatch):
+    """What ``build_info`` says in an environment, whatever this process has built already."""
+
+    def told(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(build, "built", build.built.__wrapped__)
+        return build.build_info()
+
+    return told
 
 
-def told(**environment):
-    return subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, check=True,
-        env={**os.environ, **environment},
-    ).stdout  # fmt: skip
+def test_without_a_compiler_the_reason_is_one_line(tmp_path, build_anew):
+    words = build_anew(CXX="no-such-compiler", LSA_KERNELS_CACHE=str(tmp_path))
+    assert words == "no C++ kernels: no C++ compiler (g++) is on PATH"
 
 
-def test_without_a_compiler_the_reason_is_one_line(tmp_path):
-    words = told(CXX="no-such-compiler", LSA_KERNELS_CACHE=str(tmp_path))
-    assert words == "no C++ kernels: no C++ compiler (g++) is on PATH\n"
-
-
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, build_anew):
     (tmp_path / "file").write_text("in the way")
-    words = told(LSA_KERNELS_CACHE=str(tmp_path / "file" / "cache"))
+    words = build_anew(LSA_KERNELS_CACHE=str(tmp_path / "file" / "cache"))
     assert words.startswith("no C++ kernels: ")
     assert "cannot be written" in words
     assert len(words.splitlines()) == 1
 
 
+# Does what g++ does, once both builders have come as far.
+COMPILER = """#!/bin/sh
+case "$*" in *" -c "*)
+    touch "$0.$PPID"
+    until [ "$(ls "$0".* | wc -l)" -ge 2 ]; do sleep 0.05; done
+esac
+exec g++ "$@"
+"""
+BUILDER = """
+import pathlib, sys
+from lsa_kernels import build
+print(build.library(pathlib.Path(sys.argv[1])).answer())
+"""
+
+
 def test_two_processes_may_build_at_once(tmp_path):
-    quick = {"CXXFLAGS": "-O0 -DLSA_FEW_SIZES", "LSA_KERNELS_CACHE": str(tmp_path / "cache")}
-    environment = {**os.environ, **quick}
+    """Neither begins to compile before the other does; each loads a whole library."""
+    sources, compiler = tmp_path / "sources", tmp_path / "compiler"
+    sources.mkdir()
+    (sources / "answer.cpp").write_text('extern "C" int answer() { return 42; }')
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o700)
+    chosen = {"CXX": str(compiler), "LSA_KERNELS_CACHE": str(tmp_path / "cache")}
     processes = [
-        subprocess.Popen([sys.executable, "-c", CODE], env=environment, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, sources], env={**os.environ, **chosen},
+            stdout=subprocess.PIPE, text=True,
+        )
         for _ in range(2)
-    ]
-    words = [process.communicate()[0].decode() for process in processes]
-    assert all(line.startswith("C++ kernels, ") for line in words)
-    assert len(list(Path(tmp_path / "cache").iterdir())) == 1
+    ]  # fmt: skip
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["42\n", "42\n"]
+    assert len(list(tmp_path.glob("compiler.*"))) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700

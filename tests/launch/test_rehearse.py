@@ -32,15 +32,16 @@ def lsa(folder, *words, fault=""):
     )
 
 
-def rehearse_swin(folder, fault=""):
+def rehearsed(folder, *variants, fault=""):
+    only = ",".join(variants)
     return lsa(
-        folder, "rehearse", "table1", "--only", "swin", "--set", "train.batch_size=16", fault=fault
+        folder, "rehearse", "table1", "--only", only, "--set", "train.batch_size=16", fault=fault
     )
 
 
 @pytest.mark.slow
 def test_a_good_row_passes_and_plan_shows_its_cost(tmp_path):
-    told = rehearse_swin(tmp_path)
+    told = rehearsed(tmp_path, "swin")
     assert told.returncode == 0, told.stdout + told.stderr
     assert "1/1  swin" in told.stdout
     assert "killed, resumed at epoch" in told.stdout
@@ -56,56 +57,56 @@ def test_a_good_row_passes_and_plan_shows_its_cost(tmp_path):
     assert f"at most {row.peak_bytes / 1e9:.2f} GB (swin)" in text
 
 
-LOSES_MOMENTS = """
-import sys
-if "forkserver" in " ".join(sys.orig_argv):
-    from lsa_study.training.step import Stepper
-    def careless(self, state):
-        self.model.load_state_dict(state["model"])
-    Stepper.load_state_dict = careless
-"""
-
-BEGINS_ANEW = """
-import sys
-if "forkserver" in " ".join(sys.orig_argv):
-    from lsa_study.training import checkpoint
-    checkpoint.load = lambda run_dir: None
-"""
-
-DIES = """
+FAULTS = """
 import sys
 if "forkserver" in " ".join(sys.orig_argv):
     import os
+    from lsa_study.training import checkpoint, run
     from lsa_study.training.step import Stepper
-    Stepper.do = lambda *_: os.abort()
-"""
 
-HAS_A_BUG = """
-import sys
-if "forkserver" in " ".join(sys.orig_argv):
-    from lsa_study.training.step import Stepper
-    Stepper.do = lambda *_: {}["rel_pos"]
+    def loses_moments():
+        Stepper.load_state_dict = lambda self, state: self.model.load_state_dict(state["model"])
+
+    def begins_anew():
+        checkpoint.load = lambda run_dir: None
+
+    def dies():
+        Stepper.do = lambda *_: os.abort()
+
+    def has_a_bug():
+        Stepper.do = lambda *_: {}["rel_pos"]
+
+    faults = {"swin": loses_moments, "net1": begins_anew, "net4": dies, "net5": has_a_bug}
+    live = run.live
+
+    def live_with_a_fault(run_dir, **options):
+        faults[run_dir.root.parent.name.partition("-")[0]]()
+        return live(run_dir, **options)
+
+    run.live = live_with_a_fault
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (LOSES_MOMENTS, ", undisturbed"),
-        (BEGINS_ANEW, "began anew instead of resuming"),
-        (DIES, "SIGABRT"),
-        (HAS_A_BUG, "KeyError: 'rel_pos'"),
-    ],
-)
-def test_a_planted_fault_is_caught(tmp_path, fault, words):
-    told = rehearse_swin(tmp_path, fault)
+def test_planted_faults_are_caught(tmp_path):
+    """One in every row's processes; a row that fails does not keep the next from its turn."""
+    words = {
+        "swin": ", undisturbed",
+        "net1": "began anew instead of resuming",
+        "net4": "SIGABRT",
+        "net5": "KeyError: 'rel_pos'",
+    }
+    told = rehearsed(tmp_path, *words, fault=FAULTS)
     assert told.returncode == 1, told.stdout + told.stderr
-    assert "failed" in told.stdout
-    assert words in told.stdout
-    (row,) = rehearsal.read(tmp_path / "results", "toy").values()
-    assert row.state == "failed"
-    assert any((tmp_path / "results/toy/rehearsal").iterdir()), "its folder is kept"
+    rows = {row.variant: row for row in rehearsal.read(tmp_path / "results", "toy").values()}
+    assert set(rows) == set(words)
+    for variant, row in rows.items():
+        (line,) = [line for line in told.stdout.splitlines() if f"/4  {variant}" in line]
+        assert row.state == "failed"
+        assert "failed" in line
+        assert words[variant] in row.words
+    kept = {path.name.partition("-")[0] for path in (tmp_path / "results/toy/rehearsal").iterdir()}
+    assert kept == set(words), "their folders are kept"
 
 
 def test_missing_data_end_with_exit_code_3(tmp_path):

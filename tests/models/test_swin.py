@@ -5,6 +5,7 @@ import itertools
 import pytest
 import timm
 import torch
+from networks import on_meta
 
 from lsa_study import ops, study
 from lsa_study.config import (
@@ -64,10 +65,10 @@ def rows():
 
 @pytest.mark.parametrize("settings", rows())
 def test_every_row_of_the_article_builds(settings):
-    with torch.device("meta"):
-        side = settings.data.image_size
-        model = from_settings(settings.model, image_size=side, num_classes=10)
-        assert model.eval()(torch.empty(2, 3, side, side)).shape == (2, 10)
+    side = settings.data.image_size
+    model = on_meta(from_settings, settings.model, image_size=side, num_classes=10)
+    with torch.no_grad():
+        assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 10)
 
 
 @pytest.mark.parametrize("backbone", ["swin_micro", "swin_mini", "swin_mini_p2"])
@@ -103,8 +104,7 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_stochastic_depth_grows_from_zero():
-    with torch.device("meta"):
-        model = build_model("lsa_swin_tiny", drop_path_rate=0.11)
+    model = on_meta(build_model, "lsa_swin_tiny", drop_path_rate=0.11)
     rates = [
         [getattr(d, "drop_prob", 0.0) for d in (b.drop_path1, b.drop_path2)]
         for stage in model.layers
@@ -124,8 +124,7 @@ def test_odd_blocks_shift_where_there_are_several_windows():
 
 def test_small_maps_have_small_windows():
     """Swin: a map below the window's size is one window."""
-    with torch.device("meta"):
-        model = network(UnifiedOp(**LSA), "swin_tiny", image_size=96)
+    model = on_meta(network, UnifiedOp(**LSA), "swin_tiny", image_size=96)
     assert [stage[0].size for stage in places(model)] == [7, 7, 6, 3]
 
 

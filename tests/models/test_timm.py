@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
+from networks import on_meta
 from timm.data import resolve_model_data_config
 
 from lsa_study.config import Model, OutlookOp
 from lsa_study.models import MODELS, TIMM_MODELS, build_model, from_settings, load_official
-from lsa_study.models.knobs import Unbounded
 from lsa_study.ops import UnifiedSpatialOp
 
 NAMES = (*MODELS, *TIMM_MODELS)
@@ -23,11 +23,6 @@ PROMISED = {
     *(f"elsa_volo_d{number}" for number in range(1, 6)),
     *(f"volo_d{number}" for number in range(1, 6)),
 }
-
-
-def on_meta(build, *args, **options):
-    with torch.device("meta"), Unbounded():
-        return build(*args, **options).eval()
 
 
 def test_all_promised_names_are_known_to_timm():
@@ -60,6 +55,7 @@ def test_timm_builds_the_same_large_networks(name):
 
 @pytest.mark.parametrize("side", [224, 384, 448, 512])
 @pytest.mark.parametrize("name", ["elsa_volo_d5", "volo_d1", *(n for n in LIGHT if "swin" in n)])
+@torch.no_grad()
 def test_every_size_of_the_article_passes(name, side):
     """Sizes of one family differ in width and depth alone."""
     model = on_meta(build_model, name, img_size=side)
@@ -70,6 +66,7 @@ def test_every_size_of_the_article_passes(name, side):
     ("name", "count", "windows"),
     [("lsa_swin_large", 196_735_516, [12] * 4), ("elsa_swin_large", 205_049_116, [12])],
 )
+@torch.no_grad()
 def test_window_of_12_at_384_pixels(name, count, windows):
     """All stages of Swin-L hold windows, only the last of ELSA's."""
     model = on_meta(build_model, name, img_size=384, window_size=12)
@@ -160,6 +157,7 @@ def test_weights_in_a_file_come_in_as_timm_does_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [n for n in LIGHT if not n.startswith("net")])
+@torch.no_grad()
 def test_heads_and_features_of_every_kind(name):
     model = on_meta(build_model, name, img_size=64)
     image = torch.empty(2, 3, 64, 64, device="meta")

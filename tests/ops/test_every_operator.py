@@ -28,9 +28,9 @@ OPERATORS = {
     "neighboring_softmax": eq4(*ALL, application="neighboring"),
     "neighboring_identity": eq4("rq_k", norm="identity", application="neighboring", border="mask"),
     "neighboring_filter_norm": eq4(*ALL, norm="filter_norm", application="neighboring", size=5),
-    "neighboring_unfold": eq4(*ALL, application="neighboring", size=5, implementation="unfold"),
+    "neighboring_unfold": eq4(*ALL, application="neighboring", size=3, implementation="unfold"),
     "neighboring_sdc": eq4(
-        *ALL, application="neighboring", size=5, border="mask", implementation="sdc"
+        *ALL, application="neighboring", size=3, border="mask", implementation="sdc"
     ),
     "elsa": lambda: ops.ELSA(DIM, 3, kernel_size=5, group_width=4),
     "elsa_both_ghosts": lambda: ops.ELSA(DIM, 3, kernel_size=3, ghost_mul=1.0),
