@@ -8,6 +8,7 @@ import fnmatch
 import json
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -46,16 +47,25 @@ class Golden:
 TOGETHER = ("test_costs.py", "test_released.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, in the process that hands tests out
+def pytest_xdist_make_scheduler(config, log):
+    """Groups by file, not by mark: pytest-xdist 3.8 loses its marks under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        groups: ClassVar[dict[str, str]] = {}
+
+        def _split_scope(self, nodeid):
+            path = Path(nodeid.partition("::")[0])
+            if path.parent.name == "slurm":
+                # Two clusters at most, however many workers there are: these tests mostly wait.
+                return self.groups.setdefault(nodeid, f"slurm-{len(self.groups) % 2}")
+            return path.name if path.name in TOGETHER else nodeid
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_modifyitems(items):
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            if item.path.name in TOGETHER:
-                item.add_marker(pytest.mark.xdist_group(item.path.name))
-    of_slurm = [item for item in items if item.get_closest_marker("slurm")]
-    for number, item in enumerate(of_slurm):
-        # Two clusters at most, however many workers there are: these tests mostly wait.
-        item.add_marker(pytest.mark.xdist_group(f"slurm-{number % 2}"))
     # They begin at once, beside tests that compute, and are not what all the others wait for.
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
