@@ -1,5 +1,7 @@
 """How tests of the kernels judge rounding: against float64, beside the plain definition."""
 
+import torch
+
 
 def run(call, tensors, gradient, dtype):
     """Output and all gradients, in float64."""
@@ -18,3 +20,16 @@ def hold(exact, rounded, ours, names):
             continue
         allowed = max(2 * (p - e).abs().max(), 8 * 2**-24 * e.abs().max())
         assert (f - e).abs().max() <= allowed, name
+
+
+def hold_for_any_threads(find):
+    """``find`` gives the same tensors on one thread, on two, and on two again."""
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 2):
+            torch.set_num_threads(number)
+            found.append(find())
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from exactness import hold_for_any_threads
 
 import lsa_kernels
 from lsa_kernels import build
@@ -107,16 +108,8 @@ def test_golden(golden):
 
 def test_the_number_of_threads_changes_no_bit():
     tensors, gradient, excluded = make(1, 9, 2, 14, 14, 8, (7, 7), 3)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 2):
-            torch.set_num_threads(number)
-            call = fused("softmax", (7, 7), excluded)
-            found.append(run(call, tensors, gradient, TERMS, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    call = fused("softmax", (7, 7), excluded)
+    hold_for_any_threads(lambda: run(call, tensors, gradient, TERMS, torch.float32))
 
 
 def test_every_element_is_written(monkeypatch):

@@ -4,10 +4,9 @@
 //   out[p, o] = bias[o] + sum over taps t and channels i of o's group of weight[o, i, t] x[p + o_t, i]
 //
 // Channels out lie in the vector's lanes; channel i of each group is spread over its group's lanes.
-// Sums stay in registers while pixels pass by. The gradient of x is the same
-// convolution with the filters turned round and their channels exchanged. Every task writes its own
-// memory and parts of parameter gradients are summed in order, so results do not depend on the
-// number of threads.
+// Sums stay in registers while pixels pass by. The gradient of x is the same convolution with the
+// filters turned round and their channels exchanged. Every task writes its own memory and parts of
+// parameter gradients are summed in order, so results do not depend on the number of threads.
 #include <algorithm>
 #include <type_traits>
 #include <utility>
