@@ -32,7 +32,8 @@ def main() -> None:
     chosen = parser.parse_args()
     images = lay_out(chosen.photographs, chosen.results / "data" / "imagenet")
     asked = [f"data.train_limit={COPIES * images}", "runtime.workers=1"]
-    command = ["lsa", "run", str(STUDY), "--tier", TIER, "--results", str(chosen.results)]
+    lsa = Path(sys.executable).with_name("lsa")
+    command = [str(lsa), "run", str(STUDY), "--tier", TIER, "--results", str(chosen.results)]
     command += ["--jobs", "1", *(word for one in asked for word in ("--set", one))]
     environment = os.environ | {"LSA_DATA": str(chosen.results / "data")}
     done = subprocess.run(command, env=environment, check=False)
@@ -41,7 +42,8 @@ def main() -> None:
     loaded = study.load(STUDY, tier=TIER, overrides=asked)
     rows = [row(chosen.results, run) for run in loaded.runs()]
     for one in rows:
-        print(f"{one['row']}: {one['acc1'][-1]:.1f} % of {images} photographs")
+        reached = f"{one['acc1'][-1]:.1f} % of {images} photographs" if one["acc1"] else "nothing"
+        print(f"{one['row']}: {one['outcome']}, {reached}")
     if chosen.out:
         chosen.out.write_text(json.dumps({"photographs": images, "rows": rows}, indent=1) + "\n")
 

@@ -254,10 +254,10 @@ void forward(const Problem& p, const View& x, const float* weight, const float* 
   const Buffer weights = packed<K, G>(p, weight, false);
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < shape.tasks(); ++n) {
-    const float* map = scratch.mine().at;
+    float* map = scratch.mine().at;
     Task<K, G> task(p);
     task.choose(n);
-    task.pack(x, scratch.mine().at);
+    task.pack(x, map);
     task.convolve(map, weights.at + task.chunk * task.weights_size(), bias, out);
   }
 }
@@ -290,7 +290,8 @@ void backward(const Problem& p, const View& x, const float* weight, const View& 
   for (int64_t chunk = 0; chunk < shape.chunks; ++chunk) {
     Task<K, G> task(p);
     task.choose(chunk * task.bands);
-    float *all = parts.at + chunk * task.bands * length, *biases = bias_parts.at + chunk * task.bands * wide;
+    float* all = parts.at + chunk * task.bands * length;
+    float* biases = bias_parts.at + chunk * task.bands * wide;
     for (int64_t b = 0; b < p.batch; ++b)
       for (int64_t band = b == 0; band < task.bands; ++band) {
         const int64_t n = b * task.chunks * task.bands + band;
