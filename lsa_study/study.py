@@ -277,7 +277,7 @@ def _check_names(file: StudyFile, document: strict_yaml.Document) -> None:
             place = document.where("variants", name, "against")
             mistakes.append(f"{place}: {variant.against!r} is not a variant; known: {known}")
     for factor in file.factor:
-        if not any(_under(path, [factor]) for path in compose.known_paths()):
+        if not is_setting(factor):
             place = document.where("factor")
             mistakes.append(f"{place}: factor {factor!r} is not a setting; give a dotted path")
     if mistakes:
@@ -308,7 +308,13 @@ def _check_distinct(study: Study) -> None:
         seen[identity] = name
 
 
-def _under(path: str, factors: Iterable[str]) -> bool:
+def is_setting(path: str) -> bool:
+    """Whether a dotted path names a setting or a group of them."""
+    return any(under(known, [path]) for known in compose.known_paths())
+
+
+def under(path: str, factors: Iterable[str]) -> bool:
+    """Whether a dotted setting is one of these or inside one of them."""
     return any(path == f or path.startswith(f"{f}.") for f in factors)
 
 
@@ -329,7 +335,7 @@ def confounds(study: Study, allowed: Sequence[str] = ()) -> dict[str, list[str]]
         found[name] = [
             f"{key} ({old} -> {new})"
             for key, (old, new) in changes.items()
-            if key != "seed" and not _under(key, study.file.factor) and not _under(key, allowed)
+            if key != "seed" and not under(key, study.file.factor) and not under(key, allowed)
         ]
     return {name: words for name, words in found.items() if words}
 

@@ -36,6 +36,8 @@ class Claim(BaseModel):
     margin: float | int = 0.0
     """Points for acc1, else percent of the second row."""
     outcome: Literal["diverged", "oom"] | None = None
+    besides: list[str] = []
+    """Settings that may differ beside the factor, where the claim compares whole networks."""
     tiers: list[Tier] = Field(default=list(studies.TIERS), min_length=1)
     """Where the claim has a meaning."""
 
@@ -48,6 +50,8 @@ class Claim(BaseModel):
             raise ValueError(f"margin={self.margin}: 'within' needs one above 0")
         if bad := [row for row in self.rows if row.count("/") != 1]:
             raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
+        if bad := [key for key in self.besides if not studies.is_setting(key)]:
+            raise ValueError(f"besides {bad}: no such settings; give dotted paths")
         return self
 
 
@@ -154,7 +158,9 @@ def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> Verdict:
         judged = verdicts.ends(chosen[0], claim.outcome)
     else:
         one, other = chosen
-        judged = verdicts.compared(one, other, claim.metric, claim.relation, float(claim.margin))
+        judged = verdicts.compared(
+            one, other, claim.metric, claim.relation, float(claim.margin), claim.besides
+        )
     return Verdict(claim, tier, judged, _article(claim, chosen))
 
 

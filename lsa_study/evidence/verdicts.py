@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lsa_study import study as studies
 from lsa_study.evidence import alike
@@ -76,11 +76,19 @@ def ends(side: Side, outcome: str) -> Judged:
     return Judged("supported" if count else "contradicted", share, n=total, reason=reason)
 
 
-def compared(one: Side, other: Side, metric: str, relation: str, margin: float) -> Judged:
-    """Judge an inequality between two rows, over the seeds they share."""
-    if confounds := _confounds(one, other):
+def compared(
+    one: Side, other: Side, metric: str, relation: str, margin: float, besides: Sequence[str] = ()
+) -> Judged:
+    """Judge an inequality between two rows, over the seeds they share.
+
+    Rows that differ in more than their studies' factors and the settings of ``besides`` are not
+    compared. What does differ by ``besides`` stands in the notes.
+    """
+    differing = _beside_the_factor(one, other)
+    if confounds := [key for key in differing if not studies.under(key, besides)]:
         return Judged("unresolved", needs=f"the rows also differ in {', '.join(confounds)}")
-    notes = tuple(alike.unlike(one.row.runs, other.row.runs))
+    wanted = (f"{key} {ours}, the other {theirs}" for key, (ours, theirs) in differing.items())
+    notes = (*wanted, *alike.unlike(one.row.runs, other.row.runs))
     if metric in ("params", "macs"):
         found = _counted(one.row, other.row, metric)
         judged = decide(found, relation, margin, None) if found else not_run(f"no {metric} known")
@@ -143,14 +151,14 @@ def _deviation(found: Estimate) -> float | None:
     return variance**0.5 or None
 
 
-def _confounds(one: Side, other: Side) -> list[str]:
+def _beside_the_factor(one: Side, other: Side) -> dict[str, tuple[Any, Any]]:
     factors = [*one.study.file.factor, *other.study.file.factor, "model.op", "seed"]
     settings = (one.study.variants[one.row.variant], other.study.variants[other.row.variant])
-    return [
-        key
-        for key in studies.differing(*settings)
-        if not any(key == factor or key.startswith(f"{factor}.") for factor in factors)
-    ]
+    return {
+        key: values
+        for key, values in studies.differing(*settings).items()
+        if not studies.under(key, factors)
+    }
 
 
 def _noise(one: Side, other: Side) -> float | None:

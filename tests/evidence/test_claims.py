@@ -156,6 +156,26 @@ def test_studies_are_read_as_they_were_asked_for(tmp_path):
     assert got.verdict == "unresolved (the rows also differ in train.epochs)"
 
 
+def test_whole_networks_are_compared_in_what_the_claim_names(tmp_path):
+    """Only that, and it stands beside the verdict; anything else that differs forbids it."""
+    write_study(tmp_path, "table8", tier="paper")
+    got = judged(tmp_path, "paper", "table8-small-matches-base")
+    assert got.n == 3
+    assert got.notes[0] == "evaluation.weights model, the other ema"
+    assert {note.split()[0] for note in got.notes[:4]} == {
+        "model.backbone", "model.drop_path", "train.ema_decay", "evaluation.weights",
+    }  # fmt: skip
+    path = tmp_path / "claims.yaml"
+    words = (study.repository_folder("experiments") / "claims.yaml").read_text()
+    path.write_text(words.replace("besides: [model.backbone, ", "besides: ["))
+    (fewer,) = [
+        verdict.judged
+        for verdict in claims.judge_tier(tmp_path, "paper", path=path)
+        if verdict.claim.id == "table8-small-matches-base"
+    ]
+    assert fewer.verdict == "unresolved (the rows also differ in model.backbone)"
+
+
 def test_speed_is_compared_on_one_device_only(tmp_path):
     for name in ("table4", "table5"):
         loaded = write_study(tmp_path, name, tier="proxy", seeds=[0, 1])
@@ -181,6 +201,7 @@ def test_unlike_environments_are_noted(tmp_path):
         ({"rows": ["table1/net7"]}, "the others two rows"),
         ({"rows": ["net7", "swin"]}, "write study/variant"),
         ({"relation": "within"}, "'within' needs one above 0"),
+        ({"besides": ["model.backbon"]}, "no such settings; give dotted paths"),
         ({"margn": 1}, "margn is not a setting"),
     ],
 )
