@@ -227,6 +227,38 @@ class TokenLabels(_Settings):
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
 
+class Start(_Settings):
+    """Trained weights that training begins from, in place of drawn ones; all else begins anew.
+
+    Of another row of the study (``row``), or of a file (``weights`` and ``source``). Tables and
+    position maps of another size are interpolated.
+    """
+
+    row: str | None = None
+    """A variant of the same study: the run of the same seed, the weights that it reports."""
+    recipe: str | None = None
+    """What that row's settings are, its seed aside; filled in when the study is read."""
+    weights: str | None = None
+    """A file under ``weights/`` in the data sets' folder, such as ``imagenet21k/swin_l.pth``."""
+    source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
+    """Whose layout the file has: lsa is this project's, the others are releases."""
+    head: Literal["kept", "drawn"] = "kept"
+    """drawn: the classifier begins with drawn weights, as it must for other classes."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.row is None) == (self.weights is None):
+            raise ValueError("give either row or weights")
+        if (self.weights is None) != (self.source is None):
+            raise ValueError("weights and source belong together; give both or neither")
+        if self.weights is not None and not _inside(self.weights):
+            raise ValueError(
+                f"weights={self.weights!r} leaves the folder weights/ of the data sets; give a "
+                "path inside it"
+            )
+        return self
+
+
 class Train(_Settings):
     """The optimisation protocol; the same for every row of a table."""
 
@@ -253,6 +285,8 @@ class Train(_Settings):
     ema_decay: Share | None = None
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
+    start: Start | None = None
+    """Fine-tuning: weights to begin from; null draws them."""
     precision: Literal["float32", "amp"] = "float32"
     """amp: bfloat16 autocast on a GPU, float32 on a CPU; the run records which it was."""
 
@@ -350,10 +384,11 @@ class Settings(_Settings):
                 raise ValueError(words)
         return self
 
-    def reads(self) -> tuple[Data, bool]:
-        """What of the data folder is read: the set, and whether its label maps are."""
-        tokens = self.train.tokens
-        return self.data, tokens is not None and tokens.labels != "plain"
+    def reads(self) -> tuple[Data, bool, str | None]:
+        """What of the data folder is read: the set, whether its label maps, and a start's file."""
+        tokens, start = self.train.tokens, self.train.start
+        maps = tokens is not None and tokens.labels != "plain"
+        return self.data, maps, None if start is None else start.weights
 
     def science(self) -> dict[str, Any]:
         """The settings that can move a number: all but how and where the run is carried out."""
@@ -361,7 +396,7 @@ class Settings(_Settings):
         del settings["data"]["root"]
         # Left out where they are off: the identities of runs made before there were such settings
         # stand.
-        for group, name in (("train", "tokens"), ("data", "test_limit")):
+        for group, name in (("train", "tokens"), ("train", "start"), ("data", "test_limit")):
             if settings[group][name] is None:
                 del settings[group][name]
         return settings
@@ -373,13 +408,24 @@ class Settings(_Settings):
     def identities(self, seeds: Iterable[int]) -> dict[int, str]:
         """``identity()`` as it would be with each of these seeds."""
         # Thousands of seeds are looked for in a moment: the settings become text only once.
+        before, after = self._canonical().split('"seed":"?"')
+        return {seed: _digits(f'{before}"seed":{seed}{after}') for seed in seeds}
+
+    def recipe(self) -> str:
+        """Ten hex digits that the runs of a row share, whatever their seed."""
+        return _digits(self._canonical())
+
+    def _canonical(self) -> str:
         settings = {"schema": SCHEMA_VERSION, **self.science(), "seed": "?"}
-        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-        before, after = canonical.split('"seed":"?"')
-        return {
-            seed: hashlib.sha256(f'{before}"seed":{seed}{after}'.encode()).hexdigest()[:10]
-            for seed in seeds
-        }
+        return json.dumps(settings, sort_keys=True, separators=(",", ":"))
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _inside(path: str) -> bool:
+    return not path.startswith(("/", "~")) and ".." not in path.split("/")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -98,6 +98,7 @@ def _block(
         ("reuse", f"{len(done)} done, {len(running)} running, {len(todo)} to do"),
         ("shared", _shared(runs, study, studies)),
         ("train", _protocol(runs[0])),
+        ("start", _starts(study)),
         *_cost(study, todo, rehearsed),
     ]
     head = (
@@ -106,6 +107,15 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {name:<9} {words}" for name, words in rows if words)])
+
+
+def _starts(study: Study) -> str:
+    found = []
+    for variant, settings in study.variants.items():
+        start = settings.train.start
+        if start is not None:
+            found.append(f"{variant} from {start.row or start.weights}")
+    return "; ".join(found)
 
 
 def _cost(

@@ -46,8 +46,8 @@ class Rehearsed(BaseModel):
 
 
 def key(settings: Settings) -> str:
-    """Rows that differ only in seed and number of epochs share a rehearsal."""
-    train = settings.train.model_copy(update={"epochs": 1})
+    """Rows that differ only in seed, number of epochs and first weights share a rehearsal."""
+    train = settings.train.model_copy(update={"epochs": 1, "start": None})
     return settings.model_copy(update={"seed": 0, "train": train}).identity()
 
 

@@ -76,8 +76,17 @@ class RunDir:
         """The files of an experiment tracker: a mirror of the metrics, never read back."""
         return self.root / "tracking"
 
-    def create(self, settings: Settings, *, variant: str) -> None:
+    def sibling(self, identity: str) -> RunDir | None:
+        """The run of another identity at the same tier, whatever row first asked for it."""
+        return next((RunDir(path) for path in self.root.parent.glob(f"*-{identity}")), None)
+
+    def create(self, settings: Settings, *, variant: str, start: str | None = None) -> None:
         """Make the folder for these settings. Safe to call again after a preemption.
+
+        Args:
+            settings: everything that says what the run is.
+            variant: the row that asked for it first.
+            start: identity of the run whose weights it begins from, if it does.
 
         Raises:
             Refused: the folder already holds a run with other settings.
@@ -91,7 +100,7 @@ class RunDir:
             "schema": SCHEMA_VERSION,
             "variant": variant,
             "settings": settings.model_dump(mode="json"),
-        }
+        } | ({} if start is None else {"start": start})
         with writable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.root / "checkpoint").mkdir(mode=0o700, exist_ok=True)

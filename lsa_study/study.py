@@ -21,6 +21,10 @@ ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
 
+START = "train.start: "
+"""Stands before a setting in which not two rows differ but the rows that they begin from."""
+
+
 class NoVariant(ConfigError):
     """``--only`` matches no variant of a study."""
 
@@ -97,6 +101,8 @@ class Run:
     settings: Settings
     identity: str
     resources: Resources
+    start: str | None = None
+    """Identity of the run whose weights it begins from, if it does."""
 
     @property
     def name(self) -> str:
@@ -114,6 +120,8 @@ class Study:
     seeds: tuple[int, ...]
     variants: dict[str, Settings]
     resources: dict[str, Resources]
+    starts: dict[str, Settings]
+    """Of the variants that begin from another row: the settings of that row."""
 
     @property
     def name(self) -> str:
@@ -131,8 +139,9 @@ class Study:
     def _run(self, variant: str, settings: Settings, seed: int) -> Run:
         seeded = settings.model_copy(update={"seed": seed})
         label = self.file.variants[variant].label
-        resources = self.resources[variant]
-        return Run(self.name, variant, label, seed, seeded, seeded.identity(), resources)
+        resources, start = self.resources[variant], self.starts.get(variant)
+        before = None if start is None else start.identities([seed])[seed]
+        return Run(self.name, variant, label, seed, seeded, seeded.identity(), resources, before)
 
     def reference_of(self, variant: str) -> str:
         """The row that ``variant`` is compared with; itself for a baseline."""
@@ -207,11 +216,22 @@ def load(
     chosen = _choose(file, only)
     variants: dict[str, Settings] = {}
     resources: dict[str, Resources] = {}
+    starts: dict[str, Settings] = {}
     mistakes: dict[str, list[str]] = {}
+
+    def resolve(name: str, later: tuple[str, ...] = ()) -> Settings:
+        """One row; where it begins from another, that one first."""
+        settings = _resolve(base, document, name, file.variants[name], overrides)
+        row = _start_row(file, document, name, settings, later)
+        if row is None:
+            return settings
+        starts[name] = resolve(row, (*later, name))
+        return _filled_in(settings, starts[name])
+
     for name in chosen:
         variant = file.variants[name]
         try:
-            variants[name] = _resolve(base, document, name, variant, overrides)
+            variants[name] = resolve(name)
             asked = {**tier_resources, **file.resources, **variant.resources}
             place = functools.partial(_at, document.where("variants", name, "resources"))
             resources[name] = compose.validate(Resources, asked, place)
@@ -220,7 +240,7 @@ def load(
                 mistakes.setdefault(mistake, []).append(name)
     if mistakes:
         raise ConfigError(*(_in_variants(m, names, chosen) for m, names in mistakes.items()))
-    loaded = Study(file, document, tier, tuple(seeds or tier_seeds), variants, resources)
+    loaded = Study(file, document, tier, tuple(seeds or tier_seeds), variants, resources, starts)
     _check_distinct(loaded)
     return loaded
 
@@ -240,6 +260,35 @@ def _resolve(
             raise ConfigError(f"--set {override}: not a setting; write --set key=value")
         layers.set(key.strip(), strict_yaml.scalar(text), f"--set {override}")
     return compose.settings(layers)
+
+
+def _start_row(
+    file: StudyFile,
+    document: strict_yaml.Document,
+    name: str,
+    settings: Settings,
+    later: tuple[str, ...],
+) -> str | None:
+    start = settings.train.start
+    if start is None:
+        return None
+    place = document.where("variants", name)
+    if start.recipe is not None:
+        raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
+    if start.row is not None and start.row not in file.variants:
+        known = ", ".join(file.variants)
+        raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; known: {known}")
+    if start.row in (name, *later):
+        circle = " from ".join([*later, name, start.row])
+        raise ConfigError(f"{place}: {circle}: no row is first; let one begin with drawn weights")
+    return start.row
+
+
+def _filled_in(settings: Settings, before: Settings) -> Settings:
+    assert settings.train.start is not None
+    start = settings.train.start.model_copy(update={"recipe": before.recipe()})
+    train = settings.train.model_copy(update={"start": start})
+    return settings.model_copy(update={"train": train})
 
 
 def _at(place: str, keys: compose.Keys) -> str:
@@ -315,7 +364,8 @@ def is_setting(path: str) -> bool:
 
 def under(path: str, factors: Iterable[str]) -> bool:
     """Whether a dotted setting is one of these or inside one of them."""
-    return any(path == f or path.startswith(f"{f}.") for f in factors)
+    plain = path.removeprefix(START)
+    return any(plain == f or plain.startswith(f"{f}.") for f in factors)
 
 
 def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
@@ -324,14 +374,29 @@ def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
+def differing_rows(one: tuple[Study, str], other: tuple[Study, str]) -> dict[str, tuple[Any, Any]]:
+    """``differing`` of two rows, each a study and a variant.
+
+    Where both begin from rows, it counts in what these differ: ``train.start: train.epochs``.
+    """
+    settings = [study.variants[variant] for study, variant in (one, other)]
+    starts = [study.starts.get(variant) for study, variant in (one, other)]
+    found = differing(settings[0], settings[1])
+    if starts[0] is None or starts[1] is None:
+        return found
+    plain = {k: v for k, v in found.items() if k not in ("train.start.row", "train.start.recipe")}
+    before = differing(starts[0], starts[1])
+    return plain | {f"{START}{k}": v for k, v in before.items() if k not in plain}
+
+
 def confounds(study: Study, allowed: Sequence[str] = ()) -> dict[str, list[str]]:
     """Per variant, in words, the settings that differ from its reference beside the factor."""
     found: dict[str, list[str]] = {}
-    for name, settings in study.variants.items():
+    for name in study.variants:
         reference = study.reference_of(name)
         if reference == name or reference not in study.variants:
             continue
-        changes = differing(study.variants[reference], settings)
+        changes = differing_rows((study, reference), (study, name))
         found[name] = [
             f"{key} ({old} -> {new})"
             for key, (old, new) in changes.items()

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsa_study.config import Settings
-from lsa_study.data.roots import DataLacks, require
+from lsa_study.data.roots import DataLacks, require, weights
 
 if TYPE_CHECKING:
     from lsa_study.data.sets import Sets
 
-__all__ = ["DataLacks", "check", "load", "require"]
+__all__ = ["DataLacks", "check", "load", "require", "weights"]
 
 
 def load(settings: Settings, *, device: str = "cpu") -> Sets:
@@ -40,6 +40,8 @@ def check(settings: Settings) -> None:
     """Load the data once to see that they are whole, before anything is trained.
 
     Raises:
-        DataLacks: the files are missing, incomplete or damaged.
+        DataLacks: the files are missing, incomplete or damaged, or weights to begin from are.
     """
+    if (start := settings.train.start) is not None and start.weights is not None:
+        weights(settings.data, start.weights)
     load(settings)

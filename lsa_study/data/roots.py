@@ -68,6 +68,22 @@ def require(data: Data) -> tuple[Path, ...]:
     raise _missing(data, root)
 
 
+def weights(data: Data, name: str) -> Path:
+    """Find a file of weights under the data sets' folder.
+
+    Raises:
+        DataLacks: it is not there.
+    """
+    path = _root(data) / "weights" / name
+    if not path.is_file():
+        origin = "data.root" if data.root is not None else "LSA_DATA"
+        raise DataLacks(
+            f"train.start.weights: {path} not found (from {origin}); put the weights there, or "
+            "drop train.start to begin with drawn ones"
+        )
+    return path
+
+
 def imagenet(data: Data) -> Layout:
     """Find ImageNet as folders or shards.
 

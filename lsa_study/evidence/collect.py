@@ -209,7 +209,7 @@ class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"\n(?:identity: .*|variant: .*|  seed: \d+(?=\n))")
+    OWN_LINES = re.compile(r"\n(?:identity: .*|start: .*|variant: .*|  seed: \d+(?=\n))")
 
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
@@ -266,7 +266,7 @@ class _Reader:
         """Where the run's settings, but for its seed, stand in ``rows``."""
         text = run.config_text()
         common, own = self.OWN_LINES.subn("", f"\n{text}")
-        if own != 3 or common not in self.parsed:
+        if own not in (3, 4) or common not in self.parsed:
             nested = run.config()["settings"]
             if not isinstance(nested, dict):
                 raise ConfigError(f"{run.root}: is not a run's configuration; move it away")

@@ -153,10 +153,10 @@ def _deviation(found: Estimate) -> float | None:
 
 def _beside_the_factor(one: Side, other: Side) -> dict[str, tuple[Any, Any]]:
     factors = [*one.study.file.factor, *other.study.file.factor, "model.op", "seed"]
-    settings = (one.study.variants[one.row.variant], other.study.variants[other.row.variant])
+    rows = ((one.study, one.row.variant), (other.study, other.row.variant))
     return {
         key: values
-        for key, values in studies.differing(*settings).items()
+        for key, values in studies.differing_rows(*rows).items()
         if not studies.under(key, factors)
     }
 

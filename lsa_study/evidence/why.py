@@ -53,6 +53,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "reference": found.reference,
         "difference": _difference(compared),
         "settings": str(study.document.where("variants", found.variant)),
+        "begins_from": _start(study, found.variant, found.seeds),
         "runs": [
             {
                 "seed": seed,
@@ -90,6 +91,14 @@ def _difference(compared: Contrast | None) -> dict[str, Any] | None:
     }
 
 
+def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
+    start, before = study.variants[variant].train.start, study.starts.get(variant)
+    if start is None or before is None:
+        return None if start is None else start.weights
+    identities = before.identities(seeds)
+    return f"{start.row} ({', '.join(identities[seed] for seed in seeds)})"
+
+
 def _files(
     results: Path, tier: str, identity: str, here: dict[str, rundir.RunDir], ran: bool
 ) -> str | None:
@@ -102,6 +111,8 @@ def as_text(found: dict[str, Any]) -> str:
     """The answer as lines for a terminal."""
     title = f"{found['study']} {found['row']} ({found['label']}, tier {found['tier']})"
     lines = [f"{title}: {found['outcome']}", f"settings  {found['settings']}"]
+    if found["begins_from"] is not None:
+        lines.append(f"begins    from {found['begins_from']}")
     if found["mean"] is not None:
         values = ", ".join(f"{r['acc1']:.4f}" for r in found["runs"] if r["outcome"] == "done")
         lines.append(f"acc1      {found['mean']:.4f} = mean of {values}")

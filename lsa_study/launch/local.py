@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,35 @@ def folder_of(run: Run, results: Path, known: dict[str, RunDir]) -> RunDir:
     """The run's folder: an existing one of its identity, else the one it will get."""
     here = rundir.runs_folder(results, run.settings.tier) / run.name
     return known.get(run.identity) or RunDir(here)
+
+
+def need_starts(runs: Iterable[Run], known: Mapping[str, RunDir], coming: Collection[str]) -> None:
+    """Check that what runs begin from is trained, or will be before them.
+
+    Args:
+        runs: to be trained.
+        known: the run folders there are, by identity.
+        coming: identities of the runs that are under way or will be trained with these.
+
+    Raises:
+        EnvironmentLacks: some are not; all are named.
+    """
+    lacking = [
+        f"{run.name}: begins from {row_of(run)} ({run.start}), which has not been trained; "
+        "ask for that row too"
+        for run in runs
+        if run.start is not None
+        and run.start not in coming
+        and (run.start not in known or known[run.start].result() is None)
+    ]
+    if lacking:
+        raise EnvironmentLacks("\n".join(lacking))
+
+
+def row_of(run: Run) -> str | None:
+    """The row that a run begins from."""
+    start = run.settings.train.start
+    return None if start is None else start.row
 
 
 def ended_by(code: int) -> str:
@@ -162,6 +191,7 @@ class Queue:
                 self.waiting.append(run)
             else:
                 self.summary.already += 1
+        need_starts(self.waiting, self.known, {run.identity for run in self.waiting})
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
             if self.waiting:
@@ -200,15 +230,21 @@ class Queue:
             worker.check_data(settings)
 
     def _next(self, worker: Worker) -> None:
-        if not self.waiting or self.interrupted_at is not None:
-            worker.run = None
-            return
-        run = self.waiting.popleft()
-        folder = folder_of(run, self.results, self.known)
-        folder.create(run.settings, variant=run.variant)
+        run = None if self.interrupted_at is not None else self._first_ready()
         worker.run = run
+        if run is None:
+            return
+        self.waiting.remove(run)
+        folder = folder_of(run, self.results, self.known)
+        folder.create(run.settings, variant=run.variant, start=run.start)
         self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
         worker.tell(train=str(folder.root))
+
+    def _first_ready(self) -> Run | None:
+        """The next run that does not wait for another's weights."""
+        under_way = [worker.run for worker in self.workers if worker.run is not None]
+        coming = {run.identity for run in (*self.waiting, *under_way)}
+        return next((run for run in self.waiting if run.start not in coming), None)
 
     def _hear(self, worker: Worker) -> None:
         run, reply = worker.run, worker.reply()
@@ -219,8 +255,8 @@ class Queue:
             worker = self._hire() if self.waiting and self.interrupted_at is None else worker
         worker.run = None
         self._note(run, reply)
-        if worker in self.workers:
-            self._next(worker)
+        for idle in [one for one in self.workers if one.run is None]:
+            self._next(idle)
 
     def _died(self, run: Run, code: int) -> str:
         cause = "oom-host" if code == -signal.SIGKILL else "bug"

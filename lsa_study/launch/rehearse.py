@@ -50,7 +50,7 @@ class _Failed(Exception):
 
 
 def shortened(run: Run, *, checkpoints: float) -> Settings:
-    """A run's settings with its batch and all else, but few steps.
+    """A run's settings with its batch and all else, but few steps and drawn weights.
 
     On a cluster its devices share a step; one alone does their parts in turn, each as large.
     """
@@ -62,7 +62,7 @@ def shortened(run: Run, *, checkpoints: float) -> Settings:
             "train_limit": min(images, settings.data.train_limit or images),
             "test_limit": min(tested, settings.data.test_limit or tested),
         },
-        "train": {"epochs": EPOCHS},
+        "train": {"epochs": EPOCHS, "start": None},
         "runtime": {
             "accumulate": devices * settings.runtime.accumulate, "checkpoint_seconds": checkpoints
         },

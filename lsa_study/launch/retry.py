@@ -149,7 +149,9 @@ class _Retry:
             settings = self._in_more_parts(row, settings)
         study = array.study if array is not None else ""
         resources = array.resources if array is not None else Resources()
-        return Run(study, row.variant, row.variant, row.seed, settings, row.identity, resources)
+        start = row.folder.config().get("start")
+        name = row.variant
+        return Run(study, name, name, row.seed, settings, row.identity, resources, start)
 
     def _in_more_parts(self, row: RunStatus, settings: Settings) -> Settings:
         assert row.folder is not None

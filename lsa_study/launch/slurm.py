@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from lsa_study.launch import cluster as clusters
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
+from lsa_study.launch.local import need_starts
 from lsa_study.launch.records import COMMENT_PREFIX, Array, LaunchFolder, identity_of, new_key
 from lsa_study.rundir import RunDir
 from lsa_study.study import Run
@@ -116,7 +117,7 @@ def launch(
     for tier in sorted({run.settings.tier for run in runs}):
         launcher = _Launcher(LaunchFolder.of(results, tier), results, cluster, launched)
         of_tier = [run for run in runs if run.settings.tier == tier]
-        launcher.work(of_tier, mode, again or (lambda run: False))
+        launcher.work(of_tier, mode, again)
     if launched.left and not launched.queued:
         raise EnvironmentLacks(launched.refusal or "SLURM took nothing")
     return launched
@@ -131,12 +132,12 @@ class _Launcher:
         self.records, self.results, self.cluster = records, results, cluster
         self.launched = launched
 
-    def work(self, runs: list[Run], mode: str, again: Callable[[Run], bool]) -> None:
+    def work(self, runs: list[Run], mode: str, again: Callable[[Run], bool] | None) -> None:
         if mode == "dry-run":
             tried = set()
             for chunk in self._plan(self._missing(runs, again)):
                 array = self._array(chunk)
-                script = _script(self._executor(array, None), len(chunk))
+                script = _script(self._executor(array), len(chunk))
                 self.launched.queued.append(array)
                 self.launched.scripts.append(script)
                 if (kind := (array.resources, len(chunk))) not in tried:
@@ -150,7 +151,7 @@ class _Launcher:
 
     # -- what is missing ----------------------------------------------------------------------
 
-    def _missing(self, runs: list[Run], again: Callable[[Run], bool]) -> list[Run]:
+    def _missing(self, runs: list[Run], again: Callable[[Run], bool] | None) -> list[Run]:
         in_queue = self._in_queue()
         self.existing = rundir.existing(self.results, runs[0].settings.tier)
         missing = []
@@ -160,12 +161,15 @@ class _Launcher:
             if reason is None and run.identity in in_queue:
                 reason = "queued or running already"
             elif reason is None and folder is not None:
-                reason = _better_not(folder, forgiven=again(run))
+                reason = _better_not(folder, forgiven=again is not None and again(run))
             if reason is None:
                 missing.append(run)
             else:
                 self.launched.already.setdefault(reason, []).append(run.name)
-        return sorted(missing, key=lambda run: run.seed)
+        if again is None:
+            need_starts(missing, self.existing, in_queue | {run.identity for run in missing})
+        by_identity = {run.identity: run for run in missing}
+        return sorted(missing, key=lambda run: (_place(run, by_identity), run.seed))
 
     def _in_queue(self) -> set[str]:
         """Identities of the runs that SLURM has in hand."""
@@ -186,12 +190,17 @@ class _Launcher:
     # -- arrays -------------------------------------------------------------------------------
 
     def _plan(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
-        """Cut the runs into arrays of equal resources that SLURM can number."""
+        """Cut the runs into arrays of equal resources that SLURM can number.
+
+        Runs that begin from others come in later arrays than these.
+        """
         most = scheduler.setting("MaxArraySize", 1001)
         seeds_apart = len({run.resources for run in runs}) > 1
+        by_identity = {run.identity: run for run in runs}
         groups: dict[Any, list[Run]] = {}
-        for run in runs:
-            groups.setdefault((run.resources, seeds_apart and run.seed), []).append(run)
+        for run in sorted(runs, key=lambda run: _place(run, by_identity)):
+            place = _place(run, by_identity)
+            groups.setdefault((place, run.resources, seeds_apart and run.seed), []).append(run)
         for group in groups.values():
             for start in range(0, len(group), most):
                 yield group[start : start + most]
@@ -212,12 +221,11 @@ class _Launcher:
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.existing.get(run.identity) or RunDir(here)
 
-    def _executor(self, array: Array, previous: str | None) -> SlurmExecutor:
+    def _executor(self, array: Array, after: Sequence[str] = ()) -> SlurmExecutor:
         executor = SlurmExecutor(self.records.folder_of(array), max_num_timeout=ENDLESS)
         asked = clusters.sbatch_parameters(array.resources, self.cluster)
-        if previous is not None and self.cluster.throttle is not None:
-            # Each array has a throttle of its own, so only one may be under way.
-            asked["dependency"] = f"afterany:{previous}"
+        if after:
+            asked["dependency"] = ":".join(["afterany", *after])
         executor.update_parameters(
             job_name=f"lsa-{array.study}",
             comment=COMMENT_PREFIX + array.key,
@@ -274,11 +282,14 @@ class _Launcher:
     def _queue(self, runs: list[Run], previous: str | None) -> str:
         """Submit one array; returns its job."""
         array = self._array(runs)
-        executor = self._executor(array, previous)
+        # Each array has a throttle of its own, so only one may be under way.
+        throttled = previous is not None and self.cluster.throttle is not None
+        after = [*([str(previous)] if throttled else []), *self._jobs_of({r.start for r in runs})]
+        executor = self._executor(array, after)
         scheduler.try_script(_script(executor, len(runs)))
         folders = [self._folder(run) for run in runs]
         for run, folder in zip(runs, folders, strict=True):
-            folder.create(run.settings, variant=run.variant)
+            folder.create(run.settings, variant=run.variant, start=run.start)
         self.records.write(array)
         self.records.forget([run.identity for run in runs])
         try:
@@ -291,11 +302,30 @@ class _Launcher:
         self.launched.queued.append(queued)
         return str(queued.job)
 
+    def _jobs_of(self, identities: set[str | None]) -> list[str]:
+        """The jobs, queued or running, of the runs that others begin from."""
+        if identities == {None}:
+            return []
+        queued = {array.job for array in self.launched.queued}
+        jobs = [
+            (array.job_of(index), array.job in queued)
+            for array in self.records.arrays()
+            for index, name in enumerate(array.runs)
+            if identity_of(name) in identities
+        ]
+        return [job for job, new in jobs if job is not None and (new or job in self.jobs)]
+
     def _refused(self, error: scheduler.Rejected, number: int, arrays: int) -> str:
         words = f"SLURM refused array {number + 1} of {arrays}: {_explained(error)}"
         for array in self.launched.queued:
             words += f"; job {array.job} is queued, lsa cancel {array.study} removes it"
         return words
+
+
+def _place(run: Run, runs: Mapping[str, Run]) -> int:
+    """How many of ``runs`` have to be trained one after the other before this one."""
+    before = None if run.start is None else runs.get(run.start)
+    return 0 if before is None else 1 + _place(before, runs)
 
 
 def _explained(error: scheduler.Rejected) -> str:

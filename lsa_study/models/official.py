@@ -9,6 +9,7 @@
 | ddf | decoupled dynamic filters | none, for the operator alone |
 | involution | involution's authors | other names, for the operator alone |
 | volo | VOLO's authors | none |
+| lsa | runs of this project | none |
 
 Merges, head and wrappers differ alike in swin, elsa and dwnet.
 """
@@ -16,6 +17,7 @@ Merges, head and wrappers differ alike in swin, elsa and dwnet.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,13 +26,18 @@ from typing import Any, Literal, get_args
 
 import safetensors.torch
 import torch
+from timm.layers import resample_abs_pos_embed_nhwc
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 from lsa_study import ops
 from lsa_study.errors import ConfigError
 
-Source = Literal["timm", "swin", "elsa", "dwnet", "ddf", "involution", "volo"]
+Source = Literal["timm", "swin", "elsa", "dwnet", "ddf", "involution", "volo", "lsa"]
 State = dict[str, Tensor]
+
+HEADS = ("head.", "aux_head.")
+"""The classifiers of Swin and VOLO."""
 
 DERIVED = ("relative_position_index", "relative_id", "attn_mask")
 """Buffers some releases store though they follow from the settings."""
@@ -95,6 +102,69 @@ def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
         ValueError: an unknown source, or weights that do not fit: names left over on either side
             and both shapes where they differ. Nothing is loaded then.
     """
+    state = in_our_layout(module, state_dict, source=source)
+    _check_fit(state, module.state_dict(), f"{source} weights for {type(module).__name__}")
+    module.load_state_dict(state)
+
+
+def begin_from(
+    network: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    source: Source,
+    head: Literal["kept", "drawn"],
+) -> None:
+    """Fill a network from weights that were trained at another size, or for other classes.
+
+    Position maps and tables of positions are interpolated bicubically, as Swin's authors do it.
+
+    Args:
+        network: what to fill, its own weights drawn already.
+        state_dict: as ``load_official`` takes it.
+        source: whose layout it is.
+        head: kept: the classifier comes along, for the same classes; drawn: the network keeps its
+            own.
+
+    Raises:
+        ValueError: as ``load_official``.
+    """
+    own = network.state_dict()
+    state = in_our_layout(network, state_dict, source=source)
+    if head == "drawn":
+        drawn = {name: tensor for name, tensor in own.items() if name.startswith(HEADS)}
+        state = {k: t for k, t in state.items() if not k.startswith(HEADS)} | drawn
+    for name in state.keys() & own.keys():
+        state[name] = _resized(name, state[name], own[name])
+    _check_fit(state, own, f"{source} weights for {type(network).__name__}")
+    network.load_state_dict(state)
+
+
+def _resized(name: str, theirs: Tensor, ours: Tensor) -> Tensor:
+    kind = name.rpartition(".")[2]
+    if theirs.shape == ours.shape or theirs.dim() != ours.dim():
+        return theirs
+    if kind == "pos_embed" and theirs.shape[-1] == ours.shape[-1]:
+        position_map: Tensor = resample_abs_pos_embed_nhwc(
+            theirs, list(ours.shape[1:3]), antialias=False
+        )
+        return position_map
+    alike = theirs.shape[:1] + theirs.shape[2:] == ours.shape[:1] + ours.shape[2:]
+    if kind not in ("rel_bias", "rel_k", "rel_q") or not alike:
+        return theirs
+    # (heads, offsets, ...) -> timm's (offsets, all others), and back.
+    flat = theirs.movedim(1, 0).flatten(1)
+    side = (math.isqrt(ours.shape[1]) + 1) // 2
+    wide = resize_rel_pos_bias_table_simple(flat, (side, side), (ours.shape[1], flat.shape[1]))
+    table: Tensor = wide.unflatten(1, (ours.shape[0], *ours.shape[2:])).movedim(0, 1)
+    return table.contiguous()
+
+
+def in_our_layout(module: nn.Module, state_dict: Mapping[str, Any], *, source: Source) -> State:
+    """Released weights under our names and in our shapes; see ``load_official``.
+
+    Raises:
+        ValueError: an unknown source, or something else than tensors by name.
+    """
     if source not in get_args(Source):
         raise ValueError(f"source={source!r} is unknown; known: {', '.join(get_args(Source))}")
     state = {_renamed(name, source): tensor for name, tensor in _tensors(state_dict).items()}
@@ -105,10 +175,8 @@ def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
             theirs = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
             ours = convert(part, {key.removeprefix(prefix): t for key, t in theirs.items()})
             state |= {prefix + key: tensor for key, tensor in ours.items()}
-    own = module.state_dict()
-    _add_counters(state, own)
-    _check_fit(state, own, f"{source} weights for {type(module).__name__}")
-    module.load_state_dict(state)
+    _add_counters(state, module.state_dict())
+    return state
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> State:

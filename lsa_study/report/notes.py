@@ -114,18 +114,22 @@ def _order(rows: Sequence[Row]) -> list[str]:
 
 
 def _data(study: Study, ran: Sequence[Run]) -> list[str]:
-    settings = next(iter(study.variants.values()))
-    data, train = settings.data, settings.train
-    backbones = ", ".join(dict.fromkeys(one.model.backbone for one in study.variants.values()))
+    rows = list(study.variants.values())
+
+    def every(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(map(str, values)))
+
     prints = ", ".join(words(ran, "data_fingerprint")) or "none yet"
     both = ((run["train_images"], run["test_images"]) for run in ran)
     sizes = sorted({pair for pair in both if None not in pair})
     images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
     return [
-        f"Data: {data.name} at {data.image_size} px"
+        f"Data: {rows[0].data.name} at {every(one.data.image_size for one in rows)} px"
         + (f", {images}" if images else "")
-        + f"; fingerprint {prints}. Network: {backbones}, {train.epochs} epochs, "
-        f"batch {train.batch_size}, peak lr {train.lr:g}."
+        + f"; fingerprint {prints}. Network: {every(one.model.backbone for one in rows)}, "
+        f"{every(one.train.epochs for one in rows)} epochs, "
+        f"batch {every(one.train.batch_size for one in rows)}, "
+        f"peak lr {every(f'{one.train.lr:g}' for one in rows)}."
     ]
 
 

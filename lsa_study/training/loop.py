@@ -80,15 +80,12 @@ class Loop:
         copies = 3 + averaged + (self.settings.evaluation.epoch == "best")
         return copies * checkpoint.num_bytes(self.stepper.model.state_dict())
 
-    def resume(self) -> None:
-        """Go to where the last checkpoint stands, if there is one.
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go to where a checkpoint stands.
 
         Raises:
             DataLacks: the data are not those the run began with.
         """
-        state = checkpoint.load(self.life.run_dir)
-        if state is None:
-            return
         try:
             progress = Progress.from_plain(state.pop("progress"))
         except (TypeError, KeyError) as error:

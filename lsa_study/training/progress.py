@@ -41,6 +41,8 @@ class Progress:
     peak_memory: int = 0
     fingerprint: str = ""
     """Of the data the run began with."""
+    start: str | None = None
+    """What its weights began from, if they were not drawn."""
     last: Report = field(default_factory=Report)
     best: Report = field(default_factory=Report)
     best_weights: dict[str, Tensor] | None = None

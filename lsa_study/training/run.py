@@ -19,7 +19,7 @@ from lsa_study.data import DataLacks, seeds
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.rundir import RunDir, write_whole
-from lsa_study.training import checkpoint, environment, ranks
+from lsa_study.training import checkpoint, environment, ranks, start
 from lsa_study.training.loop import Life, Loop
 from lsa_study.training.mirror import Mirror
 from lsa_study.training.monitor import Monitor, Silent, job
@@ -135,10 +135,16 @@ class _Attempt:
 
     def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
         self.life.mirror.open()
+        state = checkpoint.load(self.life.run_dir)
+        begun = None
+        if state is None:
+            begun = start.fill(model, self.life.run_dir, self.life.settings)
         loop = Loop(self.life, model, sets)
+        loop.progress.start = begun
         self.progress = loop.progress
         checkpoint.need_space(self.life.run_dir, loop.checkpoint_bytes())
-        loop.resume()
+        if state is not None:
+            loop.resume(state)
         self.progress = loop.progress
         return loop
 
@@ -176,6 +182,7 @@ class _Attempt:
                 **{key: self.facts[key] for key in RESULT_FACTS},
                 "outcome": outcome,
                 "reason": reason,
+                "start": at.start,
                 "acc1": report.acc1 if done else None,
                 "acc5": report.acc5 if done else None,
                 "loss": report.loss if done else None,

@@ -11,12 +11,16 @@ import time
 from dataclasses import replace
 
 import pytest
+from slurm_site import wait_for
 from slurm_summary import prove
+from tuned import written
 
+from lsa_study import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import cancel
 from lsa_study.launch.records import identity_of
+from lsa_study.rundir import RunDir, runs_folder
 
 pytestmark = pytest.mark.slurm
 
@@ -112,6 +116,40 @@ def test_ten_thousand_runs_are_planned_in_seconds(held):
     launched = held.launch(held.asked(only="*", seeds=range(1250)), mode="dry-run")
     assert launched.count == 10_000
     assert time.process_time() - begun < 10
+
+
+def after(site, job):
+    """What a job waits for, as SLURM tells it."""
+    told = site.run("scontrol", "show", "job", job)
+    return set(re.findall(r"afterany:([\d_]+)", re.search(r"Dependency=(\S+)", told)[1]))
+
+
+def test_runs_wait_for_those_they_begin_from(site, held, tmp_path):
+    """Queued with them, after them, or not without them."""
+    path = written(tmp_path)
+    later, first = study.load(path).runs()
+    with pytest.raises(EnvironmentLacks, match=r"begins from whole .* ask for that row too"):
+        held.launch([later])
+    assert site.jobs() == {}
+    together = held.launch(study.load(path, seeds=(1, 2)).runs())
+    wholes, tuned = together.queued
+    rows = [name.partition("-")[0] for name in (*wholes.runs, *tuned.runs)]
+    assert rows == ["whole", "whole", "tuned", "tuned"]
+    for index in (0, 1):
+        assert after(site, tuned.job_of(index)) == {wholes.job_of(0), wholes.job_of(1)}
+        assert after(site, wholes.job_of(index)) == set()
+    alone = held.launch([first]).queued[0].job_of(0)
+    assert after(site, held.launch([later]).queued[0].job_of(0)) == {alone}
+
+
+def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
+    runs = study.load(written(tmp_path), overrides=["runtime.device=cpu"]).runs()
+    trial.launch(runs)
+    folders = [RunDir(runs_folder(trial.results, "toy") / run.name) for run in runs]
+    wait_for(lambda: all(f.result() for f in folders), 240, lambda: f"two results: {trial.log()}")
+    later, first = (folder.result() for folder in folders)
+    assert later["start"] == runs[1].name
+    assert later["acc1"] == first["acc1"]
 
 
 LAUNCH = """

@@ -60,7 +60,10 @@ def test_rows_that_are_compared_share_one_protocol(stem):
     loaded = study.load(stem, tier="paper")
     for name, row in loaded.variants.items():
         other = loaded.variants[loaded.reference_of(name)]
-        assert (row.train, row.augment, row.data) == (other.train, other.augment, other.data), name
+        drawn = [one.train.model_copy(update={"start": None}) for one in (row, other)]
+        assert drawn[0] == drawn[1], name
+        assert (row.augment, row.data) == (other.augment, other.data), name
+        assert (row.train.start is None) == (other.train.start is None), name
         assert row.model.drop_path == other.model.drop_path, name
         assert row.evaluation == other.evaluation, name
 
@@ -70,14 +73,19 @@ def test_every_row_has_the_released_values_of_its_backbone(stem):
     for name, row in rows(stem).items():
         backbone, train, change = row.model.backbone, row.train, row.augment
         volo = backbone.startswith("volo")
+        fine, large = train.start is not None, row.data.image_size > 224
+        assert fine == (backbone == "swin_large" or large), name
         assert row.model.drop_path == DROP_PATH[backbone], name
-        assert train.lr == (VOLO_LR[backbone] if volo else 1e-3), name
+        if not fine:
+            assert train.lr == (VOLO_LR[backbone] if volo else 1e-3), name
         assert train.clip_grad == (None if volo else 5.0), name
         assert (change.mixup, change.cutmix) == ((0.0, 0.0) if volo else (0.8, 1.0)), name
-        assert train.tokens == (TokenLabels(labels="maps") if volo else None), name
+        labels = "maps_and_truth" if fine else "maps"
+        assert train.tokens == (TokenLabels(labels=labels) if volo else None), name
         assert row.evaluation.crop_share == (VOLO_CROP[backbone] if volo else 0.9), name
-        assert (train.batch_size, train.lr_batch, train.epochs) == (1024, 1024, 310), name
-        assert (train.weight_decay, train.precision) == (0.05, "amp"), name
+        if not fine:
+            assert (train.batch_size, train.lr_batch, train.epochs) == (1024, 1024, 310), name
+        assert (train.weight_decay, train.precision) == (1e-8 if fine else 0.05, "amp"), name
         assert change.label_smoothing == 0.1, name
         averaged = backbone in AVERAGED
         assert train.ema_decay == (0.99992 if averaged else None), name
@@ -99,13 +107,13 @@ def rates(settings, steps):
     return found
 
 
-def released(moment, peak, *, horizon=300):
-    """20 linear epochs from 1e-6, a cosine from epoch 0 over the horizon, then 1e-5."""
-    if moment < 20:
-        return 1e-6 + (peak - 1e-6) * moment / 20
+def released(moment, peak, *, horizon=300, warmup=20, first=1e-6, last=1e-5):
+    """Linear epochs from ``first``, a cosine from epoch 0 over the horizon, then ``last``."""
+    if moment < warmup:
+        return first + (peak - first) * moment / warmup
     if moment < horizon:
-        return 1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * moment / horizon)) / 2
-    return 1e-5
+        return last + (peak - last) * (1 + math.cos(math.pi * moment / horizon)) / 2
+    return last
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,26 @@ def released(moment, peak, *, horizon=300):
 def test_all_310_rates_are_those_of_the_released_command(stem, variant, peak):
     want = [released(epoch, peak) for epoch in range(310)]
     assert rates(settings_of(stem, variant), 1) == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("variant", "start", "batch", "epochs", "peak", "first", "last"),
+    [
+        ("volo_d1_384", "volo_d1", 512, 40, 8e-6, 1e-6, 4e-6),
+        ("elsa_volo_d3_448", "elsa_volo_d3", 240, 40, 8e-6, 1e-6, 4e-6),
+        ("volo_d5_512", "volo_d5", 240, 40, 8e-6, 1e-6, 4e-6),
+        ("swin_large", "imagenet21k/swin_large.pth", 512, 30, 2e-5, 2e-8, 2e-7),
+        ("elsa_swin_large_384", "imagenet21k/elsa_swin_large.pth", 512, 30, 2e-5, 2e-8, 2e-7),
+    ],
+)
+def test_the_rates_of_fine_tuning(variant, start, batch, epochs, peak, first, last):
+    """VOLO's: 30 epochs and 10 more at the last rate; Swin's: 30."""
+    settings = settings_of("table8", variant)
+    assert start in (settings.train.start.row, settings.train.start.weights)
+    assert settings.train.batch_size == batch
+    ends = {"horizon": 30, "warmup": 5, "first": first, "last": last}
+    want = [released(epoch, peak, **ends) for epoch in range(epochs)]
+    assert rates(settings, 1) == pytest.approx(want, rel=1e-9)
 
 
 def test_swins_own_schedule_is_a_choice_of_settings():

@@ -23,7 +23,7 @@ RESULT_KEYS = {
     "ema_acc1", "params", "macs", "train_images", "test_images", "seconds",
     "seconds_per_epoch", "peak_memory_bytes", "device", "device_kind", "precision", "torch",
     "commit", "dirty", "effective_batch", "data_fingerprint", "attempts", "schema",
-    "identity", "variant", "seed", "implementation", "reason", "finished",
+    "identity", "variant", "seed", "implementation", "reason", "finished", "start",
 }  # fmt: skip
 STATUS_KEYS = {
     "state", "heartbeat", "epoch", "epochs", "step", "attempt", "host", "job", "pid", "cause",
