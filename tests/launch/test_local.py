@@ -16,7 +16,7 @@ from lsa_study import rundir, study
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.local import Queue, visible_gpus
 
-SMALL = ["train.epochs=1", "data.train_limit=64"]
+SMALL = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
 
 
 def quiet() -> Console:
@@ -88,7 +88,8 @@ def wait_for(condition, seconds=60.0):
 def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     command = [
         sys.executable, "-m", "lsa_study.cli", "run", "table1", "--only", "swin", "--results",
-        str(tmp_path), "--set", "train.epochs=10", "--set", "data.train_limit=256",
+        str(tmp_path), "--set", "train.epochs=20", "--set", "data.train_limit=128",
+        "--set", "data.test_limit=64",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -108,7 +109,7 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert folder.result()["outcome"] == "done"
     assert folder.result()["attempts"] == 2
-    assert len(folder.metrics()) == 10
+    assert len(folder.metrics()) == 20
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
 
 
