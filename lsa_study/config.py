@@ -282,6 +282,10 @@ class Train(_Settings):
     """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
     code of ELSA and VOLO); swin: nor are position tables."""
     clip_grad: PositiveFloat | None = None
+    norm_batch: PositiveInt | None = None
+    """Images over which batch norm takes its statistics in training, such as what one GPU of the
+    article held: then neither the number of devices nor of parts moves a result. null: all images
+    of a part."""
     ema_decay: Share | None = None
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
@@ -358,6 +362,15 @@ class Settings(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _norms_compile(self) -> Self:
+        if self.train.norm_batch is not None and self.runtime.compile:
+            raise ValueError(
+                "runtime.compile=True: train.norm_batch computes batch norms by groups, which is "
+                "not compiled; set one of them to false or null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _token_labels_fit(self) -> Self:
         tokens, augment = self.train.tokens, self.augment
         if tokens is None:
@@ -396,7 +409,10 @@ class Settings(_Settings):
         del settings["data"]["root"]
         # Left out where they are off: the identities of runs made before there were such settings
         # stand.
-        for group, name in (("train", "tokens"), ("train", "start"), ("data", "test_limit")):
+        for group, name in (
+            ("train", "tokens"), ("train", "start"), ("train", "norm_batch"),
+            ("data", "test_limit"),
+        ):  # fmt: skip
             if settings[group][name] is None:
                 del settings[group][name]
         return settings

@@ -9,12 +9,12 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lsa_study.config import Settings
 from lsa_study.data import seeds
 from lsa_study.data.sets import Batch
 from lsa_study.training import environment, optimise, tokens
+from lsa_study.training.norms import Norms
 from lsa_study.training.ranks import Ranks
 
 
@@ -46,13 +46,9 @@ class Stepper:
         )
         if train.tokens is not None:
             tokens.prepare(model, train.tokens)
-        self.running = [
-            statistic
-            for part in model.modules()
-            if isinstance(part, _BatchNorm)
-            for statistic in (part.running_mean, part.running_var)
-            if statistic is not None
-        ]
+        parts = ranks.count * settings.runtime.accumulate
+        part = max(1, settings.train.batch_size // parts)
+        self.norms = Norms(model, images=train.norm_batch, part=part)
 
     def do(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.
@@ -65,7 +61,7 @@ class Stepper:
         self.schedule.set(epoch, step)
         loss = self.ranks.together(lambda: self._gradients(epoch, step, batches))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.ranks.average([loss, *gradients, *self.running])
+        self.ranks.average([loss, *gradients, *self.norms.running])
         if self.settings.train.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip_grad)
         self.optimizer.step()
@@ -108,13 +104,15 @@ class Stepper:
         """Gradients of this process's parts of a step; returns their mean loss."""
         accumulate = self.settings.runtime.accumulate
         total = torch.zeros((), device=self.device)
-        for part in self.ranks.parts(accumulate)[1]:
-            batch = next(batches)
-            # Drop path and dropout draw from the global generators.
-            torch.manual_seed(seeds.derive(self.settings.seed, "step", epoch, step, part))
-            loss = self._loss_of(batch, epoch, part) / accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        with self.norms.step() as mean:
+            for part in self.ranks.parts(accumulate)[1]:
+                batch = next(batches)
+                # Drop path and dropout draw from the global generators.
+                torch.manual_seed(seeds.derive(self.settings.seed, "step", epoch, step, part))
+                with mean.one():
+                    loss = self._loss_of(batch, epoch, part) / accumulate
+                    loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
         return total
 
     def _loss_of(self, batch: Batch, epoch: int, part: int) -> Tensor:

@@ -1,0 +1,117 @@
+"""Batch norm that does not depend on how a step is cut into processes and parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lsa_study.errors import ConfigError
+
+
+class Norms:
+    r"""The batch norms of a network; a step moves their running statistics once.
+
+    .. math:: r \leftarrow (1 - m)\, r + m \, \frac{1}{n} \sum_g s_g
+
+    over the statistics s_g of the n groups of images in the step, m the layer's momentum. A group
+    is a part of the step, or ``images`` images of it: what one GPU of the article's runs held. Then
+    a step gives the same, whatever its processes and parts.
+
+    Args:
+        network: its batch norms are found; ``images`` changes how they compute.
+        images: of a group, ``train.norm_batch``; None for whole parts.
+        part: images in a part of a step.
+
+    Raises:
+        ConfigError: a part is no whole number of groups.
+    """
+
+    def __init__(self, network: nn.Module, *, images: int | None, part: int) -> None:
+        self.layers = [
+            layer
+            for layer in network.modules()
+            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        ]
+        if images is None or not self.layers:
+            return
+        if part % images:
+            raise ConfigError(
+                f"train.norm_batch={images}: a part of a step has {part} images; give parts "
+                f"(processes times runtime.accumulate) of a multiple of {images} images"
+            )
+        for layer in self.layers:
+            _compute_in_groups(layer, images)
+
+    @contextmanager
+    def step(self) -> Iterator[_Mean]:
+        """A step's parts are done inside; each in ``with mean.one():``."""
+        mean = _Mean([tensor for layer in self.layers for tensor in _statistics(layer)])
+        counts = [layer.num_batches_tracked for layer in self.layers]
+        before = [None if count is None else count.clone() for count in counts]
+        yield mean
+        mean.settle()
+        for count, old in zip(counts, before, strict=True):
+            if count is not None and old is not None:
+                count.copy_(old + 1)
+
+    @property
+    def running(self) -> list[Tensor]:
+        """All running statistics, to be averaged over processes."""
+        return [tensor for layer in self.layers for tensor in _statistics(layer)]
+
+
+class _Mean:
+    """Statistics that several parts of a step move, each from where the step began."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.before = [tensor.clone() for tensor in tensors]
+        self.sums = [torch.zeros_like(tensor) for tensor in tensors]
+        self.parts = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A part, with its backward pass."""
+        for tensor, old in zip(self.tensors, self.before, strict=True):
+            tensor.copy_(old)
+        yield
+        for tensor, total in zip(self.tensors, self.sums, strict=True):
+            total += tensor
+        self.parts += 1
+
+    def settle(self) -> None:
+        """Replace the statistics by their mean over the parts."""
+        for tensor, total in zip(self.tensors, self.sums, strict=True):
+            tensor.copy_(total / self.parts)
+
+
+def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
+def _compute_in_groups(layer: _BatchNorm, images: int) -> None:
+    whole = layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not layer.training or len(x) <= images:
+            return whole(x)
+        kept = dict(layer.named_buffers())
+        outs, moved = [], []
+        for group in torch.split(x, images):
+            # Own copies for each: backward wants the statistics as forward left them.
+            buffers = {name: tensor.clone() for name, tensor in kept.items()}
+            outs.append(functional_call(layer, buffers, (group,)))
+            moved.append(buffers)
+        with torch.no_grad():
+            for name in ("running_mean", "running_var"):
+                kept[name].copy_(torch.stack([one[name] for one in moved]).mean(0))
+        return torch.cat(outs)
+
+    layer.forward = forward  # type: ignore[method-assign, assignment]
