@@ -284,8 +284,7 @@ class Train(_Settings):
     clip_grad: PositiveFloat | None = None
     norm_batch: PositiveInt | None = None
     """Images over which batch norm takes its statistics in training, such as what one GPU of the
-    article held: then neither the number of devices nor of parts moves a result. null: all images
-    of a part."""
+    article held: on fewer or larger devices these stay the same. null: all images of a part."""
     ema_decay: Share | None = None
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
