@@ -1,6 +1,7 @@
 """Do Swin-T, ELSA and Net7-N learn a few photographs by heart, through the whole trainer?
 
 Run: python benchmarks/overfit.py PHOTOGRAPHS RESULTS [--out results/benchmarks/overfit.json]
+[--jobs 3]
 
 PHOTOGRAPHS holds ``<class>/<file>.JPEG``. They become both halves of a data set: the training set
 names each five times, so that an epoch is longer, the test set once, so that the accuracy is that
@@ -29,12 +30,13 @@ def main() -> None:
     parser.add_argument("photographs", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--jobs", default="3", help="networks trained side by side")
     chosen = parser.parse_args()
     images = lay_out(chosen.photographs, chosen.results / "data" / "imagenet")
     asked = [f"data.train_limit={COPIES * images}", "runtime.workers=1"]
     lsa = Path(sys.executable).with_name("lsa")
     command = [str(lsa), "run", str(STUDY), "--tier", TIER, "--results", str(chosen.results)]
-    command += ["--jobs", "1", *(word for one in asked for word in ("--set", one))]
+    command += ["--jobs", chosen.jobs, *(word for one in asked for word in ("--set", one))]
     environment = os.environ | {"LSA_DATA": str(chosen.results / "data")}
     done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
