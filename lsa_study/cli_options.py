@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lsa_study import asked
+from lsa_study import asked, contract
 from lsa_study import study as studies
 from lsa_study.errors import ConfigError
 
@@ -73,7 +73,7 @@ def load_all(
         except studies.NoVariant as error:
             unmatched.append(error)
             continue
-        studies.check_contrast(loaded, allowed)
+        contract.check_contrast(loaded, allowed)
         chosen.append(loaded)
     if not chosen:
         raise ConfigError(*(mistake for error in unmatched for mistake in error.mistakes))

@@ -17,14 +17,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lsa_study import strict_yaml
-from lsa_study.config import (
+from lsa_study.config import Settings
+from lsa_study.config_ops import (
     DdfOp,
     DwConvOp,
     DwNetOp,
     DynamicDwConvOp,
     ElsaOp,
     OutlookOp,
-    Settings,
     UnifiedOp,
 )
 from lsa_study.errors import ConfigError
@@ -180,6 +180,11 @@ def known_paths() -> list[str]:
     for op in OP_KINDS.values():
         paths += [f"model.op.{key}" for key in op.model_fields]
     return sorted(set(paths))
+
+
+def is_setting(path: str) -> bool:
+    """Whether a dotted path names a setting or a group of them."""
+    return any(known == path or known.startswith(f"{path}.") for known in known_paths())
 
 
 def _paths(name: str, spec: FieldInfo) -> list[str]:

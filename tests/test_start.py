@@ -3,7 +3,7 @@
 import pytest
 from tuned import written
 
-from lsa_study import plan, rehearsal, study
+from lsa_study import contract, plan, rehearsal, study
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch.rehearse import shortened
 
@@ -73,7 +73,7 @@ ELSA = "model.op: {kind: elsa, group_width: 4}"
 def contrast(folder, factor="[model.op]", start="train.start: {row: other}"):
     path = written(folder, ("factor: [model.op]", f"factor: {factor}"))
     path.write_text(path.read_text() + TWO.replace("OP", ELSA).replace("START", start))
-    study.check_contrast(study.load(path, only="tuned,last"))
+    contract.check_contrast(study.load(path, only="tuned,last"))
 
 
 def test_what_rows_begin_from_belongs_to_the_contract(tmp_path):

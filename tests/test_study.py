@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from lsa_study import study
+from lsa_study import contract, study
 from lsa_study.errors import ConfigError, Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def test_every_experiment_keeps_its_contract(path):
     file = study.strict_yaml.read(path).data
     for tier in file.get("tiers", study.TIERS):
         loaded = study.load(path, tier=tier)
-        study.check_contrast(loaded)
+        contract.check_contrast(loaded)
         assert [run.variant for run in loaded.runs()[: len(file["variants"])]] == list(
             file["variants"]
         )
@@ -97,11 +97,11 @@ def test_a_second_factor_is_refused_by_name(tmp_path):
     }
     loaded = study.load(write(tmp_path, variants=variants))
     with pytest.raises(Refused) as caught:
-        study.check_contrast(loaded)
+        contract.check_contrast(loaded)
     assert "filter also changes train.lr (0.002 -> 0.5). The declared factor is model.op.norm" in (
         str(caught.value)
     )
-    study.check_contrast(loaded, allowed=["train.lr"])
+    contract.check_contrast(loaded, allowed=["train.lr"])
 
 
 @pytest.mark.parametrize("key", ["train.lr=0.5", "model.drop_path=0.5", "train.ema_decay=0.9"])
@@ -112,7 +112,7 @@ def test_planted_confounds_are_caught(tmp_path, key):
         "filter": {"label": "F", "set": {"model.op.norm": "filter_norm", name: float(value)}},
     }
     with pytest.raises(Refused, match=name):
-        study.check_contrast(study.load(write(tmp_path, variants=variants)))
+        contract.check_contrast(study.load(write(tmp_path, variants=variants)))
 
 
 def test_rows_that_are_one_run_are_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lsa_study import study as studies
+from lsa_study import contract
 from lsa_study.evidence.collect import Run
 from lsa_study.evidence.rows import Row
 from lsa_study.study import Study
@@ -28,7 +28,7 @@ def differences(study: Study, rows: Sequence[Row]) -> dict[str, list[str]]:
     """For each row that was not made as its reference, the reasons in words."""
     by_variant = {row.variant: row for row in rows}
     found = {}
-    confounds = studies.confounds(study)
+    confounds = contract.confounds(study)
     for row in rows:
         reference = by_variant.get(row.reference)
         reasons = [f"also changes {words}" for words in confounds.get(row.variant, ())]

@@ -50,7 +50,7 @@ class Claim(BaseModel):
             raise ValueError(f"margin={self.margin}: 'within' needs one above 0")
         if bad := [row for row in self.rows if row.count("/") != 1]:
             raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
-        if bad := [key for key in self.besides if not studies.is_setting(key)]:
+        if bad := [key for key in self.besides if not compose.is_setting(key)]:
             raise ValueError(f"besides {bad}: no such settings; give dotted paths")
         return self
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lsa_study import study as studies
+from lsa_study import contract
 from lsa_study.evidence import alike
 from lsa_study.evidence.collect import Run
 from lsa_study.evidence.contrasts import Contrast, compare
@@ -85,7 +85,7 @@ def compared(
     compared. What does differ by ``besides`` stands in the notes.
     """
     differing = _beside_the_factor(one, other)
-    if confounds := [key for key in differing if not studies.under(key, besides)]:
+    if confounds := [key for key in differing if not contract.under(key, besides)]:
         return Judged("unresolved", needs=f"the rows also differ in {', '.join(confounds)}")
     wanted = (f"{key} {ours}, the other {theirs}" for key, (ours, theirs) in differing.items())
     notes = (*wanted, *alike.unlike(one.row.runs, other.row.runs))
@@ -156,8 +156,8 @@ def _beside_the_factor(one: Side, other: Side) -> dict[str, tuple[Any, Any]]:
     rows = ((one.study, one.row.variant), (other.study, other.row.variant))
     return {
         key: values
-        for key, values in studies.differing_rows(*rows).items()
-        if not studies.under(key, factors)
+        for key, values in contract.differing_rows(*rows).items()
+        if not contract.under(key, factors)
     }
 
 

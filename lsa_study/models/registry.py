@@ -16,13 +16,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from lsa_study import compose
-from lsa_study.config import (
+from lsa_study.config import Model
+from lsa_study.config_ops import (
     DdfOp,
     DwConvOp,
     DwNetOp,
     DynamicDwConvOp,
     ElsaOp,
-    Model,
     Op,
     Term,
     UnifiedOp,

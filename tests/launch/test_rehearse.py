@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lsa_study import plan, rehearsal, study
+from lsa_study import contract, plan, rehearsal, study
 from lsa_study.launch import rehearse
 from lsa_study.rehearsal import Rehearsed
 from lsa_study.rundir import RunDir
@@ -143,7 +143,7 @@ def test_a_row_keeps_all_but_its_length():
     run = run_of(tier="paper")
     short = rehearse.shortened(run, checkpoints=1.0)
     changed = {"train.epochs", "data.train_limit", "data.test_limit"}
-    assert set(study.differing(run.settings, short)) == changed
+    assert set(contract.differing(run.settings, short)) == changed
     assert (short.train.epochs, short.data.train_limit) == (2, 2 * 1024)
     assert short.data.test_limit == 5000
     assert short.runtime.accumulate == 8

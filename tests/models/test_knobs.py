@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsa_study import plan, study
-from lsa_study.config import OutlookOp
+from lsa_study.config_ops import OutlookOp
 from lsa_study.models import operators
 from lsa_study.models.knobs import dead_options
 

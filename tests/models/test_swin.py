@@ -8,13 +8,13 @@ import torch
 from networks import on_meta
 
 from lsa_study import ops, study
-from lsa_study.config import (
+from lsa_study.config import Model
+from lsa_study.config_ops import (
     DdfOp,
     DwConvOp,
     DwNetOp,
     DynamicDwConvOp,
     ElsaOp,
-    Model,
     OutlookOp,
     UnifiedOp,
 )

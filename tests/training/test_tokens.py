@@ -6,7 +6,8 @@ import torch
 from lives import StopAfter
 from safetensors.torch import load_file
 
-from lsa_study.config import OutlookOp, TokenLabels
+from lsa_study.config import TokenLabels
+from lsa_study.config_ops import OutlookOp
 from lsa_study.models import volo
 from lsa_study.training import tokens, train
 
