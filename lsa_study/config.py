@@ -219,15 +219,6 @@ class Settings(Group):
         return self
 
     @model_validator(mode="after")
-    def _norms_compile(self) -> Self:
-        if self.train.norm_batch is not None and self.runtime.compile:
-            raise ValueError(
-                "runtime.compile=True: train.norm_batch computes batch norms by groups, which is "
-                "not compiled; set one of them to false or null"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _token_labels_fit(self) -> Self:
         tokens, augment = self.train.tokens, self.augment
         if tokens is None:

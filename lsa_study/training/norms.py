@@ -26,12 +26,15 @@ class Norms:
         network: its batch norms are found; ``images`` changes how they compute.
         images: of a group, ``train.norm_batch``; None for whole parts.
         part: images in a part of a step.
+        compiled: whether torch.compile is asked for.
 
     Raises:
-        ConfigError: a part is no whole number of groups.
+        ConfigError: a part is no whole number of groups, or groups would have to be compiled.
     """
 
-    def __init__(self, network: nn.Module, *, images: int | None, part: int) -> None:
+    def __init__(
+        self, network: nn.Module, *, images: int | None, part: int, compiled: bool = False
+    ) -> None:
         self.layers = [
             layer
             for layer in network.modules()
@@ -43,6 +46,11 @@ class Norms:
             raise ConfigError(
                 f"train.norm_batch={images}: a part of a step has {part} images; give parts "
                 f"(processes times runtime.accumulate) of a multiple of {images} images"
+            )
+        if compiled:
+            raise ConfigError(
+                "runtime.compile=True: train.norm_batch computes batch norms by groups, which is "
+                "not compiled; set runtime.compile: false, or train.norm_batch: null"
             )
         for layer in self.layers:
             _compute_in_groups(layer, images)

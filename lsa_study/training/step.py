@@ -48,7 +48,9 @@ class Stepper:
             tokens.prepare(model, train.tokens)
         parts = ranks.count * settings.runtime.accumulate
         part = max(1, settings.train.batch_size // parts)
-        self.norms = Norms(model, images=train.norm_batch, part=part)
+        self.norms = Norms(
+            model, images=train.norm_batch, part=part, compiled=settings.runtime.compile
+        )
 
     def do(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.

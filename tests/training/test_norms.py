@@ -86,7 +86,8 @@ def test_parts_that_are_no_whole_groups_are_refused(make_run):
     assert folder.status()["cause"] == "config"
     assert "train.norm_batch=8: a part of a step has 4 images; give" in folder.status()["message"]
     with pytest.raises(ConfigError, match=r"runtime\.compile=True: train\.norm_batch"):
-        make_run("compiled", runtime__compile="true", **ROW)
+        Norms(nn.BatchNorm2d(2), images=2, part=4, compiled=True)
+    Norms(nn.LayerNorm(2), images=2, part=4, compiled=True)
     assert (
         train(make_run("none", **{**ROW, "model__op": "{kind: elsa}"}, runtime__accumulate=8))
         == "done"
