@@ -45,7 +45,7 @@ def main() -> None:
     rows = [row(chosen.results, run) for run in loaded.runs()]
     for one in rows:
         reached = f"{one['acc1'][-1]:.1f} % of {images} photographs" if one["acc1"] else "nothing"
-        print(f"{one['row']}: {one['outcome']}, {reached}")
+        print(f"{one['row']} at {one['pixels']} px: {one['outcome']}, {reached}")
     if chosen.out:
         chosen.out.write_text(json.dumps({"photographs": images, "rows": rows}, indent=1) + "\n")
 
@@ -70,6 +70,7 @@ def row(results: Path, run: study.Run) -> dict:
     facts = ("identity", "outcome", "commit", "device", "precision", "torch", "seed")
     return {
         "row": run.label,
+        "pixels": run.settings.data.image_size,
         "acc1": [epoch["acc1"] for epoch in metrics],
         "train_loss": [epoch["train_loss"] for epoch in metrics],
         "seconds": [epoch["seconds"] for epoch in metrics],
