@@ -54,7 +54,9 @@ def _trained(run_dir: RunDir, row: str) -> RunDir:
     if before is not None and result is not None and result["outcome"] == "done":
         return before
     name = row if before is None else before.root.name
-    state = "has not been trained" if result is None else f"ended {result['outcome']}"
+    state = "has not been trained; train it first"
+    if result is not None:
+        state = f"ended {result['outcome']}; give another row, or mend that one"
     raise DataLacks(f"{run_dir.root.name}: begins from {name} ({identity}), which {state}")
 
 
