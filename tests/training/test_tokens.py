@@ -244,7 +244,8 @@ def test_runs_on_label_maps_resume_too(make_run, image_folder, labels):
         torch.save(torch.stack([scores, classes.float()]).half(), place)
     files = {
         **VOLO, "tier": "paper", "data__root": image_folder, "data__train_limit": 64,
-        "train__batch_size": 16, "train__epochs": 1, "augment__mixup": 0.0,
+        "train__batch_size": 16, "train__norm_batch": 8, "train__epochs": 1,
+        "augment__mixup": 0.0,
         "augment__cutmix": 0.0, "train__tokens": f"{{labels: {labels}}}",
     }  # fmt: skip
     whole = make_run("whole", **files, runtime__workers=0)
