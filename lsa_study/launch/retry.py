@@ -144,21 +144,20 @@ class _Retry:
 
     def _run(self, row: RunStatus, array: Array | None) -> Run:
         assert row.folder is not None
-        settings = row.folder.settings()
+        settings, start = row.folder.settings(), row.folder.config().get("start")
         if row.state == "oom":
-            settings = self._in_more_parts(row, settings)
+            settings = self._in_more_parts(row, settings, start)
         study = array.study if array is not None else ""
         resources = array.resources if array is not None else Resources()
-        start = row.folder.config().get("start")
         name = row.variant
         return Run(study, name, name, row.seed, settings, row.identity, resources, start)
 
-    def _in_more_parts(self, row: RunStatus, settings: Settings) -> Settings:
+    def _in_more_parts(self, row: RunStatus, settings: Settings, start: str | None) -> Settings:
         assert row.folder is not None
         discard(row.folder.root, self.results / row.tier)
         runtime = settings.runtime.model_copy(update={"accumulate": self.accumulate})
         finer = settings.model_copy(update={"runtime": runtime})
-        row.folder.create(finer, variant=row.variant)
+        row.folder.create(finer, variant=row.variant, start=start)
         return finer
 
     def _let_go_on(self, identities: set[str]) -> None:

@@ -1,6 +1,7 @@
 """Retries, logs and the trash for runs that no cluster ever had."""
 
 import pytest
+from tuned import written
 
 from lsa_study import rundir, study
 from lsa_study.errors import ConfigError, Refused
@@ -9,7 +10,7 @@ from lsa_study.launch.logs import logs
 from lsa_study.launch.records import Array, LaunchFolder
 from lsa_study.launch.retry import retry
 from lsa_study.launch.trash import discard, gc
-from lsa_study.rundir import RunDir
+from lsa_study.rundir import RunDir, runs_folder
 from lsa_study.study import Resources
 
 
@@ -52,6 +53,16 @@ def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
     assert made["swin"].result() is None
     (old,) = (tmp_path / "toy" / ".trash").iterdir()
     assert RunDir(old).result()["outcome"] == "oom"
+
+
+def test_a_finer_run_still_begins_from_its_row(tmp_path):
+    later, first = study.load(written(tmp_path)).runs()
+    folder = RunDir(runs_folder(tmp_path, "toy") / later.name)
+    folder.create(later.settings, variant=later.variant, start=later.start)
+    folder.write_result({"outcome": "oom"})
+    (run,) = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=2).local
+    assert (run.identity, run.start) == (later.identity, first.identity)
+    assert folder.config()["start"] == first.identity
 
 
 def test_lives_that_gain_nothing_end_the_retries(tmp_path, made):
