@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lsa_study import study
+from lsa_study.config import study
 
 ROOT = Path(__file__).resolve().parent.parent
 TIER = "proxy"
@@ -23,7 +23,7 @@ start = time.perf_counter()
 from lsa_study import study
 from lsa_study.evidence import claims
 from lsa_study.report import tables
-from lsa_study.report.table import build
+from lsa_study.analysis.table import build
 results, tier = Path(sys.argv[1]), sys.argv[2]
 loaded = [study.load(name, tier=tier) for name in study.ARTICLE]
 ready = time.perf_counter()

@@ -17,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 
 COPIES = 5
 TIER = "paper"

@@ -26,7 +26,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
-from lsa_study import flops, timing
+from lsa_study import flops
+from lsa_study.models import timing
 from lsa_study.ops import dispatch, functional
 from lsa_study.ops.ddf import apply_decoupled
 

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import yaml
 
-from lsa_study.config import SCHEMA_VERSION, Settings
-from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
+from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.errors import ConfigError, Refused
+from lsa_study.files import read_json, read_whole, writable, write_json, write_whole
 
 State = Literal["waiting", "running", "stopped", "done", "diverged", "oom", "failed"]
 """stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
@@ -168,7 +169,7 @@ class RunDir:
         token = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "start": time.time()}
         path = self.root / "owner.json"
         with writable(self.root), self._lock():
-            owner = _read_json(path)
+            owner = read_json(path)
             if owner is not None and self._alive(owner):
                 age = time.time() - float(self.status().get("heartbeat", owner["start"]))
                 who = f"{owner['host']} (process {owner['pid']}, job {owner['job'] or '-'}"
@@ -184,12 +185,12 @@ class RunDir:
             yield attempt
         finally:
             with self._lock():
-                if _read_json(path) == token:
+                if read_json(path) == token:
                     path.unlink(missing_ok=True)
 
     def writer(self) -> dict[str, Any] | None:
         """Who writes here now: host, pid, job, start; None when nobody does any more."""
-        owner = _read_json(self.root / "owner.json")
+        owner = read_json(self.root / "owner.json")
         return owner if owner is not None and self._alive(owner) else None
 
     @contextlib.contextmanager
@@ -226,7 +227,7 @@ class RunDir:
 
     def status(self) -> dict[str, Any]:
         """The run's state as its writer last told it; ``waiting`` before the first."""
-        found = _read_json(self.root / "status.json")
+        found = read_json(self.root / "status.json")
         return found if found is not None and "state" in found else {"state": "waiting"}
 
     def write_status(self, state: State, **facts: Any) -> None:
@@ -292,63 +293,6 @@ def existing(results: Path, tier: str) -> dict[str, RunDir]:
         return {}
     names = (entry.name for entry in os.scandir(folder) if "-" in entry.name)
     return {name.rsplit("-", 1)[1]: RunDir(folder / name) for name in names}
-
-
-def read_whole(path: Path) -> bytes | None:
-    """What a file holds; None if there is no such file.
-
-    Raises:
-        OSError: it is there but cannot be read.
-    """
-    try:
-        # A buffer costs a quarter of the time where thousands of small files are read.
-        with path.open("rb", buffering=0) as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never half."""
-    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file by temporary name, fsync and rename.
-
-    Raises:
-        EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with writable(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Tell a full disk or a folder without permission in words."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "free some space or choose another --results folder"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _process_started(pid: int) -> float:

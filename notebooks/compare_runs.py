@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import SVG
 
-from lsa_study import data, study
-from lsa_study.evidence.collect import collect
-from lsa_study.evidence.contrasts import by_image, correct
-from lsa_study.evidence.diff import as_text, diff
-from lsa_study.report import style
+from lsa_study import data
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.contrasts import by_image, correct
+from lsa_study.analysis.diff import as_text, diff
+from lsa_study.analysis.plots import style
+from lsa_study.config import study
 
 results, tier = study.repository_folder("results"), "toy"
 names = ("swin-s0", "elsa-s0")

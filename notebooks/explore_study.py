@@ -7,15 +7,15 @@
 import pandas as pd
 from IPython.display import SVG, Markdown
 
-from lsa_study import study
-from lsa_study.evidence import claims
-from lsa_study.evidence.collect import collect
-from lsa_study.evidence.rows import rows_of
-from lsa_study.evidence.why import as_text, why
-from lsa_study.report import style
-from lsa_study.report.plots import figures
-from lsa_study.report.table import build
-from lsa_study.report.tables import contents
+from lsa_study.analysis import claims
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.plots import style
+from lsa_study.analysis.plots.figures import figures
+from lsa_study.analysis.rows import rows_of
+from lsa_study.analysis.table import build
+from lsa_study.analysis.tables import contents
+from lsa_study.analysis.why import as_text, why
+from lsa_study.config import study
 
 results, tier = study.repository_folder("results"), "toy"
 collected = collect(results, tier)

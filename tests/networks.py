@@ -2,7 +2,7 @@
 
 import torch
 
-from lsa_study.models.knobs import Unbounded
+from lsa_study.models.ablation_check import Unbounded
 
 
 def on_meta(build, *args, **options):

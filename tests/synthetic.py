@@ -13,9 +13,11 @@ from unittest import mock
 
 import numpy as np
 
-from lsa_study import rundir, study
-from lsa_study.config import SCHEMA_VERSION, Settings
+from lsa_study import rundir
+from lsa_study.config import study
+from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.correct import pack
+from lsa_study.files import write_whole
 from lsa_study.rundir import RunDir
 
 IMAGES = {"digits": (1437, 360), "cifar10": (50000, 10000), "imagenet": (1281167, 50000)}
@@ -44,7 +46,7 @@ def write_run(results: Path, run: study.Run, *, changes: Mapping[str, Any] | Non
         for record in curve(result, run):
             folder.log_metrics(record)
         if result["outcome"] == "done":
-            rundir.write_whole(folder.correct_bits, correct(result))
+            write_whole(folder.correct_bits, correct(result))
         folder.write_result(result)
         folder.write_status(result["outcome"])
     return folder

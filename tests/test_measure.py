@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsa_study import measure, ops
-from lsa_study.config import Model
-from lsa_study.config_ops import ElsaOp
+from lsa_study.config.operators import ElsaOp
+from lsa_study.config.settings import Model
 from lsa_study.measure import Count, count
 from lsa_study.models import MODELS, build_model, from_settings
 

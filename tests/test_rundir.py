@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
+from lsa_study.files import write_json
 from lsa_study.rundir import RunDir
 
 
@@ -84,7 +86,7 @@ def test_a_dead_writer_is_replaced(folder):
 
 def test_a_writer_elsewhere_counts_by_its_heartbeat(folder):
     owner = {"host": "elsewhere", "pid": 1, "job": None, "start": 0.0}
-    rundir.write_json(folder.root / "owner.json", owner)
+    write_json(folder.root / "owner.json", owner)
     folder.write_status("running", epoch=1)
     with pytest.raises(Refused, match="elsewhere"), folder.owned():
         pass

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.config import Augment
-from lsa_study.data import seeds
-from lsa_study.data.plan import Share
+from lsa_study.config.settings import Augment
+from lsa_study.data import rng
+from lsa_study.data.sampler import Share
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -86,7 +86,7 @@ def erase(
     """
     if augment.erasing == 0:
         return
-    draw = seeds.generator(*words, "erase")
+    draw = rng.generator(*words, "erase")
     chosen = torch.rand(batch, generator=draw) < augment.erasing
     box = boxes(
         batch, height=images.shape[2], width=images.shape[3], area=(0.02, 1 / 3),
@@ -96,7 +96,7 @@ def erase(
     for row, position in enumerate(share.positions.tolist()):
         top, left, h, w = box[position].tolist()
         if chosen[position] and 0 < h < images.shape[2] and 0 < w < images.shape[3]:
-            noise.manual_seed(seeds.derive(*words, "erase", position))
+            noise.manual_seed(rng.derive(*words, "erase", position))
             spot = images[row, :, top : top + h, left : left + w]
             spot.normal_(generator=noise)
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lsa_study.data import seeds
-from lsa_study.data.roots import DataLacks
+from lsa_study.data import rng
+from lsa_study.data.paths import DataLacks
 
 SIDE = 32
 CLASSES = 10
@@ -39,7 +39,7 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
         return _from_torchvision(paths[0])
     columns = {path.stem: _Column(path) for path in paths}
     content = [part for column in columns.values() for part in column.content()]
-    fingerprint = seeds.fingerprint("cifar10", *content)
+    fingerprint = rng.fingerprint("cifar10", *content)
     if (cached := _from_cache(fingerprint)) is not None:
         return cached, fingerprint
     tensors: Tensors = {}
@@ -115,7 +115,7 @@ def _from_torchvision(folder: Path) -> tuple[Tensors, str]:
             ) from error
         tensors[f"{split}.pixels"] = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
         tensors[f"{split}.labels"] = torch.tensor(found.targets)
-    return tensors, seeds.fingerprint("cifar10", *(t.numpy() for t in tensors.values()))
+    return tensors, rng.fingerprint("cifar10", *(t.numpy() for t in tensors.values()))
 
 
 def cache_folder() -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.paths import DataLacks
 
 VERSION = "digits-1"
 """Changes whenever the pictures do; part of the data fingerprint."""

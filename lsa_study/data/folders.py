@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lsa_study.data.listing import SUFFIXES, Found
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.index import SUFFIXES, Found
+from lsa_study.data.paths import DataLacks
 
 
 @dataclass(frozen=True)

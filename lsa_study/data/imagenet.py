@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lsa_study.config import Settings
-from lsa_study.data import folders, listing, resample, seeds, shards, transforms
-from lsa_study.data.listing import Listing
-from lsa_study.data.plan import Epoch, Share
-from lsa_study.data.roots import DataLacks, Layout, imagenet
+from lsa_study.config.settings import Settings
+from lsa_study.data import fast_pil, folders, index, rng, shards, transforms
+from lsa_study.data.index import Listing
+from lsa_study.data.paths import DataLacks, Layout, imagenet
+from lsa_study.data.sampler import Epoch, Share
 from lsa_study.data.sets import CHANNELS, Pixels, Sets, Source
 
 if TYPE_CHECKING:
-    from lsa_study.data.token_maps import LabelMaps
+    from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
@@ -39,8 +39,8 @@ def load(settings: Settings, *, device: str) -> ImagenetSets:
     """
     train, test = listings(imagenet(settings.data))
     if settings.data.train_limit is None:
-        listing.complete("train", train)
-        listing.complete("val", test)
+        index.complete("train", train)
+        index.complete("val", test)
     maps, content = _label_maps(settings, train)
     trained, tested = len(train.labels), len(test.labels)
     source = Source(
@@ -61,11 +61,11 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
         DataLacks: folders, shards or images are missing or damaged.
     """
     if layout.kind == "folders":
-        train = listing.ordered(folders.find(layout.train[0], None), None)
-        return train, listing.ordered(folders.find(layout.test[0], train.classes), train)
+        train = index.ordered(folders.find(layout.train[0], None), None)
+        return train, index.ordered(folders.find(layout.test[0], train.classes), train)
     find = {"tar": shards.find_in_tar, "parquet": shards.find_in_parquet}[layout.kind]
-    train = listing.ordered(find(layout.root / "train", layout.train), None)
-    return train, listing.ordered(find(layout.root / "val", layout.test), train)
+    train = index.ordered(find(layout.root / "train", layout.train), None)
+    return train, index.ordered(find(layout.root / "val", layout.test), train)
 
 
 def _label_maps(settings: Settings, train: Listing) -> tuple[LabelMaps | None, list[Any]]:
@@ -73,7 +73,7 @@ def _label_maps(settings: Settings, train: Listing) -> tuple[LabelMaps | None, l
     tokens = settings.train.tokens
     if tokens is None or tokens.labels == "plain":
         return None, []
-    from lsa_study.data.token_maps import LabelMaps
+    from lsa_study.data.token_labels import LabelMaps
 
     names = [os.fsdecode(name) for name in train.names[: settings.data.train_limit]]
     maps = LabelMaps.find(
@@ -85,7 +85,7 @@ def _label_maps(settings: Settings, train: Listing) -> tuple[LabelMaps | None, l
 
 def _fingerprint(train: Listing, test: Listing, content: Sequence[Any]) -> str:
     try:
-        return listing.fingerprint((train, test), content)
+        return index.fingerprint((train, test), content)
     except OSError as error:
         raise DataLacks(f"{train.store.root}: cannot be read ({error})") from error
 
@@ -103,9 +103,9 @@ class _Images(Dataset[Decoded]):
         """A whole batch, each image written to its place."""
         pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
         placed: list[tuple[Tensor, Tensor]] = []
-        with seeds.kept():
+        with rng.kept():
             for out, (words, index) in zip(pixels.numpy(), keys, strict=True):
-                seeds.plant(*words, index)
+                rng.plant(*words, index)
                 self._write(index, out)
                 if self.maps is not None:
                     name = os.fsdecode(self.listing.names[index])
@@ -184,7 +184,7 @@ class ImagenetSets(Sets):
         self._resting[images] = loader, waiting
 
     def _loader(self, images: _Images) -> _Loader:
-        resample.prepare()
+        fast_pil.prepare()
         waiting = _Batches()
         loader = DataLoader(
             images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from lsa_study.data.imagenet import listings
-from lsa_study.data.listing import Listing
-from lsa_study.data.roots import DataLacks, layout_of_imagenet
+from lsa_study.data.index import Listing
+from lsa_study.data.paths import DataLacks, layout_of_imagenet
 
 IMAGES = 5000
 """Of one shard: about half a gigabyte."""

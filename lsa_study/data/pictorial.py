@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from lsa_study.config import Augment
-from lsa_study.data import resample
+from lsa_study.config.settings import Augment
+from lsa_study.data import fast_pil
 
 Pictorial = Callable[[Image.Image], Image.Image]
 
@@ -32,7 +32,7 @@ def pictorial(wanted: Augment, size: int, mean: tuple[float, ...]) -> Pictorial 
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
             elif op.name.startswith(BENDING):
-                op.aug_fn = resample.Bending(op.aug_fn)
+                op.aug_fn = fast_pil.Bending(op.aug_fn)
         return randomly  # type: ignore[no-any-return]
     if wanted.color_jitter > 0:
         from torchvision.transforms import ColorJitter

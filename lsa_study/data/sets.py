@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa_study.config import Augment, Settings
-from lsa_study.data import augment, seeds
-from lsa_study.data.plan import Epoch, Share
+from lsa_study.config.settings import Augment, Settings
+from lsa_study.data import augment, rng
+from lsa_study.data.sampler import Epoch, Share
 
 Pixels = tuple[float, float, float]
 
@@ -110,7 +110,7 @@ class Sets(ABC):
             return images, labels
         targets = []
         for group, first, end in share.groups:
-            with seeds.global_draws(*words, "mix", group):
+            with rng.global_draws(*words, "mix", group):
                 targets.append(self.mixer(images[first:end], labels[first:end])[1])
         return images, torch.cat(targets)
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsa_study.data.cifar import cache_folder
-from lsa_study.data.listing import SUFFIXES, Found, canonical
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.index import SUFFIXES, Found, canonical
+from lsa_study.data.paths import DataLacks
 
 OPEN_FILES = 256
 """Of one process at a time; systems allow about a thousand."""

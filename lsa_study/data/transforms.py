@@ -13,8 +13,8 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from lsa_study.config import Settings
-from lsa_study.data import resample
+from lsa_study.config.settings import Settings
+from lsa_study.data import fast_pil
 from lsa_study.data.pictorial import pictorial
 from lsa_study.data.sets import Pixels
 
@@ -34,7 +34,7 @@ def whole(content: bytes) -> Image.Image:
         OSError: it is damaged, or no picture at all.
     """
     with opened(content) as file:
-        pixels = resample.decode(file, content)
+        pixels = fast_pil.decode(file, content)
         return file.convert("RGB") if pixels is None else Image.fromarray(pixels)
 
 
@@ -44,14 +44,14 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc
     def __call__(self, content: bytes) -> Image.Image:
         """Decode, cut and resize."""
         with opened(content) as file:
-            pixels = resample.decode(file, content)
+            pixels = fast_pil.decode(file, content)
             picture = file.convert("RGB") if pixels is None else file
             top, left, height, width = self.get_params(file, self.scale, self.ratio)
         filter_ = _FILTERS[random.choice(self.interpolation).value]
         if pixels is None:
             cut = picture.crop((left, top, left + width, top + height))
             return cut.resize(self.size, filter_)
-        return resample.resized_crop(pixels, (left, top, width, height), self.size, filter_)
+        return fast_pil.resized_crop(pixels, (left, top, width, height), self.size, filter_)
 
 
 _FILTERS = {
@@ -65,7 +65,7 @@ def training(settings: Settings, mean: Pixels) -> Transform:
     wanted, size = settings.augment, settings.data.image_size
     crop, flip = RandomResizedCrop, transforms.RandomHorizontalFlip
     if settings.reads()[1]:
-        from lsa_study.data.token_maps import NotedCrop, NotedFlip
+        from lsa_study.data.token_labels import NotedCrop, NotedFlip
 
         crop, flip = NotedCrop, NotedFlip
     crops: list[Any]

@@ -21,10 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from lsa_study import rundir
-from lsa_study.config import Settings
+from lsa_study.config.settings import Settings
+from lsa_study.config.study import Run
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.rundir import OUTCOMES, RunDir
-from lsa_study.study import Run
 
 SAME_ERRORS = 3
 """So many runs in a row dying with the same words hold the rest of the queue."""

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lsa_study.config.study import Resources
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.rundir import write_json
-from lsa_study.study import Resources
+from lsa_study.files import write_json
 
 
 def identity_of(name: str) -> str:

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from lsa_study import rehearsal
-from lsa_study.config import Settings
+from lsa_study.config.settings import Settings
+from lsa_study.config.study import Run
+from lsa_study.launch import rehearsal
 from lsa_study.launch.local import Worker, ended_by, visible_gpus
-from lsa_study.rehearsal import IMAGES, Rehearsed
+from lsa_study.launch.rehearsal import IMAGES, Rehearsed
 from lsa_study.rundir import OUTCOMES, RunDir
-from lsa_study.study import Run
 
 EPOCHS = STEPS = 2
 """Two epochs, so that a kill can meet their boundary and the second is timed warm; two steps each,

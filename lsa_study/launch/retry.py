@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lsa_study.config import Settings
+from lsa_study.config.settings import Settings
+from lsa_study.config.study import Resources, Run
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
@@ -14,7 +15,6 @@ from lsa_study.launch.records import Array, LaunchFolder, identity_of
 from lsa_study.launch.slurm import AUTOMATIC, Launched, launch
 from lsa_study.launch.status import RunStatus, status
 from lsa_study.launch.trash import UNFINISHED, discard
-from lsa_study.study import Resources, Run
 
 CAUSES = (
     "node", "lost", "preempted", "timeout", "cancelled", "disk", "oom-host", "config", "data",

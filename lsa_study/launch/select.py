@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsa_study import rundir, strict_yaml, study
-from lsa_study.asked import recall
+from lsa_study import rundir
+from lsa_study.config import study, yaml
+from lsa_study.config.selection import recall
+from lsa_study.config.study import TIERS, Run, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.rundir import RunDir
-from lsa_study.study import TIERS, Run, Tier
 
 NAME = re.compile(r"(?P<variant>.+)-s(?P<seed>\d+)-(?P<identity>[0-9a-f]{10})")
 
@@ -120,4 +121,4 @@ def variants_of(name: str) -> set[str] | None:
         path = study.find(name)
     except ConfigError:
         return None
-    return set(strict_yaml.read(path).data.get("variants", ()))
+    return set(yaml.read(path).data.get("variants", ()))

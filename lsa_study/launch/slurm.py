@@ -23,6 +23,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
+from lsa_study.config.study import Run
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import cluster as clusters
 from lsa_study.launch import scheduler
@@ -31,7 +32,6 @@ from lsa_study.launch.job import RunTask
 from lsa_study.launch.local import need_starts
 from lsa_study.launch.records import COMMENT_PREFIX, Array, LaunchFolder, identity_of, new_key
 from lsa_study.rundir import RunDir
-from lsa_study.study import Run
 
 AUTOMATIC = ("node", "lost", "preempted", "timeout")
 """Causes that say nothing against the run: it is queued again without being asked for."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lsa_study.config import Settings
+from lsa_study.config.settings import Settings
 from lsa_study.errors import LsaError
 from lsa_study.rundir import RunDir
 

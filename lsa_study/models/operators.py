@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config_ops import (
+from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,

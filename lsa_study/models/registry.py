@@ -15,9 +15,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from lsa_study import compose
-from lsa_study.config import Model
-from lsa_study.config_ops import (
+from lsa_study.config import layers
+from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
@@ -27,6 +26,7 @@ from lsa_study.config_ops import (
     Term,
     UnifiedOp,
 )
+from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
 
@@ -167,7 +167,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         pretrained,
         feature_cfg=dict(FEATURES[kind]),  # timm pops from it
         size=size,
-        op=compose.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
+        op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
         **{"drop_path_rate": point.drop_path, **options},
     )
     return network

@@ -13,7 +13,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from lsa_study.config_ops import Op
+from lsa_study.config.operators import Op
 from lsa_study.models import operators
 from lsa_study.models.blocks import SpatialBlock
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import lsa_study
-from lsa_study.config import Runtime, Train
+from lsa_study.config.settings import Runtime, Train
 from lsa_study.training.outcome import DeviceLacks
 
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")

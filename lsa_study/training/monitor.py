@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
-from lsa_study.config import Settings
+from lsa_study.config.settings import Settings
 from lsa_study.rundir import RunDir, State
 
 HEARTBEAT_SECONDS = 10.0

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 import lsa_kernels
 from lsa_study import correct, data, measure, models
-from lsa_study.config import SCHEMA_VERSION, Settings
-from lsa_study.data import DataLacks, seeds
+from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.data import DataLacks, rng
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
-from lsa_study.rundir import RunDir, write_whole
-from lsa_study.training import checkpoint, environment, ranks, start
-from lsa_study.training.loop import Life, Loop
+from lsa_study.files import write_whole
+from lsa_study.rundir import RunDir
+from lsa_study.training import checkpoint, distributed, environment, init_from
+from lsa_study.training.distributed import PeerLost
 from lsa_study.training.mirror import Mirror
 from lsa_study.training.monitor import Monitor, Silent, job
 from lsa_study.training.outcome import (
@@ -30,8 +31,8 @@ from lsa_study.training.outcome import (
     is_out_of_memory,
 )
 from lsa_study.training.progress import Progress, Report
-from lsa_study.training.ranks import PeerLost
 from lsa_study.training.tracking import TrackerLacks
+from lsa_study.training.trainer import Life, Loop
 
 CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (ConfigError, "config"),
@@ -61,7 +62,7 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
     settings = run_dir.settings()
     if (result := run_dir.result()) is not None:
         return _tidy(run_dir, result["outcome"])
-    with ranks.join() as us, contextlib.ExitStack() as stack:
+    with distributed.join() as us, contextlib.ExitStack() as stack:
 
         def claim() -> tuple[int, Silent]:
             if not us.first:
@@ -138,7 +139,7 @@ class _Attempt:
         state = checkpoint.load(self.life.run_dir)
         begun = None
         if state is None:
-            begun = start.fill(model, self.life.run_dir, self.life.settings)
+            begun = init_from.fill(model, self.life.run_dir, self.life.settings)
         loop = Loop(self.life, model, sets)
         loop.progress.start = begun
         self.progress = loop.progress
@@ -220,7 +221,7 @@ class _Attempt:
 
 def build(settings: Settings, sets: Sets) -> nn.Module:
     """Build the run's network; its first weights depend on the seed alone."""
-    torch.manual_seed(seeds.derive(settings.seed, "weights"))
+    torch.manual_seed(rng.derive(settings.seed, "weights"))
     return models.from_settings(
         settings.model,
         image_size=settings.data.image_size,

@@ -10,12 +10,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.config import Settings
-from lsa_study.data import seeds
+from lsa_study.config.settings import Settings
+from lsa_study.data import rng
 from lsa_study.data.sets import Batch
-from lsa_study.training import environment, optimise, tokens
-from lsa_study.training.norms import Norms
-from lsa_study.training.ranks import Ranks
+from lsa_study.training import environment, optim, token_labeling
+from lsa_study.training.batch_norm import Norms
+from lsa_study.training.distributed import Ranks
 
 
 class Stepper:
@@ -39,13 +39,13 @@ class Stepper:
         self.settings, self.model, self.ranks, self.device = settings, model, ranks, device
         self.precision = environment.precision(train, device)
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
-        self.optimizer = optimise.optimiser(model, train)
-        self.schedule = optimise.Schedule(self.optimizer, train, steps=steps)
+        self.optimizer = optim.optimiser(model, train)
+        self.schedule = optim.Schedule(self.optimizer, train, steps=steps)
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
         if train.tokens is not None:
-            tokens.prepare(model, train.tokens)
+            token_labeling.prepare(model, train.tokens)
         parts = ranks.count * settings.runtime.accumulate
         part = max(1, settings.train.batch_size // parts)
         self.norms = Norms(
@@ -110,7 +110,7 @@ class Stepper:
             for part in self.ranks.parts(accumulate)[1]:
                 batch = next(batches)
                 # Drop path and dropout draw from the global generators.
-                torch.manual_seed(seeds.derive(self.settings.seed, "step", epoch, step, part))
+                torch.manual_seed(rng.derive(self.settings.seed, "step", epoch, step, part))
                 with mean.one():
                     loss = self._loss_of(batch, epoch, part) / accumulate
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -126,8 +126,10 @@ class Stepper:
             return self._loss(logits.float(), batch.targets)
         words = (self.settings.seed, "tokens", epoch, batch.step, part)
         with torch.autocast(self.device.type, self.precision, enabled=amp):
-            answers = tokens.answer(self.model, batch.images, *words)
-        return tokens.loss(answers, batch.targets, batch.tokens, wanted, smoothing=smoothing)
+            answers = token_labeling.answer(self.model, batch.images, *words)
+        return token_labeling.loss(
+            answers, batch.targets, batch.tokens, wanted, smoothing=smoothing
+        )
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Mixed targets are smoothed already.

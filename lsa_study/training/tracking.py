@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from lsa_study.config import flatten
+from lsa_study.config.settings import flatten
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.rundir import RunDir
 

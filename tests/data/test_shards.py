@@ -9,9 +9,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from lsa_study import data, doctor
-from lsa_study.data import imagenet, pack, roots, shards
-from lsa_study.data.roots import DataLacks
+from lsa_study import data
+from lsa_study.cli import doctor
+from lsa_study.data import imagenet, pack, paths, shards
+from lsa_study.data.paths import DataLacks
 
 CLASSES = {"n00000001": 3, "n00000002": 1, "n00000003": 2}
 
@@ -107,7 +108,7 @@ def test_files_are_found_in_split_folders_too(small, packed):
         (home / split).mkdir()
         for path in home.glob(f"{split}-*.tar"):
             path.rename(home / split / path.name)
-    layout = roots.layout_of_imagenet(shards_of)
+    layout = paths.layout_of_imagenet(shards_of)
     assert (layout.kind, len(layout.train), len(layout.test)) == ("tar", 2, 1)
     assert data.load(small(shards_of)).source.train_images == 6
 
@@ -245,7 +246,7 @@ def test_a_set_is_packed_once(root, packed, capsys, monkeypatch):
     assert "holds ImageNet already; choose an empty folder" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["pack", str(folder.parent / "nowhere"), str(again)])
     assert pack.main() == 3
-    train = imagenet.listings(roots.layout_of_imagenet(again))[0]
-    plain = imagenet.listings(roots.layout_of_imagenet(root))[0]
+    train = imagenet.listings(paths.layout_of_imagenet(again))[0]
+    plain = imagenet.listings(paths.layout_of_imagenet(root))[0]
     np.testing.assert_array_equal(train.names, plain.names)
     assert [train.read(i) for i in range(6)] == [plain.read(i) for i in range(6)]

@@ -8,7 +8,7 @@ import sys
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from lsa_study import study
+from lsa_study.config import study
 from lsa_study.launch.causes import judge
 from lsa_study.launch.job import Place, RunTask, _signature, rank_variables
 from lsa_study.launch.scheduler import Ended, plain_words

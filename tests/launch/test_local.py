@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.local import Queue, visible_gpus
 

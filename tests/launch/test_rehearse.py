@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lsa_study import contract, plan, rehearsal, study
-from lsa_study.launch import rehearse
-from lsa_study.rehearsal import Rehearsed
+from lsa_study.config import contrast, study
+from lsa_study.launch import plan, rehearsal, rehearse
+from lsa_study.launch.rehearsal import Rehearsed
 from lsa_study.rundir import RunDir
 
 SMALL = ["train.batch_size=16"]
@@ -143,7 +143,7 @@ def test_a_row_keeps_all_but_its_length():
     run = run_of(tier="paper")
     short = rehearse.shortened(run, checkpoints=1.0)
     changed = {"train.epochs", "data.train_limit", "data.test_limit"}
-    assert set(contract.differing(run.settings, short)) == changed
+    assert set(contrast.differing(run.settings, short)) == changed
     assert (short.train.epochs, short.data.train_limit) == (2, 2 * 1024)
     assert short.data.test_limit == 5000
     assert short.runtime.accumulate == 8
@@ -154,11 +154,11 @@ def test_a_row_keeps_all_but_its_length():
 
 def test_the_sizes_are_those_of_the_sets():
     from lsa_study import data
-    from lsa_study.data import listing
+    from lsa_study.data import index
 
     source = data.load(run_of().settings).source
     assert rehearsal.IMAGES["digits"] == (source.train_images, source.test_images)
-    assert rehearsal.IMAGES["imagenet"] == (listing.EXPECTED["train"], listing.EXPECTED["val"])
+    assert rehearsal.IMAGES["imagenet"] == (index.EXPECTED["train"], index.EXPECTED["val"])
 
 
 def row(**changes):

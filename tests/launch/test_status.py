@@ -10,14 +10,16 @@ import time
 import pytest
 from rich.console import Console
 
-from lsa_study import rundir, study
-from lsa_study.asked import remember
+from lsa_study import rundir
+from lsa_study.config import study
+from lsa_study.config.selection import remember
+from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
+from lsa_study.files import write_json
 from lsa_study.launch import select, status_table
 from lsa_study.launch.records import Array, LaunchFolder, Life
 from lsa_study.launch.status import as_json, status
 from lsa_study.rundir import RunDir
-from lsa_study.study import Resources
 
 SETTINGS = ["train.epochs=3"]
 DONE = {
@@ -63,7 +65,7 @@ def test_a_writer_is_running_however_silent(tmp_path, made):
         made["swin"].write_status("running", epoch=1, eta_seconds=60.0)
         assert states(tmp_path)["swin"] == "running"
         old = {"state": "running", "heartbeat": time.time() - 500, "epoch": 1}
-        rundir.write_json(made["swin"].root / "status.json", old)
+        write_json(made["swin"].root / "status.json", old)
         (row,) = status(tmp_path, ["swin"])
         assert (row.state, row.note) == ("running", "no heartbeat 8 min")
     assert states(tmp_path)["swin"] == "lost"

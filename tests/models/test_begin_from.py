@@ -6,7 +6,7 @@ import timm
 import torch
 
 from lsa_study.models import build_model
-from lsa_study.models.official import begin_from
+from lsa_study.models.pretrained import begin_from
 
 
 def cubic(distance, a=-0.75):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lsa_study import plan, study
-from lsa_study.config_ops import OutlookOp
+from lsa_study.config import study
+from lsa_study.config.operators import OutlookOp
+from lsa_study.launch import plan
 from lsa_study.models import operators
-from lsa_study.models.knobs import dead_options
+from lsa_study.models.ablation_check import dead_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -7,9 +7,9 @@ import timm
 import torch
 from networks import on_meta
 
-from lsa_study import ops, study
-from lsa_study.config import Model
-from lsa_study.config_ops import (
+from lsa_study import ops
+from lsa_study.config import study
+from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
@@ -18,6 +18,7 @@ from lsa_study.config_ops import (
     OutlookOp,
     UnifiedOp,
 )
+from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official
 from lsa_study.models.operators import Place, build

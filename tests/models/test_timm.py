@@ -6,8 +6,8 @@ import torch
 from networks import on_meta
 from timm.data import resolve_model_data_config
 
-from lsa_study.config import Model
-from lsa_study.config_ops import OutlookOp
+from lsa_study.config.operators import OutlookOp
+from lsa_study.config.settings import Model
 from lsa_study.models import MODELS, TIMM_MODELS, build_model, from_settings, load_official
 from lsa_study.ops import UnifiedSpatialOp
 

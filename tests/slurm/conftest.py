@@ -13,7 +13,8 @@ import pytest
 from slurm_site import missing, running, wait_for
 from slurm_summary import Faults, prove
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 from lsa_study.launch import slurm
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.records import LaunchFolder, identity_of

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from lsa_study.config.study import find as study_file
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import cancel
 from lsa_study.launch.logs import logs
 from lsa_study.rundir import RunDir
-from lsa_study.study import find as study_file
 
 pytestmark = pytest.mark.slurm
 

@@ -15,7 +15,7 @@ from slurm_site import wait_for
 from slurm_summary import prove
 from tuned import written
 
-from lsa_study import study
+from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import cancel

@@ -10,7 +10,7 @@ from torch import nn
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm
 from lsa_study.training import train
-from lsa_study.training.norms import Norms
+from lsa_study.training.batch_norm import Norms
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, ChannelsLastBatchNorm])

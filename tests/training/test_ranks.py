@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from trackers import read
 
 from lsa_study import data
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.paths import DataLacks
 from lsa_study.models import volo
 from lsa_study.rundir import RunDir
 from lsa_study.training import train

@@ -38,7 +38,7 @@ METRIC_KEYS = {
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """One finished run, looked at by several tests."""
-    from lsa_study import study
+    from lsa_study.config import study
 
     overrides = ["train.epochs=2", "data.train_limit=96", "train.batch_size=32"]
     (asked,) = study.load("table1", only="net7", seeds=[3], overrides=overrides).runs()

@@ -10,10 +10,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 from tuned import written
 
-from lsa_study import study
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.why import as_text, why
+from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.evidence.collect import collect
-from lsa_study.evidence.why import as_text, why
 from lsa_study.launch.local import Queue
 from lsa_study.rundir import RunDir, runs_folder
 from lsa_study.training import train

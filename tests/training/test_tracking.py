@@ -222,7 +222,7 @@ def test_a_command_refuses_it_with_exit_code_3(tmp_path, command):
 
 def test_no_tracker_is_imported_unless_asked_for():
     code = (
-        "import sys, lsa_study.cli, lsa_study.doctor, lsa_study.training.mirror\n"
+        "import sys, lsa_study.cli, lsa_study.cli.doctor, lsa_study.training.mirror\n"
         f"sys.exit(any(name in sys.modules for name in {list(tracking.TRACKERS)}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -233,7 +233,7 @@ def test_every_tracker_has_an_extra_of_its_name():
     from pathlib import Path
     from typing import get_args
 
-    from lsa_study.config import Runtime
+    from lsa_study.config.settings import Runtime
 
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8")
     extras = tomllib.loads(text)["project"]["optional-dependencies"]

@@ -1,0 +1,64 @@
+"""The article's numbers beside the rows of a study, from the CSV files of its tables."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lsa_study.config.study import Study
+from lsa_study.errors import ConfigError
+
+STATUS = {"crash": "crash", "out_of_memory": "out of memory"}
+"""How the article's rows without a number ended, in words."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What the article prints for a row: a number, or a word where it has none."""
+
+    value: float | None = None
+    word: str = ""
+
+
+def printed(study: Study, variant: str) -> Printed:
+    """Find the article's value for a variant; empty if the article has no such row.
+
+    Raises:
+        ConfigError: the CSV is missing, or the keys of ``paper`` do not single out one row.
+    """
+    keys = study.file.variants[variant].paper
+    if not keys:
+        return Printed()
+    path = study.document.path.parent / study.file.article.csv
+    place = study.document.where("variants", variant, "paper")
+    table = _read(path, place)
+    column = study.file.article.column
+    known = ", ".join(map(str, table.columns))
+    if unknown := [name for name in (*keys, column) if name not in table]:
+        raise ConfigError(
+            f"{place}: {path.name} has no column {', '.join(unknown)}; it has {known}"
+        )
+    found = table
+    for name, value in keys.items():
+        found = found[found[name] == str(value)]
+    if len(found) != 1:
+        raise ConfigError(f"{place}: {keys} is {len(found)} rows of {path.name}; single out one")
+    row = found.iloc[0]
+    if text := row[column]:
+        return Printed(float(text))
+    return Printed(word=STATUS.get(row.get("status", ""), row.get("status", "")))
+
+
+def _read(path: Path, place: str) -> pd.DataFrame:
+    try:
+        return _text(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: {path}: cannot be read ({error}); give a CSV file") from None
+
+
+@functools.lru_cache(maxsize=32)
+def _text(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -1,0 +1,165 @@
+"""Compare a row with its reference: paired over shared seeds, and paired over test images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from lsa_study.analysis.collect import Run
+from lsa_study.analysis.rows import Row
+from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ByImage:
+    """A difference judged on the test images alone: the noise of the test set, not of training.
+
+    With one seed the images that changed sides decide (exact McNemar test, Agresti and Min's
+    interval); with several, every image's mean difference over the seeds does.
+    """
+
+    images: int
+    seeds: int
+    difference: float
+    """Points."""
+    low: float
+    high: float
+    p: float
+    """Two-sided."""
+    gained: int
+    """Images that only the row got right, over all seeds."""
+    lost: int
+    """Images that only the reference got right."""
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the difference from the finite test set, points."""
+        return (self.high - self.low) / (2 * float(stats.norm.ppf(0.5 + LEVEL / 2)))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A row against its reference, over the seeds that both have an accuracy for."""
+
+    variant: str
+    reference: str
+    seeds: tuple[int, ...]
+    difference: Estimate
+    """Of the paired differences, points; its interval is Student's over seeds."""
+    runs: tuple[tuple[Run, Run], ...]
+    """The row's and the reference's, by seed."""
+
+    @cached_property
+    def p(self) -> float | None:
+        """Two-sided paired t test; None below two seeds or without any spread."""
+        return _paired_t(self.difference.values)
+
+    @cached_property
+    def by_image(self) -> ByImage | None:
+        """None if correctness by image is missing or the test sets differ."""
+        return by_image(self.runs)
+
+    @property
+    def seed_noise(self) -> float | None:
+        """Standard deviation of a paired difference over seeds, points; None below two."""
+        values = self.difference.values
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def contrasts(rows: Sequence[Row]) -> dict[str, Contrast]:
+    """Compare every row with its reference row; rows that share no seed with it are absent."""
+    by_variant = {row.variant: row for row in rows}
+    found = {}
+    for row in rows:
+        reference = by_variant.get(row.reference)
+        if reference is None or reference is row:
+            continue
+        contrast = compare(row, reference)
+        if contrast is not None:
+            found[row.variant] = contrast
+    return found
+
+
+def compare(row: Row, reference: Row) -> Contrast | None:
+    """Compare two rows over the seeds they share; None if they share none."""
+    ours = {run["seed"]: run for run in row.done}
+    theirs = {run["seed"]: run for run in reference.done}
+    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+    if not seeds:
+        return None
+    pairs = tuple((ours[seed], theirs[seed]) for seed in seeds)
+    differences = [one["acc1"] - other["acc1"] for one, other in pairs]
+    return Contrast(
+        variant=row.variant,
+        reference=reference.variant,
+        seeds=seeds,
+        difference=t_interval(differences),
+        runs=pairs,
+    )
+
+
+def _paired_t(differences: Sequence[float]) -> float | None:
+    # Accuracies are counts of images: differences that agree to rounding have no spread to test.
+    if len(differences) < 2 or np.ptp(differences) < 1e-9:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
+    """Compare pairs of runs of equal seeds on the images of their common test set."""
+    prints = {run["data_fingerprint"] for pair in pairs for run in pair}
+    sizes = {run["correct_count"] for pair in pairs for run in pair}
+    if len(prints) != 1 or len(sizes) != 1 or None in sizes or not pairs:
+        return None
+    images = int(sizes.pop())
+    one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
+    gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
+    if len(pairs) == 1:
+        low, high = agresti_min(gained, lost, images)
+        difference, p = (gained - lost) / images, mcnemar(gained, lost)
+    else:
+        each: Floats = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
+        difference = float(each.mean())
+        error = float(each.std(ddof=1)) / math.sqrt(images)
+        half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
+        low, high = difference - half, difference + half
+        p = float(2 * stats.norm.sf(abs(difference) / error)) if error else 1.0
+    ends = (100 * difference, 100 * low, 100 * high)
+    return ByImage(images, len(pairs), *ends, p, gained, lost)
+
+
+def correct(runs: Sequence[Run]) -> npt.NDArray[np.uint8]:
+    """Which test images each run classified rightly, in the data set's order: (runs, images)."""
+    packed = np.frombuffer(b"".join(run["correct"] for run in runs), np.uint8)
+    count = runs[0]["correct_count"]
+    return np.unpackbits(packed.reshape(len(runs), -1), axis=1, count=count)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar test: were the images that changed sides a fair coin?"""
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost).pvalue)
+
+
+def agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:
+    """Interval of a difference of paired shares: Wald's with half an image added to each cell.
+
+    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched
+    proportions", Statistics in Medicine 24 (2005). Holds its level where Wald's own, with few
+    images that change sides, does not.
+    """
+    n = images + 2
+    b, c = gained + 0.5, lost + 0.5
+    mean = (b - c) / n
+    error = math.sqrt(b + c - (b - c) ** 2 / n) / n
+    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
+    return mean - half, mean + half

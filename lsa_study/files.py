@@ -1,0 +1,70 @@
+"""Files that a reader sees whole or not at all, on disks that may be full or read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lsa_study.errors import EnvironmentLacks
+
+
+def read_whole(path: Path) -> bytes | None:
+    """What a file holds; None if there is no such file.
+
+    Raises:
+        OSError: it is there but cannot be read.
+    """
+    try:
+        # A buffer costs a quarter of the time where thousands of small files are read.
+        with path.open("rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never half."""
+    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file by temporary name, fsync and rename.
+
+    Raises:
+        EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with writable(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Tell a full disk or a folder without permission in words."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "free some space or choose another --results folder"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a JSON file holds; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
