@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lsa_study.config import contrast, study
+from lsa_study.config.yaml import read as read_strictly
 from lsa_study.errors import ConfigError, Refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def write(tmp_path, **changes) -> Path:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_experiment_keeps_its_contract(path):
-    file = study.strict_yaml.read(path).data
+    file = read_strictly(path).data
     for tier in file.get("tiers", study.TIERS):
         loaded = study.load(path, tier=tier)
         contrast.check_contrast(loaded)
@@ -149,7 +150,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
         study.load("table1", tier="big")
 
 
-@pytest.mark.parametrize("module", ["plan", "study", "rundir", "cli", "launch.local"])
+@pytest.mark.parametrize("module", ["launch.plan", "config.study", "rundir", "cli", "launch.local"])
 def test_planning_does_not_need_torch(module):
     code = f"import sys, lsa_study.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
