@@ -28,6 +28,7 @@ from lsa_study.cli.options import (
 from lsa_study.config import selection
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
+from lsa_study.files import guard_output
 from lsa_study.launch import plan as planning
 from lsa_study.training.tracking import require
 
@@ -77,6 +78,7 @@ def rehearse(
     """Train a few steps of every row, kill it, resume it, compare; predict what the grid costs."""
     from lsa_study.launch.rehearse import Rehearsal
 
+    guard_output(needed=False)
     loaded = load_all(study, tier, None, only, overrides, allow_confound or ())
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
@@ -100,6 +102,7 @@ def run(
     """Train here what is missing, seed 0 of every row first; call again to go on."""
     from lsa_study.launch.local import Queue
 
+    guard_output(needed=False)
     loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
     console = Console(soft_wrap=True)
     summary = Queue(results, jobs=jobs, console=console).work(
@@ -114,7 +117,7 @@ def run(
         words.append(f"{summary.already} were done before")
     if summary.held:
         words.append(f"{summary.held} held")
-    typer.echo(", ".join(words) or "nothing to do")
+    typer.echo(", ".join(words) or ("interrupted" if summary.interrupted else "nothing to do"))
     if summary.interrupted:
         typer.echo(f"Continue with the same command: lsa {' '.join(sys.argv[1:])}")
     raise typer.Exit(summary.exit_code)
@@ -168,7 +171,6 @@ def status(
 ) -> None:
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
-    from lsa_study.launch import status_table
 
     names = study or []
     if as_json:
@@ -176,9 +178,10 @@ def status(
         typer.echo(json.dumps(states.as_json(rows), indent=2))
     elif watch:
         console = Console()
-        status_table.watch(lambda: states.status(results, names, tier=tier), results, console)
+        states.watch(lambda: states.status(results, names, tier=tier), results, console)
     else:
-        status_table.show(states.status(results, names, tier=tier), results, Console())
+        rows = states.status(results, names, tier=tier)
+        Console().print(states.page(rows, results), soft_wrap=True)
 
 
 def logs(
@@ -212,6 +215,7 @@ def retry(
     from lsa_study.launch.local import Queue
     from lsa_study.launch.retry import retry as again
 
+    guard_output(needed=False)
     wishes = sites.read(site, {"partition": partition})
     causes = cause.split(",") if cause else []
     done = again(results, study or [], wishes, causes=causes, tier=tier, accumulate=accumulate)
@@ -248,7 +252,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Move old job files, and failed runs of the named studies, to .trash."""
-    from lsa_study.launch.trash import gc as clear
+    from lsa_study.launch.cancel import gc as clear
 
     def confirm(question: str) -> bool:
         return not dry_run and (yes or typer.confirm(question))
