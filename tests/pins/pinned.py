@@ -114,6 +114,13 @@ def differences(pinned: Any, found: Any, place: str = "") -> list[str]:
             else:
                 lines += differences(pinned[key], found[key], inner)
         return lines
+    if isinstance(pinned, list) and isinstance(found, list):
+        if len(pinned) == len(found):
+            pairs = enumerate(zip(pinned, found, strict=True), start=1)
+            return [line for at, (a, b) in pairs for line in differences(a, b, f"{place} / {at}")]
+        lines = [f"gone: {place}: {one}" for one in pinned if one not in found]
+        lines += [f"new: {place}: {one}" for one in found if one not in pinned]
+        return lines or [f"moved: {place}: {len(pinned)} -> {len(found)} elements"]
     same = pinned == found and type(pinned) is type(found)
     return [] if same else [f"moved: {place}: {pinned} -> {found}"]
 
