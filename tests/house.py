@@ -114,7 +114,9 @@ def _count_names(house: House, tree: ast.Module, name: str) -> None:
         if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
             house.public.append(f"{name}: {node.name}")
         house.constants += [f"{name}: {one}" for one in _assigned(node) if one[0] != "_"]
-    for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))):
+    scopes: list[ast.Module | ast.ClassDef] = [tree]
+    scopes += [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for scope in scopes:
         for node in scope.body:
             if not isinstance(node, Function) or not node.name.startswith("_"):
                 continue
