@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from lsa_study.config.settings import Settings
 from lsa_study.data import augment, cifar, digits, rng
 from lsa_study.data.paths import require
-from lsa_study.data.pictorial import pictorial
 from lsa_study.data.sampler import Epoch, Share
 from lsa_study.data.sets import Pixels, Sets, Source
 
@@ -81,7 +80,7 @@ class TensorSets(Sets):
         super().__init__(source, settings, device)
         size = settings.data.image_size
         scaled = math.floor(size / settings.evaluation.crop_share)
-        self._pictorial = pictorial(settings.augment, size, source.mean)
+        self._pictorial = augment.pictorial(settings.augment, size, source.mean)
         self._train_labels = train.labels.to(self.device)
         self._test_labels = test.labels.to(self.device)
         self._test = _centre(_resize(test.pixels, scaled), size).to(self.device)
@@ -127,7 +126,7 @@ class TensorSets(Sets):
         changed = []
         bytes_ = pixels.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
         for picture, index in zip(bytes_, share.indices.tolist(), strict=True):
-            with rng.global_draws(self.seed, "picture", epoch, index):
+            with rng.seeded_global(self.seed, "picture", epoch, index):
                 changed.append(np.asarray(self._pictorial(Image.fromarray(picture))))
         return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(self.device)
 

@@ -110,7 +110,7 @@ class Sets(ABC):
             return images, labels
         targets = []
         for group, first, end in share.groups:
-            with rng.global_draws(*words, "mix", group):
+            with rng.seeded_global(*words, "mix", group):
                 targets.append(self.mixer(images[first:end], labels[first:end])[1])
         return images, torch.cat(targets)
 
