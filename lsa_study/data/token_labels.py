@@ -157,7 +157,7 @@ def _load(path: Path) -> Tensor:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        # Its kind only: of a file that holds more than tensors, torch's words invite to trust it.
+        # Its kind only: of a file that holds more than tensors, torch invites to trust it.
         kind = type(error).__name__
         raise DataLacks(f"{path}: cannot be read as a tensor ({kind}); unpack it again") from error
     if not isinstance(found, Tensor):
