@@ -159,7 +159,7 @@ def test_other_settings_of_a_network_are_not_counted():
         return counts_of(loaded, "volo_d3")
 
     assert found("train.epochs=3", "model.drop_path=0.1") == found()
-    for override in ("model.op.stride=1", "data.image_size=448", "data.name=cifar10"):
+    for override in ("model.op.stride=1", "data.image_size=480", "data.name=cifar10"):
         other = found("train.tokens.labels=plain", override)
         assert (other["params"], other["article_params"]) == ("?", "86")
     assert counts_of(study.load("table1"), "net7") == {}
