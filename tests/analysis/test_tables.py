@@ -185,8 +185,8 @@ def test_a_table_without_runs_is_still_a_table(tmp_path):
 def test_reports_need_no_torch():
     code = (
         "import importlib, sys\n"
-        "for module in ('tables', 'plots', 'html', 'maps'):\n"
-        "    importlib.import_module(f'lsa_study.report.{module}')\n"
+        "for module in ('tables', 'plots.figures', 'html', 'plots.attention'):\n"
+        "    importlib.import_module(f'lsa_study.analysis.{module}')\n"
         "    assert 'torch' not in sys.modules, module\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lsa_study.config import contrast, study
-from lsa_study.config import yaml as strict_yaml
+from lsa_study.config.yaml import read as read_strictly
 from lsa_study.errors import ConfigError, Refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def write(tmp_path, **changes) -> Path:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_experiment_keeps_its_contract(path):
-    file = strict_yaml.read(path).data
+    file = read_strictly(path).data
     for tier in study.tiers_of(str(path)):
         loaded = study.load(path, tier=tier)
         contrast.check_contrast(loaded)
