@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
@@ -47,7 +48,7 @@ class RunDir:
     ``correct.npz``            one bit per test image: was it classified rightly
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
-    ``attempts/001/``          log, environment and scheduler facts of each life
+    ``attempts/001/``          log and environment of each attempt
     ``tracking/``              what ``runtime.tracker`` shows of all this; can be made again
     """
 
@@ -95,8 +96,15 @@ class RunDir:
             EnvironmentLacks: the folder cannot be written.
         """
         if (self.root / "config.yaml").exists():
-            self._check_same(settings)
-            return
+            found = self.settings()
+            if found.science() == settings.science():
+                return
+            one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
+            differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
+            raise Refused(
+                f"{self.root}: holds another run ({', '.join(differ)} differ); "
+                "choose another --results folder, or move this one away"
+            )
         document = {
             "identity": settings.identity(),
             "schema": SCHEMA_VERSION,
@@ -109,17 +117,6 @@ class RunDir:
             (self.root / "attempts").mkdir(mode=0o700, exist_ok=True)
             text = yaml.dump(document, Dumper=_Dumper, sort_keys=True)
             write_whole(self.root / "config.yaml", text)
-
-    def _check_same(self, settings: Settings) -> None:
-        found = self.settings()
-        if found.science() == settings.science():
-            return
-        one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
-        differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
-        raise Refused(
-            f"{self.root}: holds another run ({', '.join(differ)} differ); "
-            "choose another --results folder, or move this one away"
-        )
 
     def config(self) -> dict[str, Any]:
         """Read what was asked: identity, schema, variant and settings.
@@ -156,7 +153,10 @@ class RunDir:
                 f"{self.root}: was made by schema {document.get('schema')}, this is "
                 f"{SCHEMA_VERSION}; keep its results apart, or use the version that made it"
             )
-        return Settings.model_validate(document["settings"])
+        try:
+            return Settings.model_validate(document["settings"])
+        except ValidationError:
+            raise self._no_config() from None
 
     # -- who writes ---------------------------------------------------------------------------
 
@@ -170,10 +170,9 @@ class RunDir:
         token = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "start": time.time()}
         path = self.root / "owner.json"
         with writable(self.root), self._lock():
-            owner = read_json(path)
-            if owner is not None and self._alive(owner):
+            if (owner := self.writer()) is not None:
                 age = time.time() - (self.status().heartbeat or float(owner["start"]))
-                who = f"{owner['host']} (process {owner['pid']}, job {owner['job'] or '-'}"
+                who = f"{owner['host']} (process {owner['pid']}, job {owner.get('job') or '-'}"
                 raise Refused(
                     f"{self.root.name}: is being written by {who}, {age:.0f} s ago); "
                     "wait for it, or cancel it"
@@ -191,8 +190,16 @@ class RunDir:
 
     def writer(self) -> dict[str, Any] | None:
         """Who writes here now: host, pid, job, start; None when nobody does any more."""
-        owner = read_json(self.root / "owner.json")
-        return owner if owner is not None and self._alive(owner) else None
+        owner = read_json(self.root / "owner.json") or {}
+        try:
+            host, pid, start = owner["host"], int(owner["pid"]), float(owner["start"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return None  # there is none, or it is damaged
+        if host == socket.gethostname():
+            alive = _process_started(pid) <= start
+        else:
+            alive = time.time() - (self.status().heartbeat or start) < STALE_SECONDS
+        return owner if alive else None
 
     @contextlib.contextmanager
     def tracked(self) -> Iterator[None]:
@@ -206,18 +213,12 @@ class RunDir:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def _alive(self, owner: Mapping[str, Any]) -> bool:
-        if owner.get("host") == socket.gethostname():
-            return _process_started(int(owner.get("pid", -1))) <= float(owner.get("start", 0))
-        beat = self.status().heartbeat or float(owner.get("start", 0))
-        return time.time() - beat < STALE_SECONDS
-
     def attempts(self) -> list[Path]:
-        """The folders of this run's lives, oldest first."""
+        """The folders of this run's attempts, oldest first."""
         return sorted(p for p in (self.root / "attempts").glob("[0-9]*") if p.is_dir())
 
     def attempt_folder(self, attempt: int) -> Path:
-        """The folder of one life."""
+        """The folder of one attempt."""
         return self.root / "attempts" / f"{attempt:03d}"
 
     def environment(self, attempt: int) -> Attempt | None:

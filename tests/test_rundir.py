@@ -75,6 +75,16 @@ def test_a_second_writer_leaves(folder):
         pass  # the first has left
 
 
+@pytest.mark.parametrize(
+    "owner", ["", "{", "[]", "{}", '{"host": "x", "pid": [], "start": 0}', "9" * 400]
+)
+def test_a_damaged_owner_is_nobody(folder, owner):
+    (folder.root / "owner.json").write_text(owner)
+    assert folder.writer() is None
+    with folder.owned():
+        assert folder.writer()["pid"] == os.getpid()
+
+
 def test_a_dead_writer_is_replaced(folder):
     code = (
         "import os, sys; from pathlib import Path; from lsa_study.rundir import RunDir\n"
@@ -177,6 +187,13 @@ def test_a_damaged_record_costs_its_line(folder, line):
 
 def test_a_broken_configuration_is_told(folder):
     (folder.root / "config.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="is not a run's configuration"):
+        folder.settings()
+
+
+def test_damaged_settings_are_named(folder):
+    text = (folder.root / "config.yaml").read_text().replace("epochs:", "epoch:")
+    (folder.root / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match="is not a run's configuration"):
         folder.settings()
 

@@ -212,17 +212,17 @@ def _columns(records: Sequence[Mapping[str, Any]], names: Iterable[str]) -> pd.D
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     names = [str(name) for name in frame]
-    types = {name: DTYPES.get(name) or _settings_type(frame[name]) for name in names}
+    types = {
+        name: DTYPES.get(name)
+        or SETTINGS_DTYPES.get(pd.api.types.infer_dtype(frame[name]), "object")
+        for name in names
+    }
     wrong = {name: kind for name, kind in types.items() if frame[name].dtype != kind}
     typed = frame.astype(wrong)
     for name, kind in types.items():
         if kind == "object" and typed[name].isna().any():
             typed[name] = typed[name].where(typed[name].notna(), None)
     return typed
-
-
-def _settings_type(column: pd.Series[Any]) -> str:
-    return SETTINGS_DTYPES.get(pd.api.types.infer_dtype(column), "object")
 
 
 class _Reader:

@@ -39,6 +39,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     compared = compare(found, reference) if reference and reference is not found else None
     here = rundir.existing(results, study.tier)
     ran = {run.seed: run.as_json() for run in found.runs}
+    stored = dict.fromkeys(ran, str(parquet_path(results, study.tier)))
     identities = study.variants[found.variant].identities(found.seeds)
     return {
         "study": study.name,
@@ -60,7 +61,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
                 "identity": identity,
                 **{name: ran[seed][name] if seed in ran else None for name in FACTS},
                 "outcome": ran[seed]["outcome"] if seed in ran else "not run",
-                "files": _files(results, study.tier, identity, here, seed in ran),
+                "files": str(here[identity].root) if identity in here else stored.get(seed),
             }
             for seed, identity in identities.items()
         ],
@@ -97,14 +98,6 @@ def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
         return None if start is None else start.weights
     identities = before.identities(seeds)
     return f"{start.row} ({', '.join(identities[seed] for seed in seeds)})"
-
-
-def _files(
-    results: Path, tier: str, identity: str, here: dict[str, rundir.RunDir], ran: bool
-) -> str | None:
-    if identity in here:
-        return str(here[identity].root)
-    return str(parquet_path(results, tier)) if ran else None
 
 
 def why_text(found: dict[str, Any]) -> str:
