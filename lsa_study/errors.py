@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class LsaError(Exception):
-    """Base of all errors that are shown as words, without a traceback."""
+    """Base of all errors that are shown as a message, without a traceback."""
 
     exit_code = 1
 
