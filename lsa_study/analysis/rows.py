@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lsa_study.analysis.article import Printed, printed
-from lsa_study.analysis.collect import Collected, Run
+from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.costs import columns_and_note
 from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.config.study import Study
@@ -27,25 +27,25 @@ class Row:
     """The row it is compared with; itself for a baseline."""
     seeds: tuple[int, ...]
     """The seeds that were looked for."""
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     """Those of its runs that have ended, by seed."""
     article: Printed
     note: str | None = None
 
     @cached_property
-    def done(self) -> tuple[Run, ...]:
+    def done(self) -> tuple[RunRecord, ...]:
         """Its runs that have an accuracy."""
-        return tuple(run for run in self.runs if run["outcome"] == "done")
+        return tuple(run for run in self.runs if run.outcome == "done")
 
     @cached_property
     def accuracy(self) -> Estimate:
         """Top-1 accuracy over the seeds that have one, in percent."""
-        return t_interval([run["acc1"] for run in self.done])
+        return t_interval([run.accuracy for run in self.done])
 
     @cached_property
     def ends(self) -> dict[str, int]:
         """How many of its runs ended without an accuracy, by outcome."""
-        outcomes = [run["outcome"] for run in self.runs]
+        outcomes = [run.outcome for run in self.runs]
         return {name: outcomes.count(name) for name in WORDS if name in outcomes}
 
     @property

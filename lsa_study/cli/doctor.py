@@ -80,8 +80,7 @@ def _data() -> str:
     else:
         if layout is None:
             imagenet = (
-                "missing (wants imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or shards of "
-                "parquet or tar)"
+                "missing (wants imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards)"
             )
         elif layout.kind == "folders":
             imagenet = "found as folders"

@@ -77,13 +77,12 @@ def why(
     as_json: opt.AsJson = False,
 ) -> None:
     """Name everything a table's row rests on: runs, seeds, commits, files."""
+    from lsa_study.analysis import provenance
     from lsa_study.analysis.collect import collect
-    from lsa_study.analysis.why import as_text
-    from lsa_study.analysis.why import why as trace
 
     (study,) = load_all([table], tier, recall=results)
-    found = trace(study, row, collect(results, tier), results)
-    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    found = provenance.why(study, row, collect(results, tier), results)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
 
 
 def diff(
@@ -93,11 +92,10 @@ def diff(
     as_json: opt.AsJson = False,
 ) -> None:
     """Compare two finished runs: settings, code, environment, metrics."""
-    from lsa_study.analysis.diff import as_text
-    from lsa_study.analysis.diff import diff as compare
+    from lsa_study.analysis import provenance
 
-    found = compare(results, one, other)
-    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    found = provenance.diff(results, one, other)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.diff_text(found))
 
 
 def claims(
