@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lsa_study.analysis import comparability
-from lsa_study.analysis.collect import Collected, Run
+from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.power import pooled_noise, resolvable
 from lsa_study.analysis.rank_correlation import agreement
@@ -36,7 +36,7 @@ def notes_of(
             mark = string.ascii_lowercase[len(marked) % 26]
             marks.setdefault(row.variant, []).append(mark)
             marked.append(Note(row.note, mark))
-    reasons = comparability.differences(study, rows)
+    reasons = comparability.mismatches(study, rows)
     for variant in reasons:
         marks.setdefault(variant, []).append("†")
     if reasons:
@@ -113,15 +113,15 @@ def _order(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _data(study: Study, ran: Sequence[Run]) -> list[str]:
+def _data(study: Study, ran: Sequence[RunRecord]) -> list[str]:
     rows = list(study.variants.values())
 
     def every(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(map(str, values)))
 
-    prints = ", ".join(words(ran, "data_fingerprint")) or "none yet"
-    both = ((run["train_images"], run["test_images"]) for run in ran)
-    sizes = sorted({pair for pair in both if None not in pair})
+    prints = ", ".join(words(run.data_fingerprint for run in ran)) or "none yet"
+    both = {(run.train_images, run.test_images) for run in ran}
+    sizes = sorted((a, b) for a, b in both if a is not None and b is not None)
     images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
     return [
         f"Data: {rows[0].data.name} at {every(one.data.image_size for one in rows)} px"
@@ -133,7 +133,7 @@ def _data(study: Study, ran: Sequence[Run]) -> list[str]:
     ]
 
 
-def _costs(ran: Sequence[Run]) -> list[str]:
+def _costs(ran: Sequence[RunRecord]) -> list[str]:
     if not ran:
         return []
     return [
@@ -142,20 +142,20 @@ def _costs(ran: Sequence[Run]) -> list[str]:
     ]
 
 
-def _environment(ran: Sequence[Run]) -> list[str]:
+def _environment(ran: Sequence[RunRecord]) -> list[str]:
     if not ran:
         return []
-    changed = {run["commit"] for run in ran if run["dirty"]}
+    changed = {run.commit for run in ran if run.dirty}
     commits = [
         f"{commit[:10]}{' with local changes' * (commit in changed)}"
-        for commit in words(ran, "commit")
+        for commit in words(run.commit for run in ran)
     ]
     parts = [
-        f"Device: {', '.join(words(ran, 'device'))}",
-        f"precision: {', '.join(words(ran, 'precision'))}",
-        f"torch: {', '.join(words(ran, 'torch'))}",
+        f"Device: {', '.join(words(run.device for run in ran))}",
+        f"precision: {', '.join(words(run.precision for run in ran))}",
+        f"torch: {', '.join(words(run.torch for run in ran))}",
         f"commit: {', '.join(commits) or 'unknown'}",
-        f"seeds: {', '.join(map(str, sorted({run['seed'] for run in ran})))}",
+        f"seeds: {', '.join(map(str, sorted({run.seed for run in ran})))}",
     ]
     return [f"{'; '.join(parts)}."]
 
@@ -163,7 +163,7 @@ def _environment(ran: Sequence[Run]) -> list[str]:
 def _missing(study: Study, rows: Sequence[Row]) -> list[str]:
     lacking = []
     for row in rows:
-        ran = {run["seed"] for run in row.runs}
+        ran = {run.seed for run in row.runs}
         absent = [seed for seed in study.seeds if seed in row.seeds and seed not in ran]
         if ran and absent:
             lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
@@ -181,6 +181,6 @@ def _are(number: int) -> str:
     return "are" if number > 1 else "is"
 
 
-def words(ran: Iterable[Run], name: str) -> list[str]:
+def words(found: Iterable[str | None]) -> list[str]:
     """The distinct texts of a fact, sorted; missing ones are left out."""
-    return sorted({run[name] for run in ran if run[name] is not None})
+    return sorted({text for text in found if text is not None})

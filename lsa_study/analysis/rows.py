@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lsa_study.analysis.article import Printed, printed
-from lsa_study.analysis.collect import Collected, Run
+from lsa_study.analysis.collect import Collected, RunRecord
+from lsa_study.analysis.costs import cost_columns, counts_of, note_of
 from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.config.study import Study
 
@@ -26,25 +27,25 @@ class Row:
     """The row it is compared with; itself for a baseline."""
     seeds: tuple[int, ...]
     """The seeds that were looked for."""
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     """Those of its runs that have ended, by seed."""
     article: Printed
     note: str | None = None
 
     @cached_property
-    def done(self) -> tuple[Run, ...]:
+    def done(self) -> tuple[RunRecord, ...]:
         """Its runs that have an accuracy."""
-        return tuple(run for run in self.runs if run["outcome"] == "done")
+        return tuple(run for run in self.runs if run.outcome == "done")
 
     @cached_property
     def accuracy(self) -> Estimate:
         """Top-1 accuracy over the seeds that have one, in percent."""
-        return t_interval([run["acc1"] for run in self.done])
+        return t_interval([run.accuracy for run in self.done])
 
     @cached_property
     def ends(self) -> dict[str, int]:
         """How many of its runs ended without an accuracy, by outcome."""
-        outcomes = [run["outcome"] for run in self.runs]
+        outcomes = [run.outcome for run in self.runs]
         return {name: outcomes.count(name) for name in WORDS if name in outcomes}
 
     @property
@@ -89,16 +90,17 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     rows = []
     for variant, of_row in identities.items():
         written = study.file.variants[variant]
+        counts = counts_of(study, variant)
         rows.append(
             Row(
                 variant=variant,
                 label=written.label,
-                columns=dict(written.columns),
+                columns=written.columns | cost_columns(counts),
                 reference=study.reference_of(variant),
                 seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
                 runs=tuple(found[identity] for identity in of_row if identity in found),
                 article=printed(study, variant),
-                note=written.note,
+                note=note_of(study, variant, counts),
             )
         )
     return rows

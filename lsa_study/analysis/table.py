@@ -171,26 +171,26 @@ def _row(
         reference=row.reference,
         contrast=contrast,
         article_delta=_minus(row.article.value, compared.article.value) if compared else None,
-        params_m=_scaled(row, "params", 1e6),
-        gmacs=_scaled(row, "macs", 1e9),
-        seconds_per_epoch=_scaled(row, "seconds_per_epoch", 1),
-        peak_memory_gib=_scaled(row, "peak_memory_bytes", 2**30),
-        runs=tuple(run["identity"] for run in row.runs),
+        params_m=_scaled([run.params for run in row.runs], 1e6),
+        gmacs=_scaled([run.macs for run in row.runs], 1e9),
+        seconds_per_epoch=_scaled([run.seconds_per_epoch for run in row.runs], 1),
+        peak_memory_gib=_scaled([run.peak_memory_bytes for run in row.runs], 2**30),
+        runs=tuple(run.identity for run in row.runs),
         marks=marks,
     )
 
 
 def _test_images(rows: Sequence[matching.Row]) -> int | None:
-    return max((run["test_images"] for row in rows for run in row.done), default=None)
+    return max((run.test_images or 0 for row in rows for run in row.done), default=None)
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def _scaled(row: matching.Row, name: str, unit: float) -> float | None:
+def _scaled(costs: Sequence[float | None], unit: float) -> float | None:
     # The median: one seed that shared its machine must not make a row look slow.
-    values = [run[name] for run in row.runs if run[name] is not None]
+    values = [cost for cost in costs if cost is not None]
     return float(statistics.median(values)) / unit if values else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lsa_study.analysis import comparability
-from lsa_study.analysis.collect import Run
+from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.contrasts import Contrast, compare
 from lsa_study.analysis.power import MOST_SEEDS, pooled_noise, seeds_needed
 from lsa_study.analysis.rows import Row
@@ -88,7 +88,7 @@ def compared(
     if confounds := [key for key in differing if not under(key, besides)]:
         return Judged("unresolved", needs=f"the rows also differ in {', '.join(confounds)}")
     wanted = (f"{key} {ours}, the other {theirs}" for key, (ours, theirs) in differing.items())
-    notes = (*wanted, *comparability.unlike(one.row.runs, other.row.runs))
+    notes = (*wanted, *comparability.environment_mismatches(one.row.runs, other.row.runs))
     if metric in ("params", "macs"):
         found = _counted(one.row, other.row, metric)
         judged = decide(found, relation, margin, None) if found else not_run(f"no {metric} known")
@@ -97,7 +97,7 @@ def compared(
     if unfinished:
         return Judged("unresolved", needs=", ".join(unfinished), notes=notes)
     if metric == "speed":
-        if len({run["device"] for side in (one, other) for run in side.row.done}) > 1:
+        if len({run.device for side in (one, other) for run in side.row.done}) > 1:
             return Judged("unresolved", needs="the rows ran on different devices", notes=notes)
         paired = _speeds(one.row, other.row)
     else:
@@ -162,20 +162,21 @@ def _noise(one: Side, other: Side) -> float | None:
 
 
 def _counted(one: Row, other: Row, metric: str) -> Estimate | None:
-    ours, theirs = _first(one.runs, metric), _first(other.runs, metric)
+    ours, theirs = _cost(one.runs, metric), _cost(other.runs, metric)
     if ours is None or not theirs:
         return None
     percent = 100 * (ours / theirs - 1)
     return Estimate((percent,), percent, percent, percent)
 
 
-def _first(runs: Sequence[Run], name: str) -> float | None:
-    return next((run[name] for run in runs if run[name] is not None), None)
+def _cost(runs: Sequence[RunRecord], metric: str) -> int | None:
+    known = (run.params if metric == "params" else run.macs for run in runs)
+    return next((cost for cost in known if cost is not None), None)
 
 
 def _speeds(one: Row, other: Row) -> Estimate:
-    theirs = {run["seed"]: run["seconds_per_epoch"] for run in other.done}
-    pairs = [(run["seconds_per_epoch"], theirs.get(run["seed"])) for run in one.done]
+    theirs = {run.seed: run.seconds_per_epoch for run in other.done}
+    pairs = [(run.seconds_per_epoch, theirs.get(run.seed)) for run in one.done]
     return t_interval([100 * (b / a - 1) for a, b in pairs if a and b])
 
 

@@ -183,8 +183,9 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
             signal.alarm(0)
             over = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
             signal.alarm(PATIENCE_SECONDS)
-        result = {k: v for k, v in (run_dir.result() or {}).items() if v is not None}
-        curve[1](len(given), _plain(result))
+        result = run_dir.result()
+        known = {} if result is None else result.as_json()
+        curve[1](len(given), _plain({k: v for k, v in known.items() if v is not None}))
 
 
 def _begin(run_dir: RunDir, tracker: str, flags: Values) -> Curve:
@@ -237,7 +238,7 @@ class Mirror:
 
     def ended(self) -> bool:
         """Whether it has ended; a run that has ended needs no mirror any more."""
-        if self.run_dir.result() is not None or self.run_dir.status()["state"] == "failed":
+        if self.run_dir.result() is not None or self.run_dir.status().state == "failed":
             self.stop()
         return self.process.poll() is not None
 

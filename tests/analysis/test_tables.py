@@ -49,14 +49,14 @@ def test_numbers_are_those_of_the_run_folders(tmp_path):
     results = [
         run.result()
         for run in rundir.existing(tmp_path, "toy").values()
-        if run.result()["variant"] == "elsa"
+        if run.result().variant == "elsa"
     ]
-    assert sorted(row.acc1.values) == sorted(result["acc1"] for result in results)
+    assert sorted(row.acc1.values) == sorted(result.acc1 for result in results)
     assert row.acc1.n == 3
-    first = min(results, key=lambda result: result["seed"])
-    assert row.params_m == first["params"] / 1e6
-    assert row.gmacs == sorted(result["macs"] for result in results)[1] / 1e9
-    assert set(row.runs) == {result["identity"] for result in results}
+    first = min(results, key=lambda result: result.seed)
+    assert row.params_m == first.params / 1e6
+    assert row.gmacs == sorted(result.macs for result in results)[1] / 1e9
+    assert set(row.runs) == {result.identity for result in results}
 
 
 def test_seeds_beyond_the_tier_s_count_unless_others_are_asked_for(tmp_path):
@@ -185,8 +185,8 @@ def test_a_table_without_runs_is_still_a_table(tmp_path):
 def test_reports_need_no_torch():
     code = (
         "import importlib, sys\n"
-        "for module in ('tables', 'plots', 'html', 'maps'):\n"
-        "    importlib.import_module(f'lsa_study.report.{module}')\n"
+        "for module in ('tables', 'plots.figures', 'html', 'plots.attention'):\n"
+        "    importlib.import_module(f'lsa_study.analysis.{module}')\n"
         "    assert 'torch' not in sys.modules, module\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

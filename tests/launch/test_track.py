@@ -19,6 +19,7 @@ from trackers import read
 from lsa_study.config import study
 from lsa_study.errors import cause_of
 from lsa_study.launch import track
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 from lsa_study.training import train
 
@@ -93,6 +94,7 @@ GOES_ON = """
 import json, sys
 from pathlib import Path
 from lsa_study.launch import track
+from lsa_study.record import Result
 from lsa_study.rundir import RunDir
 folder, tracker = RunDir(Path(sys.argv[1])), sys.argv[2]
 records, result = map(json.loads, sys.argv[3:])
@@ -101,7 +103,7 @@ class Looks:
         if records:
             folder.log_metrics(records.pop(0))
             return [], [], []
-        folder.write_result(result)
+        folder.write_result(Result(**result))
         return [sys.stdin], [], []
 track.select = Looks()
 track.main(folder, tracker, {})
@@ -235,7 +237,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(make_run, mo
     assert str(told.value) == (
         "runtime.tracker='wandb': the package is not installed; pip install 'lsa_study[wandb]'"
     )
-    assert folder.status() == {"state": "waiting"}
+    assert folder.status() == Status()
     assert not folder.tracking.exists()
 
 
@@ -307,7 +309,7 @@ def test_the_command_mirrors_what_is_there(make_run, lsa_track, how):
     one, other = make_run("swin-s0-0123456789"), make_run("net1-s0-abcdef0123")
     for folder in (one, other):
         folder.log_metrics(record(1))
-        folder.write_result({"outcome": "done", "acc1": 10.125})
+        folder.write_result(Result(outcome="done", acc1=10.125))
     words = {"study": "table1", "name": "swin-s0", "identity": "012345", "path": str(one.root)}
     command = lsa_track(one, words[how])
     told, errors = command.communicate()
@@ -342,12 +344,12 @@ def test_following_ends_with_the_last_run_also_one_that_begins_meanwhile(make_ru
     wait_until(lambda: curve_so_far(one) == curve_of(one))
     one.log_metrics(record(2))
     wait_until(lambda: curve_so_far(one) == curve_of(one))
-    one.write_result({"outcome": "done", "acc1": 10.125})
+    one.write_result(Result(outcome="done", acc1=10.125))
     other = make_run("net1-s0-abcdef0123")
     other.log_metrics(record(1))
     wait_until(lambda: curve_so_far(other) == curve_of(other))
     assert command.poll() is None
-    other.write_status("failed")
+    other.write_status(Status(state="failed"))
     assert command.wait(60) == 0
     assert read("tensorboard", one).result == {"outcome": "done", "acc1": "10.125"}
     assert read("tensorboard", other).curve == curve_of(other)
@@ -392,7 +394,7 @@ def test_a_tracker_that_fails_is_one_line_of_the_command(
 ):
     plant(monkeypatch, tmp_path, "def init(**_): raise RuntimeError('bad wheel')")
     folder = make_run(tracker="trackio")
-    folder.write_result({"outcome": "done"})
+    folder.write_result(Result(outcome="done"))
     command = lsa_track(folder, "swin")
     told, errors = command.communicate()
     assert (command.returncode, errors) == (1, "")
@@ -416,7 +418,7 @@ def test_flags_reach_wandb_and_a_key_only_when_it_is_online(
     (tmp_path / "wandb.py").write_text(WANDB)
     plant(monkeypatch, tmp_path, "")
     folder = make_run(tracker="wandb")
-    folder.write_result({"outcome": "done"})
+    folder.write_result(Result(outcome="done"))
     flags = ["--project", "p", "--entity", "e", "--group", "g", "--tag", "a", "--tag", "b"]
     for mode, key in (("online", '"secret"'), ("offline", "null")):
         command = lsa_track(folder, "swin", *flags, "--mode", mode, WANDB_API_KEY="secret")

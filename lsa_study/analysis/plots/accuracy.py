@@ -33,7 +33,7 @@ def _ours(axes: Axes, rows: Sequence[Row]) -> None:
     several = any(row.accuracy.n > 1 for row in rows)
     axes.set_title("Ours: mean, 95 % interval and seeds" if several else "Ours: one seed")
     axes.set_xlabel("Top-1 accuracy on the test set (%)")
-    digits = decimals(max((run["test_images"] for row in rows for run in row.done), default=0))
+    digits = decimals(max((run.test_images or 0 for row in rows for run in row.done), default=0))
     for place, row in enumerate(rows):
         found = row.accuracy
         if found.mean is None:

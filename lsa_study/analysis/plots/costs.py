@@ -21,10 +21,10 @@ SIZE = (8.2, 4.8)
 
 def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     """Draw accuracy over MACs; a row that several studies share is drawn once."""
-    rows = [row for row in _distinct(pairs) if row.done[0]["macs"] is not None]
-    largest = max((row.done[0]["macs"] for row in rows), default=0)
+    counted = [(row, macs) for row in _distinct(pairs) if (macs := row.done[0].macs) is not None]
+    largest = max((macs for _, macs in counted), default=0)
     unit, name = (1e9, "GMACs: 10⁹") if largest >= 1e8 else (1e6, "MMACs: 10⁶")
-    places = [(row, t_interval([row.done[0]["macs"] / unit])) for row in rows]
+    places = [(row, t_interval([macs / unit])) for row, macs in counted]
     drawn, axes = _frame(pairs, "Accuracy against cost")
     axes.set_xlabel(f"Cost of one image ({name} multiply-adds)")
     _draw(axes, places)
@@ -37,7 +37,7 @@ def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     Runs of several devices cannot be compared: the device that most rows ran on is drawn, and the
     axis names it.
     """
-    devices = Counter(run["device"] for row in _distinct(pairs) for run in row.done)
+    devices = Counter(run.device or "unknown" for row in _distinct(pairs) for run in row.done)
     device = max(devices, key=lambda name: (devices[name], name), default="no device")
     places = [(row, _speed(row, device)) for row in _distinct(pairs)]
     drawn, axes = _frame(pairs, "Accuracy against speed")
@@ -53,15 +53,15 @@ def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
 def _speed(row: Row, device: str) -> Estimate:
     return t_interval(
         [
-            run["train_images"] / run["seconds_per_epoch"]
+            run.train_images / run.seconds_per_epoch
             for run in row.done
-            if run["device"] == device and run["train_images"] and run["seconds_per_epoch"]
+            if (run.device or "unknown") == device and run.train_images and run.seconds_per_epoch
         ]
     )
 
 
 def _distinct(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> list[Row]:
-    found = {row.runs[0]["identity"]: row for _, rows in pairs for row in rows if row.done}
+    found = {row.runs[0].identity: row for _, rows in pairs for row in rows if row.done}
     return list(found.values())
 
 

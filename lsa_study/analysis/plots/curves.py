@@ -62,7 +62,7 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
 def _curve(row: Row) -> _Curve:
     seeds = []
     for run in row.done or row.runs:
-        records = json.loads(run["curve"] or "[]")
+        records = json.loads(run.curve)
         points = {int(r["epoch"]): float(r["acc1"]) for r in records if r.get("acc1") is not None}
         if points:
             seeds.append(points)

@@ -27,7 +27,7 @@ def forest(study: Study, rows: Sequence[Row]) -> Figure:
     drawn.suptitle(style.title(study), x=0.01, ha="left", weight="bold")
     style.key(axes, "ours, with intervals over seeds (thick) and over test images (thin)")
     axes.axvline(0, color=style.QUIET, lw=0.8)
-    digits = decimals(max((run["test_images"] for row in rows for run in row.done), default=0))
+    digits = decimals(max((run.test_images or 0 for row in rows for run in row.done), default=0))
     for place, row in enumerate(shown):
         reference = by_variant.get(row.reference)
         _article(axes, place, row, reference)

@@ -86,10 +86,8 @@ def _rows(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Row]:
 
 
 def _facts(row: Row) -> Facts:
-    params, macs = (
-        next((float(run[name]) for run in row.runs if run[name]), None)
-        for name in ("params", "macs")
-    )
+    params = next((float(run.params) for run in row.runs if run.params), None)
+    macs = next((float(run.macs) for run in row.runs if run.macs), None)
     return row.accuracy.mean, params, macs
 
 

@@ -18,7 +18,7 @@ def strips(study: Study, rows: Sequence[Row]) -> Figure:
     drawn.suptitle(style.title(study), x=0.01, ha="left", weight="bold")
     axes.set_title("Every seed; a bar: the mean")
     axes.set_ylabel("Top-1 accuracy on the test set (%)")
-    seeds = sorted({run["seed"] for row in rows for run in row.done})
+    seeds = sorted({run.seed for row in rows for run in row.done})
     if not seeds:
         style.empty(axes, "no run has finished")
         return drawn
@@ -26,10 +26,10 @@ def strips(study: Study, rows: Sequence[Row]) -> Figure:
     for at, seed in enumerate(seeds):
         look = style.look(at)
         points = [
-            (place, run["acc1"])
+            (place, run.accuracy)
             for place, row in enumerate(rows)
             for run in row.done
-            if run["seed"] == seed
+            if run.seed == seed
         ]
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, color=look.colour, ls=look.dash, marker=look.marker, lw=0.9, ms=4)
