@@ -181,8 +181,8 @@ def logs(
 
 def track(
     run: Annotated[list[str], typer.Argument(metavar="RUN|STUDY...", help="or run folders")],
-    tier: MaybeTier = None,
-    results: Results = Path("results"),
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the runs end")] = False,
     tracker: Annotated[
         str | None, typer.Option(help="tensorboard, wandb or trackio; else runtime.tracker")
