@@ -42,7 +42,7 @@ class RunDir:
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
     ``attempts/001/``          log, environment and scheduler facts of each life
-    ``tracking/``              what ``runtime.tracker`` shows of all this; can be made again
+    ``tracking/wandb/``        what a tracker shows of all this; can be made again
     """
 
     root: Path
@@ -69,7 +69,7 @@ class RunDir:
 
     @property
     def tracking(self) -> Path:
-        """The files of an experiment tracker: a mirror of the metrics, never read back."""
+        """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
 
     def sibling(self, identity: str) -> RunDir | None:
@@ -189,9 +189,9 @@ class RunDir:
         return owner if owner is not None and self._alive(owner) else None
 
     @contextlib.contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Be the one writer of ``tracking/`` while the block runs; waits for the one before."""
-        with self._lock(".tracking.lock"):
+    def tracked(self, tracker: str) -> Iterator[None]:
+        """Be a tracker's one writer while the block runs; waits for the one before."""
+        with self._lock(f".{tracker}.lock"):
             yield
 
     @contextlib.contextmanager

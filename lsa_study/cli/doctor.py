@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lsa_study.data.paths import DataLacks, layout_of_imagenet
 from lsa_study.launch.local import visible_gpus
-from lsa_study.training.tracking import TRACKERS
+from lsa_study.launch.track import TRACKERS
 
 
 def report(results: Path) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from lsa_study.config import selection
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
 from lsa_study.launch import plan as planning
-from lsa_study.training.tracking import require
+from lsa_study.launch.track import require
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
@@ -179,6 +179,31 @@ def logs(
     show(results, run, sys.stdout.write, mode=mode, rank=rank, attempt=attempt)
 
 
+def track(
+    run: Annotated[list[str], typer.Argument(metavar="RUN|STUDY...", help="or run folders")],
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the runs end")] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb or trackio; else runtime.tracker")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="of wandb: offline or online")] = None,
+    project: Annotated[str | None, typer.Option(help="of wandb, as the next three")] = None,
+    entity: Annotated[str | None, typer.Option()] = None,
+    group: Annotated[str | None, typer.Option()] = None,
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+) -> None:
+    """Mirror runs in TensorBoard, Weights & Biases or trackio."""
+    from lsa_study.launch.track import track as mirror
+
+    if mode not in (None, "offline", "online"):
+        raise ConfigError(f"--mode {mode}: no such mode; known: offline, online")
+    given = {"mode": mode, "project": project, "entity": entity, "group": group, "tags": tag}
+    flags = {name: value for name, value in given.items() if value}
+    good = mirror(results, run, typer.echo, tier=tier, follow=follow, tracker=tracker, flags=flags)
+    raise typer.Exit(int(not good))
+
+
 def retry(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
@@ -241,4 +266,4 @@ def gc(
         typer.echo(garbage.path)
 
 
-COMMANDS = (plan, rehearse, run, launch, status, logs, retry, cancel, gc)
+COMMANDS = (plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)

@@ -196,7 +196,7 @@ class Runtime(Group):
     trace_steps: NonNegativeInt = 0
     """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """What mirrors ``metrics.jsonl`` in ``tracking/``, without network or login."""
+    """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
 
 
 class Settings(Group):

@@ -18,6 +18,8 @@ class Stopped(Exception):
 class DeviceLacks(EnvironmentLacks):
     """The device that the settings ask for is not here."""
 
+    cause = "node"
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a tensor could not be allocated, on a GPU or a CPU."""

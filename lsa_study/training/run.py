@@ -14,37 +14,17 @@ from torch import Tensor, nn
 import lsa_kernels
 from lsa_study import correct, data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
-from lsa_study.data import DataLacks, rng
+from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Sets
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
+from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
 from lsa_study.files import write_whole
 from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
-from lsa_study.training.distributed import PeerLost
-from lsa_study.training.mirror import Mirror
 from lsa_study.training.monitor import Monitor, Silent, job
-from lsa_study.training.outcome import (
-    DeviceLacks,
-    Diverged,
-    Stopped,
-    is_out_of_memory,
-)
+from lsa_study.training.outcome import Diverged, Stopped, is_out_of_memory
 from lsa_study.training.progress import Progress, Report
-from lsa_study.training.tracking import TrackerLacks
 from lsa_study.training.trainer import Life, Loop
-
-CAUSES: tuple[tuple[type[BaseException], str], ...] = (
-    (ConfigError, "config"),
-    (DataLacks, "data"),
-    (DeviceLacks, "node"),
-    (PeerLost, "node"),
-    (TrackerLacks, "import"),
-    (EnvironmentLacks, "disk"),
-    (ImportError, "import"),
-    (MemoryError, "oom-host"),
-)
-"""What an error that ends a life says about its cause; anything else is a bug."""
 
 
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
@@ -61,9 +41,7 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
             return attempt, stack.enter_context(Monitor(run_dir, settings, attempt, console))
 
         attempt, monitor = us.together(claim)
-        tracker = settings.runtime.tracker if us.first else "none"
-        mirror = stack.enter_context(Mirror(run_dir, attempt, tracker, monitor.say))
-        return _Attempt(Life(run_dir, settings, attempt, monitor, mirror, stop, us)).carry_out()
+        return _Attempt(Life(run_dir, settings, attempt, monitor, stop, us)).carry_out()
 
 
 def _tidy(run_dir: RunDir, outcome: Outcome) -> str:
@@ -123,7 +101,6 @@ class _Attempt:
             return self._end("done", None)
 
     def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
-        self.life.mirror.open()
         state = checkpoint.load(self.life.run_dir)
         begun = None
         if state is None:
@@ -194,14 +171,13 @@ class _Attempt:
 
     def _failed(self, error: Exception) -> str:
         monitor = self.life.monitor
-        cause = next((cause for kind, cause in CAUSES if isinstance(error, kind)), "bug")
         if not isinstance(error, LsaError):
             monitor.log("".join(traceback.format_exception(error)))
         words = str(error) if isinstance(error, LsaError) else f"{type(error).__name__}: {error}"
         monitor.say(words)
         # On a full disk even these few bytes may not fit; the words are on the console then.
         with contextlib.suppress(EnvironmentLacks):
-            monitor.status("failed", cause=cause, message=words)
+            monitor.status("failed", cause=cause_of(error), message=words)
         return "failed"
 
 

@@ -20,7 +20,6 @@ from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, environment
 from lsa_study.training.distributed import ALONE, Ranks
 from lsa_study.training.evaluate import Scores, evaluate
-from lsa_study.training.mirror import Mirror
 from lsa_study.training.monitor import Silent
 from lsa_study.training.outcome import Diverged, Stopped
 from lsa_study.training.progress import Progress, Report
@@ -39,7 +38,6 @@ class Life:
     settings: Settings
     attempt: int
     monitor: Silent
-    mirror: Mirror
     stop: Callable[[], bool]
     ranks: Ranks = ALONE
 
@@ -251,7 +249,6 @@ class Loop:
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
         self.life.run_dir.log_metrics(record)
-        self.life.mirror.news()
         left = self.monitor.eta(self._done())
         words = (
             f"epoch {report.epoch}/{self.settings.train.epochs}  loss {train_loss:.4f}  "

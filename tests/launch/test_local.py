@@ -16,6 +16,7 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.local import Queue, visible_gpus
+from lsa_study.record import Status
 
 SMALL = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
 
@@ -94,8 +95,8 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    def status() -> dict:
-        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), {})
+    def status() -> Status:
+        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), Status())
 
     wait_for(lambda: status().epoch >= 2)
     process.send_signal(signal.SIGINT)
