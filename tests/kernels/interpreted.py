@@ -15,7 +15,7 @@ from exactness import BITS, chosen, hold, spoiled, terms_of_eq4
 from triton.runtime import interpreter
 
 import lsa_kernels
-from lsa_kernels import gpu, neighboring, window
+from lsa_kernels import gpu, operators
 from lsa_kernels.gpu import filters, tiles
 from lsa_kernels.gpu import neighboring as gpu_neighboring
 from lsa_kernels.gpu import window as gpu_window
@@ -53,14 +53,8 @@ def quicken():
 
 
 def on_gpu():
-    """Let the operator believe that these tensors are on a GPU, whose kernels are interpreted."""
-    neighboring._on_gpu = window._on_gpu = lambda tensor: True
-    neighboring._neighboring.register_kernel("cpu")(neighboring._neighboring_on_gpu)
-    neighboring._neighboring_backward.register_kernel("cpu")(
-        neighboring._neighboring_backward_on_gpu
-    )
-    window._window.register_kernel("cpu")(window._window_on_gpu)
-    window._window_backward.register_kernel("cpu")(window._window_backward_on_gpu)
+    """Let the operators believe that these tensors are on a GPU, whose kernels are interpreted."""
+    operators.on_gpu = lambda tensor: True
 
 
 def make(seed, batch, heads, height, width, depth, offsets):
@@ -263,22 +257,6 @@ def window_shapes_are_foretold():
     same(torch.ops.lsa_kernels.window_backward, (gradient.half(), kept, out, *tensors, *options))
 
 
-class Filters(torch.autograd.Function):
-    """The filters' kernels with gradients."""
-
-    @staticmethod
-    def forward(ctx, values, weights, mul, add, heads, size):
-        ctx.save_for_backward(values, weights, mul, add)
-        ctx.options = heads, size
-        return filters.forward(values, weights, mul, add, heads, size)
-
-    @staticmethod
-    def backward(ctx, grad):
-        found = filters.backward(grad, *ctx.saved_tensors, *ctx.options)
-        given = ctx.saved_tensors
-        return *(None if t is None else g for t, g in zip(given, found, strict=True)), None, None
-
-
 def weigh(values, weights, mul, add, heads, size):
     """The definition, for tables of all images or of each."""
     batch, height, width, channels = values.shape
@@ -322,7 +300,7 @@ def check_filters(sizes, tables, shared, *, dynamic=True, dtype=torch.float32, s
     terms = {"out": taps, "dvalues": taps, "dfilters": channels // heads}
     compare(
         f"{sizes} {tables} {'shared' if shared else 'per image'} {dynamic} {dtype}",
-        spoil(lambda *tensors: Filters.apply(*tensors, heads, size)),
+        spoil(lambda *tensors: torch.ops.lsa_kernels.filters(*tensors, heads, size)),
         lambda *tensors: weigh(*tensors, heads, size),
         given, terms | dict.fromkeys(("dmul", "dadd"), pixels), dtype,
     )  # fmt: skip

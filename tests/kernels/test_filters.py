@@ -180,7 +180,7 @@ def test_bfloat16_is_computed_in_float32():
 
 def test_what_it_cannot_take_is_refused_with_the_reason():
     tensors, _ = make(9, (), 1, 4, 4, 1, 8, 3)
-    with pytest.raises(ValueError, match="takes float32, bfloat16"):
+    with pytest.raises(ValueError, match="takes float32 and bfloat16"):
         fused(3)(*(None if t is None else t.double() for t in tensors))
     with pytest.raises(ValueError, match="without filters give add"):
         lsa_kernels.apply_filters(tensors[0], None, size=3)
