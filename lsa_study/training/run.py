@@ -12,12 +12,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import lsa_kernels
-from lsa_study import correct, data, measure, models
+from lsa_study import data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
-from lsa_study.files import write_whole
 from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
@@ -130,7 +129,7 @@ class _Attempt:
         checkpoint.save_weights(self.life.run_dir.weights, weights)
         bits = self._report().bits
         assert bits is not None
-        write_whole(self.life.run_dir.correct_bits, correct.pack(bits.numpy()))
+        self.life.run_dir.write_correct(bits.numpy())
 
     def _report(self) -> Report:
         best = self.life.settings.evaluation.epoch == "best"
