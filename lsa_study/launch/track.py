@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsa_study.config.settings import flatten
 from lsa_study.errors import ConfigError, EnvironmentLacks
+from lsa_study.files import writable
 from lsa_study.launch.select import chosen
 from lsa_study.rundir import RunDir
 
@@ -46,8 +47,14 @@ PROJECT = "lsa_study"
 Values = Mapping[str, Any]
 """By name: numbers and words, as every tracker takes them."""
 
-Curve = tuple[Callable[[int, Values], None], Callable[[int, Values], None]]
-"""How a curve grows: add an epoch; close it at an epoch with the result, empty if there is none."""
+
+class Curve(NamedTuple):
+    """How a tracker's curve of a run grows."""
+
+    log: Callable[[int, Values], None]
+    """Add an epoch."""
+    close: Callable[[int, Values], None]
+    """Add the result at the last epoch, if there is one, and write what is left."""
 
 
 class TrackerLacks(EnvironmentLacks):
@@ -98,7 +105,7 @@ def _tensorboard(folder: Path, settings: Values, flags: Values) -> Curve:
 
     add(0, hparams_config_pb(hparams=[], metrics=[Metric("acc1"), Metric("loss")]))
     add(0, hparams_pb(dict(settings), trial_id=folder.parents[1].name))
-    return log, close
+    return Curve(log, close)
 
 
 def _wandb(folder: Path, settings: Values, flags: Values) -> Curve:
@@ -121,7 +128,7 @@ def _wandb(folder: Path, settings: Values, flags: Values) -> Curve:
         run.summary.update({f"result/{key}": value for key, value in result.items()})
         run.finish()
 
-    return lambda epoch, numbers: run.log(dict(numbers), step=epoch), close
+    return Curve(lambda epoch, numbers: run.log(dict(numbers), step=epoch), close)
 
 
 def _trackio(folder: Path, settings: Values, flags: Values) -> Curve:
@@ -139,7 +146,7 @@ def _trackio(folder: Path, settings: Values, flags: Values) -> Curve:
             run.log({f"result/{key}": value for key, value in result.items()}, step=epoch)
         run.finish()
 
-    return lambda epoch, numbers: run.log(dict(numbers), step=epoch), close
+    return Curve(lambda epoch, numbers: run.log(dict(numbers), step=epoch), close)
 
 
 TRACKERS: dict[str, Callable[[Path, Values, Values], Curve]] = {
@@ -171,12 +178,12 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
             if curve is None or records[: len(given)] != given:
                 # Trackers only add, so an epoch that was done again means all of them.
                 if curve is not None:
-                    curve[1](len(given), {})
+                    curve.close(len(given), {})
                 curve, given = _begin(run_dir, tracker, flags), []
             for record in records[len(given) :]:
                 # "step" is a name of the trackers' own.
                 named = {"steps" if k == "step" else k: record[k] for k in record if k != "epoch"}
-                curve[0](record["epoch"], {k: v for k, v in named.items() if v is not None})
+                curve.log(record["epoch"], {k: v for k, v in named.items() if v is not None})
             given = records
             if over:
                 break
@@ -185,7 +192,7 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
             signal.alarm(PATIENCE_SECONDS)
         result = run_dir.result()
         known = {} if result is None else result.as_json()
-        curve[1](len(given), _plain({k: v for k, v in known.items() if v is not None}))
+        curve.close(len(given), _plain({k: v for k, v in known.items() if v is not None}))
 
 
 def _begin(run_dir: RunDir, tracker: str, flags: Values) -> Curve:
@@ -245,6 +252,8 @@ class Mirror:
     def wait(self) -> str | None:
         """Wait for its end; returns what was wrong."""
         code = self.process.wait()
+        if code == -signal.SIGALRM:
+            return f"took longer than {PATIENCE_SECONDS} s, or another process mirrors it too"
         if code < 0:
             return f"ended by signal {signal.Signals(-code).name}"
         lines = self.printed.read_text("utf-8", "replace").split("\n")
@@ -326,7 +335,8 @@ def track(
             for run in new[: AT_ONCE - len(mirrors)]:
                 seen.add(run.root)
                 of_run = _tracker_of(run, tracker, flags or {})
-                mirrors.append(Mirror(run, of_run, flags or {}, follow=follow))
+                with writable(run.root):
+                    mirrors.append(Mirror(run, of_run, flags or {}, follow=follow))
             for mirror in [one for one in mirrors if one.ended()]:
                 mirrors.remove(mirror)
                 wrong = mirror.wait()
