@@ -49,7 +49,7 @@ class RunDir:
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
     ``attempts/001/``          log and environment of each attempt
-    ``tracking/``              what ``runtime.tracker`` shows of all this; can be made again
+    ``tracking/wandb/``        what a tracker shows of all this; can be made again
     """
 
     root: Path
@@ -76,7 +76,7 @@ class RunDir:
 
     @property
     def tracking(self) -> Path:
-        """The files of an experiment tracker: a mirror of the metrics, never read back."""
+        """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
 
     def sibling(self, identity: str) -> RunDir | None:
@@ -202,9 +202,9 @@ class RunDir:
         return owner if alive else None
 
     @contextlib.contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Be the one writer of ``tracking/`` while the block runs; waits for the one before."""
-        with self._lock(".tracking.lock"):
+    def tracked(self, tracker: str) -> Iterator[None]:
+        """Be a tracker's one writer while the block runs; waits for the one before."""
+        with self._lock(f".{tracker}.lock"):
             yield
 
     @contextlib.contextmanager

@@ -119,11 +119,8 @@ def judge_tier(
     collected = collected or refresh(results, tier)
     loaded = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
-        before = selection.recall(results, tier, name)
         if tier in studies.tiers_of(name):
-            loaded[name] = studies.load(
-                name, tier=tier, seeds=before.seeds, overrides=before.overrides
-            )
+            loaded[name] = selection.load_recalled(results, tier, name)
     return judge(claims, list(loaded.values()), collected, tier)
 
 

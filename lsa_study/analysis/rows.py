@@ -8,7 +8,7 @@ from functools import cached_property
 
 from lsa_study.analysis.article import Printed, printed
 from lsa_study.analysis.collect import Collected, RunRecord
-from lsa_study.analysis.costs import cost_columns, counts_of, note_of
+from lsa_study.analysis.costs import columns_and_note
 from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.config.study import Study
 
@@ -90,17 +90,17 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     rows = []
     for variant, of_row in identities.items():
         written = study.file.variants[variant]
-        counts = counts_of(study, variant)
+        columns, note = columns_and_note(study, variant)
         rows.append(
             Row(
                 variant=variant,
                 label=written.label,
-                columns=written.columns | cost_columns(counts),
+                columns=columns,
                 reference=study.reference_of(variant),
                 seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
                 runs=tuple(found[identity] for identity in of_row if identity in found),
                 article=printed(study, variant),
-                note=note_of(study, variant, counts),
+                note=note,
             )
         )
     return rows
