@@ -113,19 +113,20 @@ def _watch(parts: dict[str, nn.Module], found: dict[str, Products]) -> Iterator[
 
 @contextmanager
 def _counted(module: nn.Module) -> Iterator[None]:
-    """Evaluate, and spare operators the fused kernel they insist on: meta tensors have none."""
+    """Evaluate, with implementations that meta tensors have and that call torch least often."""
     training = [part for part in module.modules() if part.training]
-    fused = [part for part in module.modules() if getattr(part, "implementation", "") == "fused"]
+    layers = [op for op in module.modules() if isinstance(op, ops.UnifiedSpatialOp | ops.ELSA)]
+    chosen = [op.implementation for op in layers]
     try:
         module.eval()
-        for part in fused:
-            part.implementation = "auto"  # type: ignore[assignment]
+        for op in layers:
+            op.implementation = "unfold" if isinstance(op, ops.ELSA) else "auto"
         yield
     finally:
         for part in training:
             part.training = True
-        for part in fused:
-            part.implementation = "fused"  # type: ignore[assignment]
+        for op, implementation in zip(layers, chosen, strict=True):
+            op.implementation = implementation
 
 
 def _convolution(conv: Any, inputs: Shape, output: Shape) -> Products:

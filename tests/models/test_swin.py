@@ -5,7 +5,7 @@ import itertools
 import pytest
 import timm
 import torch
-from networks import on_meta
+from networks import on_meta, shallow  # noqa: F401  # a fixture
 
 from lsa_study import ops
 from lsa_study.config import study
@@ -65,6 +65,7 @@ def rows():
 
 
 @pytest.mark.parametrize("settings", rows())
+@pytest.mark.usefixtures("shallow")
 def test_every_row_of_the_article_builds(settings):
     side = settings.data.image_size
     model = on_meta(from_settings, settings.model, image_size=side, num_classes=10)
