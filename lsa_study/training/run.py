@@ -12,12 +12,11 @@ from rich.console import Console
 from torch import nn
 
 import lsa_kernels
-from lsa_study import correct, data, measure, models
+from lsa_study import data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
-from lsa_study.files import write_whole
 from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
@@ -113,7 +112,7 @@ class _Attempt:
                 checkpoint.save_weights(life.run_dir.weights, loop.final_weights())
                 bits = self._report().bits
                 assert bits is not None
-                write_whole(life.run_dir.correct_bits, correct.pack(bits.numpy()))
+                life.run_dir.write_correct(bits.numpy())
             return self._end("done", None)
 
     def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
