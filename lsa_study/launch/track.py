@@ -257,7 +257,7 @@ class Mirror:
         if code < 0:
             return f"ended by signal {signal.Signals(-code).name}"
         lines = self.printed.read_text("utf-8", "replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), f"code {code}")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), f"code {code}")
         return last if code else None
 
 
