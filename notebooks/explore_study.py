@@ -9,11 +9,10 @@ from IPython.display import SVG, Markdown
 
 from lsa_study.analysis import claims
 from lsa_study.analysis.collect import collect
-from lsa_study.analysis.plots import style
-from lsa_study.analysis.plots.figures import figures
+from lsa_study.analysis.formats import contents
+from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.table import build
-from lsa_study.analysis.tables import contents
 from lsa_study.analysis.why import as_text, why
 from lsa_study.config import study
 

@@ -1,8 +1,9 @@
-"""The article's numbers beside the rows of a study, from the CSV files of its tables."""
+"""What stands beside our runs in a row: the article's numbers, and the rates of ``lsa bench``."""
 
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,16 @@ def printed(study: Study, variant: str) -> Printed:
         return Printed()
     path = study.document.path.parent / study.file.article.csv
     place = study.document.where("variants", variant, "paper")
-    table = _read(path, place)
+    try:
+        found = table = read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: {path}: cannot be read ({error}); give a CSV file") from None
     column = study.file.article.column
-    known = ", ".join(map(str, table.columns))
     if unknown := [name for name in (*keys, column) if name not in table]:
+        known = ", ".join(map(str, table.columns))
         raise ConfigError(
             f"{place}: {path.name} has no column {', '.join(unknown)}; it has {known}"
         )
-    found = table
     for name, value in keys.items():
         found = found[found[name] == str(value)]
     if len(found) != 1:
@@ -52,13 +55,41 @@ def printed(study: Study, variant: str) -> Printed:
     return Printed(word=STATUS.get(row.get("status", ""), row.get("status", "")))
 
 
-def _read(path: Path, place: str) -> pd.DataFrame:
-    try:
-        return _text(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{place}: {path}: cannot be read ({error}); give a CSV file") from None
-
-
 @functools.lru_cache(maxsize=32)
-def _text(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table of the article, every cell as the text that is printed."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def measured(study: Study) -> tuple[dict[str, dict[str, str]], str]:
+    """Cells of every row that ``lsa bench`` timed, and what was timed where; else empty.
+
+    Ratios are to the study's baseline row.
+
+    Raises:
+        ConfigError: the file holds no figures of these rows.
+    """
+    path = study.document.path.parent / (study.file.benchmark or "")
+    if study.file.benchmark is None or not path.exists():
+        return {}, ""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        networks, machine = found["networks"], found["machine"]
+        base = networks[study.file.variants[study.file.baseline].network]
+        cells: dict[str, dict[str, str]] = {}
+        for name, row in study.file.variants.items():
+            for mode in ("inference", "training") if row.network in networks else ():
+                rate, of_base = (
+                    network[mode]["images_per_second"] for network in (networks[row.network], base)
+                )
+                text = f"{rate:.3g} ({rate / of_base:.2f})"
+                cells.setdefault(name, {})[f"{mode.capitalize()} (images/s)"] = text
+        note = (
+            f"Images/s: medians of interleaved steps of {found['batch']} images of "
+            f"{found['size']} pixels in {found['precision']} on {machine['device']}, "
+            f"{machine['threads']} threads, torch {machine['torch']}; in brackets the ratio to "
+            "the first row."
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no figures of these rows ({error}); run lsa bench") from None
+    return cells, note

@@ -76,9 +76,8 @@ def latex(table: Table) -> str:
         r"    \midrule",
     ]
     for row, cells in zip(table.rows, table.texts(), strict=True):
-        lines.append(
-            f"    % {_one_line(row.variant)}: {_one_line(' '.join(row.runs)) or 'no runs'}"
-        )
+        runs = _one_line(" ".join(row.identities)) or "no runs"
+        lines.append(f"    % {_one_line(row.variant)}: {runs}")
         lines.append(f"    {_cells(cells, marks=row.marks)}")
     lines += [r"    \bottomrule", r"  \end{tabular}}", r"  \par\smallskip"]
     lines += [r"  \begin{minipage}{\linewidth}\footnotesize"]

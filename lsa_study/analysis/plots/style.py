@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,13 @@ DARK: Mapping[str, str] = {
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 """Beside colours, so that lines can be told apart without them."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+TIERS = {
+    "toy": "tier toy: a check of the pipeline, never a reproduction",
+    "proxy": "tier proxy: small images, never a reproduction",
+    "paper": "tier paper: the article's data set and protocol",
+}
+ACCURACY = "Top-1 accuracy on the test set (%)"
+ARTICLE_ACCURACY = "Top-1 accuracy on ImageNet-1K (%)"
 
 _SETTINGS: Any = {
     "svg.hashsalt": "lsa_study",
@@ -88,10 +95,11 @@ def styled() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure of this many inches that needs no display."""
+def figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of this many inches with a title, that needs no display."""
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
+    made.suptitle(title, x=0.01, ha="left", weight="bold")
     return made
 
 
@@ -166,16 +174,10 @@ def look(at: int) -> Look:
     return Look(COLOURS[at % len(COLOURS)], dash, MARKERS[at % len(MARKERS)])
 
 
-TIERS = {
-    "toy": "tier toy: a check of the pipeline, never a reproduction",
-    "proxy": "tier proxy: small images, never a reproduction",
-    "paper": "tier paper: the article's data set and protocol",
-}
-
-
-def title(study: Study) -> str:
-    """What every figure of a study says first."""
-    return f"{short(f'{study.file.article.source}: {study.file.title}', 72)}\n{TIERS[study.tier]}"
+def title(study: Study, text: str = "") -> str:
+    """What a figure says first: ``text``, or else the study's own title, and the tier."""
+    text = text or short(f"{study.file.article.source}: {study.file.title}", 72)
+    return f"{text}\n{TIERS[study.tier]}"
 
 
 def short(text: str, most: int = 34) -> str:
@@ -213,11 +215,26 @@ def key(of: Axes | Figure, ours: str) -> None:
         Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
         Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
     ]
-    ways: dict[str, Any] = {"handles": marks, "ncols": 2, "frameon": False, "fontsize": 8}
+    legend(of, columns=2, handles=marks)
+
+
+def legend(of: Axes | Figure, *, columns: int, **given: Any) -> None:
+    """Name what is drawn, above a plot or under a figure."""
+    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, **given}
     if isinstance(of, Axes):
         of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
     else:
         of.legend(loc="outside lower center", **ways)
+
+
+def rows_down(panels: Sequence[Axes], names: Iterable[str]) -> None:
+    """Give panels that share their height a line for each name, from the top down."""
+    names = list(names)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
 
 
 def widen(axes: Axes, *, room: float) -> None:
