@@ -37,21 +37,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
     """
+    with writable(path), replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it is flushed and takes ``path``'s place at the end.
+
+    If the block fails, the old file stands and the temporary one is removed.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; see ``writable``.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with writable(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Tell a full disk or a folder without permission in words."""
+    """Report a full disk or a folder without permission as ``EnvironmentLacks``."""
     try:
         yield
     except OSError as error:

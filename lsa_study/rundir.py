@@ -11,19 +11,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.files import read_json, read_whole, writable, write_json, write_whole
-
-State = Literal["waiting", "running", "stopped", "done", "diverged", "oom", "failed"]
-"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
-
-OUTCOMES = ("done", "diverged", "oom")
-"""States that end a run for good: they stand in tables and are not run again."""
+from lsa_study.record import Attempt, Result, State, Status
 
 # The C parser reads and writes the same language several times faster; not every build has it.
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -171,7 +166,7 @@ class RunDir:
         with writable(self.root), self._lock():
             owner = read_json(path)
             if owner is not None and self._alive(owner):
-                age = time.time() - float(self.status().get("heartbeat", owner["start"]))
+                age = time.time() - (self.status().heartbeat or float(owner["start"]))
                 who = f"{owner['host']} (process {owner['pid']}, job {owner['job'] or '-'}"
                 raise Refused(
                     f"{self.root.name}: is being written by {who}, {age:.0f} s ago); "
@@ -208,7 +203,7 @@ class RunDir:
     def _alive(self, owner: Mapping[str, Any]) -> bool:
         if owner.get("host") == socket.gethostname():
             return _process_started(int(owner.get("pid", -1))) <= float(owner.get("start", 0))
-        beat = float(self.status().get("heartbeat", owner.get("start", 0)))
+        beat = self.status().heartbeat or float(owner.get("start", 0))
         return time.time() - beat < STALE_SECONDS
 
     def attempts(self) -> list[Path]:
@@ -219,20 +214,38 @@ class RunDir:
         """The folder of one life."""
         return self.root / "attempts" / f"{attempt:03d}"
 
-    def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:
-        """Record what this life ran on: host, device, versions, commit, chosen kernels."""
-        write_json(self.attempt_folder(attempt) / "environment.json", facts)
+    def environment(self, attempt: int) -> Attempt | None:
+        """What an attempt ran on; None if it did not come so far, or the file is damaged."""
+        with contextlib.suppress(OSError, ConfigError):
+            content = read_whole(self.attempt_folder(attempt) / "environment.json")
+            return None if content is None else Attempt.read(content)
+        return None
+
+    def write_environment(self, attempt: int, environment: Attempt) -> None:
+        """Record what an attempt runs on."""
+        write_json(self.attempt_folder(attempt) / "environment.json", environment.as_json())
 
     # -- state --------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """The run's state as its writer last told it; ``waiting`` before the first."""
-        found = read_json(self.root / "status.json")
-        return found if found is not None and "state" in found else {"state": "waiting"}
+    def status(self) -> Status:
+        """The run's state as its writer last reported it; ``waiting`` before, or if damaged."""
+        with contextlib.suppress(OSError, ConfigError):
+            found = Status.read(read_whole(self.root / "status.json") or b"")
+            return found if "state" in found.model_fields_set else Status()
+        return Status()
 
-    def write_status(self, state: State, **facts: Any) -> None:
+    def write_status(self, status: Status) -> None:
         """Replace the state, with a heartbeat of now."""
-        write_json(self.root / "status.json", {"state": state, "heartbeat": time.time(), **facts})
+        now = status.model_copy(update={"heartbeat": time.time()})
+        write_json(self.root / "status.json", now.as_json())
+
+    def change_state(
+        self, state: State, *, cause: str | None = None, message: str | None = None
+    ) -> None:
+        """Replace the state that another process left; what is not given stays as it is."""
+        given = {"cause": cause, "message": message}
+        update = {"state": state} | {key: text for key, text in given.items() if text is not None}
+        self.write_status(self.status().model_copy(update=update))
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record; it needs ``epoch`` and ``attempt``."""
@@ -261,24 +274,25 @@ class RunDir:
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
-    def result(self) -> dict[str, Any] | None:
-        """The final metrics, or None while the run has not ended.
+    def result(self) -> Result | None:
+        """How the run ended, or None while it has not.
 
         Raises:
-            ConfigError: the file is there but cannot be read.
+            ConfigError: the file is there but cannot be read, or holds impossible values.
         """
-        path = self.root / "result.json"
-        with contextlib.suppress(OSError, ValueError):
-            if (content := read_whole(path)) is None:
-                return None
-            found = json.loads(content.decode())
-            if isinstance(found, dict) and found.get("outcome") in OUTCOMES:
-                return found
-        raise ConfigError(f"{path}: is unreadable; move the run's folder away and run it again")
+        path, mistake = self.root / "result.json", "is unreadable"
+        try:
+            content = read_whole(path)
+            return None if content is None else Result.read(content)
+        except ConfigError as error:
+            mistake = str(error)
+        except OSError:
+            pass
+        raise ConfigError(f"{path}: {mistake}; move the run's folder away and run it again")
 
-    def write_result(self, outcome: Mapping[str, Any]) -> None:
-        """End the run. Written once: ``outcome["outcome"]`` is done, diverged or oom."""
-        write_json(self.root / "result.json", outcome)
+    def write_result(self, result: Result) -> None:
+        """End the run. Written once."""
+        write_json(self.root / "result.json", result.as_json())
 
 
 def runs_folder(results: Path, tier: str) -> Path:

@@ -6,6 +6,7 @@ number follows from the run's identity, so two calls write the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.correct import pack
-from lsa_study.files import write_whole
+from lsa_study.files import write_json, write_whole
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 
 IMAGES = {"digits": (1437, 360), "cifar10": (50000, 10000), "imagenet": (1281167, 50000)}
@@ -47,9 +49,16 @@ def write_run(results: Path, run: study.Run, *, changes: Mapping[str, Any] | Non
             folder.log_metrics(record)
         if result["outcome"] == "done":
             write_whole(folder.correct_bits, correct(result))
-        folder.write_result(result)
-        folder.write_status(result["outcome"])
+        folder.write_result(Result(**result_of(run)))
+        change_result(folder, changes or {})
+        folder.write_status(Status(state=result["outcome"]))
     return folder
+
+
+def change_result(folder: RunDir, changes: Mapping[str, Any]) -> None:
+    """Replace facts of a result on disk, by impossible ones too."""
+    path = folder.root / "result.json"
+    write_json(path, json.loads(path.read_text("utf-8")) | dict(changes))
 
 
 def write_study(

@@ -11,6 +11,7 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.files import write_json
+from lsa_study.record import Status
 from lsa_study.rundir import RunDir
 
 
@@ -87,7 +88,7 @@ def test_a_dead_writer_is_replaced(folder):
 def test_a_writer_elsewhere_counts_by_its_heartbeat(folder):
     owner = {"host": "elsewhere", "pid": 1, "job": None, "start": 0.0}
     write_json(folder.root / "owner.json", owner)
-    folder.write_status("running", epoch=1)
+    folder.write_status(Status(state="running", epoch=1))
     with pytest.raises(Refused, match="elsewhere"), folder.owned():
         pass
     stale = json.loads((folder.root / "status.json").read_text())
@@ -100,7 +101,7 @@ def test_a_writer_elsewhere_counts_by_its_heartbeat(folder):
 @pytest.mark.parametrize("garbage", ["", "{", "[]", '{"epoch": 3}', "\x00\xff"])
 def test_a_garbage_status_reads_as_waiting(folder, garbage):
     (folder.root / "status.json").write_text(garbage)
-    assert folder.status() == {"state": "waiting"}
+    assert folder.status() == Status()
 
 
 def test_a_broken_result_is_told_not_taken_for_none(folder):
@@ -124,15 +125,15 @@ def test_another_schema_is_told(folder):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(folder, monkeypatch):
-    folder.write_status("running", epoch=1)
+    folder.write_status(Status(state="running", epoch=1))
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentLacks, match="No space left on device"):
-        folder.write_status("running", epoch=2)
-    assert folder.status()["epoch"] == 1
+        folder.write_status(Status(state="running", epoch=2))
+    assert folder.status().epoch == 1
     assert not list(folder.root.glob("*.part"))
 
 

@@ -25,14 +25,28 @@ class Printed:
 
 
 def printed(study: Study, variant: str) -> Printed:
-    """Find the article's value for a variant; empty if the article has no such row.
+    """The article's value for a variant; empty if the article has no such row.
+
+    Raises:
+        ConfigError: as :func:`printed_row`.
+    """
+    row = printed_row(study, variant)
+    if not row:
+        return Printed()
+    if text := row[study.file.article.column]:
+        return Printed(float(text))
+    return Printed(word=STATUS.get(row.get("status", ""), row.get("status", "")))
+
+
+def printed_row(study: Study, variant: str) -> dict[str, str]:
+    """Find the article's row of a variant in the CSV of its table; empty if it has none.
 
     Raises:
         ConfigError: the CSV is missing, or the keys of ``paper`` do not single out one row.
     """
     keys = study.file.variants[variant].paper
     if not keys:
-        return Printed()
+        return {}
     path = study.document.path.parent / study.file.article.csv
     place = study.document.where("variants", variant, "paper")
     try:
@@ -49,10 +63,7 @@ def printed(study: Study, variant: str) -> Printed:
         found = found[found[name] == str(value)]
     if len(found) != 1:
         raise ConfigError(f"{place}: {keys} is {len(found)} rows of {path.name}; single out one")
-    row = found.iloc[0]
-    if text := row[column]:
-        return Printed(float(text))
-    return Printed(word=STATUS.get(row.get("status", ""), row.get("status", "")))
+    return dict(found.iloc[0])
 
 
 @functools.lru_cache(maxsize=32)

@@ -51,7 +51,7 @@ class Claim(BaseModel):
             raise ValueError(f"margin={self.margin}: 'within' needs one above 0")
         if bad := [row for row in self.rows if row.count("/") != 1]:
             raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
-        if bad := [key for key in self.besides if not layers.is_setting(key)]:
+        if bad := [key for key in self.besides if key not in layers.known_paths()]:
             raise ValueError(f"besides {bad}: no such settings; give dotted paths")
         return self
 
@@ -109,7 +109,7 @@ def read(path: Path | None = None) -> list[Claim]:
     """
     path = path or studies.repository_folder("experiments") / "claims.yaml"
     document = yaml.read(path)
-    return layers.validate(Claims, document.data, lambda keys: document.where(*keys)).claims
+    return layers.validate(Claims, document.data, document.where).claims
 
 
 def judge_tier(
@@ -124,7 +124,7 @@ def judge_tier(
     loaded = []
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         before = selection.recall(results, tier, name)
-        if tier in yaml.read(studies.find(name)).data.get("tiers", studies.TIERS):
+        if tier in studies.tiers_of(name):
             loaded.append(
                 studies.load(name, tier=tier, seeds=before.seeds, overrides=before.overrides)
             )

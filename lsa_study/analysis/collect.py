@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 
@@ -17,30 +18,47 @@ from lsa_study import correct, rundir
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_whole, write_whole
+from lsa_study.record import Count, Result
 from lsa_study.rundir import RunDir
 
-NUMBERS = (
-    "acc1", "acc5", "loss", "best_acc1", "ema_acc1", "seconds", "seconds_per_epoch",
-)  # fmt: skip
-COUNTS = (
-    "epoch", "epochs", "params", "macs", "train_images", "test_images", "peak_memory_bytes",
-    "effective_batch", "attempts", "schema", "seed", "correct_count",
-)  # fmt: skip
-WORDS = (
-    "outcome", "weights", "selected", "device", "device_kind", "precision", "torch", "commit",
-    "data_fingerprint", "identity", "variant", "implementation", "reason", "finished", "curve",
-)  # fmt: skip
-FLAGS = ("dirty",)
-COLUMNS = (*WORDS, *COUNTS, *NUMBERS, *FLAGS, "correct")
-"""Columns every collection has; ``settings.*`` columns follow, as the runs have them."""
 
+class RunRecord(Result):
+    """One finished run: its result, and what else of its folder reports are made from."""
+
+    identity: str
+    variant: str
+    seed: Count
+    curve: str = "[]"
+    """JSON text of the epochs' records."""
+    correct_count: Count | None = None
+    """How many test images ``correct`` has a bit for."""
+    correct: bytes | None = None
+    """Packed bits, one per test image: was it classified rightly; None if that is not known."""
+    settings: Mapping[str, Any] = {}
+    """By dotted name, such as ``model.op.norm``; lists as JSON text."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy of a run that is done, percent."""
+        assert self.acc1 is not None
+        return self.acc1
+
+
+NUMERIC = {int: "Int64", float: "float64", bool: "boolean"}
+
+
+def _kept_as(hint: Any) -> str:
+    return next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
+
+
+HINTS = get_type_hints(RunRecord)
 DTYPES = {
-    **dict.fromkeys(NUMBERS, "float64"),
-    **dict.fromkeys(COUNTS, "Int64"),
-    **dict.fromkeys(WORDS, "object"),
-    **dict.fromkeys(FLAGS, "boolean"),
-    "correct": "object",
+    column: _kept_as(HINTS[name])
+    for name, column, _ in RunRecord.facts()
+    if name not in ("start", "settings")
 }
+"""The columns that every collection has; ``settings.*`` follow, as the runs have them."""
+COLUMNS = tuple(DTYPES)
 SETTINGS_DTYPES = {
     "boolean": "boolean",
     "integer": "Int64",
@@ -49,9 +67,6 @@ SETTINGS_DTYPES = {
 }
 """How a column of settings is kept, by what pandas finds in it; all others hold objects."""
 ORDER = ["variant", "seed", "identity"]
-
-Run = dict[str, Any]
-"""One finished run: a row of ``Collected.runs``."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +81,22 @@ class Collected:
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
 
-    def of(self, identities: Iterable[str]) -> dict[str, Run]:
-        """The runs with these identities that have ended, by identity; missing facts are None.
-
-        Every call gives the same dicts: read them only.
-        """
+    def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
+        """The runs with these identities that have ended, by identity."""
         every = self._every
         return {identity: every[identity] for identity in identities if identity in every}
 
     @cached_property
-    def _every(self) -> dict[str, Run]:
-        names = [str(name) for name in self.runs]
+    def _every(self) -> dict[str, RunRecord]:
+        names = [str(name) for name in self.runs if name not in COLUMNS]
+        short = [name.removeprefix("settings.") for name in names]
+        settings = _by_identity(self.runs, names)
         return {
-            identity: dict(zip(names, values, strict=True))
-            for identity, values in _by_identity(self.runs, names).items()
+            identity: RunRecord.model_validate(
+                dict(zip(COLUMNS, values, strict=True))
+                | {"settings": dict(zip(short, settings[identity], strict=True))}
+            )
+            for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
 
 
@@ -116,12 +133,13 @@ def refresh(results: Path, tier: str) -> Collected:
 
 
 def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[str]) -> Collected:
-    facts = _by_identity(known, _RESULT)
+    facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
     for identity, run in sorted(rundir.existing(results, tier).items()):
         result = reader.result(run, identity)
-        if result is not None and not _same(facts.get(identity), result):
+        # A result is written once, after all else, so a run whose result is known is known whole.
+        if result is not None and facts.get(identity) != _facts_of(result):
             record = reader.record(run, result)
             fresh += [record] if record else []
     runs = known
@@ -129,11 +147,11 @@ def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[st
         new = _frame(fresh, reader.rows)
         kept = known[~known.index.isin(new.index)]
         runs = _typed(pd.concat([kept, new])) if len(kept) else new
-    settings = sorted({str(name) for name in runs} - set(COLUMNS))
-    return Collected(runs[[*COLUMNS, *settings]].sort_values(ORDER), tuple(broken))
+    return Collected(_in_order(runs).sort_values(ORDER), tuple(broken))
 
 
-_RESULT = tuple(name for name in COLUMNS if name not in ("curve", "correct", "correct_count"))
+_RESULT = {column: name for name, column, _ in Result.facts() if column in COLUMNS}
+_facts_of = attrgetter(*_RESULT.values())
 
 
 def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
@@ -142,12 +160,6 @@ def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[An
         column[pd.isna(column)] = None
     plain = zip(*(column.tolist() for column in columns), strict=True)
     return dict(zip(runs["identity"].tolist(), plain, strict=True))
-
-
-def _same(stored: tuple[Any, ...] | None, result: Mapping[str, Any]) -> bool:
-    # A result is written once, after all else, so a run whose result is known is known whole.
-    values = map(result.get, _RESULT)
-    return stored is not None and stored == tuple(None if v != v else v for v in values)
 
 
 def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
@@ -168,7 +180,11 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
         if not fit.all():
             broken.append(f"{path}: {(~fit).sum()} runs of another {name} are left out")
     kept = found[fits["schema"] & fits["tier"]]
-    return _keyed(_typed(kept))
+    return _keyed(_typed(_in_order(kept)))
+
+
+def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[[*COLUMNS, *sorted({str(name) for name in runs} - set(COLUMNS))]]
 
 
 def _frame(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -218,7 +234,7 @@ class _Reader:
         self.rows: list[dict[str, Any]] = []
         self.parsed: dict[str, int] = {}
 
-    def result(self, run: RunDir, identity: str) -> dict[str, Any] | None:
+    def result(self, run: RunDir, identity: str) -> Result | None:
         try:
             result = run.result()
         except ConfigError as error:
@@ -226,23 +242,25 @@ class _Reader:
             return None
         if result is None:
             return None
-        if result.get("identity") != identity:
+        if result.identity != identity:
             self.broken.append(
-                f"{run.root}: its result is of run {result.get('identity')}; "
+                f"{run.root}: its result is of run {result.identity}; "
                 "give the folder its own name back"
             )
             return None
-        if result.get("schema") != SCHEMA_VERSION:
+        if result.schema_version != SCHEMA_VERSION:
             self.broken.append(
-                f"{run.root}: was made by schema {result.get('schema')}, this is {SCHEMA_VERSION}"
+                f"{run.root}: was made by schema {result.schema_version}, this is {SCHEMA_VERSION}"
             )
             return None
         return result
 
-    def record(self, run: RunDir, result: dict[str, Any]) -> dict[str, Any] | None:
-        if wrong := _wrong(result):
-            words = ", ".join(f"{name} = {result.get(name)!r}" for name in wrong)
-            self.broken.append(f"{run.root}: its result holds {words}; move it away, run it again")
+    def record(self, run: RunDir, result: Result) -> dict[str, Any] | None:
+        needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
+        if missing := [f"{name} = None" for name in needed if getattr(result, name) is None]:
+            self.broken.append(
+                f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
+            )
             return None
         try:
             row = self.row(run)
@@ -256,7 +274,7 @@ class _Reader:
             return None
         bits, count = self.bits(run, result)
         return {
-            **result,
+            **result.as_json(),
             "row": row,
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
@@ -276,10 +294,10 @@ class _Reader:
             self.rows.append({key: _cell(value) for key, value in flat.items()})
         return self.parsed[common]
 
-    def bits(self, run: RunDir, result: dict[str, Any]) -> tuple[bytes | None, int | None]:
-        if result["outcome"] != "done":
+    def bits(self, run: RunDir, result: Result) -> tuple[bytes | None, int | None]:
+        if result.outcome != "done":
             return None, None
-        images = result.get("test_images")
+        images = result.test_images
         try:
             content = read_whole(run.correct_bits) or b""
             return correct.unpack(content, images), images
@@ -289,27 +307,6 @@ class _Reader:
             reason = str(error)
         self.broken.append(f"{run.correct_bits}: {reason}; comparisons by image leave this run out")
         return None, None
-
-
-KINDS: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(NUMBERS, (int, float)),
-    **dict.fromkeys(COUNTS, (int,)),
-    **dict.fromkeys(WORDS, (str,)),
-    **dict.fromkeys(FLAGS, (bool,)),
-}
-"""What a result may hold, beside nothing."""
-
-
-def _wrong(result: Mapping[str, Any]) -> list[str]:
-    wrong = [
-        name
-        for name, kind in KINDS.items()
-        if (value := result.get(name)) is not None and type(value) not in kind
-    ]
-    accuracy = result.get("acc1")
-    if not wrong and result["outcome"] == "done":
-        wrong = [] if accuracy is not None and 0 <= accuracy <= 100 else ["acc1"]
-    return wrong
 
 
 def _cell(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from lsa_study.analysis.collect import Run
+from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
 
 Floats = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ class Contrast:
     seeds: tuple[int, ...]
     difference: Estimate
     """Of the paired differences, points; its interval is Student's over seeds."""
-    runs: tuple[tuple[Run, Run], ...]
+    runs: tuple[tuple[RunRecord, RunRecord], ...]
     """The row's and the reference's, by seed."""
 
     @cached_property
@@ -69,23 +69,23 @@ class Contrast:
         return by_image(self.runs)
 
 
-def compare(ours: Sequence[Run], theirs: Sequence[Run]) -> Contrast | None:
+def compare(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Contrast | None:
     """Compare the finished runs of two rows over the seeds they share; None if they share none."""
-    one, other = ({run["seed"]: run for run in runs} for runs in (ours, theirs))
+    one, other = ({run.seed: run for run in runs} for runs in (ours, theirs))
     seeds = tuple(sorted(one.keys() & other.keys()))
     if not seeds:
         return None
     pairs = tuple((one[seed], other[seed]) for seed in seeds)
-    return Contrast(seeds, t_interval([a["acc1"] - b["acc1"] for a, b in pairs]), pairs)
+    return Contrast(seeds, t_interval([a.accuracy - b.accuracy for a, b in pairs]), pairs)
 
 
-def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
+def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
     """Compare pairs of runs of equal seeds on the images of their common test set."""
-    prints = {run["data_fingerprint"] for pair in pairs for run in pair}
-    sizes = {run["correct_count"] for pair in pairs for run in pair}
-    if len(prints) != 1 or len(sizes) != 1 or None in sizes or not pairs:
+    prints = {run.data_fingerprint for pair in pairs for run in pair}
+    sizes = {run.correct_count for pair in pairs for run in pair}
+    images = next(iter(sizes), None)
+    if len(prints) != 1 or len(sizes) != 1 or images is None:
         return None
-    images = int(sizes.pop())
     one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
     gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
     if len(pairs) == 1:
@@ -102,10 +102,10 @@ def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
     return ByImage(images, len(pairs), *ends, p, gained, lost)
 
 
-def correct(runs: Sequence[Run]) -> npt.NDArray[np.uint8]:
+def correct(runs: Sequence[RunRecord]) -> npt.NDArray[np.uint8]:
     """Which test images each run classified rightly, in the data set's order: (runs, images)."""
-    packed = np.frombuffer(b"".join(run["correct"] for run in runs), np.uint8)
-    count = runs[0]["correct_count"]
+    packed = np.frombuffer(b"".join(run.correct or b"" for run in runs), np.uint8)
+    count = runs[0].correct_count
     return np.unpackbits(packed.reshape(len(runs), -1), axis=1, count=count)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
 from lsa_study.analysis.claims import Verdict
-from lsa_study.analysis.collect import Collected, Run
+from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.rows import Row, with_runs
@@ -103,14 +103,13 @@ def behind(row: Row, title: str) -> list[str]:
     return lines
 
 
-def _run(run: Run) -> str:
-    accuracy = f"{run['acc1']:.2f} %" if run["acc1"] is not None else run["outcome"]
-    commit = f"commit {run['commit'][:10]}" if run["commit"] else "commit unknown"
-    changed = " with local changes" if run["dirty"] else ""
-    reason = f", {run['reason']}" if run["reason"] else ""
+def _run(run: RunRecord) -> str:
+    accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
+    commit = f"commit {run.commit[:10]}" if run.commit else "commit unknown"
+    changed = " with local changes" if run.dirty else ""
+    reason = f", {run.reason}" if run.reason else ""
     return (
-        f"seed {run['seed']}: {accuracy}, run {run['identity']}, {commit}{changed}, "
-        f"{run['device']}{reason}"
+        f"seed {run.seed}: {accuracy}, run {run.identity}, {commit}{changed}, {run.device}{reason}"
     )
 
 

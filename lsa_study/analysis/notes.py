@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lsa_study.analysis import comparability
-from lsa_study.analysis.collect import Collected, Run
+from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import kendall, pooled_deviation, resolvable
 from lsa_study.config.study import Study
@@ -44,7 +44,7 @@ def marked_notes(
         if row.note:
             marks[row.variant] = (string.ascii_lowercase[len(notes) % 26],)
             notes.append(Note(row.note, *marks[row.variant]))
-    if reasons := comparability.differences(study, rows):
+    if reasons := comparability.mismatches(study, rows):
         names = {row.variant: row.name for row in rows}
         listed = [f"{names[variant]}: {'; '.join(found)}" for variant, found in reasons.items()]
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(listed)}."
@@ -123,15 +123,15 @@ def _order(rows: Sequence[Row]) -> str:
     )
 
 
-def _data(study: Study, ran: Sequence[Run]) -> str:
+def _data(study: Study, ran: Sequence[RunRecord]) -> str:
     rows = list(study.variants.values())
 
     def every(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(map(str, values)))
 
-    prints = distinct(ran, "data_fingerprint") or "none yet"
-    both = {(run["train_images"], run["test_images"]) for run in ran}
-    sizes = sorted(pair for pair in both if None not in pair)
+    prints = distinct(run.data_fingerprint for run in ran) or "none yet"
+    both = {(run.train_images, run.test_images) for run in ran}
+    sizes = sorted((a, b) for a, b in both if a is not None and b is not None)
     images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
     return (
         f"Data: {rows[0].data.name} at {every(one.data.image_size for one in rows)} px"
@@ -143,27 +143,29 @@ def _data(study: Study, ran: Sequence[Run]) -> str:
     )
 
 
-def _environment(ran: Sequence[Run]) -> str:
-    known = sorted({run["commit"] for run in ran if run["commit"] is not None})
-    changed = {run["commit"] for run in ran if run["dirty"]}
+def _environment(ran: Sequence[RunRecord]) -> str:
+    known = sorted({run.commit for run in ran if run.commit is not None})
+    changed = {run.commit for run in ran if run.dirty}
     commits = [f"{commit[:10]}{' with local changes' * (commit in changed)}" for commit in known]
     return (
-        f"Device: {distinct(ran, 'device')}; precision: {distinct(ran, 'precision')}; "
-        f"torch: {distinct(ran, 'torch')}; commit: {', '.join(commits) or 'unknown'}; "
-        f"seeds: {', '.join(map(str, sorted({run['seed'] for run in ran})))}."
+        f"Device: {distinct(run.device for run in ran)}; "
+        f"precision: {distinct(run.precision for run in ran)}; "
+        f"torch: {distinct(run.torch for run in ran)}; "
+        f"commit: {', '.join(commits) or 'unknown'}; "
+        f"seeds: {', '.join(map(str, sorted({run.seed for run in ran})))}."
     )
 
 
 def _missing(study: Study, rows: Sequence[Row]) -> str:
     lacking = []
     for row in rows:
-        ran = {run["seed"] for run in row.runs}
+        ran = {run.seed for run in row.runs}
         absent = [seed for seed in study.seeds if seed in row.seeds and seed not in ran]
         if ran and absent:
             lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
     return f"Not finished: {'; '.join(lacking)}." if lacking else ""
 
 
-def distinct(ran: Iterable[Run], name: str) -> str:
+def distinct(found: Iterable[str | None]) -> str:
     """The distinct texts of a fact, sorted; missing ones are left out."""
-    return ", ".join(sorted({run[name] for run in ran if run[name] is not None}))
+    return ", ".join(sorted({text for text in found if text is not None}))

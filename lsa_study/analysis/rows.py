@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from lsa_study.analysis.article import Printed, printed
-from lsa_study.analysis.collect import Collected, Run, refresh
+from lsa_study.analysis.collect import Collected, RunRecord, refresh
 from lsa_study.analysis.contrasts import Contrast, compare
+from lsa_study.analysis.costs import cost_columns, counts_of, note_of
 from lsa_study.analysis.statistics import Estimate, decimals, t_interval
 from lsa_study.config.study import Study
 
@@ -23,7 +24,7 @@ class Cost:
     """A cost of a row: the fact of a result that it follows from, and how it is shown."""
 
     title: str
-    fact: str
+    fact: Callable[[RunRecord], float | None]
     unit: float
     digits: int
     """Decimals in a table."""
@@ -32,10 +33,10 @@ class Cost:
 
 
 COSTS: Mapping[str, Cost] = {
-    "params_m": Cost("Params (M)", "params", 1e6, 2),
-    "gmacs": Cost("GMACs", "macs", 1e9, 3, exact=6),
-    "seconds_per_epoch": Cost("s/epoch", "seconds_per_epoch", 1, 1, exact=3),
-    "peak_memory_gib": Cost("GiB", "peak_memory_bytes", 2**30, 2),
+    "params_m": Cost("Params (M)", lambda run: run.params, 1e6, 2),
+    "gmacs": Cost("GMACs", lambda run: run.macs, 1e9, 3, exact=6),
+    "seconds_per_epoch": Cost("s/epoch", lambda run: run.seconds_per_epoch, 1, 1, exact=3),
+    "peak_memory_gib": Cost("GiB", lambda run: run.peak_memory_bytes, 2**30, 2),
 }
 """By their names in files of data."""
 MEASURED = ("(article)", "(images/s)")
@@ -54,7 +55,7 @@ class Row:
     """The row it is compared with; itself for a baseline."""
     seeds: tuple[int, ...]
     """The seeds that were looked for."""
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     """Those of its runs that have ended, by seed."""
     article: Printed
     note: str | None = None
@@ -64,19 +65,19 @@ class Row:
     """Signs that lead to the notes under a table."""
 
     @cached_property
-    def done(self) -> tuple[Run, ...]:
+    def done(self) -> tuple[RunRecord, ...]:
         """Its runs that have an accuracy."""
-        return tuple(run for run in self.runs if run["outcome"] == "done")
+        return tuple(run for run in self.runs if run.outcome == "done")
 
     @property
     def identities(self) -> list[str]:
         """Of its runs that have ended."""
-        return [run["identity"] for run in self.runs]
+        return [run.identity for run in self.runs]
 
     @cached_property
     def accuracy(self) -> Estimate:
         """Top-1 accuracy over the seeds that have one, in percent."""
-        return t_interval([run["acc1"] for run in self.done])
+        return t_interval([run.accuracy for run in self.done])
 
     @cached_property
     def contrast(self) -> Contrast | None:
@@ -95,7 +96,7 @@ class Row:
         """Medians over its runs, by the names of ``COSTS``; None where no run knows one."""
         found: dict[str, float | None] = {}
         for name, cost in COSTS.items():
-            values = [run[cost.fact] for run in self.runs if run[cost.fact] is not None]
+            values = [fact for run in self.runs if (fact := cost.fact(run)) is not None]
             # The median: one seed that shared its machine must not make a row look slow.
             found[name] = float(statistics.median(values)) / cost.unit if values else None
         return found
@@ -103,7 +104,7 @@ class Row:
     @cached_property
     def ends(self) -> dict[str, int]:
         """How many of its runs ended without an accuracy, by outcome."""
-        outcomes = [run["outcome"] for run in self.runs]
+        outcomes = [run.outcome for run in self.runs]
         return {name: outcomes.count(name) for name in ENDS if name in outcomes}
 
     @property
@@ -149,15 +150,16 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     rows = {}
     for variant, of_row in identities.items():
         written = study.file.variants[variant]
+        counts = counts_of(study, variant)
         rows[variant] = Row(
             variant=variant,
             label=written.label,
-            columns=dict(written.columns),
+            columns=written.columns | cost_columns(counts),
             reference=study.reference_of(variant),
             seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
             runs=tuple(found[identity] for identity in of_row if identity in found),
             article=printed(study, variant),
-            note=written.note,
+            note=note_of(study, variant, counts),
         )
     return [
         row if row.reference == row.variant else replace(row, base=rows.get(row.reference))
@@ -167,7 +169,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
 
 def digits_of(rows: Iterable[Row]) -> int:
     """Decimals that the accuracies of these rows can carry."""
-    return decimals(max((run["test_images"] for row in rows for run in row.done), default=None))
+    return decimals(max((run.test_images or 0 for row in rows for run in row.done), default=0))
 
 
 def with_runs(studies: Iterable[Study], results: Path) -> dict[str, list[tuple[Study, Collected]]]:

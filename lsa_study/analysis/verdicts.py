@@ -8,7 +8,7 @@ from typing import Literal
 
 from lsa_study.analysis import comparability
 from lsa_study.analysis.contrasts import compare
-from lsa_study.analysis.rows import Row
+from lsa_study.analysis.rows import COSTS, Row
 from lsa_study.analysis.statistics import (
     MOST_SEEDS,
     Estimate,
@@ -103,7 +103,7 @@ def compared(
     if confounds := [key for key in differing if not under(key, besides)]:
         return Judged("unresolved", needs=f"the rows also differ in {', '.join(confounds)}")
     wanted = (f"{key} {ours}, the other {theirs}" for key, (ours, theirs) in differing.items())
-    notes = (*wanted, *comparability.unlike(one.row.runs, other.row.runs))
+    notes = (*wanted, *comparability.environment_mismatches(one.row.runs, other.row.runs))
     found, noise = _estimate(one, other, metric), None
     if isinstance(found, Judged):
         return replace(found, notes=notes)
@@ -116,11 +116,11 @@ def compared(
 def _estimate(one: Side, other: Side, metric: str) -> Estimate | Judged:
     """The first row's metric against the second's, or why there is none."""
     if metric in ("params", "macs"):
-        counts = (
-            next((run[metric] for run in side.row.runs if run[metric] is not None), None)
+        cost = COSTS["params_m" if metric == "params" else "gmacs"]
+        ours, theirs = (
+            next((fact for run in side.row.runs if (fact := cost.fact(run)) is not None), None)
             for side in (one, other)
         )
-        ours, theirs = counts
         if ours is None or not theirs:
             return Judged("not run", reason=f"no {metric} known")
         percent = 100 * (ours / theirs - 1)
@@ -128,15 +128,14 @@ def _estimate(one: Side, other: Side, metric: str) -> Estimate | Judged:
     unfinished = [f"{side.name}: {side.row.outcome}" for side in (one, other) if not side.row.done]
     if unfinished:
         return Judged("unresolved", needs=", ".join(unfinished))
-    done = (one.row.done, other.row.done)
     if metric == "speed":
-        if len({run["device"] for runs in done for run in runs}) > 1:
+        if len({run.device for side in (one, other) for run in side.row.done}) > 1:
             return Judged("unresolved", needs="the rows ran on different devices")
-        ours, theirs = ({run["seed"]: run["seconds_per_epoch"] for run in runs} for runs in done)
-        pairs = [(seconds, theirs.get(seed)) for seed, seconds in ours.items()]
+        seconds = {run.seed: run.seconds_per_epoch for run in other.row.done}
+        pairs = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in one.row.done]
         found = t_interval([100 * (b / a - 1) for a, b in pairs if a and b])
     else:
-        contrast = compare(*done)
+        contrast = compare(one.row.done, other.row.done)
         found = contrast.difference if contrast else Estimate()
     return found if found.n else Judged("unresolved", needs="no seed in common")
 

@@ -16,7 +16,7 @@ from lsa_study.training.tracking import TRACKERS
 
 DATA_SETS = {
     "cifar10": "cifar10/train.parquet or cifar10/cifar-10-batches-py",
-    "imagenet": "imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or shards of parquet or tar",
+    "imagenet": "imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards",
 }
 
 

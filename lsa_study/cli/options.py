@@ -60,7 +60,7 @@ def load_all(
     wide = studies.expand_names(names)
     chosen, unmatched = [], []
     for name in wide:
-        at = tier or studies.first_tier(name)
+        at = tier or studies.tiers_of(name)[0]
         before = selection.recall(results, at, Path(name).stem) if results else selection.Asked()
         try:
             loaded = studies.load(

@@ -85,13 +85,12 @@ def why(
     as_json: AsJson = False,
 ) -> None:
     """Name everything a table's row rests on: runs, seeds, commits, files."""
+    from lsa_study.analysis import provenance
     from lsa_study.analysis.collect import collect
-    from lsa_study.analysis.why import as_text
-    from lsa_study.analysis.why import why as trace
 
     (study,) = load_all([table], tier, None, None, None, (), results)
-    found = trace(study, row, collect(results, tier), results)
-    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    found = provenance.why(study, row, collect(results, tier), results)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
 
 
 def diff(
@@ -101,11 +100,10 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Compare two finished runs: settings, code, environment, metrics."""
-    from lsa_study.analysis.diff import as_text
-    from lsa_study.analysis.diff import diff as compare
+    from lsa_study.analysis import provenance
 
-    found = compare(results, one, other)
-    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    found = provenance.diff(results, one, other)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.diff_text(found))
 
 
 def claims(tier: Tier = "toy", results: Results = Path("results"), as_json: AsJson = False) -> None:

@@ -101,8 +101,7 @@ def _cancel(rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: Ca
 def _mark_stopped(row: RunStatus) -> None:
     assert row.folder is not None
     if row.folder.writer() is None and row.folder.result() is None:
-        facts = {k: v for k, v in row.folder.status().items() if k not in ("state", "heartbeat")}
-        row.folder.write_status("stopped", **{**facts, "cause": "cancelled"})
+        row.folder.change_state("stopped", cause="cancelled")
 
 
 def _interrupt(row: RunStatus) -> bool:

@@ -28,7 +28,8 @@ from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
 from lsa_study.launch import scheduler
 from lsa_study.launch.causes import DISK_EXIT_CODE
 from lsa_study.launch.records import LIFE_MARK, Failure, LaunchFolder, identity_of
-from lsa_study.rundir import OUTCOMES, STALE_SECONDS, RunDir
+from lsa_study.record import OUTCOMES, State
+from lsa_study.rundir import STALE_SECONDS, RunDir
 
 EQUAL_FAILURES = 3
 """So many runs that died of the same error stop the rest of the queue."""
@@ -182,7 +183,7 @@ class _FirstRank:
             sys.exit(error.exit_code)
         except Exception as error:
             state = self._failed_outside(error)
-        if state == "failed" and self.leave() and self.run.status().get("cause") in OF_LEAVING:
+        if state == "failed" and self.leave() and self.run.status().cause in OF_LEAVING:
             state = "stopped"
         if state == "stopped":
             return self._stopped()
@@ -199,7 +200,7 @@ class _FirstRank:
 
     def _close_earlier(self) -> None:
         """End the lives that could not tell their end themselves."""
-        beat = float(self.run.status().get("heartbeat", 0.0))
+        beat = self.run.status().heartbeat or 0.0
         for life in self.records.lives(self.identity):
             if life.end is None:
                 # SLURM restarts a job that did not leave by itself when its node is lost.
@@ -222,7 +223,7 @@ class _FirstRank:
 
     def _at(self) -> list[int]:
         status = self.run.status()
-        return [int(status.get("epoch") or 0), int(status.get("step") or 0)]
+        return [status.epoch, status.step]
 
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
@@ -238,10 +239,9 @@ class _FirstRank:
 
     # -- its end ------------------------------------------------------------------------------
 
-    def _rewrite(self, state: Any, **facts: Any) -> None:
-        status = {k: v for k, v in self.run.status().items() if k not in ("state", "heartbeat")}
+    def _rewrite(self, state: State, cause: str, message: str | None = None) -> None:
         with contextlib.suppress(LsaError):
-            self.run.write_status(state, **{**status, **facts})
+            self.run.change_state(state, cause=cause, message=message)
 
     def _stopped(self) -> str:
         cause = self._why_leave()
@@ -289,14 +289,14 @@ class _FirstRank:
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
         status = self.run.status()
-        if status["state"] != "failed":
+        cause, words = status.cause or "bug", status.message
+        if status.state != "failed":
             # Training could not even write that it failed.
-            status = {"cause": "disk", "message": "the disk is full"}
-            self._rewrite("failed", **status)
-        cause = str(status.get("cause") or "bug")
+            cause, words = "disk", "the disk is full"
+            self._rewrite("failed", cause, words)
         self._end(cause)
         if cause in OWN_FAULTS:
-            words = str(status.get("message") or cause)
+            words = words or cause
             failure = Failure(self.run.root.name, _signature(self.run, words), words)
             with contextlib.suppress(OSError, LsaError):
                 self.records.note_failure(failure)

@@ -24,7 +24,8 @@ from lsa_study import rundir
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import Run
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
-from lsa_study.rundir import OUTCOMES, RunDir
+from lsa_study.record import OUTCOMES
+from lsa_study.rundir import RunDir
 
 SAME_ERRORS = 3
 """So many runs in a row dying with the same words hold the rest of the queue."""
@@ -262,16 +263,13 @@ class Queue:
         cause = "oom-host" if code == -signal.SIGKILL else "bug"
         words = f"the worker process ended by {ended_by(code)}"
         folder = folder_of(run, self.results, self.known)
-        status = {k: v for k, v in folder.status().items() if k not in ("state", "heartbeat")}
-        folder.write_status("failed", **{**status, "cause": cause, "message": words})
+        folder.change_state("failed", cause=cause, message=words)
         return words
 
     def _note(self, run: Run, reply: dict[str, Any]) -> None:
         self.summary.finished[run.name] = reply["state"]
         status = folder_of(run, self.results, self.known).status()
-        error = reply.get("error") or (
-            status.get("message") if reply["state"] == "failed" else None
-        )
+        error = reply.get("error") or (status.message if reply["state"] == "failed" else None)
         if error is None:
             self.last_errors.clear()
             return

@@ -101,7 +101,7 @@ def _follow(
     found: Found, results: Path, rank: int, write: Callable[[str], object], done: int
 ) -> None:
     while True:
-        ended = found.folder.result() is not None or found.folder.status()["state"] == "failed"
+        ended = found.folder.result() is not None or found.folder.status().state == "failed"
         text = "".join(_pieces(found, results, rank, None))
         if len(text) > done:
             write(text[done:])

@@ -13,6 +13,7 @@ from lsa_study import rundir
 from lsa_study.config.study import Run, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearsal
+from lsa_study.record import OUTCOMES
 
 
 def as_json(study: Study) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def as_text(studies: Sequence[Study], results: Path) -> str:
     rehearsed = {tier: rehearsal.read(results, tier) for tier in {one.tier for one in studies}}
     blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
-    todo = [run for run in runs if states.get(run.identity) not in rundir.OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
     if len(studies) > 1:
@@ -80,7 +81,7 @@ def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
     for tier in {study.tier for study in studies}:
         for identity, folder in rundir.existing(results, tier).items():
             result = folder.result()
-            states[identity] = result["outcome"] if result else folder.status()["state"]
+            states[identity] = result.outcome if result else folder.status().state
     return states
 
 
@@ -91,8 +92,8 @@ def _block(
     rehearsed: Mapping[str, rehearsal.Rehearsed],
 ) -> str:
     runs = study.runs()
-    done = [run for run in runs if states.get(run.identity) in rundir.OUTCOMES]
-    todo = [run for run in runs if states.get(run.identity) not in rundir.OUTCOMES]
+    done = [run for run in runs if states.get(run.identity) in OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     running = [run for run in runs if states.get(run.identity) == "running"]
     rows = [
         ("contrast", f"ok: only {', '.join(study.file.factor)} differ{_s(study.file.factor)}"),

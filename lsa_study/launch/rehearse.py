@@ -27,7 +27,8 @@ from lsa_study.config.study import Run
 from lsa_study.launch import rehearsal
 from lsa_study.launch.local import Worker, ended_by, visible_gpus
 from lsa_study.launch.rehearsal import IMAGES, Rehearsed
-from lsa_study.rundir import OUTCOMES, RunDir
+from lsa_study.record import OUTCOMES
+from lsa_study.rundir import RunDir
 
 EPOCHS = STEPS = 2
 """Two epochs, so that a kill can meet their boundary and the second is timed warm; two steps each,
@@ -143,8 +144,8 @@ class Rehearsal:
             shutil.rmtree(cut.root)
         else:
             raise _Failed("all its steps were done before it could be killed")
-        if cut.status()["state"] == "failed":
-            raise _Failed(f"before it was killed: {cut.status().get('message')}")
+        if cut.status().state == "failed":
+            raise _Failed(f"before it was killed: {cut.status().message}")
         state, words = self._live(cut)
         if state != "done":
             raise _Failed(f"resumed after a kill it ended {state}: {words}")
@@ -156,7 +157,7 @@ class Rehearsal:
         return f"killed, resumed at {resumed}, {alike}"
 
     def _need_near(self, folder: Path, run: Run, whole: RunDir, cut: RunDir, words: str) -> None:
-        if (whole.result() or {})["device_kind"] == "cpu":
+        if (result := whole.result()) is not None and result.device_kind == "cpu":
             raise _Failed(words)
         again = self._make(folder / "again", run, checkpoints=3600.0)
         self._live(again)
@@ -173,7 +174,7 @@ class Rehearsal:
         with self._process(folder) as process:
             process.join()
         status = folder.status()
-        state, words = status["state"], str(status.get("message"))
+        state, words = status.state, str(status.message)
         if state not in OUTCOMES:
             raise _Failed(words if state == "failed" else ended_by(process.exitcode or 0))
         return state, words
@@ -228,16 +229,19 @@ def _version(path: Path) -> int:
 
 def measured(folder: RunDir) -> dict[str, Any]:
     """What a finished run cost: the warm second epoch's steps and test, and the most memory."""
-    result, record = folder.result() or {}, folder.metrics()[-1]
-    step = result["effective_batch"] / record["images_per_second"]
+    result, record = folder.result(), folder.metrics()[-1]
+    assert result is not None
+    assert result.effective_batch is not None
+    assert result.test_images is not None
+    step = result.effective_batch / record["images_per_second"]
     steps = record["step"] // record["epoch"]
-    whole_set = IMAGES[folder.settings().data.name][1] / result["test_images"]
+    whole_set = IMAGES[folder.settings().data.name][1] / result.test_images
     return {
-        "device": result["device"],
-        "device_kind": result["device_kind"],
+        "device": result.device,
+        "device_kind": result.device_kind,
         "step_seconds": step,
         "test_seconds": max(0.0, record["seconds"] - steps * step) * whole_set,
-        "peak_bytes": result["peak_memory_bytes"],
+        "peak_bytes": result.peak_memory_bytes,
     }
 
 

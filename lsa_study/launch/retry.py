@@ -139,7 +139,7 @@ class _Retry:
         """The node on which a run found no device; SLURM itself keeps away from those down."""
         assert row.folder is not None
         lives = self.records.lives(row.identity)
-        told_itself = row.folder.status().get("cause") == "node" and run.resources.nodes == 1
+        told_itself = row.folder.status().cause == "node" and run.resources.nodes == 1
         return {lives[-1].host} if told_itself and lives else set()
 
     def _run(self, row: RunStatus, array: Array | None) -> Run:

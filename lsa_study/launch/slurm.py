@@ -356,7 +356,7 @@ def _ended(folder: RunDir) -> str | None:
         result = folder.result()
     except ConfigError:
         return "have a result that cannot be read; lsa status names them"
-    return None if result is None else f"{result['outcome']} already"
+    return None if result is None else f"{result.outcome} already"
 
 
 def _better_not(folder: RunDir, *, forgiven: bool) -> str | None:
@@ -364,8 +364,8 @@ def _better_not(folder: RunDir, *, forgiven: bool) -> str | None:
     if folder.writer() is not None:
         return "being trained already"
     status = folder.status()
-    cause = str(status.get("cause"))
-    if status["state"] == "failed" and cause not in AUTOMATIC and not forgiven:
+    cause = str(status.cause)
+    if status.state == "failed" and cause not in AUTOMATIC and not forgiven:
         return f"failed ({cause}); when that is mended: lsa retry --cause {cause}"
     return None
 

@@ -22,6 +22,7 @@ from lsa_study.launch.logs import last_lines, output_name
 from lsa_study.launch.records import Array, LaunchFolder, Life, identity_of
 from lsa_study.launch.scheduler import Ended, Queued
 from lsa_study.launch.select import Found
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 
 SILENT_SECONDS = 90.0
@@ -179,31 +180,30 @@ def _judge(row: RunStatus, folder: RunDir, evidence: _Evidence) -> None:
         row.state, row.cause, row.message = "failed", "disk", str(error)
         return
     if result is not None:
-        row.state, row.attempts = result["outcome"], int(result.get("attempts") or 0)
-        row.epoch, row.epochs = int(result.get("epoch") or 0), result.get("epochs")
-        row.acc1, row.message = result.get("acc1"), str(result.get("reason") or "")
+        row.state, row.attempts = result.outcome, result.attempts or 0
+        row.epoch, row.epochs = result.epoch or 0, result.epochs
+        row.acc1, row.message = result.acc1, result.reason or ""
         row.gpu_hours = _alone(result)
         return
     facts = folder.status()
-    row.attempts = int(facts.get("attempt") or len(folder.attempts()))
-    row.epoch, row.epochs = int(facts.get("epoch") or 0), facts.get("epochs")
-    row.acc1, row.cause = facts.get("acc1"), facts.get("cause")
-    row.message = str(facts.get("message") or "")
+    row.attempts = facts.attempt or len(folder.attempts())
+    row.epoch, row.epochs = facts.epoch, facts.epochs
+    row.acc1, row.cause, row.message = facts.acc1, facts.cause, facts.message or ""
     row.state = _state(row, facts, folder, evidence)
     if row.state == "running":
-        row.eta_seconds = facts.get("eta_seconds")
+        row.eta_seconds = facts.eta_seconds
     if row.state in ("running", "queued"):
         row.cause = None
 
 
-def _alone(result: dict[str, Any]) -> float:
+def _alone(result: Result) -> float:
     """GPU-hours of a run that no scheduler started: one GPU, if it had one."""
-    return float(result["seconds"]) / 3600 if result.get("device_kind") == "cuda" else 0.0
+    return (result.seconds or 0.0) / 3600 if result.device_kind == "cuda" else 0.0
 
 
-def _state(row: RunStatus, facts: dict[str, Any], folder: RunDir, evidence: _Evidence) -> str:
-    age = time.time() - float(facts.get("heartbeat") or 0.0)
-    writer = folder.writer() if facts["state"] != "failed" else None
+def _state(row: RunStatus, facts: Status, folder: RunDir, evidence: _Evidence) -> str:
+    age = time.time() - (facts.heartbeat or 0.0)
+    writer = folder.writer() if facts.state != "failed" else None
     if writer is not None and age < SILENT_SECONDS:
         return "running"
     if row.job is not None and evidence.queue is not None:
@@ -211,14 +211,14 @@ def _state(row: RunStatus, facts: dict[str, Any], folder: RunDir, evidence: _Evi
     if writer is not None:
         row.note = _silent(age)
         return "running"
-    if row.job is not None and facts["state"] in ("running", "waiting"):
+    if row.job is not None and facts.state in ("running", "waiting"):
         row.note = "SLURM does not answer here"
-        return "queued" if facts["state"] == "waiting" else "running"
-    return GONE if facts["state"] == "running" else str(facts["state"])
+        return "queued" if facts.state == "waiting" else "running"
+    return GONE if facts.state == "running" else facts.state
 
 
-def _by_queue(row: RunStatus, facts: dict[str, Any], job: Queued | None, age: float) -> str:
-    state = str(facts["state"])
+def _by_queue(row: RunStatus, facts: Status, job: Queued | None, age: float) -> str:
+    state = facts.state
     if job is None:
         never = state == "waiting" and row.job is not None
         return GONE if state == "running" or never else state
@@ -266,8 +266,8 @@ def _pronounce(row: RunStatus, end: Ended | None, evidence: _Evidence) -> None:
     verdict = judge(end, last, had_job=row.job is not None)
     row.state, row.cause = verdict.state, verdict.cause
     row.message = verdict.message or row.message
-    beat = row.folder.status().get("heartbeat")
-    silence = "" if beat is None else _silent(time.time() - float(beat))
+    beat = row.folder.status().heartbeat
+    silence = "" if beat is None else _silent(time.time() - beat)
     row.note = "; ".join(words for words in (silence, verdict.words) if words)
     if end is not None and end.nodes:
         row.lost_on = end.nodes

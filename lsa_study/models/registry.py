@@ -167,7 +167,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         pretrained,
         feature_cfg=dict(FEATURES[kind]),  # timm pops from it
         size=size,
-        op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
+        op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda *_: name),
         **{"drop_path_rate": point.drop_path, **options},
     )
     return network

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from lsa_study.errors import LsaError
-from lsa_study.rundir import OUTCOMES, RunDir
+from lsa_study.record import OUTCOMES
+from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals, train
 
 

@@ -116,21 +116,16 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """All that may explain a difference between two lives of a run."""
-    commit, dirty = code_state()
+def machine(device: torch.device) -> dict[str, Any]:
+    """What else may explain a difference between two attempts, as fields of ``Attempt``."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "device": device_name(device),
-        "device_kind": device.type,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "commit": commit,
-        "dirty": dirty,
     }
 
 

@@ -51,12 +51,12 @@ def _trained(run_dir: RunDir, row: str) -> RunDir:
     identity = str(run_dir.config().get("start"))
     before = run_dir.sibling(identity)
     result = None if before is None else before.result()
-    if before is not None and result is not None and result["outcome"] == "done":
+    if before is not None and result is not None and result.outcome == "done":
         return before
     name = row if before is None else before.root.name
     state = "has not been trained; train it first"
     if result is not None:
-        state = f"ended {result['outcome']}; give another row, or mend that one"
+        state = f"ended {result.outcome}; give another row, or mend that one"
     raise DataLacks(f"{run_dir.root.name}: begins from {name} ({identity}), which {state}")
 
 

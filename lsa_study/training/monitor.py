@@ -7,14 +7,15 @@ import os
 import socket
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
 from lsa_study.config.settings import Settings
-from lsa_study.rundir import RunDir, State
+from lsa_study.record import State, Status
+from lsa_study.rundir import RunDir
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -25,7 +26,7 @@ class Silent:
     def begin(self, done: float) -> None:
         """Start the clock of the estimate: ``done`` epochs were done by earlier lives."""
 
-    def beat(self, done: float, words: str, **facts: Any) -> None:
+    def beat(self, done: float, words: str, *, epoch: int, step: int) -> None:
         """Note that the run is alive, with ``done`` of its epochs; write what is due."""
 
     def epoch(self, words: str) -> None:
@@ -37,8 +38,12 @@ class Silent:
     def log(self, words: str) -> None:
         """Write into the attempt's log alone."""
 
-    def status(self, state: State, **facts: Any) -> None:
-        """Replace the status file, keeping the facts that are not given."""
+    def status(
+        self, state: State, *, epoch: int | None = None, step: int | None = None,
+        acc1: float | None = None, cause: str | None = None, message: str | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        """Replace the status file; what is not given stays, but for the estimate."""
 
     def eta(self, done: float) -> float | None:
         """Seconds left at the pace of this life; None before anything is done."""
@@ -55,19 +60,10 @@ class Monitor(Silent):
         self.console = console
         self.line_seconds = settings.runtime.log_seconds
         self.epochs = settings.train.epochs
-        self.facts: dict[str, Any] = {
-            "epoch": 0,
-            "epochs": settings.train.epochs,
-            "step": 0,
-            "attempt": attempt,
-            "host": socket.gethostname(),
-            "job": job(),
-            "pid": os.getpid(),
-            "cause": None,
-            "message": "starting",
-            "eta_seconds": None,
-            "acc1": None,
-        }
+        self.now = Status(
+            epochs=settings.train.epochs, attempt=attempt, host=socket.gethostname(), job=job(),
+            pid=os.getpid(), message="starting",
+        )  # fmt: skip
         self._log = (run_dir.attempt_folder(attempt) / "log.txt").open("a", encoding="utf-8")
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -100,12 +96,13 @@ class Monitor(Silent):
         self._begun_at, self._started = done, time.monotonic()
 
     @override
-    def beat(self, done: float, words: str, **facts: Any) -> None:
+    def beat(self, done: float, words: str, *, epoch: int, step: int) -> None:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, words=words)
         if now - self._last_status >= HEARTBEAT_SECONDS:
-            self.status("running", message=words, eta_seconds=self.eta(done), **facts)
+            left = self.eta(done)
+            self.status("running", epoch=epoch, step=step, message=words, eta_seconds=left)
         if now - self._last_line >= self.line_seconds:
             self._line(words)
 
@@ -137,10 +134,17 @@ class Monitor(Silent):
             self._log.flush()
 
     @override
-    def status(self, state: State, **facts: Any) -> None:
-        self.facts |= facts
+    def status(
+        self, state: State, *, epoch: int | None = None, step: int | None = None,
+        acc1: float | None = None, cause: str | None = None, message: str | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        now: dict[str, object] = {"epoch": epoch, "step": step, "acc1": acc1, "cause": cause}
+        now |= {"state": state, "message": message}
+        update = {key: value for key, value in now.items() if value is not None}
+        self.now = self.now.model_copy(update=update | {"eta_seconds": eta_seconds})
         self._last_status = time.monotonic()
-        self.run_dir.write_status(state, **self.facts)
+        self.run_dir.write_status(self.now)
 
     @override
     def eta(self, done: float) -> float | None:

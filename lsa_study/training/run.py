@@ -6,7 +6,6 @@ import contextlib
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -19,6 +18,7 @@ from lsa_study.data import DataLacks, rng
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.files import write_whole
+from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import PeerLost
@@ -47,21 +47,11 @@ CAUSES: tuple[tuple[type[BaseException], str], ...] = (
 """What an error that ends a life says about its cause; anything else is a bug."""
 
 
-RESULT_FACTS = (
-    "device", "device_kind", "precision", "torch", "commit", "dirty", "params", "macs",
-    "implementation", "train_images", "test_images", "data_fingerprint", "effective_batch",
-    "epochs", "weights", "selected", "schema", "identity", "variant", "seed",
-)  # fmt: skip
-"""Known before training and repeated in the result."""
-
-Outcome = Literal["done", "diverged", "oom"]
-
-
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
     """Train or resume a run; see ``lsa_study.training.train``."""
     settings = run_dir.settings()
     if (result := run_dir.result()) is not None:
-        return _tidy(run_dir, result["outcome"])
+        return _tidy(run_dir, result.outcome)
     with distributed.join() as us, contextlib.ExitStack() as stack:
 
         def claim() -> tuple[int, Silent]:
@@ -80,10 +70,8 @@ def _tidy(run_dir: RunDir, outcome: Outcome) -> str:
     # A life that was killed right after it wrote the result left the rest undone.
     if outcome == "done":
         checkpoint.remove(run_dir)
-    facts = run_dir.status()
-    if facts.pop("state") != outcome:
-        facts.pop("heartbeat", None)
-        run_dir.write_status(outcome, **facts)
+    if run_dir.status().state != outcome:
+        run_dir.change_state(outcome)
     return outcome
 
 
@@ -92,7 +80,7 @@ class _Attempt:
 
     def __init__(self, life: Life) -> None:
         self.life = life
-        self.facts: dict[str, Any] = {}
+        self.facts = Facts()
         self.device = torch.device("cpu")
         self.progress = Progress()
 
@@ -179,31 +167,29 @@ class _Attempt:
         epochs = report.epoch if done else at.epoch + 1
         memory = max(at.peak_memory, environment.peak_memory(self.device))
         run_dir.write_result(
-            {
-                **{key: self.facts[key] for key in RESULT_FACTS},
-                "outcome": outcome,
-                "reason": reason,
-                "start": at.start,
-                "acc1": report.acc1 if done else None,
-                "acc5": report.acc5 if done else None,
-                "loss": report.loss if done else None,
-                "ema_acc1": report.ema_acc1 if done else None,
-                "best_acc1": at.best.acc1 if at.best.epoch else None,
-                "epoch": epochs,
-                "seconds": at.seconds,
-                "seconds_per_epoch": at.seconds / max(1, at.epoch),
-                "peak_memory_bytes": memory,
-                "attempts": len(run_dir.attempts()),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            Result(
+                **dict(self.facts),
+                outcome=outcome,
+                reason=reason,
+                start=at.start,
+                acc1=report.acc1 if done else None,
+                acc5=report.acc5 if done else None,
+                loss=report.loss if done else None,
+                ema_acc1=report.ema_acc1 if done else None,
+                best_acc1=at.best.acc1 if at.best.epoch else None,
+                epoch=epochs,
+                seconds=at.seconds,
+                seconds_per_epoch=at.seconds / max(1, at.epoch),
+                peak_memory_bytes=memory,
+                attempts=len(run_dir.attempts()),
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
         )
         if done:
             checkpoint.remove(run_dir)
         words = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
         self.life.monitor.say(f"{outcome}: {words}")
-        self.life.monitor.status(
-            outcome, epoch=at.epoch, step=at.step, message=words, eta_seconds=None
-        )
+        self.life.monitor.status(outcome, epoch=at.epoch, step=at.step, message=words)
         return outcome
 
     def _failed(self, error: Exception) -> str:
@@ -248,32 +234,39 @@ def _kernels(device: torch.device) -> str:
     return lsa_kernels.build_info()
 
 
-def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> dict[str, Any]:
-    """What is known before training; written for this life, and part of the result."""
+def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> Facts:
+    """What is known before training; recorded for this attempt, and part of the result."""
     settings, source = life.settings, sets.source
     config = life.run_dir.config()
     cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
-    facts = {
-        **environment.facts(device),
-        "processes": life.ranks.count,
-        "precision": str(environment.precision(settings.train, device)).removeprefix("torch."),
-        "torch": torch.__version__,
-        "params": cost.params,
-        "macs": cost.macs,
-        "implementation": _implementations(model),
-        "train_images": source.train_images,
-        "test_images": source.test_images,
-        "data_fingerprint": source.fingerprint,
-        "effective_batch": min(settings.train.batch_size, source.train_images),
-        "epochs": settings.train.epochs,
-        "weights": settings.evaluation.weights,
-        "selected": settings.evaluation.epoch,
-        "schema": SCHEMA_VERSION,
-        "identity": config["identity"],
-        "variant": config["variant"],
-        "seed": settings.seed,
-    }
+    commit, dirty = environment.code_state()
+    facts = Facts(
+        device=environment.device_name(device),
+        device_kind=device.type,
+        precision=str(environment.precision(settings.train, device)).removeprefix("torch."),
+        torch=torch.__version__,
+        commit=commit,
+        dirty=dirty,
+        implementation=_implementations(model),
+        effective_batch=min(settings.train.batch_size, source.train_images),
+        weights=settings.evaluation.weights,
+        selected=settings.evaluation.epoch,
+        data_fingerprint=source.fingerprint,
+        train_images=source.train_images,
+        test_images=source.test_images,
+        params=cost.params,
+        macs=cost.macs,
+        epochs=settings.train.epochs,
+        schema_version=SCHEMA_VERSION,
+        identity=config["identity"],
+        variant=config["variant"],
+        seed=settings.seed,
+    )
     if life.ranks.first:
         # "auto" took the fused kernels wherever these are there and fit.
-        life.run_dir.write_environment(life.attempt, facts | {"kernels": _kernels(device)})
+        machine = environment.machine(device)
+        found = Attempt(
+            **dict(facts), **machine, processes=life.ranks.count, kernels=_kernels(device)
+        )
+        life.run_dir.write_environment(life.attempt, found)
     return facts

@@ -47,7 +47,7 @@ def answer(model: VOLO, images: Tensor, *words: int | str) -> Answers:
         images: (N, 3, H, W).
     """
     # By its version, timm draws the box from numpy's or torch's global generator.
-    with rng.global_draws(*words):
+    with rng.seeded_global(*words):
         features, tokens, box = model.forward_train(images)
     # timm gives the class token's features where VOLO's own code gives their logits.
     return Answers(model.head(model.head_drop(features)), tokens, box)

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from lsa_study.files import replacing
+
 WARM_UP = 3
 """Steps that are left out: the first ones allocate, compile and fill caches."""
 
@@ -48,6 +50,5 @@ class Trace:
             self._profile.stop()
 
     def _write(self, recorded: profile) -> None:
-        part = self.path.with_name(self.path.name + ".part")
-        recorded.export_chrome_trace(str(part))
-        part.replace(self.path)
+        with replacing(self.path) as part:
+            recorded.export_chrome_trace(str(part))

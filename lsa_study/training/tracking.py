@@ -205,8 +205,9 @@ class Copy:
     def close(self) -> None:
         """Give it the last and the result."""
         self.update()
-        result = self.run_dir.result() or {}
-        self.tracker.close(plain({k: v for k, v in result.items() if v is not None}))
+        result = self.run_dir.result()
+        facts = {} if result is None else result.as_json()
+        self.tracker.close(plain({k: v for k, v in facts.items() if v is not None}))
 
 
 def main(folder: Path) -> None:

@@ -10,7 +10,7 @@ from unittest import mock
 import pandas as pd
 import pytest
 import yaml
-from synthetic import write_run, write_study
+from synthetic import change_result, write_run, write_study
 from typer.testing import CliRunner
 
 from lsa_study import rundir
@@ -62,7 +62,7 @@ def test_numbers_that_are_none_pass_through_everything(tmp_path):
 def test_an_accuracy_that_is_no_number_leaves_its_run_out_by_name(tmp_path):
     loaded = [write_study(tmp_path, "table4", seeds=[0, 1])]
     folder = rundir.RunDir(tmp_path / "toy" / "runs" / loaded[0].runs()[0].name)
-    folder.write_result(folder.result() | {"acc1": float("nan")})
+    change_result(folder, {"acc1": float("nan")})
     everything(tmp_path, loaded)
     (line,) = collect(tmp_path, "toy").broken
     assert loaded[0].runs()[0].name in line

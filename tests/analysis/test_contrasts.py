@@ -10,7 +10,7 @@ from synthetic import write_run, write_study
 
 from lsa_study.analysis import comparability
 from lsa_study.analysis.article import Printed
-from lsa_study.analysis.collect import collect
+from lsa_study.analysis.collect import RunRecord, collect
 from lsa_study.analysis.contrasts import agresti_min, by_image, compare, mcnemar
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import (
@@ -26,20 +26,24 @@ from lsa_study.config import study
 
 def run_of(seed, bits):
     bits = np.asarray(bits, bool)
-    return {
-        "seed": seed,
-        "outcome": "done",
-        "acc1": 100 * bits.mean(),
-        "correct": np.packbits(bits).tobytes(),
-        "correct_count": len(bits),
-        "data_fingerprint": "f",
-    }
+    return RunRecord(
+        identity=f"{seed}",
+        variant="row",
+        seed=seed,
+        outcome="done",
+        acc1=100 * bits.mean(),
+        correct=np.packbits(bits).tobytes(),
+        correct_count=len(bits),
+        data_fingerprint="f",
+    )
 
 
 def accuracies(values, base=None):
     """A row of runs with these accuracies by seed, compared with another."""
-    changes = {"correct_count": None}
-    runs = [run_of(seed, [1]) | changes | {"acc1": value} for seed, value in values.items()]
+    runs = [
+        run_of(seed, [1]).model_copy(update={"acc1": value, "correct_count": None})
+        for seed, value in values.items()
+    ]
     return Row("row", "Row", {}, "base", tuple(values), tuple(runs), Printed(), base=base)
 
 
@@ -102,9 +106,16 @@ def test_several_seeds_average_each_image_first():
 
 @pytest.mark.parametrize("change", [{"data_fingerprint": "g"}, {"correct_count": 4}])
 def test_other_test_sets_are_not_compared_by_image(change):
-    assert by_image([(run_of(0, [1, 0, 1]), run_of(0, [1, 0, 1]) | change)]) is None
+    assert (
+        by_image([(run_of(0, [1, 0, 1]), run_of(0, [1, 0, 1]).model_copy(update=change))]) is None
+    )
     missing = {"correct": None, "correct_count": None}
-    assert by_image([(run_of(0, [1]) | missing, run_of(0, [1]) | missing)]) is None
+    assert (
+        by_image(
+            [(run_of(0, [1]).model_copy(update=missing), run_of(0, [1]).model_copy(update=missing))]
+        )
+        is None
+    )
 
 
 def test_mcnemar_rarely_sees_what_is_not_there():
@@ -238,7 +249,7 @@ def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, wo
     run = next(run for run in loaded.runs() if run.variant == "elsa")
     write_run(tmp_path, run, changes=change)
     collected = collect(tmp_path, "toy")
-    reasons = comparability.differences(loaded, rows_of(loaded, collected))
+    reasons = comparability.mismatches(loaded, rows_of(loaded, collected))
     assert list(reasons) == ["elsa"]
     assert words in reasons["elsa"][0]
     table = build(loaded, collected)
@@ -251,7 +262,7 @@ def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, wo
 
 def test_alike_rows_have_no_dagger(tmp_path):
     loaded = write_study(tmp_path, "table4")
-    assert comparability.differences(loaded, rows_of(loaded, collect(tmp_path, "toy"))) == {}
+    assert comparability.mismatches(loaded, rows_of(loaded, collect(tmp_path, "toy"))) == {}
 
 
 def test_a_second_factor_is_a_dagger_too(tmp_path):
@@ -259,5 +270,5 @@ def test_a_second_factor_is_a_dagger_too(tmp_path):
     elsa = loaded.variants["elsa"]
     changed = elsa.model_copy(update={"train": elsa.train.model_copy(update={"lr": 5e-4})})
     loaded.variants["elsa"] = changed
-    reasons = comparability.differences(loaded, rows_of(loaded, collect(tmp_path, "toy")))
+    reasons = comparability.mismatches(loaded, rows_of(loaded, collect(tmp_path, "toy")))
     assert reasons == {"elsa": ["also changes train.lr (0.002 -> 0.0005)"]}

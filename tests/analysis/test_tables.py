@@ -49,14 +49,14 @@ def test_numbers_are_those_of_the_run_folders(tmp_path):
     results = [
         run.result()
         for run in rundir.existing(tmp_path, "toy").values()
-        if run.result()["variant"] == "elsa"
+        if run.result().variant == "elsa"
     ]
-    assert sorted(row.accuracy.values) == sorted(result["acc1"] for result in results)
+    assert sorted(row.accuracy.values) == sorted(result.acc1 for result in results)
     assert row.accuracy.n == 3
-    first = min(results, key=lambda result: result["seed"])
-    assert row.costs["params_m"] == first["params"] / 1e6
-    assert row.costs["gmacs"] == sorted(result["macs"] for result in results)[1] / 1e9
-    assert set(row.identities) == {result["identity"] for result in results}
+    first = min(results, key=lambda result: result.seed)
+    assert row.costs["params_m"] == first.params / 1e6
+    assert row.costs["gmacs"] == sorted(result.macs for result in results)[1] / 1e9
+    assert set(row.identities) == {result.identity for result in results}
 
 
 def test_seeds_beyond_the_tier_s_count_unless_others_are_asked_for(tmp_path):

@@ -58,7 +58,7 @@ def test_mistakes_are_named(tmp_path, start, words):
 
 def test_rows_that_begin_from_each_other(tmp_path):
     path = written(tmp_path, ("set: {}}", "set: {train.start: {row: tuned}}}"))
-    with pytest.raises(ConfigError, match="no row is first; let one begin with drawn weights"):
+    with pytest.raises(ConfigError, match="no row is first; let one be initialised at random"):
         study.load(path)
 
 

@@ -14,7 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from lsa_kernels import pictures
 from lsa_study.config import study
-from lsa_study.data import fast_pil, pictorial, rng, transforms
+from lsa_study.data import augment, fast_pil, rng, transforms
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 need_kernels = pytest.mark.skipif(
@@ -73,10 +73,10 @@ def test_a_picture_is_as_pillow_decodes_it(kind):
     ours = transforms.RandomResizedCrop(32, interpolation="random")
     theirs = RandomResizedCropAndInterpolation(32, interpolation="random")
     for number in range(12):
-        with rng.global_draws("crop", number):
+        with rng.seeded_global("crop", number):
             found = ours(content)
             after = random.random()
-        with rng.global_draws("crop", number):
+        with rng.seeded_global("crop", number):
             assert found.tobytes() == theirs(wanted).tobytes()
             assert after == random.random()
 
@@ -145,14 +145,14 @@ def test_rand_augment_is_timms(filter_):
     options = {"translate_const": 20, "img_mean": (9, 99, 199), "interpolation": filter_}
     image = picture(45, 45)
     for op in rand_augment_transform("rand-m9-mstd0.5-inc1", options).ops:
-        if not op.name.startswith(pictorial.BENDING):
+        if not op.name.startswith(augment.BENDING):
             continue
         op.prob, plain = 1.0, op.aug_fn
         for number in range(12):
             found = []
             for function in (plain, fast_pil.Bending(plain)):
                 op.aug_fn = function
-                with rng.global_draws(op.name, number):
+                with rng.seeded_global(op.name, number):
                     found.append(op(image).tobytes())
             assert found[0] == found[1], op.name
 
@@ -160,10 +160,10 @@ def test_rand_augment_is_timms(filter_):
 def test_without_kernels_and_decoder_pillow_does_it(monkeypatch):
     content = encoded(picture(83, 61))
     crop = transforms.RandomResizedCrop(32, interpolation="random")
-    turn = pictorial.pictorial(_augment(), 32, (0.5, 0.5, 0.5))
+    turn = augment.pictorial(_augment(), 32, (0.5, 0.5, 0.5))
 
     def made():
-        with rng.global_draws("one"):
+        with rng.seeded_global("one"):
             return [turn(crop(content)).tobytes() for _ in range(20)]
 
     fast = made()
@@ -229,11 +229,11 @@ def test_planes_are_the_channels():
 def test_changes_of_pictures_go_to_other_processes():
     """Loading processes that are started anew, not forked, get them pickled."""
     settings = study.load("table1", tier="paper", only="swin", seeds=[0]).runs()[0].settings
-    change = pictorial.pictorial(settings.augment, 32, (0.5, 0.5, 0.5))
+    change = augment.pictorial(settings.augment, 32, (0.5, 0.5, 0.5))
     again = pickle.loads(pickle.dumps(change))
     for seed in range(8):
-        with rng.global_draws(seed):
+        with rng.seeded_global(seed):
             one = change(picture(32, 32))
-        with rng.global_draws(seed):
+        with rng.seeded_global(seed):
             other = again(picture(32, 32))
         assert one.tobytes() == other.tobytes()

@@ -16,6 +16,7 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.local import Queue, visible_gpus
+from lsa_study.record import Status
 
 SMALL = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
 
@@ -35,7 +36,7 @@ def test_only_what_is_missing_is_trained(tmp_path):
     first = Queue(tmp_path, jobs=1, console=quiet()).work([*runs("swin"), wild])
     assert list(first.finished.values()) == ["done", "diverged"]
     assert first.exit_code == 0
-    assert "epoch" in rundir.existing(tmp_path, "toy")[wild.identity].result()["reason"]
+    assert "epoch" in rundir.existing(tmp_path, "toy")[wild.identity].result().reason
     second = Queue(tmp_path, jobs=2, console=quiet()).work([*runs("swin,net1"), wild])
     assert second.already == 2
     assert [name.split("-")[0] for name in second.finished] == ["net1"]
@@ -72,8 +73,8 @@ def test_a_killed_worker_takes_only_its_own_run(tmp_path):
     summary = queue.work(asked)
     assert summary.finished == {asked[0].name: "failed", asked[1].name: "done"}
     status = rundir.existing(tmp_path, "toy")[asked[0].identity].status()
-    assert status["state"] == "failed"
-    assert "SIGKILL" in status["message"]
+    assert status.state == "failed"
+    assert "SIGKILL" in status.message
     assert summary.exit_code == 1
 
 
@@ -94,22 +95,22 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    def status() -> dict:
-        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), {})
+    def status() -> Status:
+        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), Status())
 
-    wait_for(lambda: status().get("epoch", 0) >= 2)
+    wait_for(lambda: status().epoch >= 2)
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopping after this step..." in told
-    assert status()["state"] == "stopped"
+    assert status().state == "stopped"
     (folder,) = rundir.existing(tmp_path, "toy").values()
     assert folder.last_checkpoint.exists()
     before = len(folder.metrics())
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert folder.result()["outcome"] == "done"
-    assert folder.result()["attempts"] == 2
+    assert folder.result().outcome == "done"
+    assert folder.result().attempts == 2
     assert len(folder.metrics()) == 20
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from lsa_study.config import contrast, study
 from lsa_study.launch import plan, rehearsal, rehearse
 from lsa_study.launch.rehearsal import Rehearsed
+from lsa_study.record import Result
 from lsa_study.rundir import RunDir
 
 SMALL = ["train.batch_size=16"]
@@ -216,7 +217,7 @@ def finished(folder, shift):
     save_file({"weight": np.arange(12, dtype=np.float32).reshape(3, 4) + shift}, run.weights)
     numbers = {"epoch": 1, "attempt": 1, "step": 2, "lr": 0.1, "train_loss": 1.0, "loss": 1.0}
     run.log_metrics({**numbers, "acc1": 5.0, "acc5": 9.0, "ema_acc1": None})
-    run.write_result({"outcome": "done", "device_kind": "cuda"})
+    run.write_result(Result(outcome="done", device_kind="cuda"))
     return run
 
 

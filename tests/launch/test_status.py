@@ -19,6 +19,7 @@ from lsa_study.files import write_json
 from lsa_study.launch import select, status_table
 from lsa_study.launch.records import Array, LaunchFolder, Life
 from lsa_study.launch.status import as_json, status
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 
 SETTINGS = ["train.epochs=3"]
@@ -43,11 +44,11 @@ def states(results, *names):
 
 
 def test_each_state_is_told(tmp_path, made):
-    made["swin"].write_result(DONE)
-    made["net1"].write_result({"outcome": "diverged", "reason": "epoch 1", "seconds": 1})
-    made["net2"].write_status("stopped", epoch=1, cause="preempted")
-    made["net3"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
-    made["net4"].write_status("running", epoch=2, epochs=3)
+    made["swin"].write_result(Result(**DONE))
+    made["net1"].write_result(Result(outcome="diverged", reason="epoch 1", seconds=1))
+    made["net2"].write_status(Status(state="stopped", epoch=1, cause="preempted"))
+    made["net3"].write_status(Status(state="failed", cause="bug", message="KeyError: 'rel_pos'"))
+    made["net4"].write_status(Status(state="running", epoch=2, epochs=3))
     (made["net5"].root / "status.json").write_bytes(os.urandom(64))
     (made["net6"].root / "result.json").write_text("{")
     assert states(tmp_path) == {
@@ -62,7 +63,7 @@ def test_each_state_is_told(tmp_path, made):
 
 def test_a_writer_is_running_however_silent(tmp_path, made):
     with made["swin"].owned():
-        made["swin"].write_status("running", epoch=1, eta_seconds=60.0)
+        made["swin"].write_status(Status(state="running", epoch=1, eta_seconds=60.0))
         assert states(tmp_path)["swin"] == "running"
         old = {"state": "running", "heartbeat": time.time() - 500, "epoch": 1}
         write_json(made["swin"].root / "status.json", old)
@@ -72,7 +73,7 @@ def test_a_writer_is_running_however_silent(tmp_path, made):
 
 
 def test_the_answer_in_json(tmp_path, made):
-    made["net2"].write_status("stopped", epoch=1, attempt=4, cause="cancelled")
+    made["net2"].write_status(Status(state="stopped", epoch=1, attempt=4, cause="cancelled"))
     told = json.loads(json.dumps(as_json(status(tmp_path))))
     (run,) = [run for run in told["runs"] if run["variant"] == "net2"]
     assert run["name"] == made["net2"].root.name
@@ -129,8 +130,8 @@ def test_lives_are_summed(tmp_path, made):
 
 
 def test_the_table_says_what_to_do(tmp_path, made):
-    made["swin"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
-    made["net1"].write_status("running", epoch=1)
+    made["swin"].write_status(Status(state="failed", cause="bug", message="KeyError: 'rel_pos'"))
+    made["net1"].write_status(Status(state="running", epoch=1))
     words = io.StringIO()
     rows = status(tmp_path)
     status_table.show(rows, tmp_path, Console(file=words, width=160))

@@ -64,6 +64,7 @@ def mirrored(folder, tracker, records):
 GOES_ON = """
 import json, sys
 from pathlib import Path
+from lsa_study.record import Result
 from lsa_study.rundir import RunDir
 from lsa_study.training.tracking import Copy
 folder, records, result = RunDir(Path(sys.argv[1])), *map(json.loads, sys.argv[2:])
@@ -72,7 +73,7 @@ copy.update()
 for record in records:
     folder.log_metrics(record)
     copy.update()
-folder.write_result(result)
+folder.write_result(Result(**result))
 copy.close()
 """
 
@@ -195,8 +196,8 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(make_run, mo
     folder = make_run(runtime__tracker="wandb")
     assert train(folder) == "failed"
     status = folder.status()
-    assert (status["cause"], status["step"]) == ("import", 0)
-    assert status["message"] == (
+    assert (status.cause, status.step) == ("import", 0)
+    assert status.message == (
         "runtime.tracker='wandb': the package is not installed; pip install 'lsa_study[wandb]'"
     )
     assert not folder.tracking.exists()

@@ -21,7 +21,7 @@ SIZE = (8.2, 4.8)
 
 def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     """Draw accuracy over MACs; a row that several studies share is drawn once."""
-    counts = [(row, row.done[0]["macs"]) for row in _distinct(pairs)]
+    counts = [(row, row.done[0].macs) for row in _distinct(pairs)]
     largest = max((macs for _, macs in counts if macs is not None), default=0)
     unit, name = (1e9, "GMACs: 10⁹") if largest >= 1e8 else (1e6, "MMACs: 10⁶")
     places = [(row, t_interval([macs / unit])) for row, macs in counts if macs is not None]
@@ -38,14 +38,16 @@ def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     axis names it.
     """
     rows = _distinct(pairs)
-    devices = Counter(run["device"] for row in rows for run in row.done)
+    devices = Counter(run.device or "unknown" for row in rows for run in row.done)
     device = max(devices, key=lambda name: (devices[name], name), default="no device")
     speeds = [
         t_interval(
             [
-                run["train_images"] / run["seconds_per_epoch"]
+                run.train_images / run.seconds_per_epoch
                 for run in row.done
-                if run["device"] == device and run["train_images"] and run["seconds_per_epoch"]
+                if (run.device or "unknown") == device
+                and run.train_images
+                and run.seconds_per_epoch
             ]
         )
         for row in rows

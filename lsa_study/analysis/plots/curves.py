@@ -64,7 +64,7 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
 
 
 def _seeds(row: Row) -> list[dict[int, float]]:
-    curves = [json.loads(run["curve"] or "[]") for run in row.done or row.runs]
+    curves = [json.loads(run.curve) for run in row.done or row.runs]
     points = [
         {int(r["epoch"]): float(r["acc1"]) for r in records if r.get("acc1") is not None}
         for records in curves

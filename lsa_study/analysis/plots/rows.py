@@ -128,14 +128,14 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), style.title(study))
     axes = drawn.subplots()
     axes.set_xlabel(f"{style.ACCURACY}; a bar: the mean")
-    known = sorted({run["seed"] for row in rows for run in row.done})
+    known = sorted({run.seed for row in rows for run in row.done})
     for at, seed in enumerate(known):
         look = style.look(at)
         points = [
-            (run["acc1"], place)
+            (run.accuracy, place)
             for place, row in enumerate(rows)
             for run in row.done
-            if run["seed"] == seed
+            if run.seed == seed
         ]
         axes.plot(
             *zip(*points, strict=True), color=look.colour, ls=look.dash, marker=look.marker,

@@ -1,24 +1,24 @@
-"""What stands behind a table's row: identities, seeds, commits and files."""
+"""Where numbers come from: the runs behind a table's row, and what differs between two runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.analysis.collect import Collected, parquet_path
+from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
 from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
-from lsa_study.config.study import Study
+from lsa_study.config.study import TIERS, Study
 from lsa_study.errors import ConfigError
+from lsa_study.record import Result
 
-FACTS = (
-    "acc1", "commit", "dirty", "device", "precision", "torch", "implementation", "data_fingerprint",
-    "finished", "attempts", "reason",
-)  # fmt: skip
-"""What is told of each run."""
+Sections = dict[str, dict[str, tuple[Any, Any]]]
+
+FACTS = tuple(name for _, name, fact in Result.facts() if fact and fact.why)
+"""What ``why`` says of each run."""
 
 
 def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     rows = rows_of(study, collected)
     found = _find(study, row, rows)
     here = rundir.existing(results, study.tier)
-    ran = {run["seed"]: run for run in found.runs}
+    ran = {run.seed: run.as_json() for run in found.runs}
     identities = study.variants[found.variant].identities(found.seeds)
     return {
         "study": study.name,
@@ -105,7 +105,7 @@ def _files(
     return str(parquet_path(results, tier)) if ran else None
 
 
-def as_text(found: dict[str, Any]) -> str:
+def why_text(found: dict[str, Any]) -> str:
     """The answer as lines for a terminal."""
     title = f"{found['study']} {found['row']} ({found['label']}, tier {found['tier']})"
     lines = [f"{title}: {found['outcome']}", f"settings  {found['settings']}"]
@@ -125,15 +125,86 @@ def as_text(found: dict[str, Any]) -> str:
         )
     for run in found["runs"]:
         lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
-        lines += [
-            f"  {name}: {_shown(run[name])}" for name in ("files", *FACTS) if _told(run, name)
-        ]
+        known = {name: run[name] for name in ("files", *FACTS) if run[name] is not None}
+        if not known.get("dirty"):
+            known.pop("dirty", None)
+        lines += [f"  {name}: {'yes' if v is True else v}" for name, v in known.items()]
     return "\n".join(lines)
 
 
-def _told(run: dict[str, Any], name: str) -> bool:
-    return bool(run[name]) if name == "dirty" else run[name] is not None
+def diff(results: Path, one: str, other: str) -> Sections:
+    """Compare two finished runs of any tiers.
+
+    Args:
+        results: the folder that holds the tiers.
+        one: the start of a run's name (``net7-s0``) or of its identity, if only one run has it.
+        other: the same for the second run.
+
+    Returns:
+        ``config``, ``code``, ``environment`` and ``metrics``: what differs, with both values.
+
+    Raises:
+        ConfigError: no finished run is called so, or several are.
+    """
+    known = {
+        identity: (f"{run.variant}-s{run.seed}-{identity}", run)
+        for tier in TIERS
+        for collected in [collect(results, tier)]
+        for identity, run in collected.of(collected.runs.index).items()
+    }
+    return differences(_find_run(known, one, results), _find_run(known, other, results))
 
 
-def _shown(value: Any) -> str:
-    return "yes" if value is True else str(value)
+def _find_run(known: Mapping[str, tuple[str, RunRecord]], start: str, results: Path) -> RunRecord:
+    """The one run whose name or identity starts so."""
+    if start in known:
+        return known[start][1]
+    found = {
+        identity: run
+        for identity, (name, run) in known.items()
+        if name.startswith(start) or identity.startswith(start)
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        names = ", ".join(sorted(known[identity][0] for identity in found)[:5])
+        raise ConfigError(f"{start}: is the start of {len(found)} runs ({names}, ...); write more")
+    started = [
+        run.root.name
+        for tier in TIERS
+        for identity, run in rundir.existing(results, tier).items()
+        if run.root.name.startswith(start) or identity.startswith(start)
+    ]
+    if started:
+        raise ConfigError(f"{started[0]}: has not finished, or cannot be read; see lsa status")
+    raise ConfigError(f"{start}: no run under {results} is called so; lsa status lists them")
+
+
+def differences(one: RunRecord, other: RunRecord) -> Sections:
+    """What differs between two runs, by section; ``runtime`` settings are left out."""
+    found: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
+    for name in sorted({*one.settings, *other.settings}):
+        values = one.settings.get(name), other.settings.get(name)
+        if values[0] != values[1] and not name.startswith("runtime."):
+            found["config"][name] = values
+    for name, shown, fact in Result.facts():
+        values = getattr(one, name), getattr(other, name)
+        if fact is not None and values[0] != values[1]:
+            found[fact.section][shown] = values
+    return found
+
+
+def diff_text(found: Sections) -> str:
+    """The differences as lines for a terminal."""
+    lines = []
+    for section, values in found.items():
+        lines.append(f"{section}: {'equal' if not values else ''}".rstrip())
+        width = max(map(len, values), default=0)
+        lines += [f"  {name:<{width}}  {_cell(a)} -> {_cell(b)}" for name, (a, b) in values.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,89 @@
+"""Counted costs of a study's networks beside the article's, in its columns and notes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lsa_study.analysis.article import printed_row
+from lsa_study.config.settings import Settings
+from lsa_study.config.study import Study
+from lsa_study.errors import ConfigError
+
+
+def network_key(settings: Settings) -> str:
+    """Ten hex digits for what counts depend on: the data set, its images' size, and the network."""
+    science = settings.science()
+    parts = {"data": science["data"]["name"], "image_size": science["data"]["image_size"]}
+    text = json.dumps(parts | science["model"] | {"drop_path": None}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def counts_of(study: Study, variant: str) -> dict[str, str]:
+    """A row's ``params``, in millions, and ``gmacs``, as counted and as the article prints them.
+
+    ``gmacs_uncombined`` leaves out combining filters with one ghost matrix. A network that was not
+    counted has ``?``; a study without ``costs`` has nothing.
+
+    Raises:
+        ConfigError: the file of counts cannot be read.
+    """
+    if study.file.costs is None:
+        return {}
+    found = _read(study.document.path.parent / study.file.costs)
+    network = found.get(network_key(study.variants[variant]))
+    article = printed_row(study, variant)
+    shown = {"params": "?", "gmacs": "?", "gmacs_uncombined": "?"}
+    if network is not None:
+        macs, raw = network["macs"], network["macs_raw"]
+        numbers = (network["params"] / 1e6, macs / 1e9, (macs + raw) / 2e9)
+        shown = {name: f"{number:.2f}" for name, number in zip(shown, numbers, strict=True)}
+    return shown | {
+        "article_params": article.get("params_m") or "none",
+        "article_gmacs": article.get("flops_g") or "none",
+    }
+
+
+def cost_columns(counts: dict[str, str]) -> dict[str, str]:
+    """The cells of ``counts_of``, the article's value in brackets."""
+    if not counts:
+        return {}
+    return {
+        "Params (article)": "{params} M ({article_params} M)".format(**counts),
+        "GMACs (article)": "{gmacs} ({article_gmacs})".format(**counts),
+    }
+
+
+def note_of(study: Study, variant: str, counts: dict[str, str]) -> str | None:
+    """A row's note with the study's texts and the counts that it names.
+
+    Raises:
+        ConfigError: it names something else.
+    """
+    texts = study.file.notes | counts
+
+    def text(match: re.Match[str]) -> str:
+        if match[1] not in texts:
+            place = study.document.where("variants", variant, "note")
+            known = ", ".join(texts) or "none"
+            raise ConfigError(f"{place}: {match[0]} is no text for notes; known: {known}")
+        return fill(texts[match[1]])
+
+    def fill(written: str) -> str:
+        return re.sub(r"\{(\w+)\}", text, written)
+
+    note = study.file.variants[variant].note
+    return None if note is None else fill(note)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["networks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no counts ({error}); run python benchmarks/costs.py") from None
+    return found
