@@ -1,9 +1,8 @@
-"""What stands beside our runs in a row: the article's numbers, and the rates of ``lsa bench``."""
+"""The article's numbers beside the rows of a study, from the CSV files of its tables."""
 
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,37 +69,3 @@ def printed_row(study: Study, variant: str) -> dict[str, str]:
 def read_csv(path: Path) -> pd.DataFrame:
     """A table of the article, every cell as the text that is printed."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def measured(study: Study) -> tuple[dict[str, dict[str, str]], str]:
-    """Cells of every row that ``lsa bench`` timed, and what was timed where; else empty.
-
-    Ratios are to the study's baseline row.
-
-    Raises:
-        ConfigError: the file holds no figures of these rows.
-    """
-    path = study.document.path.parent / (study.file.benchmark or "")
-    if study.file.benchmark is None or not path.exists():
-        return {}, ""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        networks, machine = found["networks"], found["machine"]
-        base = networks[study.file.variants[study.file.baseline].network]
-        cells: dict[str, dict[str, str]] = {}
-        for name, row in study.file.variants.items():
-            for mode in ("inference", "training") if row.network in networks else ():
-                rate, of_base = (
-                    network[mode]["images_per_second"] for network in (networks[row.network], base)
-                )
-                text = f"{rate:.3g} ({rate / of_base:.2f})"
-                cells.setdefault(name, {})[f"{mode.capitalize()} (images/s)"] = text
-        note = (
-            f"Images/s: medians of interleaved steps of {found['batch']} images of "
-            f"{found['size']} pixels in {found['precision']} on {machine['device']}, "
-            f"{machine['threads']} threads, torch {machine['torch']}; in brackets the ratio to "
-            "the first row."
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: no figures of these rows ({error}); run lsa bench") from None
-    return cells, note

@@ -15,6 +15,8 @@ from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
 
 Floats = npt.NDArray[np.float64]
+NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
+"""Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ByImage:
     @property
     def noise(self) -> float:
         """Standard error of the difference from the finite test set, points."""
-        return (self.high - self.low) / (2 * float(stats.norm.ppf(0.5 + LEVEL / 2)))
+        return (self.high - self.low) / (2 * NORMAL_EDGE)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
         each: Floats = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
         difference = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
-        half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
+        half = NORMAL_EDGE * error
         low, high = difference - half, difference + half
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else 1.0
     ends = (100 * difference, 100 * low, 100 * high)
@@ -127,5 +129,5 @@ def agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:
     b, c = gained + 0.5, lost + 0.5
     mean = (b - c) / n
     error = math.sqrt(b + c - (b - c) ** 2 / n) / n
-    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
+    half = NORMAL_EDGE * error
     return mean - half, mean + half

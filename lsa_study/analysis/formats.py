@@ -59,18 +59,19 @@ def write(table: Table, folder: Path) -> list[Path]:
 def contents(table: Table) -> dict[str, str]:
     """The text of each file, by its name."""
     writers = {"csv": as_csv, "tex": latex, "md": markdown, "json": as_json}
-    return {f"{table.study}.{kind}": writers[kind](table) for kind in FORMATS}
+    return {f"{table.study.name}.{kind}": writers[kind](table) for kind in FORMATS}
 
 
 def as_json(table: Table) -> str:
     """The table as JSON text; accuracies in percent, rounded to four decimals."""
+    file = table.study.file
     document = {
-        "study": table.study,
-        "tier": table.tier,
-        "title": table.title,
-        "question": table.question,
-        "source": table.source,
-        "baseline": table.baseline,
+        "study": file.study,
+        "tier": table.study.tier,
+        "title": file.title,
+        "question": file.question,
+        "source": file.article.source,
+        "baseline": file.baseline,
         "columns": ["model", *table.label_columns, *COLUMNS],
         "rows": [_facts(row) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
@@ -82,7 +83,7 @@ def as_csv(table: Table) -> str:
     """One line per row, one number per cell; lists are separated by spaces."""
     records = []
     for row in map(_facts, table.rows):
-        record = {"study": table.study, "tier": table.tier, "variant": row["variant"]}
+        record = {"study": table.study.name, "tier": table.study.tier, "variant": row["variant"]}
         record |= {name: row.get(name, "") for name in ("model", *table.label_columns)}
         record |= {f"acc1_{name}": value for name, value in row.pop("acc1").items()}
         record |= {name: value for name, value in row.items() if name not in record}

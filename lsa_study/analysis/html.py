@@ -34,20 +34,15 @@ CAPTIONS: Mapping[str, str] = {
 """By the last word of a figure's name: what it shows, also for those who cannot see it."""
 
 
-def report_path(results: Path, tier: str) -> Path:
-    """Where the page of a tier lies under a results folder."""
-    return results / tier / "report.html"
-
-
 def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
-    """Write one page for each tier of the studies: all claims, their tables and figures.
+    """Write ``DIR/<tier>/report.html``, a page of claims, tables and figures, for each tier.
 
     The page needs no network and no other file.
     """
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         judged = claims.judge_tier(results, tier, collected=pairs[0][1])
-        paths.append(report_path(results, tier))
+        paths.append(results / tier / "report.html")
         write_whole(paths[-1], page(pairs, judged))
     return paths
 
@@ -55,8 +50,8 @@ def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
 def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) -> str:
     """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
     tier = pairs[0][0].tier
-    tables = [(study, build(study, collected)) for study, collected in pairs]
-    drawn = figures([(study, table.rows) for study, table in tables])
+    tables = [build(study, collected) for study, collected in pairs]
+    drawn = figures([(table.study, table.rows) for table in tables])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsa_study.analysis", "templates"),
         autoescape=True,
@@ -70,10 +65,10 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) ->
         meaning=MEANING[tier],
         verdicts=judged,
         counts=claims.as_json(judged, tier)["counts"],
-        tables=[table for _, table in tables],
+        tables=tables,
         pictures={
             study.name: _pictures(drawn, [n for n in drawn if n.startswith(f"{study.name}-")])
-            for study, _ in tables
+            for study, _ in pairs
         },
         overview=_pictures(drawn, ["fig1-layers", "costs", "throughput"]),
         broken=sorted({line for _, collected in pairs for line in collected.broken}),

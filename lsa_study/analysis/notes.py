@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lsa_study.analysis import comparability
 from lsa_study.analysis.collect import Collected, RunRecord
+from lsa_study.analysis.costs import rates_of
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import kendall, pooled_deviation, resolvable
 from lsa_study.config.study import Study
@@ -34,10 +35,8 @@ class Note:
     mark: str = ""
 
 
-def marked_notes(
-    study: Study, rows: Sequence[Row]
-) -> tuple[list[Note], dict[str, tuple[str, ...]]]:
-    """Notes on single rows in order, and the marks that each row carries, by variant."""
+def marked(study: Study, rows: Sequence[Row]) -> tuple[list[Note], list[Row]]:
+    """Notes on single rows in order, and the rows with their marks."""
     marks: dict[str, tuple[str, ...]] = {}
     notes: list[Note] = []
     for row in rows:
@@ -49,7 +48,8 @@ def marked_notes(
         listed = [f"{names[variant]}: {'; '.join(found)}" for variant, found in reasons.items()]
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(listed)}."
         notes.append(Note(text, "†"))
-    return notes, marks | {variant: (*marks.get(variant, ()), "†") for variant in reasons}
+        marks |= {variant: (*marks.get(variant, ()), "†") for variant in reasons}
+    return notes, [replace(row, marks=marks.get(row.variant, ())) for row in rows]
 
 
 def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> list[Note]:
@@ -79,6 +79,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         *((_environment(ran), COSTS_NOTE) if ran else ()),
         _missing(study, rows),
         broken,
+        rates_of(study)[1],
     ]
     return [Note(text) for text in texts if text]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from lsa_study.analysis.article import Printed, printed
 from lsa_study.analysis.collect import Collected, RunRecord, refresh
 from lsa_study.analysis.contrasts import Contrast, compare
-from lsa_study.analysis.costs import cost_columns, counts_of, note_of
+from lsa_study.analysis.costs import cost_columns, counts_of, note_of, rates_of
 from lsa_study.analysis.statistics import Estimate, decimals, t_interval
 from lsa_study.config.study import Study
 
@@ -138,7 +138,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
         seeds: the seeds that count; None: the study's own and every other that was run.
 
     Raises:
-        ConfigError: a row's place in the article's table is not found.
+        ConfigError: a row's place in the article's table or its costs are not found.
     """
     if seeds is None:
         seeds = sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())})
@@ -147,6 +147,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
         for variant, settings in study.variants.items()
     }
     found = collected.of([identity for of_row in identities.values() for identity in of_row])
+    rates, _ = rates_of(study)
     rows = {}
     for variant, of_row in identities.items():
         written = study.file.variants[variant]
@@ -154,7 +155,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
         rows[variant] = Row(
             variant=variant,
             label=written.label,
-            columns=written.columns | cost_columns(counts),
+            columns=written.columns | cost_columns(counts) | rates.get(variant, {}),
             reference=study.reference_of(variant),
             seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
             runs=tuple(found[identity] for identity in of_row if identity in found),

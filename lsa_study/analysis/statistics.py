@@ -82,25 +82,24 @@ def t_edge(freedom: int, level: float) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def resolvable(seeds: int, *, power: float = POWER, level: float = LEVEL) -> float | None:
-    """The smallest difference a paired t test over this many seeds finds with the given power.
+def resolvable(seeds: int) -> float | None:
+    """The smallest difference a paired t test over this many seeds finds in 4 of 5 cases.
 
     In units of the standard deviation of a paired difference over seeds; None below two seeds.
-    Solves for the non-centrality at which the two-sided test rejects with probability ``power``.
+    Solves for the non-centrality at which the two-sided test rejects with probability ``POWER``.
     """
     if seeds < 2:
         return None
-    freedom = seeds - 1
-    edge = t_edge(freedom, level)
+    edge = t_edge(seeds - 1, LEVEL)
 
     def missing(size: float) -> float:
         # The other tail is below 1e-4 where the power is near 0.8.
-        return float(stats.nct.sf(edge, freedom, size)) - power
+        return float(stats.nct.sf(edge, seeds - 1, size)) - POWER
 
     return float(optimize.brentq(missing, 0.0, 50 * edge)) / math.sqrt(seeds)
 
 
-def seeds_needed(distance: float, deviation: float, *, level: float = LEVEL) -> int | None:
+def seeds_needed(distance: float, deviation: float) -> int | None:
     """Seeds at which an interval of this deviation is half as wide as ``distance`` on each side.
 
     None if more than 1000 would be needed.
@@ -110,7 +109,7 @@ def seeds_needed(distance: float, deviation: float, *, level: float = LEVEL) -> 
 
     # Every seed more narrows the interval, so the first that is enough can be bisected.
     def enough(seeds: int) -> bool:
-        return t_edge(seeds - 1, level) / math.sqrt(seeds) * deviation < abs(distance)
+        return t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
 
     seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
     return seeds if seeds <= MOST_SEEDS else None

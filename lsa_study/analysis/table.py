@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
-from lsa_study.analysis.article import measured
 from lsa_study.analysis.collect import Collected
-from lsa_study.analysis.notes import Note, general_notes, marked_notes
+from lsa_study.analysis.notes import Note, general_notes, marked
 from lsa_study.analysis.rows import COSTS, Row, digits_of, rows_of
 from lsa_study.analysis.statistics import number, shown, signed
 from lsa_study.config.study import Study
@@ -17,22 +17,20 @@ from lsa_study.config.study import Study
 class Table:
     """A study's table at one tier; every format is written from this."""
 
-    study: str
-    tier: str
-    title: str
-    question: str
-    source: str
-    baseline: str
-    label_columns: tuple[str, ...]
+    study: Study
     rows: tuple[Row, ...]
     notes: tuple[Note, ...]
-    digits: int
-    """Decimals of accuracies."""
 
     @property
     def caption(self) -> str:
         """The title with its tier and place in the article."""
-        return f"{self.title} ({self.source}; tier {self.tier})"
+        file = self.study.file
+        return f"{file.title} ({file.article.source}; tier {self.study.tier})"
+
+    @cached_property
+    def label_columns(self) -> list[str]:
+        """The titles of the columns in words that stand beside the model's."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.columns))
 
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""
@@ -44,24 +42,26 @@ class Table:
         return [[cell(row) for _, cell in columns] for row in self.rows]
 
     def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
+        digits = digits_of(self.rows)
+
         def accuracy(row: Row) -> str:
             if row.accuracy.mean is None:
                 return row.outcome
             also = "" if row.outcome == "done" else f" ({row.outcome})"
-            return f"{shown(row.accuracy, self.digits)}{also}"
+            return f"{shown(row.accuracy, digits)}{also}"
 
         def delta(row: Row) -> str:
             if row.reference == row.variant:
                 return "–"
-            return shown(row.contrast.difference, self.digits, sign=True) if row.contrast else ""
+            return shown(row.contrast.difference, digits, sign=True) if row.contrast else ""
 
         def article(row: Row) -> str:
             text = row.article.word or number(row.article.value, 1)
             change = row.article_delta
             return text if change is None else f"{text} ({signed(change, 1)})"
 
-        def cost(name: str, digits: int) -> Callable[[Row], str]:
-            return lambda row: number(row.costs[name], digits)
+        def cost(name: str, decimals: int) -> Callable[[Row], str]:
+            return lambda row: number(row.costs[name], decimals)
 
         def label(name: str) -> Callable[[Row], str]:
             return lambda row: row.columns.get(name, "")
@@ -76,7 +76,10 @@ class Table:
             ("Δ", delta),
             ("Article", article),
             *(
-                (one.title, cost(name, one.digits - (name == "gmacs" and self.tier == "paper")))
+                (
+                    one.title,
+                    cost(name, one.digits - (name == "gmacs" and self.study.tier == "paper")),
+                )
                 for name, one in COSTS.items()
                 if one.title.split()[0] not in counted
                 and any(row.costs[name] is not None for row in self.rows)
@@ -92,27 +95,5 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
         collected: the finished runs.
         seeds: the seeds that count; None: every seed that was run.
     """
-    plain = rows_of(study, collected, seeds=seeds)
-    rates, timed = measured(study)
-    notes, marks = marked_notes(study, plain)
-    rows = tuple(
-        replace(
-            row,
-            columns=row.columns | rates.get(row.variant, {}),
-            marks=marks.get(row.variant, ()),
-        )
-        for row in plain
-    )
-    notes += general_notes(study, rows, collected)
-    return Table(
-        study=study.name,
-        tier=study.tier,
-        title=study.file.title,
-        question=study.file.question,
-        source=study.file.article.source,
-        baseline=study.file.baseline,
-        label_columns=tuple(dict.fromkeys(name for row in rows for name in row.columns)),
-        rows=rows,
-        notes=(*notes, Note(timed)) if timed else tuple(notes),
-        digits=digits_of(rows),
-    )
+    notes, rows = marked(study, rows_of(study, collected, seeds=seeds))
+    return Table(study, tuple(rows), (*notes, *general_notes(study, rows, collected)))

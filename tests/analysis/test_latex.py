@@ -85,10 +85,10 @@ def table(tmp_path):
         )
         for row in plain.rows
     )
+    file = plain.study.file.model_copy(update={"title": NASTY})
     return dataclasses.replace(
         plain,
-        title=NASTY,
-        label_columns=(NASTY,),
+        study=dataclasses.replace(plain.study, file=file),
         rows=rows,
         notes=(*plain.notes, Note(NASTY, "_"), Note("Δ ± − × † ≥ ≤ – — ’")),
     )

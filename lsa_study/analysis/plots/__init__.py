@@ -10,11 +10,7 @@ from matplotlib.figure import Figure
 from lsa_study.analysis.plots import costs, curves, rows, style
 from lsa_study.analysis.rows import Row, rows_of, with_runs
 from lsa_study.config.study import Study
-
-
-def plots_folder(results: Path, tier: str) -> Path:
-    """Where the figures of a tier lie under a results folder."""
-    return results / tier / "plots"
+from lsa_study.files import write_whole
 
 
 def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
@@ -23,12 +19,15 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
     Rows without an accuracy stand in the figures as words. The figures of studies at one tier
     lie in ``DIR/<tier>/plots``; the figures of costs and throughput hold the rows of all of them.
     """
-    return [
-        path
-        for tier, pairs in with_runs(studies, results).items()
-        for name, drawn in figures([(one, rows_of(one, runs)) for one, runs in pairs]).items()
-        for path in style.save(drawn, plots_folder(results, tier) / name)
-    ]
+    paths = []
+    for tier, pairs in with_runs(studies, results).items():
+        folder = results / tier / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, drawn in figures([(one, rows_of(one, runs)) for one, runs in pairs]).items():
+            for kind, content in (("svg", style.svg(drawn)), ("png", style.png(drawn))):
+                paths.append(folder / f"{name}.{kind}")
+                write_whole(paths[-1], content)
+    return paths
 
 
 def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:

@@ -6,17 +6,17 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
 
 from lsa_study.config.study import Study
-from lsa_study.files import write_whole
 
 PAPER = "#ffffff"
 INK = "#1b1f24"
@@ -121,35 +121,15 @@ def png(drawn: Figure) -> bytes:
     return content.getvalue()
 
 
-def save(drawn: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.svg`` and ``stem.png``."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-    write_whole(paths[0], svg(drawn))
-    write_whole(paths[1], png(drawn))
-    return paths
-
-
 def spread(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
     """Move label heights apart to at least ``gap`` and below ``highest``, keeping their order."""
-    order = sorted(range(len(wanted)), key=lambda at: wanted[at])
-    groups: list[tuple[float, list[int]]] = []
-    for at in order:
-        centre, members = wanted[at], [at]
-        while groups and centre - gap * (len(members) + len(groups[-1][1])) / 2 < groups[-1][0]:
-            _, before = groups.pop()
-            members = before + members
-            centre = sum(wanted[one] for one in members) / len(members)
-        groups.append((centre, members))
-    placed = [0.0] * len(wanted)
-    for centre, members in groups:
-        for step, at in enumerate(members):
-            placed[at] = centre + gap * (step - (len(members) - 1) / 2)
-    limit = highest
-    for at in reversed(order):
-        placed[at] = min(placed[at], limit)
-        limit = placed[at] - gap
-    return placed
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    # Heights that keep their distances are those that rise, once the steps between are taken off.
+    rising = isotonic_regression(np.asarray(wanted)[order] - steps).x if len(order) else steps
+    placed = np.empty(len(order))
+    placed[order] = np.minimum(rising + steps, highest - steps[::-1])
+    return [float(height) for height in placed]
 
 
 def empty(axes: Axes, words: str) -> None:
