@@ -20,11 +20,10 @@ MEASURED = """
 import resource, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from lsa_study.config import study
-from lsa_study.analysis import claims
-from lsa_study.analysis import formats
+from lsa_study.analysis import claims, formats
 from lsa_study.analysis.rows import with_runs
 from lsa_study.analysis.table import build
+from lsa_study.config import study
 results, tier = Path(sys.argv[1]), sys.argv[2]
 loaded = [study.load(name, tier=tier) for name in study.ARTICLE]
 ready = time.perf_counter()

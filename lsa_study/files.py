@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,13 @@ def writable(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}); "
             "free some space or choose another --results folder"
         ) from error
+
+
+def cpu_name() -> str:
+    """The name of this machine's processor."""
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

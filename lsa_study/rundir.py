@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import socket
@@ -11,14 +12,19 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic_core import from_json
 
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.files import read_json, read_whole, writable, write_json, write_whole
 from lsa_study.record import Attempt, Result, State, Status
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # The C parser reads and writes the same language several times faster; not every build has it.
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -42,7 +48,7 @@ class RunDir:
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
     ``attempts/001/``          log, environment and scheduler facts of each life
-    ``tracking/``              what ``runtime.tracker`` shows of all this; can be made again
+    ``tracking/wandb/``        what a tracker shows of all this; can be made again
     """
 
     root: Path
@@ -69,7 +75,7 @@ class RunDir:
 
     @property
     def tracking(self) -> Path:
-        """The files of an experiment tracker: a mirror of the metrics, never read back."""
+        """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
 
     def sibling(self, identity: str) -> RunDir | None:
@@ -121,7 +127,7 @@ class RunDir:
         Raises:
             ConfigError: the file is missing or damaged.
         """
-        with contextlib.suppress(ValueError, yaml.YAMLError):
+        with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError):
             document = yaml.load(self.config_text(), Loader=_Loader)
             if isinstance(document, dict) and "settings" in document:
                 return document
@@ -150,7 +156,7 @@ class RunDir:
                 f"{self.root}: was made by schema {document.get('schema')}, this is "
                 f"{SCHEMA_VERSION}; keep its results apart, or use the version that made it"
             )
-        return Settings.model_validate_json(json.dumps(document["settings"]))
+        return Settings.model_validate(document["settings"])
 
     # -- who writes ---------------------------------------------------------------------------
 
@@ -189,9 +195,9 @@ class RunDir:
         return owner if owner is not None and self._alive(owner) else None
 
     @contextlib.contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Be the one writer of ``tracking/`` while the block runs; waits for the one before."""
-        with self._lock(".tracking.lock"):
+    def tracked(self, tracker: str) -> Iterator[None]:
+        """Be a tracker's one writer while the block runs; waits for the one before."""
+        with self._lock(f".{tracker}.lock"):
             yield
 
     @contextlib.contextmanager
@@ -262,8 +268,8 @@ class RunDir:
         content = read_whole(self.root / "metrics.jsonl") or b""
         by_epoch: dict[int, dict[str, Any]] = {}
         for line in content.decode("utf-8", "replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
+            with contextlib.suppress(ValueError, KeyError, TypeError, ArithmeticError):
+                record = from_json(line)
                 by_epoch[int(record["epoch"])] = record
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
@@ -293,6 +299,35 @@ class RunDir:
     def write_result(self, result: Result) -> None:
         """End the run. Written once."""
         write_json(self.root / "result.json", result.as_json())
+
+    def write_correct(self, right: npt.NDArray[np.uint8]) -> None:
+        """Record per-image correctness: 1 or 0 for each test image, in the data set's order."""
+        import numpy as np
+
+        content = io.BytesIO()
+        np.savez(content, bits=np.packbits(right), count=np.int64(len(right)))
+        write_whole(self.correct_bits, content.getvalue())
+
+    def correct(self, images: int | None) -> bytes:
+        """Read per-image correctness: packed bits, the first of eight images highest.
+
+        Args:
+            images: how many test images there should be.
+
+        Raises:
+            ValueError: the file cannot be read, or is about another number of images.
+        """
+        import numpy as np
+
+        try:
+            with np.load(io.BytesIO(self.correct_bits.read_bytes())) as arrays:
+                bits: bytes = arrays["bits"].tobytes()
+                count = int(arrays["count"])
+        except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
+            raise ValueError(f"{self.correct_bits}: is unreadable") from None
+        if count != images or len(bits) != -(-count // 8):
+            raise ValueError(f"{self.correct_bits}: holds {count} images, the result says {images}")
+        return bits
 
 
 def runs_folder(results: Path, tier: str) -> Path:

@@ -123,11 +123,8 @@ def judge_tier(
     claims = read(path)
     loaded = []
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
-        before = selection.recall(results, tier, name)
         if tier in studies.tiers_of(name):
-            loaded.append(
-                studies.load(name, tier=tier, seeds=before.seeds, overrides=before.overrides)
-            )
+            loaded.append(selection.load_recalled(results, tier, name))
     return judge(claims, loaded, collected or refresh(results, tier), tier)
 
 

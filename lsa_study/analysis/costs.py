@@ -14,6 +14,9 @@ from lsa_study.config.settings import Settings
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
+NAME = re.compile(r"\{(\w+)\}")
+"""What stands in a note for a text or a count."""
+
 
 def network_key(settings: Settings) -> str:
     """Ten hex digits for what counts depend on: the data set, its images' size, and the network."""
@@ -23,19 +26,37 @@ def network_key(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def counts_of(study: Study, variant: str) -> dict[str, str]:
-    """A row's ``params``, in millions, and ``gmacs``, as counted and as the article prints them.
+def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | None]:
+    """A row's further cells, counted costs among them, and its note with what it names filled in.
 
-    ``gmacs_uncombined`` leaves out combining filters with one ghost matrix. A network that was not
-    counted has ``?``; a study without ``costs`` has nothing.
+    Where the study has ``costs``, cells and notes know ``params``, in millions, and ``gmacs``, the
+    article's ``article_params`` and ``article_gmacs``, and ``gmacs_uncombined``, which leaves out
+    combining filters with one ghost matrix. A network that was not counted has ``?``.
 
     Raises:
-        ConfigError: the file of counts cannot be read.
+        ConfigError: the counts cannot be read, or the note names something else.
     """
-    if study.file.costs is None:
-        return {}
-    found = _read(study.document.path.parent / study.file.costs)
-    network = found.get(network_key(study.variants[variant]))
+    written = study.file.variants[variant]
+    columns, counts = dict(written.columns), {}
+    if study.file.costs is not None:
+        counts = _counts(study, variant, study.document.path.parent / study.file.costs)
+        columns["Params (article)"] = "{params} M ({article_params} M)".format(**counts)
+        columns["GMACs (article)"] = "{gmacs} ({article_gmacs})".format(**counts)
+
+    def fill(note: str, texts: dict[str, str], *keys: str) -> str:
+        if unknown := [name for name in re.findall(NAME, note) if name not in texts]:
+            place, known = study.document.where(*keys), ", ".join(texts) or "none"
+            raise ConfigError(f"{place}: {{{unknown[0]}}} is no text for notes; known: {known}")
+        return re.sub(NAME, lambda match: texts[match[1]], note)
+
+    if written.note is None:
+        return columns, None
+    shared = {name: fill(text, counts, "notes", name) for name, text in study.file.notes.items()}
+    return columns, fill(written.note, counts | shared, "variants", variant, "note")
+
+
+def _counts(study: Study, variant: str, path: Path) -> dict[str, str]:
+    network = _read(path).get(network_key(study.variants[variant]))
     article = printed_row(study, variant)
     shown = {"params": "?", "gmacs": "?", "gmacs_uncombined": "?"}
     if network is not None:
@@ -45,16 +66,6 @@ def counts_of(study: Study, variant: str) -> dict[str, str]:
     return shown | {
         "article_params": article.get("params_m") or "none",
         "article_gmacs": article.get("flops_g") or "none",
-    }
-
-
-def cost_columns(counts: dict[str, str]) -> dict[str, str]:
-    """The cells of ``counts_of``, the article's value in brackets."""
-    if not counts:
-        return {}
-    return {
-        "Params (article)": "{params} M ({article_params} M)".format(**counts),
-        "GMACs (article)": "{gmacs} ({article_gmacs})".format(**counts),
     }
 
 
@@ -90,28 +101,6 @@ def rates_of(study: Study) -> tuple[dict[str, dict[str, str]], str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no figures of these rows ({error}); run lsa bench") from None
     return cells, note
-
-
-def note_of(study: Study, variant: str, counts: dict[str, str]) -> str | None:
-    """A row's note with the study's texts and the counts that it names.
-
-    Raises:
-        ConfigError: it names something else.
-    """
-    texts = study.file.notes | counts
-
-    def text(match: re.Match[str]) -> str:
-        if match[1] not in texts:
-            place = study.document.where("variants", variant, "note")
-            known = ", ".join(texts) or "none"
-            raise ConfigError(f"{place}: {match[0]} is no text for notes; known: {known}")
-        return fill(texts[match[1]])
-
-    def fill(written: str) -> str:
-        return re.sub(r"\{(\w+)\}", text, written)
-
-    note = study.file.variants[variant].note
-    return None if note is None else fill(note)
 
 
 @functools.lru_cache(maxsize=8)

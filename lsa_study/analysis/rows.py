@@ -11,7 +11,7 @@ from pathlib import Path
 from lsa_study.analysis.article import Printed, printed
 from lsa_study.analysis.collect import Collected, RunRecord, refresh
 from lsa_study.analysis.contrasts import Contrast, compare
-from lsa_study.analysis.costs import cost_columns, counts_of, note_of, rates_of
+from lsa_study.analysis.costs import columns_and_note, rates_of
 from lsa_study.analysis.statistics import Estimate, decimals, t_interval
 from lsa_study.config.study import Study
 
@@ -151,16 +151,16 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     rows = {}
     for variant, of_row in identities.items():
         written = study.file.variants[variant]
-        counts = counts_of(study, variant)
+        columns, note = columns_and_note(study, variant)
         rows[variant] = Row(
             variant=variant,
             label=written.label,
-            columns=written.columns | cost_columns(counts) | rates.get(variant, {}),
+            columns=columns | rates.get(variant, {}),
             reference=study.reference_of(variant),
             seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
             runs=tuple(found[identity] for identity in of_row if identity in found),
             article=printed(study, variant),
-            note=note_of(study, variant, counts),
+            note=note,
         )
     return [
         row if row.reference == row.variant else replace(row, base=rows.get(row.reference))

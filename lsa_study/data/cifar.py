@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lsa_study.data import rng
 from lsa_study.data.paths import DataLacks
+from lsa_study.data.shards import read_columns
 from lsa_study.files import replacing
 
 SIDE = 32
@@ -63,20 +64,9 @@ class _Column:
     """The encoded images and labels of one parquet file in the layout of data set hubs."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow as arrow
-        from pyarrow import parquet
-
         self.path = path
-        try:
-            table = parquet.read_table(path, page_checksum_verification=True)
-            images = table["image"].combine_chunks().field("bytes").cast(arrow.large_binary())
-            labels = table["label"].to_numpy().astype(np.int64)
-        except (OSError, KeyError, arrow.ArrowException) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataLacks(
-                f"{path}: is damaged or not CIFAR-10 ({reason}); wanted are columns image "
-                "(struct of bytes and path) and label; fetch the file again"
-            ) from error
+        images, labels, _ = read_columns(path, "bytes")
+        images = images.cast("large_binary")
         if images.null_count or not len(images) or labels.min() < 0 or labels.max() >= CLASSES:
             raise DataLacks(
                 f"{path}: has {images.null_count} empty images of {len(images)} and labels from "

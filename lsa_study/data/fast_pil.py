@@ -68,8 +68,12 @@ class Bending:
 
     def __call__(self, picture: Image.Image, *given: Any, **options: Any) -> Image.Image:
         """Do what the operation does."""
-        bendable = picture.mode == "RGB" and bends_alike()
-        return self.operation(_Canvas.over(picture) if bendable else picture, *given, **options)
+        if picture.mode == "RGB" and bends_alike():
+            picture.load()
+            canvas = _Canvas()
+            canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
+            picture = canvas
+        return self.operation(picture, *given, **options)
 
 
 def prepare() -> None:
@@ -146,13 +150,6 @@ def bends_alike() -> bool:
 
 class _Canvas(Image.Image):
     """A picture that bends by the kernels; all else, and what comes of it, is Pillow's."""
-
-    @classmethod
-    def over(cls, picture: Image.Image) -> _Canvas:
-        picture.load()
-        canvas = cls()
-        canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
-        return canvas
 
     def transform(
         self, size: tuple[int, int], method: Any, data: Any = None, resample: int = 0,

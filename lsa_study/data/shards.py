@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,16 +78,22 @@ def _opened(path: Path, _process: int) -> Any:
 
 
 def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> SplitContents:
-    """List the rows: columns image (struct of bytes and path) and label.
+    """List the rows of a split's shards.
 
     Raises:
-        DataLacks: a shard is damaged or has other columns.
+        DataLacks: a shard is damaged or has other columns, or a row has no path or label.
     """
     spots: list[tuple[int, int, int]] = []
     labels: list[Rows] = []
     names: list[str] = []
     for number, path in enumerate(paths):
-        sizes, of_shard, recorded = _columns(path)
+        column, of_shard, sizes = read_columns(path, "path")
+        recorded = column.to_pylist()
+        if None in recorded or (len(of_shard) and of_shard.min() < 0):
+            raise DataLacks(
+                f"{path}: some rows have no image.path or no label; the path gives the order of "
+                "images"
+            )
         spots += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
         labels.append(of_shard)
         names += [canonical(name) for name in recorded]
@@ -96,29 +102,31 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> SplitContents:
     return SplitContents(table, np.concatenate(labels), names)
 
 
-def _columns(path: Path) -> tuple[list[int], Rows, list[str]]:
-    """Rows of each row group of a shard; label and recorded name of every row."""
+def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:
+    """Read a file in the layout of data set hubs: columns image (bytes and path) and label.
+
+    Returns:
+        This field of every image, as an array of pyarrow; the labels; rows of each row group.
+
+    Raises:
+        DataLacks: the file is damaged or has other columns.
+    """
     import pyarrow as arrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read(columns=["image.path", "label"], use_threads=False)
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=[f"image.{field}", "label"], use_threads=False)
             groups = range(file.metadata.num_row_groups)
             sizes = [file.metadata.row_group(group).num_rows for group in groups]
-        recorded = table["image"].combine_chunks().field("path").to_pylist()
-        labels = table["label"].to_numpy().astype(np.int64)
+        images = table["image"].combine_chunks().field(field)
+        return images, table["label"].to_numpy().astype(np.int64), sizes
     except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataLacks(
             f"{path}: is damaged or holds something else ({reason}); wanted are columns image "
             "(struct of bytes and path) and label; fetch the file again"
         ) from error
-    if None in recorded or (len(labels) and labels.min() < 0):
-        raise DataLacks(
-            f"{path}: some rows have no image.path or no label; the path gives the order of images"
-        )
-    return sizes, labels, recorded
 
 
 def write_parquet(path: Path, images: Iterable[Image]) -> None:

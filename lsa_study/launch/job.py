@@ -24,10 +24,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 from submitit.helpers import DelayedSubmission
 
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
+from lsa_study.errors import LsaError, Refused, cause_of
 from lsa_study.launch import scheduler
 from lsa_study.launch.causes import DISK_EXIT_CODE
 from lsa_study.launch.records import LIFE_MARK, Failure, LaunchFolder, identity_of
+from lsa_study.launch.track import beside
 from lsa_study.record import OUTCOMES, State
 from lsa_study.rundir import STALE_SECONDS, RunDir
 
@@ -176,7 +177,8 @@ class _FirstRank:
         self._begin()
         try:
             self._wait_for_writer()
-            state = _train(self.run, self.leave)
+            with beside(self.run, _say):
+                state = _train(self.run, self.leave)
         except Refused as error:
             _say(str(error))
             self._end("refused")
@@ -279,10 +281,8 @@ class _FirstRank:
 
     def _failed_outside(self, error: Exception) -> str:
         """Record what failed before training could record it itself."""
-        kinds = ((ConfigError, "config"), (EnvironmentLacks, "disk"), (ImportError, "import"))
-        cause = next((cause for kind, cause in kinds if isinstance(error, kind)), "bug")
         words = str(error) if isinstance(error, LsaError) else f"{type(error).__name__}: {error}"
-        self._rewrite("failed", cause=cause, message=words)
+        self._rewrite("failed", cause=cause_of(error), message=words)
         Console(soft_wrap=True).print_exception()
         return "failed"
 

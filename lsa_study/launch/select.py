@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
-from lsa_study.config.selection import recall
+from lsa_study.config.selection import load_recalled
 from lsa_study.config.study import TIERS, Run, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.rundir import RunDir
@@ -105,11 +105,8 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
         for place in tiers_of(results, tier) or ["toy"]:
             if variants_of(name) is None:
                 continue
-            asked = recall(results, place, name)
             try:
-                loaded.append(
-                    study.load(name, tier=place, seeds=asked.seeds, overrides=asked.overrides)
-                )
+                loaded.append(load_recalled(results, place, name))
             except ConfigError:  # not a study of this tier
                 continue
     return study.distinct(loaded)

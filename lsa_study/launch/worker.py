@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lsa_study.config.settings import Settings
 from lsa_study.errors import LsaError
+from lsa_study.launch.track import beside
 from lsa_study.rundir import RunDir
 
 
@@ -49,7 +50,9 @@ def train(folder: str, stop: StopFlag) -> str:
     """Train or resume one run folder; its outcome state."""
     from lsa_study.training import train
 
-    return train(RunDir(Path(folder)), stop=stop, console=Console())
+    run, console = RunDir(Path(folder)), Console()
+    with beside(run, lambda line: console.print(line, markup=False, highlight=False)):
+        return train(run, stop=stop, console=console)
 
 
 def answer(order: dict[str, Any], stop: StopFlag) -> dict[str, Any]:

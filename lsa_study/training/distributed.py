@@ -25,6 +25,8 @@ Value = TypeVar("Value")
 class PeerLost(EnvironmentLacks):
     """Another process of the run has gone or cannot be reached."""
 
+    cause = "node"
+
 
 class PeerFailed(RuntimeError):
     """Another process of the run failed, in these words."""

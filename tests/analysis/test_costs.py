@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from networks import on_meta
 
-from lsa_study.analysis.costs import cost_columns, counts_of, network_key, note_of
+from lsa_study.analysis.costs import columns_and_note, network_key
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 from lsa_study.measure import count
@@ -140,7 +140,7 @@ def test_costs_shown_in_the_tables(name, variant):
             if all(row[key] == str(value) for key, value in file.paper.items())
         ]
     article_params, article_macs = printed["params_m"], printed["flops_g"] or "none"
-    columns = cost_columns(counts_of(loaded, variant))
+    columns, _ = columns_and_note(loaded, variant)
     assert columns["Params (article)"] == f"{found.params / 1e6:.2f} M ({article_params} M)"
     assert columns["GMACs (article)"] == f"{found.macs / 1e9:.2f} ({article_macs})"
 
@@ -156,13 +156,13 @@ def test_other_settings_of_a_network_are_not_counted():
 
     def found(*overrides):
         loaded = study.load("table8", tier="paper", only="volo_d3", overrides=overrides)
-        return counts_of(loaded, "volo_d3")
+        columns, _ = columns_and_note(loaded, "volo_d3")
+        return [columns[f"{cost} (article)"] for cost in ("Params", "GMACs")]
 
     assert found("train.epochs=3", "model.drop_path=0.1") == found()
     for override in ("model.op.stride=1", "data.image_size=480", "data.name=cifar10"):
-        other = found("train.tokens.labels=plain", override)
-        assert (other["params"], other["article_params"]) == ("?", "86")
-    assert counts_of(study.load("table1"), "net7") == {}
+        assert found("train.tokens.labels=plain", override) == ["? M (86 M)", "? (20.9)"]
+    assert columns_and_note(study.load("table1"), "net7") == ({}, None)
 
 
 def test_a_note_names_its_counts(tmp_path):
@@ -174,10 +174,14 @@ def test_a_note_names_its_counts(tmp_path):
     with pytest.raises(
         ConfigError, match=r"mine.yaml:\d+: \{parms\} is no text for notes; known: "
     ):
-        note_of(loaded, "volo_dwconv", counts_of(loaded, "volo_dwconv"))
+        columns_and_note(loaded, "volo_dwconv")
+    circle = text.replace("variants:", 'notes: {again: "{again}"}\nvariants:')
+    path.write_text(circle, "utf-8")
+    with pytest.raises(ConfigError, match=r"mine.yaml:\d+: \{again\} is no text for notes"):
+        columns_and_note(study.load(path, tier="paper"), "ddf")
     path.write_text(text.replace("costs.json", "none.json"), "utf-8")
     with pytest.raises(ConfigError, match=r"none.json: no counts .* run python benchmarks/costs"):
-        counts_of(study.load(path, tier="paper"), "swin")
+        columns_and_note(study.load(path, tier="paper"), "swin")
 
 
 def rounds_to(value, printed):
@@ -189,8 +193,7 @@ def rounds_to(value, printed):
 def test_a_row_that_misses_the_article_says_so(name, variant):
     """Each cost that does not round to the article's is named in the row's note, both figures."""
     loaded = study.load(name, tier="paper")
-    counts = counts_of(loaded, variant)
-    columns, note = cost_columns(counts), note_of(loaded, variant, counts)
+    columns, note = columns_and_note(loaded, variant)
     for column, unit in (("Params (article)", " M"), ("GMACs (article)", "")):
         ours, article = re.fullmatch(
             rf"([\d.]+){unit} \((none|[\d.]+){unit}\)", columns[column]
@@ -219,9 +222,7 @@ def test_both_tables_are_shown_at_the_only_tier_they_have(tmp_path):
         loaded = study.load(name, tier="paper")
         assert [row["variant"] for row in table["rows"]] == list(loaded.variants)
         for row in table["rows"]:
-            counts = counts_of(loaded, row["variant"])
-            columns = loaded.file.variants[row["variant"]].columns | cost_columns(counts)
-            note = note_of(loaded, row["variant"], counts)
+            columns, note = columns_and_note(loaded, row["variant"])
             assert (row["acc1"]["mean"], row["acc1"]["n"], row["acc1"]["values"]) == (None, 0, [])
             assert {name: row[name] for name in columns} == columns
             assert row["marks"] or note is None

@@ -126,7 +126,7 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"baseline": "none"}, "baseline 'none' is not a variant; known: soft, filter"),
         ({"factor": ["model.opp"]}, "factor 'model.opp' is not a setting"),
@@ -136,10 +136,10 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
         ({"set": {"model.op": {"kind": "unified"}}}, "model.op.terms is missing"),
     ],
 )
-def test_mistakes_of_an_experiment_are_told_with_their_place(tmp_path, changes, words):
+def test_mistakes_of_an_experiment_are_named_with_their_place(tmp_path, changes, message):
     with pytest.raises(ConfigError) as caught:
         study.load(write(tmp_path, **changes))
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
 
 
@@ -179,7 +179,7 @@ def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "place", "words"),
+    ("names", "place", "message"),
     [
         (["sotf"], "mine.yaml:", "sotf is no preset of "),
         (["sotf"], "mine.yaml:", "presets.yaml; did you mean soft?"),
@@ -192,11 +192,11 @@ def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
         (["wrong"], "presets.yaml:8: ", "train.epohcs is not a setting; did you mean train.epochs"),
     ],
 )
-def test_mistakes_of_presets_are_named_where_they_stand(tmp_path, names, place, words):
+def test_mistakes_of_presets_are_named_where_they_stand(tmp_path, names, place, message):
     with pytest.raises(ConfigError) as caught:
         used(tmp_path, soft=names)
     assert place in str(caught.value)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_repositorys_presets_are_found_from_any_folder(tmp_path):

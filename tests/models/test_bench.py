@@ -24,7 +24,7 @@ def test_networks_are_timed_beside_window_attention(tmp_path):
             assert one[mode]["low"] <= one[mode]["median"] <= one[mode]["high"]
             assert one[mode]["images_per_second"] == pytest.approx(2 / one[mode]["median"])
             assert one[mode]["peak_bytes"] > 1e5
-    # A training step holds activations for the way back.
+    # A training step holds activations for the backward pass.
     lsa = found["networks"][throughput.LSA]
     assert lsa["training"]["peak_bytes"] > lsa["inference"]["peak_bytes"]
     assert 28e6 < lsa["params"] < 28.3e6

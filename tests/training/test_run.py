@@ -261,15 +261,15 @@ def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
 def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):
     folder = make_run()
     assert train(folder, stop=StopAfter(1)) == "stopped"
-    monkeypatch.setattr(data.tensors.digits, "VERSION", "digits-other")
-    data.tensors._read.cache_clear()
+    monkeypatch.setattr(data.in_memory.digits, "VERSION", "digits-other")
+    data.in_memory._read.cache_clear()
     assert train(folder) == "failed"
     assert folder.status().cause == "data"
     assert re.search(
         "was begun with data digits-1-.*, found are digits-other-", folder.status().message
     )
     monkeypatch.undo()
-    data.tensors._read.cache_clear()
+    data.in_memory._read.cache_clear()
     assert train(folder) == "done"
 
 

@@ -15,14 +15,16 @@ class Shown:
 
 
 def read(tracker, folder):
-    return {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[tracker](folder)
+    return {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[tracker](
+        folder.tracking / tracker
+    )
 
 
 def _tensorboard(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    (file,) = folder.tracking.iterdir()
+    (file,) = folder.iterdir()
     events = accumulator.EventAccumulator(str(file))
     events.Reload()
     curve = {}
@@ -43,7 +45,7 @@ def _tensorboard(folder):
 
 def _wandb(folder):
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    (path,) = folder.tracking.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     curve, settings, result = {}, {}, {}
     for data in _records(path.read_bytes()):
         record = pb.Record.FromString(data)
@@ -79,7 +81,7 @@ def _records(content):
 
 
 def _trackio(folder):
-    (path,) = folder.tracking.glob("*.db")
+    (path,) = folder.glob("*.db")
     database = sqlite3.connect(path)
     curve, result = {}, {}
     for epoch, text in database.execute("select step, metrics from metrics order by id"):
