@@ -48,14 +48,16 @@ def printed_row(study: Study, variant: str) -> dict[str, str]:
         return {}
     path = study.document.path.parent / study.file.article.csv
     place = study.document.where("variants", variant, "paper")
-    table = _read(path, place)
+    try:
+        found = table = read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: {path}: cannot be read ({error}); give a CSV file") from None
     column = study.file.article.column
-    known = ", ".join(map(str, table.columns))
     if unknown := [name for name in (*keys, column) if name not in table]:
+        known = ", ".join(map(str, table.columns))
         raise ConfigError(
             f"{place}: {path.name} has no column {', '.join(unknown)}; it has {known}"
         )
-    found = table
     for name, value in keys.items():
         found = found[found[name] == str(value)]
     if len(found) != 1:
@@ -63,13 +65,7 @@ def printed_row(study: Study, variant: str) -> dict[str, str]:
     return dict(found.iloc[0])
 
 
-def _read(path: Path, place: str) -> pd.DataFrame:
-    try:
-        return _text(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{place}: {path}: cannot be read ({error}); give a CSV file") from None
-
-
 @functools.lru_cache(maxsize=32)
-def _text(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table of the article, every cell as the text that is printed."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)

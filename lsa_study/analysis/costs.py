@@ -1,4 +1,4 @@
-"""Counted costs of a study's networks beside the article's, in its columns and notes."""
+"""Counted and timed costs of a study's networks beside the article's, in its columns and notes."""
 
 from __future__ import annotations
 
@@ -67,6 +67,40 @@ def _counts(study: Study, variant: str, path: Path) -> dict[str, str]:
         "article_params": article.get("params_m") or "none",
         "article_gmacs": article.get("flops_g") or "none",
     }
+
+
+def rates_of(study: Study) -> tuple[dict[str, dict[str, str]], str]:
+    """Cells of the rows that ``lsa bench`` timed, by variant, and what was timed where; else empty.
+
+    Ratios are to the study's baseline row.
+
+    Raises:
+        ConfigError: the file holds no figures of these rows.
+    """
+    path = study.document.path.parent / (study.file.benchmark or "")
+    if study.file.benchmark is None or not path.exists():
+        return {}, ""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        networks, machine = found["networks"], found["machine"]
+        base = networks[study.file.variants[study.file.baseline].network]
+        cells: dict[str, dict[str, str]] = {}
+        for name, row in study.file.variants.items():
+            for mode in ("inference", "training") if row.network in networks else ():
+                rate, of_base = (
+                    network[mode]["images_per_second"] for network in (networks[row.network], base)
+                )
+                text = f"{rate:.3g} ({rate / of_base:.2f})"
+                cells.setdefault(name, {})[f"{mode.capitalize()} (images/s)"] = text
+        note = (
+            f"Images/s: medians of interleaved steps of {found['batch']} images of "
+            f"{found['size']} pixels in {found['precision']} on {machine['device']}, "
+            f"{machine['threads']} threads, torch {machine['torch']}; in brackets the ratio to "
+            "the first row."
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no figures of these rows ({error}); run lsa bench") from None
+    return cells, note
 
 
 @functools.lru_cache(maxsize=8)

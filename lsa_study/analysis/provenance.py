@@ -8,7 +8,7 @@ from typing import Any
 
 from lsa_study import rundir
 from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
-from lsa_study.analysis.contrasts import Contrast, compare
+from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.config.study import TIERS, Study
@@ -35,8 +35,6 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     """
     rows = rows_of(study, collected)
     found = _find(study, row, rows)
-    reference = next((one for one in rows if one.variant == found.reference), None)
-    compared = compare(found, reference) if reference and reference is not found else None
     here = rundir.existing(results, study.tier)
     ran = {run.seed: run.as_json() for run in found.runs}
     stored = dict.fromkeys(ran, str(parquet_path(results, study.tier)))
@@ -52,7 +50,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "high": found.accuracy.high,
         "article": found.article.value,
         "reference": found.reference,
-        "difference": _difference(compared),
+        "difference": _difference(found.contrast),
         "settings": str(study.document.where("variants", found.variant)),
         "begins_from": _start(study, found.variant, found.seeds),
         "runs": [

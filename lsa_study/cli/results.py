@@ -25,7 +25,7 @@ def table(
     ] = False,
 ) -> None:
     """Write the tables of finished runs (csv, tex, md, json) and print them."""
-    from lsa_study.analysis import tables
+    from lsa_study.analysis import formats
     from lsa_study.analysis.check import check_tables
 
     loaded = load_all(
@@ -39,10 +39,10 @@ def table(
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    for path in tables.write_tables(loaded, results):
+    for path in formats.write_tables(loaded, results):
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
-    for folder in dict.fromkeys(tables.tables_folder(results, one.tier) for one in loaded):
+    for folder in dict.fromkeys(formats.tables_folder(results, one.tier) for one in loaded):
         typer.echo(f"written to {folder}")
 
 
@@ -54,7 +54,7 @@ def plots(
     results: opt.Results = opt.RESULTS,
 ) -> None:
     """Draw the figures of finished runs, as SVG and PNG."""
-    from lsa_study.analysis.plots.figures import write_plots
+    from lsa_study.analysis.plots import write_plots
 
     loaded = load_all(study or ["all"], tier, seeds=seeds, overrides=overrides, recall=results)
     for path in write_plots(loaded, results):

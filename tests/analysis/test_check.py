@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lsa_study.analysis.check import check_tables
 from lsa_study.analysis.collect import parquet_path
-from lsa_study.analysis.tables import write_tables
+from lsa_study.analysis.formats import write_tables
 from lsa_study.cli.app import app
 from lsa_study.config import study
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from synthetic import write_run, write_study
 
 from lsa_study.analysis.collect import collect
-from lsa_study.analysis.plots import style
+from lsa_study.analysis.plots import figures, style, write_plots
 from lsa_study.analysis.plots.attention import attention_maps, effective_areas
-from lsa_study.analysis.plots.figures import figures, write_plots
 from lsa_study.analysis.rows import rows_of
 from lsa_study.config import study
 
@@ -113,7 +112,7 @@ def test_seed_strips_hold_every_run(tmp_path):
     loaded = study.load("table4")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["table4-seeds"].axes
-    drawn = [list(line.get_ydata()) for line in axes.lines if line.get_marker() not in ("None", "")]
+    drawn = [list(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("None", "")]
     want = [[run.acc1 for row in rows for run in row.runs if run.seed == s] for s in (0, 4)]
     assert drawn == want
 
