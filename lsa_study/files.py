@@ -143,7 +143,10 @@ def guard_output(*, needed: bool) -> None:
         stream = getattr(sys, name)
         if stream is not None:
             stream.flush()
-            descriptor = stream.fileno()
+            try:
+                descriptor = stream.fileno()
+            except OSError:  # not a file: whoever put it there sees to it
+                continue
         raw = _Output(descriptor, needed=needed and name == "stdout")
         text = io.TextIOWrapper(
             io.BufferedWriter(raw),
