@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Buffer, override
 
 from lsa_study.errors import EnvironmentLacks
 
@@ -88,3 +92,63 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+class OutputLost(EnvironmentLacks):
+    """Standard output takes no more: its disk is full, or its reader has gone."""
+
+
+class _Output(io.RawIOBase):
+    """Bytes for a file descriptor; once it fails, what is written is lost."""
+
+    def __init__(self, descriptor: int, *, needed: bool) -> None:
+        self.descriptor, self.needed = descriptor, needed
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def fileno(self) -> int:
+        return self.descriptor
+
+    @override
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, content: Buffer) -> int:
+        try:
+            return os.write(self.descriptor, content)
+        except OSError as error:
+            needed, self.needed = self.needed, False
+            if needed and isinstance(error, BrokenPipeError):
+                sys.exit(0)  # as in ``lsa status | head``: its reader has seen enough
+            if needed:
+                raise OutputLost(f"standard output: cannot be written ({error.strerror})") from None
+            return memoryview(content).nbytes
+
+
+def guard_output(*, needed: bool) -> None:
+    """Have a closed or full standard output end a command without a traceback, or not at all.
+
+    Args:
+        needed: whether what is printed is what the command is for: then it ends with
+            ``OutputLost``, or quietly where a reader has gone. Else it goes on.
+    """
+    # Where they were closed, the next file to be opened would take their place.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is not None:
+            stream.flush()
+            descriptor = stream.fileno()
+        raw = _Output(descriptor, needed=needed and name == "stdout")
+        text = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=getattr(stream, "encoding", "utf-8"),
+            errors=getattr(stream, "errors", "replace"),
+            line_buffering=name == "stderr" or raw.isatty(),
+        )
+        setattr(sys, name, text)

@@ -16,6 +16,7 @@ from lsa_study.cli.options import load_all
 from lsa_study.config import selection
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
+from lsa_study.files import guard_output
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
 
@@ -64,6 +65,7 @@ def rehearse(
     """Train a few steps of every row, kill it, resume it, compare; predict what the grid costs."""
     from lsa_study.launch.rehearse import Rehearsal
 
+    guard_output(needed=False)
     loaded = load_all(study, tier, only=only, overrides=overrides, allowed=allow_confound)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
@@ -85,6 +87,7 @@ def run(
     """Train here what is missing, seed 0 of every row first; call again to go on."""
     from lsa_study.launch.local import Queue
 
+    guard_output(needed=False)
     loaded = load_all(
         study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
     )
@@ -96,7 +99,7 @@ def run(
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
     done = (f"{number} {state}" for state, number in counts if number)
-    typer.echo(", ".join(done) or "nothing to do")
+    typer.echo(", ".join(done) or ("interrupted" if summary.interrupted else "nothing to do"))
     if summary.interrupted:
         typer.echo(f"Continue with the same command: lsa {' '.join(sys.argv[1:])}")
     raise typer.Exit(summary.exit_code)
@@ -152,7 +155,6 @@ def status(
 ) -> None:
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
-    from lsa_study.launch import status_table
 
     names = study or []
     if as_json:
@@ -160,9 +162,10 @@ def status(
         typer.echo(json.dumps(states.as_json(rows), indent=2))
     elif watch:
         console = Console()
-        status_table.watch(lambda: states.status(results, names, tier=tier), results, console)
+        states.watch(lambda: states.status(results, names, tier=tier), results, console)
     else:
-        status_table.show(states.status(results, names, tier=tier), results, Console())
+        rows = states.status(results, names, tier=tier)
+        Console().print(states.page(rows, results), soft_wrap=True)
 
 
 def logs(
@@ -221,6 +224,7 @@ def retry(
     from lsa_study.launch.local import Queue
     from lsa_study.launch.retry import retry as again
 
+    guard_output(needed=False)
     cluster = sites.read(site, {"partition": partition})
     causes = cause.split(",") if cause else []
     done = again(results, study or [], cluster, causes=causes, tier=tier, accumulate=accumulate)
@@ -257,7 +261,7 @@ def gc(
     yes: opt.Yes = False,
 ) -> None:
     """Move old job files, and failed runs of the named studies, to .trash."""
-    from lsa_study.launch.trash import gc as clear
+    from lsa_study.launch.cancel import gc as clear
 
     def confirm(question: str) -> bool:
         return not dry_run and (yes or typer.confirm(question))

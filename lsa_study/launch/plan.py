@@ -12,7 +12,7 @@ from typing import Any
 from lsa_study import rundir
 from lsa_study.config.study import Run, Study, distinct
 from lsa_study.errors import LsaError, Refused
-from lsa_study.launch import rehearsal
+from lsa_study.launch import rehearse
 from lsa_study.record import OUTCOMES
 
 
@@ -39,7 +39,7 @@ def as_json(study: Study) -> dict[str, Any]:
 def as_text(studies: Sequence[Study], results: Path) -> str:
     """A block for each study and a last line that counts the distinct runs."""
     states = _states(studies, results)
-    rehearsed = {tier: rehearsal.read(results, tier) for tier in {one.tier for one in studies}}
+    rehearsed = {tier: rehearse.read(results, tier) for tier in {one.tier for one in studies}}
     blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
@@ -48,7 +48,7 @@ def as_text(studies: Sequence[Study], results: Path) -> str:
     if len(studies) > 1:
         # The studies' own costs count a shared run in each.
         rows = {name: row for of_tier in rehearsed.values() for name, row in of_tier.items()}
-        predicted = rehearsal.predicted(todo, rows)
+        predicted = rehearse.predicted(todo, rows)
         last += [words for topic, words in predicted if topic == "cost"]
     blocks.append("; ".join(last))
     return "\n".join(blocks)
@@ -89,7 +89,7 @@ def _block(
     study: Study,
     studies: Sequence[Study],
     states: dict[str, str],
-    rehearsed: Mapping[str, rehearsal.Rehearsed],
+    rehearsed: Mapping[str, rehearse.Rehearsed],
 ) -> str:
     runs = study.runs()
     done = [run for run in runs if states.get(run.identity) in OUTCOMES]
@@ -121,12 +121,12 @@ def _starts(study: Study) -> str:
 
 
 def _cost(
-    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearsal.Rehearsed]
+    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearse.Rehearsed]
 ) -> list[tuple[str, str]]:
     if not todo:
         return []
     unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
-    return rehearsal.predicted(todo, rehearsed) or [("cost", unknown)]
+    return rehearse.predicted(todo, rehearsed) or [("cost", unknown)]
 
 
 def _s(words: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from lsa_study.config.settings import flatten
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import writable
-from lsa_study.launch.select import chosen
+from lsa_study.launch.records import chosen_runs
 from lsa_study.rundir import RunDir
 
 PATIENCE_SECONDS = 120
@@ -358,7 +358,7 @@ def track(
 def _runs(results: Path, names: Sequence[str], tier: str | None) -> list[RunDir]:
     folders = [name for name in names if (Path(name) / "config.yaml").is_file()]
     others = [name for name in names if name not in folders]
-    found = [run.folder for run in chosen(results, others, tier)] if others else []
+    found = [run.folder for run in chosen_runs(results, others, tier)] if others else []
     # A folder is there a moment before its configuration is.
     whole = [run for run in found if (run.root / "config.yaml").is_file()]
     return [*(RunDir(Path(name)) for name in folders), *whole]

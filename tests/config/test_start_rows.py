@@ -6,7 +6,7 @@ from tuned import written
 from lsa_study.config import study
 from lsa_study.config.contrast import check_contrast
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.launch import plan, rehearsal
+from lsa_study.launch import plan, rehearse
 from lsa_study.launch.rehearse import shortened
 
 START = "train.start: {row: whole}"
@@ -94,7 +94,7 @@ def test_plan_shows_it_and_a_rehearsal_needs_it_not(tmp_path):
     later, _ = loaded.runs()
     assert shortened(later, checkpoints=1.0).train.start is None
     drawn = study.load(written(tmp_path, (f", {START}", ""))).runs()[0]
-    assert rehearsal.key(later.settings) == rehearsal.key(drawn.settings)
+    assert rehearse.key(later.settings) == rehearse.key(drawn.settings)
 
 
 def test_runs_that_begin_with_random_weights_keep_their_identity():

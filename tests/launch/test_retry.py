@@ -7,11 +7,11 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError, Refused
+from lsa_study.launch.cancel import discard, gc
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.logs import logs
 from lsa_study.launch.records import Array, LaunchFolder
 from lsa_study.launch.retry import retry
-from lsa_study.launch.trash import discard, gc
 from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir, runs_folder
 

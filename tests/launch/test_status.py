@@ -16,9 +16,8 @@ from lsa_study.config.selection import remember
 from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
-from lsa_study.launch import select, status_table
-from lsa_study.launch.records import Array, LaunchFolder, Life
-from lsa_study.launch.status import as_json, status
+from lsa_study.launch.records import Array, LaunchFolder, Life, chosen_runs, one_run
+from lsa_study.launch.status import as_json, page, status, watch
 from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 
@@ -99,12 +98,12 @@ def test_a_study_lists_what_has_not_begun(tmp_path, made):
 def test_runs_are_found_by_how_they_begin(tmp_path, made):
     identity = made["net3"].root.name[-10:]
     for text in ("net3", "net3-s0", identity[:5], identity):
-        assert select.one(tmp_path, text).variant == "net3"
+        assert one_run(tmp_path, text).variant == "net3"
     with pytest.raises(ConfigError, match="7 runs begin so; write more"):
-        select.one(tmp_path, "net")
+        one_run(tmp_path, "net")
     with pytest.raises(ConfigError, match="no run under"):
-        select.one(tmp_path, "table1")
-    assert len(select.chosen(tmp_path, ["net3", "table2"])) == 2
+        one_run(tmp_path, "table1")
+    assert len(chosen_runs(tmp_path, ["net3", "table2"])) == 2
     with pytest.raises(ConfigError, match="no run under"):
         status(tmp_path, ["tabel1"])
 
@@ -134,11 +133,11 @@ def test_the_table_says_what_to_do(tmp_path, made):
     made["net1"].write_status(Status(state="running", epoch=1))
     words = io.StringIO()
     rows = status(tmp_path)
-    status_table.show(rows, tmp_path, Console(file=words, width=160))
+    Console(file=words, width=160).print(page(rows, tmp_path), soft_wrap=True)
     assert "bug: KeyError: 'rel_pos'" in words.getvalue()
     assert "6 waiting  1 failed  1 lost" in words.getvalue()
     assert "again: lsa retry --cause bug,lost" in words.getvalue()
-    status_table.watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
+    watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
 
 
 def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
@@ -165,7 +164,7 @@ def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["status", "status_table", "select", "logs", "cancel", "retry", "trash", "slurm"]
+    "module", ["status", "records", "logs", "cancel", "retry", "slurm", "local", "plan"]
 )
 def test_no_answer_needs_torch(module):
     code = f"import sys, lsa_study.launch.{module}; sys.exit('torch' in sys.modules)"
