@@ -10,7 +10,9 @@ import lsa_kernels
 from lsa_study import measure, ops
 from lsa_study.measure import count
 from lsa_study.ops.ddf import apply_decoupled
-from lsa_study.ops.functional import apply_reference, decoupled, spatial_attention
+from lsa_study.ops.functional import spatial_attention
+from lsa_study.ops.reference import apply_filters as apply_reference
+from lsa_study.ops.reference import decoupled
 
 DIM, HEADS, SIZE = 12, 3, 5
 MAP = (2, 6, 9, DIM)

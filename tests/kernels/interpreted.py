@@ -19,7 +19,7 @@ from lsa_kernels import gpu, operators
 from lsa_kernels.gpu import filters, tiles
 from lsa_kernels.gpu import neighboring as gpu_neighboring
 from lsa_kernels.gpu import window as gpu_window
-from lsa_study.ops import functional
+from lsa_study.ops import reference
 
 TERMS = ("qk", "q_rk", "rq_k", "bias")
 SETS = [c for n in range(1, 5) for c in itertools.combinations(TERMS, n)]
@@ -87,7 +87,7 @@ def check_eq4(sizes, terms, norm, border, dtype=torch.float32, spoil=as_it_is):
     *shape, depth, size = sizes
 
     def plain(*given):
-        return functional.neighboring(*given, norm, size, border, depth**-0.5)
+        return reference.neighboring(lsa_kernels.Eq4Inputs(*given), norm, size, border, depth**-0.5)
 
     def fused(q, k, v, rel_k, rel_q, bias, use_qk):
         return lsa_kernels.neighboring_attention(
@@ -185,7 +185,7 @@ def check_windows(sizes, terms, norm, masked, dtype=torch.float32, spoil=as_it_i
     excluded = some_excluded(0, *shape[2:], size) if masked else None
 
     def plain(*given):
-        return functional.window(*given, norm, size, excluded, depth**-0.5)
+        return reference.window(lsa_kernels.Eq4Inputs(*given), norm, size, excluded, depth**-0.5)
 
     def fused(q, k, v, rel_k, rel_q, bias, use_qk):
         return lsa_kernels.window_attention(
@@ -270,7 +270,7 @@ def weigh(values, weights, mul, add, heads, size):
 
     return torch.cat(
         [
-            functional.apply_reference(
+            reference.apply_filters(
                 values[i : i + 1], weights[i : i + 1], of(mul, i), of(add, i), size
             )
             for i in range(batch)

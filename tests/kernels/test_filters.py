@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 import lsa_kernels
 from lsa_kernels import build
-from lsa_study.ops import ELSA, DwConv, dispatch
+from lsa_study.ops import ELSA, DwConv, functional, reference
 from lsa_study.ops.ddf import apply_decoupled
-from lsa_study.ops.functional import apply_filters, apply_reference, decoupled
+from lsa_study.ops.functional import apply_filters
 
 pytestmark = pytest.mark.skipif(build.built().path is None, reason=str(build.built().reason))
 
@@ -51,7 +51,7 @@ def held(sizes, parts, spoil=lambda call: call):
     batch, height, width, _, depth, size = sizes
 
     def plain(v, f, m, a):
-        return apply_reference(v, f, m, a, size)
+        return reference.apply_filters(v, f, m, a, size)
 
     terms = terms_of(size, depth, batch * height * width)
     hold(lambda seed: make(seed, parts, *sizes), plain, spoil(fused(size)), terms)
@@ -77,7 +77,7 @@ def test_a_table_for_each_image(combine):
         return [values, filters, channel], gradient
 
     def plain(v, f, c):
-        return decoupled(v, f, c, combine, 5, 1)
+        return reference.decoupled(v, f, c, combine, 5, 1)
 
     def ours(v, f, c):
         return apply_decoupled(v, f, c, combine=combine, kernel_size=5)
@@ -96,7 +96,12 @@ def test_static_filters_are_a_depthwise_convolution(channels):
         maps = F.conv2d(v.permute(0, 3, 1, 2), f[:, None], padding=3, groups=channels)
         return maps.permute(0, 2, 3, 1)
 
-    hold(given, convolution, dispatch.static, {"out": 49, "values": 49, "filters": 2 * 9 * 11})
+    hold(
+        given,
+        convolution,
+        functional.static_filters,
+        {"out": 49, "values": 49, "filters": 2 * 9 * 11},
+    )
 
 
 @pytest.mark.golden("elsa_d*")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import lsa_kernels
 from lsa_kernels import build
-from lsa_study.ops import dispatch
+from lsa_study.ops import functional
 
 pytestmark = pytest.mark.skipif(build.built().path is None, reason=str(build.built().reason))
 
@@ -136,7 +136,7 @@ def test_what_it_cannot_take_is_refused_with_the_reason(change, words):
 def test_what_the_kernel_cannot_take_torch_computes():
     (x, _, bias), _ = make(8, 1, 5, 6, 12, 4, 3)
     weight = torch.randn(12, 6, 3, 3)
-    got = dispatch.grouped_conv(x, weight, bias, "auto")
+    got = functional.grouped_conv(x, weight, bias, "auto")
     torch.testing.assert_close(got, plain(x, weight, bias))
 
 

@@ -10,9 +10,10 @@ import torch
 from exactness import BITS, chosen, hold, hold_for_any_threads, spoiled, terms_of_eq4
 
 import lsa_kernels
-from lsa_kernels import build
+from lsa_kernels import Eq4Inputs, build
 from lsa_study.ops import UnifiedSpatialOp
-from lsa_study.ops.functional import neighboring, spatial_attention
+from lsa_study.ops.functional import spatial_attention
+from lsa_study.ops.reference import neighboring
 
 pytestmark = pytest.mark.skipif(build.built().path is None, reason=str(build.built().reason))
 
@@ -35,7 +36,7 @@ def make(seed, batch, heads, height, width, depth, size):
 
 
 def plain(norm, size, border, depth):
-    return lambda *given: neighboring(*given, norm, size, border, depth**-0.5)
+    return lambda *given: neighboring(Eq4Inputs(*given), norm, size, border, depth**-0.5)
 
 
 def fused(norm, size, border):
@@ -147,7 +148,7 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(bad):
     options = {"norm": "softmax", "size": 3}
     q, k, v = tensors[:3]
     got = lsa_kernels.neighboring_attention(q, k, v, **options)
-    want = neighboring(q, k, v, None, None, None, True, "softmax", 3, "zero", 0.5)
+    want = neighboring(Eq4Inputs(q, k, v), "softmax", 3, "zero", 0.5)
     assert torch.equal(got.isfinite(), want.isfinite())
     torch.testing.assert_close(got, want, equal_nan=True)
 

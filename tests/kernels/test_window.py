@@ -7,9 +7,10 @@ import torch
 from exactness import BITS, chosen, hold, hold_for_any_threads, run, spoiled, terms_of_eq4
 
 import lsa_kernels
-from lsa_kernels import build
+from lsa_kernels import Eq4Inputs, build
 from lsa_study.ops import UnifiedSpatialOp
-from lsa_study.ops.functional import shift_bands, spatial_attention, to_windows, window
+from lsa_study.ops.functional import spatial_attention
+from lsa_study.ops.reference import shift_bands, to_windows, window
 
 pytestmark = pytest.mark.skipif(build.built().path is None, reason=str(build.built().reason))
 
@@ -48,7 +49,7 @@ def held(sizes, terms, norm, spoil=lambda call: call):
     *_, excluded = make(0, *sizes)
 
     def plain(*given):
-        return window(*given, norm, size, excluded, depth**-0.5)
+        return window(Eq4Inputs(*given), norm, size, excluded, depth**-0.5)
 
     hold(
         lambda seed: make(seed, *sizes)[:2], chosen(terms, plain),
@@ -84,7 +85,7 @@ def test_of_two_pixels_filter_norm_keeps_the_order_alone():
     size, scale = (3, 3), 3**-0.5
 
     def plain(*given):
-        return window(*given, "filter_norm", size, excluded, scale)
+        return window(Eq4Inputs(*given), "filter_norm", size, excluded, scale)
 
     want = run(chosen(TERMS, plain), tensors, gradient, torch.float64)
     for mine, exact in zip(ours, want, strict=True):
@@ -140,7 +141,7 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(bad):
     (q, k, v, *_), _, _ = make(3, 1, 1, 6, 6, 4, (3, 3), 0)
     q[0, 0, 2, 3, 1] = bad
     got = lsa_kernels.window_attention(q, k, v, norm="softmax", size=(3, 3))
-    want = window(q, k, v, None, None, None, True, "softmax", (3, 3), None, 0.5)
+    want = window(Eq4Inputs(q, k, v), "softmax", (3, 3), None, 0.5)
     torch.testing.assert_close(got, want, equal_nan=True)
 
 

@@ -1,4 +1,4 @@
-"""Two more ways to compute the neighboring area: the article's unfold, and sliding chunks (SDC)."""
+"""More ways to compute the neighboring area: the article's unfold, and sliding chunks (SDC)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.ops.functional import from_windows, normalise, outside, pair_logits
+from lsa_kernels import Eq4Inputs
+from lsa_study.ops.reference import from_windows, normalise, outside, pair_logits
 
 
-def unfold(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
-) -> Tensor:  # fmt: skip
+def unfold(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """As the article trained Net7-N on two nodes: T copies of keys and values are stored."""
+    q, k, v, rel_k, rel_q, rel_bias, use_qk = x
     batch, heads, height, width, depth = v.shape
 
     def copies(x: Tensor) -> Tensor:
@@ -41,10 +40,7 @@ def unfold(
     return (weights.unsqueeze(-1) * copies(v)).sum(-2)
 
 
-def tiled(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
-) -> Tensor:  # fmt: skip
+def sliding_chunks(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """Sliding chunks: tiles of side c = size // 2 attend to the 3c x 3c block around them.
 
     Pairs of a block that lie further apart than c are excluded, so that every pixel sees exactly
@@ -53,39 +49,7 @@ def tiled(
     mode. With ``border="zero"`` it is another way to the same numbers as ``unfold``, without its
     T copies.
     """
-    chunk = max(size // 2, 1)
-    return _chunks(q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, chunk, size // 2, border, scale)
-
-
-def whole_blocks(
-    q: Tensor, k: Tensor, v: Tensor, *, rel_bias: Tensor | None = None, chunk: int,
-    scale: float | None = None,
-) -> Tensor:  # fmt: skip
-    """Vision Longformer's default: a chunk's queries attend to the whole 3 x 3 chunks around it.
-
-    The area is not centred on the query: a pixel at a chunk's edge sees c pixels one way and
-    2c - 1 the other. Softmax of q.k and bias; pixels outside the map are excluded.
-
-    Args:
-        q, k, v: (B, h, H, W, d), any H and W.
-        rel_bias: (h, (4*chunk-1)**2), indexed by pos(j) - pos(i).
-        chunk: side c of a chunk.
-        scale: None means d**-0.5.
-    """
-    scale = v.shape[-1] ** -0.5 if scale is None else scale
-    return _chunks(
-        q, k, v, None, None, rel_bias, True, "softmax", chunk, 2 * chunk - 1, "mask", scale
-    )
-
-
-def _chunks(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, chunk: int, reach: int, border: str,
-    scale: float,
-) -> Tensor:  # fmt: skip
-    """Chunks that see the 3 x 3 chunks around them, but no pixel further than ``reach``."""
-    height, width = v.shape[2:4]
-    size = 2 * reach + 1
+    chunk, (height, width) = max(size // 2, 1), x.v.shape[2:4]
     down, right = -height % chunk, -width % chunk
 
     def tiles(x: Tensor) -> Tensor:
@@ -98,20 +62,19 @@ def _chunks(
         cut = padded.unfold(2, 3 * chunk, chunk).unfold(3, 3 * chunk, chunk)
         return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
 
-    tiles_q = None if q is None else tiles(q)
-    blocks_k = None if k is None else blocks(k)
-    index, apart = _block_offsets(chunk, reach, v.device)
-    logits = pair_logits(tiles_q, blocks_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
+    q = None if x.q is None else tiles(x.q)
+    around = Eq4Inputs(q, None if x.k is None else blocks(x.k), blocks(x.v), *x[3:])
+    index, apart = _block_offsets(chunk, size // 2, x.v.device)
+    logits = pair_logits(around, index, scale)
     excluded = apart
     if border == "mask":
-        beyond = blocks(v.new_ones(1, 1, height, width, 1)).squeeze(-1) == 0
+        beyond = blocks(x.v.new_ones(1, 1, height, width, 1)).squeeze(-1) == 0
         excluded = excluded | beyond.unsqueeze(-2)
         # A padded query may have no neighbor; let it see all, so that no row is empty. It is cut
         # off below.
         excluded = excluded & ~excluded.all(-1, keepdim=True)
-    blocks_v = blocks(v)
-    logits = logits.expand(*blocks_v.shape[:3], *logits.shape[-2:])
-    out = normalise(logits, norm, size, excluded).to(v.dtype) @ blocks_v
+    logits = logits.expand(*around.v.shape[:3], *logits.shape[-2:])
+    out = normalise(logits, norm, size, excluded).to(x.v.dtype) @ around.v
     return from_windows(out, chunk, height + down, width + right)[:, :, :height, :width]
 
 
@@ -128,7 +91,7 @@ def _block_offsets(chunk: int, reach: int, device: torch.device) -> tuple[Tensor
     return index.masked_fill(apart, 0).reshape(flat), apart.reshape(flat)
 
 
-def apply_unfold(
+def apply_filters(
     values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
 ) -> Tensor:
     """Filters applied to T stored copies of the values, with all C expanded filters in memory."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lsa_kernels
-from lsa_study.ops import dispatch
+from lsa_study.ops import functional, reference
 from lsa_study.ops.functional import spatial_attention
 
 LANES = lsa_kernels.window_lanes() if not lsa_kernels.build.why_missing() else 16
@@ -23,8 +23,8 @@ def taken(monkeypatch):
         monkeypatch.setattr(owner, name, lambda *a, **k: names.append(name) or way(*a, **k))
 
     listen(lsa_kernels, "window_attention")
-    listen(dispatch, "window_by_sdpa")
-    listen(dispatch.functional, "window")
+    listen(functional, "window_by_sdpa")
+    listen(reference, "window")
     return names
 
 
