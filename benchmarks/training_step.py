@@ -35,7 +35,7 @@ from lsa_study.config import study
 from lsa_study.config.settings import Settings
 from lsa_study.data import digits
 from lsa_study.data.sets import Sets
-from lsa_study.models.timing import Contender, interleaved, machine
+from lsa_study.models.throughput import Contender, interleaved, machine
 from lsa_study.training import environment, optim
 from lsa_study.training.distributed import ALONE
 from lsa_study.training.evaluate import evaluate

@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,21 +43,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
     """
+    with writable(path), replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it is flushed and takes ``path``'s place at the end.
+
+    If the block fails, the old file stands and the temporary one is removed.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; see ``writable``.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with writable(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Tell a full disk or a folder without permission in words."""
+    """Report a full disk or a folder without permission as ``EnvironmentLacks``."""
     try:
         yield
     except OSError as error:
@@ -63,6 +76,13 @@ def writable(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}); "
             "free some space or choose another --results folder"
         ) from error
+
+
+def cpu_name() -> str:
+    """The name of this machine's processor."""
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -123,7 +143,10 @@ def guard_output(*, needed: bool) -> None:
         stream = getattr(sys, name)
         if stream is not None:
             stream.flush()
-            descriptor = stream.fileno()
+            try:
+                descriptor = stream.fileno()
+            except OSError:  # not a file: whoever put it there sees to it
+                continue
         raw = _Output(descriptor, needed=needed and name == "stdout")
         text = io.TextIOWrapper(
             io.BufferedWriter(raw),

@@ -66,19 +66,14 @@ class _Record(BaseModel):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise ConfigError(_mistakes(error)) from None
+            found = {one["loc"][0]: one["input"] for one in error.errors() if one["loc"]}
+            values = ", ".join(f"{name} = {value!r:.50}" for name, value in found.items())
+            readable = found and "outcome" not in found
+            raise ConfigError(f"holds {values}" if readable else "is unreadable") from None
 
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
         return self.model_dump(by_alias=True)
-
-
-def _mistakes(error: ValidationError) -> str:
-    """What is wrong, such as ``holds acc1 = 'high', seed = True`` or ``is unreadable``."""
-    found = [(one["loc"][0], one["input"]) for one in error.errors(include_url=False) if one["loc"]]
-    if not found or any(name == "outcome" for name, _ in found):
-        return "is unreadable"
-    return f"holds {', '.join(f'{name} = {value!r:.50}' for name, value in found)}"
 
 
 class Facts(_Record):

@@ -9,12 +9,11 @@ from IPython.display import SVG, Markdown
 
 from lsa_study.analysis import claims
 from lsa_study.analysis.collect import collect
-from lsa_study.analysis.plots import style
-from lsa_study.analysis.plots.figures import figures
+from lsa_study.analysis.formats import contents
+from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.provenance import why, why_text
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.table import build
-from lsa_study.analysis.tables import contents
 from lsa_study.config import study
 
 results, tier = study.repository_folder("results"), "toy"

@@ -8,6 +8,7 @@ import time
 import pytest
 import timm
 import torch
+from networks import on_meta, shallow  # noqa: F401  # a fixture
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,11 +21,6 @@ from lsa_study.models import MODELS, build_model, from_settings
 IMAGE = (1, 3, 224, 224)
 
 
-def on_meta(build, *args, **options):
-    with torch.device("meta"):
-        return build(*args, **options)
-
-
 def by_torch(module, shape):
     """Half of what torch counts while the module runs."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -33,6 +29,7 @@ def by_torch(module, shape):
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if "tiny" in n and "elsa" not in n])
+@pytest.mark.usefixtures("shallow")
 def test_torch_counts_the_same_products(name):
     """Of the definition: faster implementations of neighborhoods compute more than they need."""
     has_one = "implementation" in type(MODELS[name].op).model_fields

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,10 @@ from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 
-from lsa_study import correct, rundir
+from lsa_study import rundir
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_whole, write_whole
+from lsa_study.files import write_whole
 from lsa_study.record import Count, Result
 from lsa_study.rundir import RunDir
 
@@ -44,19 +43,19 @@ class RunRecord(Result):
         return self.acc1
 
 
-NUMERIC = {int: "Int64", float: "float64", bool: "boolean"}
+def _dtypes() -> dict[str, str]:
+    numeric = {int: "Int64", float: "float64", bool: "boolean"}
+    found = {}
+    for name, column, _ in RunRecord.facts():
+        hint = get_type_hints(RunRecord)[name]
+        kinds = (numeric[kind] for kind in (hint, *get_args(hint)) if kind in numeric)
+        found[column] = next(kinds, "object")
+    # Neither has a column: one came later, the others have one each.
+    del found["start"], found["settings"]
+    return found
 
 
-def _kept_as(hint: Any) -> str:
-    return next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
-
-
-HINTS = get_type_hints(RunRecord)
-DTYPES = {
-    column: _kept_as(HINTS[name])
-    for name, column, _ in RunRecord.facts()
-    if name not in ("start", "settings")
-}
+DTYPES = _dtypes()
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
 SETTINGS_DTYPES = {
@@ -67,11 +66,13 @@ SETTINGS_DTYPES = {
 }
 """How a column of settings is kept, by what pandas finds in it; all others hold objects."""
 ORDER = ["variant", "seed", "identity"]
+NEEDED = (*ORDER, "outcome", "schema", "settings.tier")
+"""Columns without which a collection says nothing; others that it lacks hold None."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The finished runs of a tier, and in words what could not be read.
+    """The finished runs of a tier, and a message for each file that could not be read.
 
     ``runs`` has one row per run, indexed by identity: the result's facts, the settings as
     ``settings.model.op.norm`` and so on (lists as JSON text), ``correct`` (packed bits, one per
@@ -137,11 +138,13 @@ def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[st
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
     for identity, run in sorted(rundir.existing(results, tier).items()):
-        result = reader.result(run, identity)
-        # A result is written once, after all else, so a run whose result is known is known whole.
-        if result is not None and facts.get(identity) != _facts_of(result):
-            record = reader.record(run, result)
-            fresh += [record] if record else []
+        try:
+            result = run.result()
+            # It is written once, after all else, so a run whose result is known is known whole.
+            if result is not None and facts.get(identity) != _facts_of(result):
+                fresh.append(reader.record(run, identity, result))
+        except ConfigError as error:
+            broken.append(_first_line(error))
     runs = known
     if fresh:
         new = _frame(fresh, reader.rows)
@@ -168,23 +171,23 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
         return empty
     try:
         found = pd.read_parquet(path)
-        missing = [name for name in (*COLUMNS, "settings.tier") if name not in found]
-    except (OSError, ValueError) as error:
+        if missing := [name for name in NEEDED if name not in found]:
+            broken.append(f"{path}: lacks {', '.join(missing)}; run folders alone count")
+            return empty
+        fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
+        kept = _keyed(_typed(_in_order(found[fits["schema"] & fits["tier"]])))
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         broken.append(f"{path}: is unreadable ({_first_line(error)}); run folders alone count")
         return empty
-    if missing:
-        broken.append(f"{path}: lacks {', '.join(missing)}; run folders alone count")
-        return empty
-    fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
     for name, fit in fits.items():
         if not fit.all():
             broken.append(f"{path}: {(~fit).sum()} runs of another {name} are left out")
-    kept = found[fits["schema"] & fits["tier"]]
-    return _keyed(_typed(_in_order(kept)))
+    return kept
 
 
 def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs[[*COLUMNS, *sorted({str(name) for name in runs} - set(COLUMNS))]]
+    settings = sorted({str(name) for name in runs} - set(COLUMNS))
+    return runs.reindex(columns=[*COLUMNS, *settings])
 
 
 def _frame(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -209,7 +212,11 @@ def _columns(records: Sequence[Mapping[str, Any]], names: Iterable[str]) -> pd.D
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     names = [str(name) for name in frame]
-    types = {name: DTYPES.get(name) or _settings_type(frame[name]) for name in names}
+    types = {
+        name: DTYPES.get(name)
+        or SETTINGS_DTYPES.get(pd.api.types.infer_dtype(frame[name]), "object")
+        for name in names
+    }
     wrong = {name: kind for name, kind in types.items() if frame[name].dtype != kind}
     typed = frame.astype(wrong)
     for name, kind in types.items():
@@ -218,15 +225,11 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return typed
 
 
-def _settings_type(column: pd.Series[Any]) -> str:
-    return SETTINGS_DTYPES.get(pd.api.types.infer_dtype(column), "object")
-
-
 class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
-    # YAML takes a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"\n(?:identity: .*|start: .*|variant: .*|  seed: \d+(?=\n))")
+    # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
+    OWN_LINES = ("identity:", "start:", "variant:", "  seed:")
 
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
@@ -234,83 +237,63 @@ class _Reader:
         self.rows: list[dict[str, Any]] = []
         self.parsed: dict[str, int] = {}
 
-    def result(self, run: RunDir, identity: str) -> Result | None:
-        try:
-            result = run.result()
-        except ConfigError as error:
-            self.broken.append(str(error))
-            return None
-        if result is None:
-            return None
+    def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
+        """The run's columns, but for its settings: ``row`` is their place in ``rows``.
+
+        Raises:
+            ConfigError: the folder does not hold this run, or not in this tier and schema.
+        """
         if result.identity != identity:
-            self.broken.append(
+            raise ConfigError(
                 f"{run.root}: its result is of run {result.identity}; "
                 "give the folder its own name back"
             )
-            return None
         if result.schema_version != SCHEMA_VERSION:
-            self.broken.append(
+            raise ConfigError(
                 f"{run.root}: was made by schema {result.schema_version}, this is {SCHEMA_VERSION}"
             )
-            return None
-        return result
-
-    def record(self, run: RunDir, result: Result) -> dict[str, Any] | None:
         needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
         if missing := [f"{name} = None" for name in needed if getattr(result, name) is None]:
-            self.broken.append(
+            raise ConfigError(
                 f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
             )
-            return None
-        try:
-            row = self.row(run)
-        except (ConfigError, ValueError) as error:
-            self.broken.append(_first_line(error))
-            return None
+        row = self.row(run)
         if (tier := self.rows[row].get("settings.tier")) != self.tier:
-            self.broken.append(
+            raise ConfigError(
                 f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
             )
-            return None
-        bits, count = self.bits(run, result)
+        bits = self.bits(run, result) if result.outcome == "done" else None
         return {
             **result.as_json(),
             "row": row,
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
-            "correct_count": count,
+            "correct_count": None if bits is None else result.test_images,
         }
 
     def row(self, run: RunDir) -> int:
         """Where the run's settings, but for its seed, stand in ``rows``."""
-        text = run.config_text()
-        common, own = self.OWN_LINES.subn("", f"\n{text}")
-        if own not in (3, 4) or common not in self.parsed:
+        lines = run.config_text().split("\n")
+        common = "\n".join(line for line in lines if not line.startswith(self.OWN_LINES))
+        if common not in self.parsed:
             nested = run.config()["settings"]
             if not isinstance(nested, dict):
                 raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
-            flat = flatten(nested, "settings.")
             self.parsed[common] = len(self.rows)
-            self.rows.append({key: _cell(value) for key, value in flat.items()})
+            self.rows.append(
+                {
+                    key: json.dumps(value) if isinstance(value, list | dict) else value
+                    for key, value in flatten(nested, "settings.").items()
+                }
+            )
         return self.parsed[common]
 
-    def bits(self, run: RunDir, result: Result) -> tuple[bytes | None, int | None]:
-        if result.outcome != "done":
-            return None, None
-        images = result.test_images
+    def bits(self, run: RunDir, result: Result) -> bytes | None:
         try:
-            content = read_whole(run.correct_bits) or b""
-            return correct.unpack(content, images), images
-        except OSError:
-            reason = "is unreadable"
+            return run.correct(result.test_images)
         except ValueError as error:
-            reason = str(error)
-        self.broken.append(f"{run.correct_bits}: {reason}; comparisons by image leave this run out")
-        return None, None
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
+            self.broken.append(f"{error}; comparisons by image leave this run out")
+            return None
 
 
 def _first_line(error: Exception) -> str:

@@ -17,14 +17,12 @@ MISMATCHES = {name: fact.mismatch for name, _, fact in Result.facts() if fact an
 
 def mismatches(study: Study, rows: Sequence[Row]) -> dict[str, list[str]]:
     """For each row that was not made as its reference, the reasons as messages."""
-    by_variant = {row.variant: row for row in rows}
     found = {}
     confounds = contrast.confounds(study)
     for row in rows:
-        reference = by_variant.get(row.reference)
         reasons = [f"also changes {setting}" for setting in confounds.get(row.variant, ())]
-        if reference is not None and reference is not row:
-            reasons += environment_mismatches(row.runs, reference.runs)
+        if row.base is not None:
+            reasons += environment_mismatches(row.runs, row.base.runs)
         if reasons:
             found[row.variant] = reasons
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from lsa_study import rundir
 from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
-from lsa_study.analysis.contrasts import Contrast, compare
+from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.config.study import TIERS, Study
@@ -35,10 +35,9 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     """
     rows = rows_of(study, collected)
     found = _find(study, row, rows)
-    reference = next((one for one in rows if one.variant == found.reference), None)
-    compared = compare(found, reference) if reference and reference is not found else None
     here = rundir.existing(results, study.tier)
     ran = {run.seed: run.as_json() for run in found.runs}
+    stored = dict.fromkeys(ran, str(parquet_path(results, study.tier)))
     identities = study.variants[found.variant].identities(found.seeds)
     return {
         "study": study.name,
@@ -51,7 +50,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "high": found.accuracy.high,
         "article": found.article.value,
         "reference": found.reference,
-        "difference": _difference(compared),
+        "difference": _difference(found.contrast),
         "settings": str(study.document.where("variants", found.variant)),
         "begins_from": _start(study, found.variant, found.seeds),
         "runs": [
@@ -60,7 +59,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
                 "identity": identity,
                 **{name: ran[seed][name] if seed in ran else None for name in FACTS},
                 "outcome": ran[seed]["outcome"] if seed in ran else "not run",
-                "files": _files(results, study.tier, identity, here, seed in ran),
+                "files": str(here[identity].root) if identity in here else stored.get(seed),
             }
             for seed, identity in identities.items()
         ],
@@ -97,14 +96,6 @@ def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
         return None if start is None else start.weights
     identities = before.identities(seeds)
     return f"{start.row} ({', '.join(identities[seed] for seed in seeds)})"
-
-
-def _files(
-    results: Path, tier: str, identity: str, here: dict[str, rundir.RunDir], ran: bool
-) -> str | None:
-    if identity in here:
-        return str(here[identity].root)
-    return str(parquet_path(results, tier)) if ran else None
 
 
 def why_text(found: dict[str, Any]) -> str:

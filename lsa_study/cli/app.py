@@ -35,7 +35,7 @@ class Interrupted(LsaError):
 
 
 def main() -> None:
-    """Run a command; errors of users are told in words, with the exit code of their kind."""
+    """Run a command; an error of a user ends with its message and the exit code of its kind."""
     signal.signal(signal.SIGINT, _interrupt)
     guard_output(needed=True)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,10 @@ Order = Callable[[tuple[int, int], tuple[int, int]], bool]
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
-
-def _rows_first(_before: tuple[int, int], _after: tuple[int, int]) -> bool:
-    return False
-
-
-def _taller_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    fewer_rows, fewer_columns = before[1] - after[1], before[0] - after[0]
-    return fewer_rows > max(0, 2 * fewer_columns)
-
-
-ORDERS: tuple[Order, ...] = (_taller_first, _rows_first)
+ORDERS: tuple[Order, ...] = (
+    lambda before, after: before[1] - after[1] > max(0, 2 * (before[0] - after[0])),
+    lambda before, after: False,
+)
 """Of newer and of older Pillows, as seen from their pixels."""
 
 
@@ -51,7 +44,7 @@ def decode(file: Image.Image, content: bytes) -> Pixels | None:
     try:
         return _decoded(content)
     except ValueError:
-        # Damaged, or of an odd kind: Pillow decides, and finds the words.
+        # Damaged, or of an odd kind: Pillow decides, and reports it.
         return None
 
 
@@ -75,8 +68,12 @@ class Bending:
 
     def __call__(self, picture: Image.Image, *given: Any, **options: Any) -> Image.Image:
         """Do what the operation does."""
-        bendable = picture.mode == "RGB" and bends_alike()
-        return self.operation(_Canvas.over(picture) if bendable else picture, *given, **options)
+        if picture.mode == "RGB" and bends_alike():
+            picture.load()
+            canvas = _Canvas()
+            canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
+            picture = canvas
+        return self.operation(picture, *given, **options)
 
 
 def prepare() -> None:
@@ -107,9 +104,23 @@ def order_of_pillow() -> Order | None:
     """The order in which this Pillow resizes, or None where the kernels cannot do as it does."""
     if lsa_kernels.why_not_pictures():
         return None
-    picture = _noise(90, 120)
-    pixels = np.asarray(picture)
-    return next((order for order in ORDERS if _resizes_alike(picture, pixels, order)), None)
+    picture, draw = _noise(90, 120), np.random.default_rng(1)
+    pixels, orders = np.asarray(picture), list(ORDERS)
+    for number, filter_ in itertools.product(range(24), FILTERS):
+        size = (31, 31) if number % 2 else (29, 40)
+        width, height = (int(draw.integers(1, side + 1)) for side in picture.size)
+        left = int(draw.integers(0, picture.width - width + 1))
+        top = int(draw.integers(0, picture.height - height + 1))
+        cut = picture.crop((left, top, left + width, top + height))
+        wanted = np.asarray(cut.resize(size, filter_))
+        for order in tuple(orders):
+            found = lsa_kernels.resized_crop(
+                pixels, (left, top, width, height), size, down_first=order((width, height), size),
+                cubic=filter_ == Image.Resampling.BICUBIC,
+            )  # fmt: skip
+            if not np.array_equal(found[..., :3], wanted):
+                orders.remove(order)
+    return next(iter(orders), None)
 
 
 @functools.cache
@@ -118,7 +129,17 @@ def bends_alike() -> bool:
     if lsa_kernels.why_not_pictures():
         return False
     picture = _noise(33, 47)
-    for resample, matrix in itertools.product(FILTERS, _matrices()):
+    matrices = [
+        matrix
+        for share in (-0.31, 0.07, 0.29)
+        for matrix in (
+            (1, share, 0, 0, 1, 0),
+            (1, 0, 0, share, 1, 0),
+            (1, 0, 47 * share, 0, 1, 33 * share),
+            (1 - share**2, share, -7 * share, -share, 1 - share**2, 9 * share),
+        )
+    ]
+    for resample, matrix in itertools.product(FILTERS, matrices):
         wanted = picture.transform(
             picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=(1, 2, 3)
         )
@@ -129,13 +150,6 @@ def bends_alike() -> bool:
 
 class _Canvas(Image.Image):
     """A picture that bends by the kernels; all else, and what comes of it, is Pillow's."""
-
-    @classmethod
-    def over(cls, picture: Image.Image) -> _Canvas:
-        picture.load()
-        canvas = cls()
-        canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
-        return canvas
 
     def transform(
         self, size: tuple[int, int], method: Any, data: Any = None, resample: int = 0,
@@ -171,28 +185,3 @@ def _decoded(content: bytes) -> Pixels:
 def _noise(height: int, width: int) -> Image.Image:
     draw = np.random.default_rng(0)
     return Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def _resizes_alike(picture: Image.Image, pixels: Pixels, order: Order) -> bool:
-    draw = np.random.default_rng(1)
-    for number, filter_ in itertools.product(range(24), FILTERS):
-        size = (31, 31) if number % 2 else (29, 40)
-        width, height = (int(draw.integers(1, side + 1)) for side in picture.size)
-        left = int(draw.integers(0, picture.width - width + 1))
-        top = int(draw.integers(0, picture.height - height + 1))
-        cut = picture.crop((left, top, left + width, top + height))
-        found = lsa_kernels.resized_crop(
-            pixels, (left, top, width, height), size, down_first=order((width, height), size),
-            cubic=filter_ == Image.Resampling.BICUBIC,
-        )  # fmt: skip
-        if not np.array_equal(found[..., :3], np.asarray(cut.resize(size, filter_))):
-            return False
-    return True
-
-
-def _matrices() -> Iterator[tuple[float, ...]]:
-    for share in (-0.31, 0.07, 0.29):
-        yield (1, share, 0, 0, 1, 0)
-        yield (1, 0, 0, share, 1, 0)
-        yield (1, 0, 47 * share, 0, 1, 33 * share)
-        yield (1 - share**2, share, -7 * share, -share, 1 - share**2, 9 * share)

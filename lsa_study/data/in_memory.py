@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from lsa_study.config.settings import Settings
 from lsa_study.data import augment, cifar, digits, rng
 from lsa_study.data.paths import require
-from lsa_study.data.pictorial import pictorial
 from lsa_study.data.sampler import Epoch, Share
 from lsa_study.data.sets import Pixels, Sets, Source
 
@@ -42,19 +41,18 @@ def load(settings: Settings, *, device: str) -> TensorSets:
     Raises:
         DataLacks: the files are missing or damaged.
     """
-    train, test, fingerprint = _read(settings.data.name, require(settings.data))
-    train = _first(train, settings.data.train_limit)
-    test = _first(test, settings.data.test_limit)
+    *splits, fingerprint = _read(settings.data.name, require(settings.data))
+    limits = settings.data.train_limit, settings.data.test_limit
+    train, test = (
+        Pictures(pictures.pixels[:limit], pictures.labels[:limit])
+        for pictures, limit in zip(splits, limits, strict=True)
+    )
     mean, std = STATISTICS[settings.data.name]
     source = Source(
         settings.data.name, len(train.labels), len(test.labels), num_classes=10,
         fingerprint=fingerprint, mean=mean, std=std,
     )  # fmt: skip
     return TensorSets(source, settings, device, train=train, test=test)
-
-
-def _first(pictures: Pictures, limit: int | None) -> Pictures:
-    return Pictures(pictures.pixels[:limit], pictures.labels[:limit])
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +79,7 @@ class TensorSets(Sets):
         super().__init__(source, settings, device)
         size = settings.data.image_size
         scaled = math.floor(size / settings.evaluation.crop_share)
-        self._pictorial = pictorial(settings.augment, size, source.mean)
+        self._pictorial = augment.pictorial(settings.augment, size, source.mean)
         self._train_labels = train.labels.to(self.device)
         self._test_labels = test.labels.to(self.device)
         self._test = _centre(_resize(test.pixels, scaled), size).to(self.device)
@@ -103,7 +101,12 @@ class TensorSets(Sets):
                 flip = flips[share.positions].to(self.device).view(-1, 1, 1, 1)
                 pixels = torch.where(flip, pixels.flip(-1), pixels)
             if self._pictorial is not None:
-                pixels = self._one_by_one(pixels, share, epoch.epoch)
+                changed = []
+                bytes_ = pixels.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+                for picture, index in zip(bytes_, share.indices.tolist(), strict=True):
+                    with rng.seeded_global(self.seed, "picture", epoch.epoch, index):
+                        changed.append(np.asarray(self._pictorial(Image.fromarray(picture))))
+                pixels = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(self.device)
             yield share, pixels, self._train_labels[chosen], None
 
     def _crop(self, chosen: Tensor, positions: Tensor, batch: int, draw: torch.Generator) -> Tensor:
@@ -115,21 +118,12 @@ class TensorSets(Sets):
             )[positions]  # fmt: skip
             return augment.crop_resized(self._train[chosen], box, self.image_size)
         size = self.image_size
-        # A view of every crop at every place, of which the drawn ones are copied.
+        # A view of every crop at every place, of which the chosen ones are copied.
         windows = self._train.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
         top = torch.randint(height - size + 1, (batch,), generator=draw)[positions]
         left = torch.randint(width - size + 1, (batch,), generator=draw)[positions]
         crops: Tensor = windows[chosen, top.to(self.device), left.to(self.device)]
         return crops
-
-    def _one_by_one(self, pixels: Tensor, share: Share, epoch: int) -> Tensor:
-        assert self._pictorial is not None
-        changed = []
-        bytes_ = pixels.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-        for picture, index in zip(bytes_, share.indices.tolist(), strict=True):
-            with rng.global_draws(self.seed, "picture", epoch, index):
-                changed.append(np.asarray(self._pictorial(Image.fromarray(picture))))
-        return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(self.device)
 
     def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for numbers in rows:

@@ -1,7 +1,8 @@
-"""Which images ImageNet has, in which order, wherever their bytes lie."""
+"""Which images ImageNet has, in which order, whether they lie in folders or in shards."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,12 +37,12 @@ class Store(Protocol):
         ...
 
     def where(self, place: int) -> str:
-        """File, or shard and member, for messages."""
+        """File, or shard and row, for messages."""
         ...
 
 
 @dataclass(frozen=True)
-class Found:
+class SplitContents:
     """What a store holds, in its own order."""
 
     store: Store
@@ -70,11 +71,6 @@ class Listing:
     numbers: NDArray[np.int64]
     """The store's number of each class."""
 
-    def counts(self) -> dict[str, int]:
-        """Images per class."""
-        counted = np.bincount(self.labels, minlength=len(self.classes))
-        return dict(zip(self.classes, counted.tolist(), strict=True))
-
     def read(self, index: int) -> bytes:
         """The encoded image with this number."""
         return self.store.read(int(self.places[index]))
@@ -84,15 +80,61 @@ class Listing:
         return self.store.where(int(self.places[index]))
 
 
+@dataclass(frozen=True)
+class Files:
+    """Images in files of their own."""
+
+    root: Path
+    names: NDArray[np.bytes_]
+
+    def read(self, place: int) -> bytes:
+        """The content of a file."""
+        return Path(self.where(place)).read_bytes()
+
+    def where(self, place: int) -> str:
+        """Its path."""
+        return str(self.root / os.fsdecode(self.names[place]))
+
+
+def find_in_folders(root: Path, classes: Sequence[str] | None) -> SplitContents:
+    """List the images of a split that lie as ``<wnid>/<file>``.
+
+    Args:
+        root: holds one folder for every class.
+        classes: of the training split; None for the training split itself.
+
+    Raises:
+        DataLacks: a folder is none of ``classes``, or there is none.
+    """
+    found = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir()))
+    if not found or (classes is not None and not set(found) <= set(classes)):
+        extra = ", ".join(sorted({*found} - {*(classes or ())})[:3]) or "no class folder"
+        raise DataLacks(
+            f"{root}: holds {extra}; wanted are the same <wnid>/ folders of images as in train"
+        )
+    classes = tuple(classes or found)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels: list[int] = []
+    names: list[str] = []
+    for name in found:
+        files = [e.name for e in os.scandir(root / name) if e.name.lower().endswith(SUFFIXES)]
+        names += [f"{name}/{file}" for file in files]
+        labels += [numbers[name]] * len(files)
+    if not names:
+        raise DataLacks(f"{root}: holds no images; wanted are <wnid>/ folders of .JPEG files")
+    encoded = np.array([os.fsencode(name) for name in names])
+    return SplitContents(Files(root, encoded), np.array(labels, np.int64), names, classes)
+
+
 def canonical(name: str) -> str:
     """A recorded name as folders have it: data set hubs append the class to the file's name."""
     *folders, file = name.split("/")
-    if told := re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", file):
-        return f"{told[2]}/{told[1]}{told[3]}"
+    if parts := re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", file):
+        return f"{parts[2]}/{parts[1]}{parts[3]}"
     return "/".join([*folders[-1:], file])
 
 
-def ordered(found: Found, like: Listing | None) -> Listing:
+def ordered(found: SplitContents, like: Listing | None) -> Listing:
     """Put a split in order.
 
     Args:
@@ -117,7 +159,15 @@ def ordered(found: Found, like: Listing | None) -> Listing:
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
     rows = np.lexsort((encoded, labels, turn))
-    classes = _classes(found, numbers) if like is None else like.classes
+    if like is not None:
+        classes = like.classes
+    elif found.classes is not None:
+        classes = tuple(found.classes[number] for number in numbers)
+    else:
+        named = {int(n): name for n, name in zip(found.labels, found.names, strict=True)}
+        classes = tuple(
+            named[n].split("/")[0] if "/" in named[n] else str(n) for n in numbers.tolist()
+        )
     return Listing(found.store, encoded[rows], labels[rows], rows, classes, numbers)
 
 
@@ -130,29 +180,29 @@ def complete(split: str, listing: Listing) -> None:
     found, wanted = len(listing.labels), EXPECTED[split]
     if found == wanted and len(listing.classes) == CLASSES:
         return
-    counts = listing.counts()
-    fewest = min(counts, key=lambda name: counts[name])
-    words = f"{abs(wanted - found):,} {'missing' if found < wanted else 'too many'}"
+    counts = np.bincount(listing.labels, minlength=len(listing.classes))
+    fewest = int(counts.argmin())
+    difference = f"{abs(wanted - found):,} {'missing' if found < wanted else 'too many'}"
     raise DataLacks(
         f"{listing.store.root}: {split} has {found:,} images in {len(counts)} classes, expected "
-        f"{wanted:,} in {CLASSES}: {words}; the smallest class is {fewest} with "
-        f"{counts[fewest]}. Complete it, or ask for a part with data.train_limit"
+        f"{wanted:,} in {CLASSES}: {difference}; the smallest class is {listing.classes[fewest]} "
+        f"with {counts[fewest]}. Complete it, or ask for a part with data.train_limit"
     )
 
 
-def fingerprint(splits: Sequence[Listing], more: Sequence[Any] = ()) -> str:
-    """Hash all names, the size and first 4 kB of every thousandth image, and ``more``."""
+def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
+    """Hash all names, the size and first 4 kB of every thousandth image, and ``more``.
+
+    Raises:
+        DataLacks: an image cannot be read.
+    """
     content: list[Any] = []
-    for listing in splits:
-        content += [np.sort(listing.names)]
-        for index in range(0, len(listing.names), 1000):
-            encoded = listing.read(index)
-            content += [str(len(encoded)), encoded[:4096]]
+    try:
+        for listing in (train, test):
+            content += [np.sort(listing.names)]
+            for index in range(0, len(listing.names), 1000):
+                encoded = listing.read(index)
+                content += [str(len(encoded)), encoded[:4096]]
+    except OSError as error:
+        raise DataLacks(f"{train.store.root}: cannot be read ({error})") from error
     return rng.fingerprint("imagenet", *content, *more)
-
-
-def _classes(found: Found, numbers: NDArray[np.int64]) -> tuple[str, ...]:
-    if found.classes is not None:
-        return tuple(found.classes[number] for number in numbers)
-    named = {int(n): name for n, name in zip(found.labels, found.names, strict=True)}
-    return tuple(named[n].split("/")[0] if "/" in named[n] else str(n) for n in numbers.tolist())

@@ -14,8 +14,6 @@ TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 
 CURE = "set LSA_DATA or data.root; `lsa run table1 --tier toy` needs no data"
 
-Kind = Literal["folders", "parquet", "tar"]
-
 LAYOUTS = {
     "cifar10": (
         ("cifar10/train.parquet", "cifar10/test.parquet"),
@@ -25,7 +23,6 @@ LAYOUTS = {
     "imagenet": (
         ("imagenet/train", "imagenet/val"),
         ("imagenet/train*.parquet", "imagenet/val*.parquet"),
-        ("imagenet/train-*.tar", "imagenet/val-*.tar"),
     ),
 }
 """Accepted layouts under the root: all paths of one of them exist. The first is preferred.
@@ -37,12 +34,14 @@ Of ImageNet there may be one only; shards may also lie in ``imagenet/train`` and
 class DataLacks(EnvironmentLacks):
     """The data set is missing, incomplete or damaged."""
 
+    cause = "data"
+
 
 @dataclass(frozen=True)
 class Layout:
     """How ImageNet lies under a root."""
 
-    kind: Kind
+    kind: Literal["folders", "parquet"]
     root: Path
     """The folder ``imagenet``."""
     train: tuple[Path, ...]
@@ -54,18 +53,18 @@ def require(data: Data) -> tuple[Path, ...]:
     """Find a data set's files or folders; none for the embedded digits.
 
     Raises:
-        DataLacks: they are not there; the message says where was looked and on whose word.
+        DataLacks: they are not there; the message names the place and who gave it.
     """
     if data.name not in LAYOUTS:
         return ()
     if data.name == "imagenet":
         found = imagenet(data)
         return (*found.train, *found.test)
-    root = _root(data)
+    root, _ = _root(data)
     for layout in LAYOUTS[data.name]:
         if all((root / part).exists() for part in layout):
             return tuple(root / part for part in layout)
-    raise _missing(data, root)
+    raise _missing(data)
 
 
 def weights(data: Data, name: str) -> Path:
@@ -74,12 +73,12 @@ def weights(data: Data, name: str) -> Path:
     Raises:
         DataLacks: it is not there.
     """
-    path = _root(data) / "weights" / name
+    root, origin = _root(data)
+    path = root / "weights" / name
     if not path.is_file():
-        origin = "data.root" if data.root is not None else "LSA_DATA"
         raise DataLacks(
             f"train.start.weights: {path} not found (from {origin}); put the weights there, or "
-            "drop train.start to begin with drawn ones"
+            "drop train.start to begin with randomly initialised ones"
         )
     return path
 
@@ -90,10 +89,9 @@ def imagenet(data: Data) -> Layout:
     Raises:
         DataLacks: it is not there, or there twice in two layouts.
     """
-    root = _root(data)
-    found = layout_of_imagenet(root)
+    found = layout_of_imagenet(_root(data)[0])
     if found is None:
-        raise _missing(data, root)
+        raise _missing(data)
     return found
 
 
@@ -104,43 +102,39 @@ def layout_of_imagenet(root: Path) -> Layout | None:
         DataLacks: there are two.
     """
     home = root / "imagenet"
-    train, test = _parts(home, "train"), _parts(home, "val")
-    kinds = sorted({*train, *test})
-    if len(kinds) > 1:
-        places = " and ".join(
-            f"{kind} ({({**test, **train}[kind][0]).relative_to(root)})" for kind in kinds
+    folders, shards = {}, {}
+    for split in ("train", "val"):
+        folder = home / split
+        paths = sorted((*home.glob(f"{split}*.parquet"), *folder.glob("*.parquet")))
+        if paths:
+            shards[split] = tuple(paths)
+        # An empty folder counts: what it lacks is reported where it is listed.
+        if folder.is_dir() and (not paths or any(part.is_dir() for part in folder.iterdir())):
+            folders[split] = (folder,)
+    if folders and shards:
+        one, other = (next(iter(f.values()))[0].relative_to(root) for f in (folders, shards))
+        raise DataLacks(
+            f"{home}: holds ImageNet as folders ({one}) and parquet ({other}); keep one of them"
         )
-        raise DataLacks(f"{home}: holds ImageNet as {places}; keep one of them")
-    if not train or not test:
+    found = folders or shards
+    if len(found) < 2:
         return None
-    (kind,) = kinds
-    return Layout(kind, home, train[kind], test[kind])
+    return Layout("folders" if folders else "parquet", home, found["train"], found["val"])
 
 
-def _parts(home: Path, split: str) -> dict[Kind, tuple[Path, ...]]:
-    folder = home / split
-    found: dict[Kind, tuple[Path, ...]] = {
-        "parquet": (*home.glob(f"{split}*.parquet"), *folder.glob("*.parquet")),
-        "tar": (*home.glob(f"{split}-*.tar"), *folder.glob("*.tar")),
-    }
-    shards = any(found.values())
-    # An empty folder counts: what it lacks is told where it is listed.
-    if folder.is_dir() and (not shards or any(part.is_dir() for part in folder.iterdir())):
-        found["folders"] = (folder,)
-    return {kind: tuple(sorted(paths)) for kind, paths in found.items() if paths}
-
-
-def _root(data: Data) -> Path:
-    given = data.root if data.root is not None else os.environ.get("LSA_DATA")
+def _root(data: Data) -> tuple[Path, str]:
+    """The data sets' folder, and the setting or variable that names it."""
+    origin = "LSA_DATA" if data.root is None else "data.root"
+    given = os.environ.get("LSA_DATA") if data.root is None else data.root
     if not given:
         raise DataLacks(
             f"{TITLES[data.name]} not found: neither data.root nor LSA_DATA is set; {CURE}"
         )
-    return Path(given).expanduser()
+    return Path(given).expanduser(), origin
 
 
-def _missing(data: Data, root: Path) -> DataLacks:
-    origin = "data.root" if data.root is not None else "LSA_DATA"
+def _missing(data: Data) -> DataLacks:
+    root, origin = _root(data)
     wanted = " or ".join(" and ".join(layout) for layout in LAYOUTS[data.name])
     return DataLacks(
         f"{TITLES[data.name]} not found at {root / data.name} (from {origin}); {CURE}. "

@@ -28,15 +28,15 @@ def generator(*words: int | str) -> torch.Generator:
 
 
 @contextmanager
-def global_draws(*words: int | str) -> Iterator[None]:
+def seeded_global(*words: int | str) -> Iterator[None]:
     """Seed the global generators for a library that draws from them; put them back afterwards."""
-    with kept():
-        plant(*words)
+    with preserve_rng():
+        seed_global(*words)
         yield
 
 
-def plant(*words: int | str) -> None:
-    """Seed the global generators; only where they are ``kept``."""
+def seed_global(*words: int | str) -> None:
+    """Seed the global generators; only inside ``preserve_rng``."""
     seed = derive(*words)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -44,7 +44,7 @@ def plant(*words: int | str) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """Put the global generators back as they were, whatever is drawn meanwhile."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -52,15 +52,14 @@ class Epoch:
 
     def __post_init__(self) -> None:
         unit = self._unit
+        parts = f"{self.parts} parts{' of pairs for mixup or cutmix' if self.paired else ''}"
         if self.images < unit:
             raise ConfigError(
-                f"{self.images} training images cannot be cut into {self.parts} parts"
-                f"{' of pairs for mixup or cutmix' if self.paired else ''}; raise data.train_limit"
+                f"{self.images} training images cannot be cut into {parts}; raise data.train_limit"
             )
         if self.batch % unit:
             raise ConfigError(
-                f"train.batch_size = {self.batch} cannot be cut into {self.parts} parts"
-                f"{' of pairs for mixup or cutmix' if self.paired else ''} (processes x "
+                f"train.batch_size = {self.batch} cannot be cut into {parts} (processes x "
                 f"runtime.accumulate); give a multiple of {unit}"
             )
 
@@ -92,11 +91,7 @@ class Epoch:
     def _cut(self, part: int) -> tuple[Tensor, tuple[tuple[int, int, int], ...]]:
         if not self.paired:
             size = self.batch // self.parts
-            rows = torch.arange(part * size, (part + 1) * size)
-            return rows, ((0, 0, size),)
-        return self._cut_pairs(part)
-
-    def _cut_pairs(self, part: int) -> tuple[Tensor, tuple[tuple[int, int, int], ...]]:
+            return torch.arange(part * size, (part + 1) * size), ((0, 0, size),)
         # timm mixes a batch with its own reverse: a part takes images from the front of a group
         # and their partners from its back, so that its own reverse is the group's.
         width = MIX_GROUP if self.batch % MIX_GROUP == 0 else self.batch

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import roi_align
-from torchvision.transforms import RandomHorizontalFlip
 
 from lsa_study.data.augment import soft
 from lsa_study.data.paths import DataLacks
-from lsa_study.data.transforms import RandomResizedCrop
 
 TOKEN_PIXELS = 16
 """Pixels per side of the image that one of VOLO's tokens stands for."""
@@ -97,7 +94,7 @@ class LabelMaps:
 
         Args:
             name: class folder / file.
-            transform: begins with a ``NotedCrop`` and a ``NotedFlip``.
+            transform: begins with a ``RandomResizedCrop`` and a ``RandomFlip``.
 
         Returns:
             (2, k, rows, columns), float32; and (5,), the box's left, top, right and bottom as
@@ -160,40 +157,12 @@ def _load(path: Path) -> Tensor:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        # Its kind only: of a file that holds more than tensors, torch's words invite to trust it.
+        # Its kind only: of a file that holds more than tensors, torch invites to trust it.
         kind = type(error).__name__
         raise DataLacks(f"{path}: cannot be read as a tensor ({kind}); unpack it again") from error
     if not isinstance(found, Tensor):
         raise DataLacks(f"{path}: holds no tensor but a {type(found).__name__}; unpack it again")
     return found
-
-
-# -- which part of a picture an image shows ------------------------------------------------------
-
-
-class NotedCrop(RandomResizedCrop):
-    """The random crop; remembers its last box as shares: left, top, right, bottom."""
-
-    box = (0.0, 0.0, 1.0, 1.0)
-
-    def get_params(self, img: Image.Image, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
-        """Draw top, left, height and width in pixels."""
-        top, left, height, width = super().get_params(img, scale, ratio)
-        columns, rows = img.size
-        self.box = left / columns, top / rows, (left + width) / columns, (top + height) / rows
-        return top, left, height, width
-
-
-class NotedFlip(RandomHorizontalFlip):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's random flip; remembers whether it flipped its last image."""
-
-    flipped = False
-
-    def forward(self, img: Image.Image) -> Image.Image:
-        """Flip or leave the image."""
-        image: Image.Image = super().forward(img)
-        self.flipped = image is not img
-        return image
 
 
 # -- targets -------------------------------------------------------------------------------------

@@ -71,8 +71,8 @@ def check_models(studies: Sequence[Study]) -> str:
     if told.returncode != 0:
         raise LsaError(f"the models cannot be built: {told.stderr.strip().splitlines()[-1]}")
     answer = json.loads(told.stdout)
-    if answer["dead"]:
-        raise Refused("\n".join(answer["dead"]))
+    if answer["inactive"]:
+        raise Refused("\n".join(answer["inactive"]))
     return f"{answer['built']} networks built; no two of them are the same"
 
 

@@ -33,8 +33,9 @@ from rich.console import Console
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import Run
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
+from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused, cause_of
 from lsa_study.files import guard_output
+from lsa_study.launch.track import beside
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
 
@@ -59,18 +60,17 @@ def train(run: RunDir, stop: Callable[[], bool], console: Console) -> str:
     from lsa_study import training
 
     try:
-        return training.train(run, stop=stop, console=console)
+        with beside(run, lambda line: console.print(line, markup=False, highlight=False)):
+            return training.train(run, stop=stop, console=console)
     except Refused:
         raise
     except Exception as error:
-        kinds = ((ConfigError, "config"), (EnvironmentLacks, "disk"), (ImportError, "import"))
-        cause = next((cause for kind, cause in kinds if isinstance(error, kind)), "bug")
         message = str(error)
         if not isinstance(error, LsaError):
             message = f"{type(error).__name__}: {error}"
             console.print_exception()
         with contextlib.suppress(LsaError):
-            run.change_state("failed", cause=cause, message=message)
+            run.change_state("failed", cause=cause_of(error), message=message)
         return "failed"
 
 

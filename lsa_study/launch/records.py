@@ -30,7 +30,7 @@ from typing import Any, Self
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
-from lsa_study.config.selection import recall
+from lsa_study.config.selection import load_recalled
 from lsa_study.config.study import TIERS, Resources, Run, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
@@ -147,11 +147,8 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
         if _variants_of(name) is None:
             continue
         for place in tiers_of(results, tier) or ["toy"]:
-            asked = recall(results, place, name)
             with contextlib.suppress(ConfigError):  # not a study of this tier
-                loaded.append(
-                    study.load(name, tier=place, seeds=asked.seeds, overrides=asked.overrides)
-                )
+                loaded.append(load_recalled(results, place, name))
     return study.distinct(loaded)
 
 

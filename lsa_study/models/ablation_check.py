@@ -7,7 +7,7 @@ other weights; other backbones must have other weights, other stochastic depths 
 they have not, an option does nothing.
 
 Run as ``python -m lsa_study.models.ablation_check``: reads ``{"variant": settings, ...}`` as JSON
-and prints ``{"built": number, "dead": [words, ...]}``. Planning itself need not import torch.
+and prints ``{"built": number, "inactive": [message, ...]}``. Planning itself need not import torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MICRO_VOLO_SIDE = 112
 """Its first stage then has 14 x 14 pixels: more than one window."""
 
 SAME = ("implementation",)
-"""Options of an operator that choose a way to compute, not what is computed."""
+"""Options of an operator that choose how to compute, not what is computed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Unbounded(TorchFunctionMode):
         return args[0] if func is Tensor.clamp_ else func(*args, **(kwargs or {}))
 
 
-def dead_options(variants: Mapping[str, Settings]) -> list[str]:
+def inactive_options(variants: Mapping[str, Settings]) -> list[str]:
     """Name every pair of variants with an option that changes nothing; none if all is well.
 
     Raises:
@@ -96,48 +96,38 @@ def _changes(one: Model, other: Model) -> dict[str, list[str]]:
 
 
 def _build(settings: Settings) -> Built:
+    model, op = settings.model, settings.model.op
     with torch.device("meta"), Unbounded():
-        network = from_settings(
-            settings.model, image_size=settings.data.image_size, num_classes=1000
-        )
-    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    rates = [part.drop_prob for part in network.modules() if isinstance(part, DropPath)]
-    return Built(settings.model, shapes, rates, _answer(settings.model))
-
-
-def _answer(model: Model) -> Tensor:
-    """By the definition, in float64: planning must not wait for kernels to be compiled."""
-    op = model.op
+        whole = from_settings(model, image_size=settings.data.image_size, num_classes=1000)
+    shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
+    rates = [part.drop_prob for part in whole.modules() if isinstance(part, DropPath)]
+    # By the definition, in float64: planning must not wait for kernels to be compiled.
     if "implementation" in type(op).model_fields:
         op = op.model_copy(update={"implementation": "reference"})
-    side = MICRO_SIDE
-    if model.backbone.startswith("volo"):
-        side = MICRO_VOLO_SIDE
-        network: nn.Module = Volo(MICRO_VOLO, op, img_size=side, num_classes=10)
-    else:
-        micro = model.model_copy(update={"backbone": "swin_micro", "op": op, "drop_path": 0.0})
-        network = from_settings(micro, image_size=side, num_classes=10)
-    fill_by_name(network.double().eval())
-    draw = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64)
+    micro = model.model_copy(update={"backbone": "swin_micro", "op": op, "drop_path": 0.0})
+    volo = model.backbone.startswith("volo")
+    side = MICRO_VOLO_SIDE if volo else MICRO_SIDE
+    network: nn.Module = (
+        Volo(MICRO_VOLO, op, img_size=side, num_classes=10)
+        if volo
+        else from_settings(micro, image_size=side, num_classes=10)
+    )
+    network.double().eval()
     with torch.inference_mode():
-        out: Tensor = network(picture)
-    return out
-
-
-def fill_by_name(network: nn.Module) -> None:
-    """Give every parameter values that follow from its name and shape."""
-    with torch.no_grad():
         for name, parameter in network.named_parameters():
             draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
+        draw = torch.Generator().manual_seed(0)
+        picture = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64)
+        return Built(model, shapes, rates, network(picture))
 
 
 def main() -> None:
-    """Serve one question from standard input."""
-    asked = json.load(sys.stdin)
-    variants = {name: Settings.model_validate_json(text) for name, text in asked.items()}
-    json.dump({"built": len(variants), "dead": dead_options(variants)}, sys.stdout)
+    """Answer one question from standard input."""
+    settings = json.load(sys.stdin)
+    variants = {name: Settings.model_validate_json(text) for name, text in settings.items()}
+    answer = {"built": len(variants), "inactive": inactive_options(variants)}
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -57,36 +57,30 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file of weights; give a .safetensors or .pth file")
     try:
-        content = _read(path)
-    except Exception as error:  # torch's own words advise to run what the file holds
-        raise ConfigError(f"{path}: {_trouble(error)}") from None
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            # Training scripts store their arguments beside the weights; they are plain values.
+            with (
+                torch.serialization.safe_globals([argparse.Namespace]),
+                warnings.catch_warnings(action="ignore"),  # other releases would have written it so
+            ):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own message advises to run what the file holds
+        if (named := re.search(r"GLOBAL ([\w.]+)", str(error))) is not None:
+            raise ConfigError(
+                f"{path}: holds an object that would run code when read ({named[1]}); give a file "
+                "of tensors alone, as torch.save(model.state_dict(), path) writes"
+            ) from None
+        raise ConfigError(
+            f"{path}: cannot be read as weights ({type(error).__name__}): the file is damaged or "
+            "of another kind; fetch it again, or give a .safetensors or .pth file"
+        ) from None
     if not isinstance(content, Mapping):
         raise ConfigError(
             f"{path}: holds a {type(content).__name__}; give tensors by name, as state_dict() does"
         )
     return content
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    # Training scripts store their arguments beside the weights; they are plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on what other releases of torch would have written
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _trouble(error: Exception) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if named is not None:
-        return (
-            f"holds an object that would run code when read ({named[1]}); give a file of tensors "
-            "alone, as torch.save(model.state_dict(), path) writes"
-        )
-    return (
-        f"cannot be read as weights ({type(error).__name__}): the file is damaged or of another "
-        "kind; fetch it again, or give a .safetensors or .pth file"
-    )
 
 
 def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: Source) -> None:
@@ -119,7 +113,7 @@ def begin_from(
     Position maps and tables of positions are interpolated bicubically, as Swin's authors do it.
 
     Args:
-        network: what to fill, its own weights drawn already.
+        network: what to fill, randomly initialised already.
         state_dict: as ``load_official`` takes it.
         source: whose layout it is.
         head: kept: the classifier comes along, for the same classes; drawn: the network keeps its
@@ -167,7 +161,20 @@ def in_our_layout(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
     """
     if source not in get_args(Source):
         raise ValueError(f"source={source!r} is unknown; known: {', '.join(get_args(Source))}")
-    state = {_renamed(name, source): tensor for name, tensor in _tensors(state_dict).items()}
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
+    named = {str(name).removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    if other := [f"{n} ({type(t).__name__})" for n, t in named.items() if not torch.is_tensor(t)]:
+        raise ValueError(
+            f"the weights hold {', '.join(other)}; give tensors by name, alone or under "
+            "state_dict or model"
+        )
+    state = {
+        _renamed(name, source): tensor
+        for name, tensor in named.items()
+        if name.rpartition(".")[2] not in DERIVED
+    }
     for name, part in module.named_modules():
         convert = CONVERTERS.get((source, type(part)))
         if convert is not None:
@@ -175,23 +182,11 @@ def in_our_layout(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
             theirs = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
             ours = convert(part, {key.removeprefix(prefix): t for key, t in theirs.items()})
             state |= {prefix + key: tensor for key, tensor in ours.items()}
-    _add_counters(state, module.state_dict())
+    for name, tensor in module.state_dict().items():
+        # Batch norm's count of training steps is no weight; a release may lack it.
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, tensor)
     return state
-
-
-def _tensors(state_dict: Mapping[str, Any]) -> State:
-    content = state_dict
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    named = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-    other = [f"{name} ({type(t).__name__})" for name, t in named.items() if not torch.is_tensor(t)]
-    if other:
-        raise ValueError(
-            f"the weights hold {', '.join(other)}; give tensors by name, alone or under "
-            "state_dict or model"
-        )
-    return {name: t for name, t in named.items() if name.rpartition(".")[2] not in DERIVED}
 
 
 def _renamed(name: str, source: str) -> str:
@@ -255,13 +250,6 @@ CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[Any, State], State]] = {
 """(source, our operator) -> from their tensors to ours. Without a line, names are the same."""
 
 
-def _add_counters(state: State, own: State) -> None:
-    """Batch norm's count of training steps is no weight; a release may lack it."""
-    for name, tensor in own.items():
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, tensor)
-
-
 def _check_fit(state: State, own: State, what: str) -> None:
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
@@ -271,8 +259,8 @@ def _check_fit(state: State, own: State, what: str) -> None:
         if name in state and state[name].shape != own[name].shape
     ]
     problems = [
-        f"{words}: {', '.join(names)}"
-        for words, names in (
+        f"{problem}: {', '.join(names)}"
+        for problem, names in (
             ("they lack", missing),
             ("nothing here takes", unexpected),
             ("shapes differ", differ),

@@ -2,26 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+from torch import Tensor, nn
+
 import lsa_kernels
-from lsa_study.errors import ConfigError, LsaError
-from lsa_study.files import writable, write_json
+from lsa_study import measure
+from lsa_study.errors import ConfigError, EnvironmentLacks
+from lsa_study.files import cpu_name, writable, write_json
 
 LSA = "lsa_swin_tiny"
-TIMM = "swin_tiny_patch4_window7_224"
-LAYERS = (LSA, TIMM, "dwconv_swin_tiny", "net7_swin_tiny_n", "elsa_swin_tiny")
+LAYERS = (
+    LSA, "swin_tiny_patch4_window7_224", "dwconv_swin_tiny", "net7_swin_tiny_n", "elsa_swin_tiny",
+)  # fmt: skip
 """The networks of the article's Table 7, and timm's own Swin-T."""
 MODES = ("inference", "training")
 
+Contender = Callable[[], object]
 
-class NoDevice(LsaError):
-    """The device that was asked for is not here."""
 
-    exit_code = 3
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, and the quartiles around it; peak extra memory if known."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+    peak_bytes: int | None = None
+
+
+def interleaved(
+    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
+) -> dict[str, Timing]:
+    """Time contenders in turns, A B C A B C, so that what the machine does affects them alike.
+
+    Each is called twice before, apart. Rounds go on for ``seconds`` in all, three at least.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for call in contenders.values():
+        for _ in range(2):
+            call()
+    wait()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
+            for name, call in contenders.items():
+                begun = time.perf_counter()
+                call()
+                wait()
+                taken[name].append(time.perf_counter() - begun)
+    finally:
+        gc.enable()
+    found: dict[str, Timing] = {}
+    for name, times in taken.items():
+        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+        peak = _peak_bytes(contenders[name], device)
+        found[name] = Timing(median, low, high, len(times), peak)
+    return found
+
+
+def _peak_bytes(call: Contender, device: torch.device) -> int:
+    """Most memory a call holds beyond what was there before.
+
+    On a CPU this is what torch's allocator handed out, as its profiler saw it; scratch memory that
+    a kernel takes by itself is not in it.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would write to the terminal
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What figures must be read with: device, threads, versions."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def bench(
@@ -43,21 +129,20 @@ def bench(
 
     Raises:
         ConfigError: a network is unknown.
-        NoDevice: the device is not here.
+        EnvironmentLacks: the device is not here, or the results cannot be written.
     """
-    # Imported here, not above: the command line must start without torch.
-    import torch
-
-    from lsa_study import measure
-    from lsa_study.models import timing
-
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise NoDevice(f"--device {device}: torch finds no GPU here; give cpu")
-    names = list(dict.fromkeys([LSA, *(layers or LAYERS)]))
+        raise EnvironmentLacks(f"--device {device}: torch finds no GPU here; give cpu")
     number = batch or (128 if place.type == "cuda" else 8)
+    sized = {} if size == 224 else {"img_size": size}
     torch.manual_seed(0)
-    networks = {name: _network(name, size).to(place) for name in names}
+    networks: dict[str, nn.Module] = {}
+    for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "elsa_swin_tiny"
+            raise ConfigError(f"{name}: no such network; such as {near}")
+        networks[name] = timm.create_model(name, **sized).to(place)
     images = torch.randn(number, 3, size, size, device=place)
     found: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
@@ -65,11 +150,11 @@ def bench(
         found[name] = {"params": counted.params, "macs": counted.macs}
     for mode in MODES:
         calls = {name: _step(network, images, mode) for name, network in networks.items()}
-        timed = timing.interleaved(calls, seconds=seconds, device=place)
+        timed = interleaved(calls, seconds=seconds, device=place)
         for name, taken in timed.items():
             found[name][mode] = asdict(taken) | {"images_per_second": number / taken.median}
     answer = {
-        "machine": timing.machine(place) | {"kernels": lsa_kernels.build_info().split(",")[0]},
+        "machine": machine(place) | {"kernels": lsa_kernels.build_info().split(",")[0]},
         "precision": "bfloat16" if place.type == "cuda" else "float32",
         "batch": number, "size": size, "networks": found,
     }  # fmt: skip
@@ -80,21 +165,7 @@ def bench(
     return answer
 
 
-def _network(name: str, size: int) -> Any:
-    import timm
-
-    import lsa_study.models  # noqa: F401  # which tells timm its names
-
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "elsa_swin_tiny"
-        raise ConfigError(f"{name}: no such network; such as {near}")
-    sized = {} if size == 224 else {"img_size": size}
-    return timm.create_model(name, **sized)
-
-
-def _step(network: Any, images: Any, mode: str) -> Any:
-    import torch
-
+def _step(network: nn.Module, images: Tensor, mode: str) -> Contender:
     wide = torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda)
 
     def infer() -> None:

@@ -69,7 +69,7 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
             **options,
         )
         places = (
-            operators.Place(
+            operators.BlockContext(
                 dim=first,
                 heads=heads,
                 map_size=(height // PATCH, width // PATCH),

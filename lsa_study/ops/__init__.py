@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lsa_study.ops.ddf import DDF
-from lsa_study.ops.dwconv import DwConv
-from lsa_study.ops.dwnet import DepthwiseConv, DwNetShell, DynamicDwConv
+from lsa_study.ops.dwconv import DepthwiseConv, DwConv, DwNetShell, DynamicDwConv
 from lsa_study.ops.elsa import ELSA
 from lsa_study.ops.involution import Involution
 from lsa_study.ops.unified import UnifiedSpatialOp

@@ -1,18 +1,14 @@
-"""The words of Eq. 4, the shape of an area, and the refusal of what cannot be meant."""
+"""The shape of an area, and the refusal of what cannot be meant."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-Norm = Literal["identity", "filter_norm", "softmax"]
-Application = Literal["window", "neighboring"]
-Border = Literal["zero", "mask"]
+from lsa_kernels import Eq4Inputs
+from lsa_study.vocabulary import APPLICATIONS, BORDERS, IMPLEMENTATIONS, NORMS
+
 Size = int | tuple[int, int]
 """Side of an area, or rows and columns of a window."""
-
-NORMS = ("identity", "filter_norm", "softmax")
 
 
 def sides(size: Size) -> tuple[int, int]:
@@ -27,16 +23,15 @@ def num_offsets(application: str, size: Size) -> int:
 
 
 def check_attention(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, application: str, size: Size, shift: int,
-    border: str,
-) -> None:  # fmt: skip
-    """Refuse what ``spatial_attention`` cannot mean, in words."""
-    check_words(norm, application, border)
+    x: Eq4Inputs, norm: str, application: str, size: Size, shift: int, border: str
+) -> None:
+    """Refuse what ``spatial_attention`` cannot mean."""
+    check_options(norm, application, border)
     check_area(application, size, shift)
+    v = x.v
     if v.dim() != 5:
         raise ValueError(f"v {tuple(v.shape)} must be (B, heads, H, W, d)")
-    _check_reads(q, k, v, use_qk, rel_k, rel_q, rel_bias)
+    _check_reads(x)
     rows, columns = sides(size)
     if application == "window" and (v.shape[2] % rows or v.shape[3] % columns):
         raise ValueError(
@@ -46,7 +41,7 @@ def check_attention(
     offsets = num_offsets(application, size)
     want = (v.shape[1], offsets, v.shape[4])
     for name, table, shape in (
-        ("rel_k", rel_k, want), ("rel_q", rel_q, want), ("rel_bias", rel_bias, want[:2]),
+        ("rel_k", x.rel_k, want), ("rel_q", x.rel_q, want), ("rel_bias", x.rel_bias, want[:2]),
     ):  # fmt: skip
         if table is not None and tuple(table.shape) != shape:
             raise ValueError(
@@ -55,33 +50,55 @@ def check_attention(
             )
 
 
-def _check_reads(
-    q: Tensor | None, k: Tensor | None, v: Tensor, use_qk: bool, rel_k: Tensor | None,
-    rel_q: Tensor | None, rel_bias: Tensor | None,
-) -> None:  # fmt: skip
-    if not use_qk and rel_k is None and rel_q is None and rel_bias is None:
+def _check_reads(x: Eq4Inputs) -> None:
+    if not x.use_qk and all(table is None for table in x.tables):
         raise ValueError("no term is chosen; give use_qk=True, rel_k, rel_q or rel_bias")
-    for name, tensor, read in (
-        ("q", q, use_qk or rel_k is not None),
-        ("k", k, use_qk or rel_q is not None),
-    ):
+    for name, tensor, read in (("q", x.q, x.reads_q), ("k", x.k, x.reads_k)):
         if tensor is None and read:
             raise ValueError(f"{name} is None, but the chosen terms read it; give a tensor")
-        if tensor is not None and tensor.shape != v.shape:
+        if tensor is not None and tensor.shape != x.v.shape:
             raise ValueError(
-                f"{name} {tuple(tensor.shape)} must have the shape of v {tuple(v.shape)}"
+                f"{name} {tuple(tensor.shape)} must have the shape of v {tuple(x.v.shape)}"
             )
 
 
-def check_words(norm: str, application: str, border: str) -> None:
-    """Refuse unknown words."""
-    for word, known, name in (
-        (norm, NORMS, "norm"),
-        (application, ("window", "neighboring"), "application"),
-        (border, ("zero", "mask"), "border"),
-    ):
-        if word not in known:
-            raise ValueError(f"{name}={word!r} is unknown; known: {', '.join(known)}")
+def check_options(norm: str, application: str, border: str) -> None:
+    """Refuse unknown options."""
+    for name, option, known in (
+        ("norm", norm, NORMS), ("application", application, APPLICATIONS),
+        ("border", border, BORDERS),
+    ):  # fmt: skip
+        if option not in known:
+            raise ValueError(f"{name}={option!r} is unknown; known: {', '.join(known)}")
+
+
+def check_implementation(
+    implementation: str, refused: tuple[str, ...] = (), purpose: str = ""
+) -> None:
+    """Refuse unknown implementations, and those that do not compute a purpose."""
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"implementation={implementation!r} is unknown; known: {known}")
+    if implementation in refused:
+        raise ValueError(f"implementation={implementation!r} does not compute {purpose}")
+
+
+def check_maps(x: Tensor, dim: int) -> None:
+    """Refuse what is not (B, H, W, dim)."""
+    if x.dim() != 4 or x.shape[-1] != dim:
+        raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {dim})")
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Refuse heads that do not share the channels evenly."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
+
+
+def check_odd(kernel_size: int) -> None:
+    """Refuse even sides: no pixel is central."""
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size={kernel_size} must be odd, so that a pixel is central")
 
 
 def check_area(application: str, size: Size, shift: int) -> None:
@@ -105,9 +122,8 @@ def check_area(application: str, size: Size, shift: int) -> None:
 def check_filters(
     values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
 ) -> None:
-    """Refuse what ``apply_filters`` cannot mean, in words."""
-    if size % 2 == 0 or size < 1:
-        raise ValueError(f"kernel_size={size} must be odd, so that a pixel is central")
+    """Refuse what ``apply_filters`` cannot mean."""
+    check_odd(size)
     if values.dim() != 4:
         raise ValueError(f"values {tuple(values.shape)} must be (B, H, W, C)")
     batch, height, width, channels = values.shape

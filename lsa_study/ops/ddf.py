@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lsa_study.ops import dispatch
-from lsa_study.ops.dwnet import check_maps
-from lsa_study.ops.functional import GAIN, filter_norm
+import lsa_kernels
+from lsa_study.ops import reference
+from lsa_study.ops.checks import check_heads, check_maps, check_odd
+from lsa_study.ops.reference import GAIN, filter_norm
 
 
 def apply_decoupled(
@@ -46,7 +47,12 @@ def apply_decoupled(
             f"channel {tuple(channel.shape)} does not fit values {tuple(values.shape)}: want "
             f"({batch}, {channels}, {taps})"
         )
-    return dispatch.decoupled(values, spatial, channel, combine, kernel_size, dilation)
+    mul, add = (channel, None) if combine == "mul" else (None, channel)
+    if dilation == 1 and not lsa_kernels.why_not_filters(
+        values, spatial, mul, add, size=kernel_size
+    ):
+        return lsa_kernels.apply_filters(values, spatial, mul=mul, add=add, size=kernel_size)
+    return reference.decoupled(values, spatial, channel, combine, kernel_size, dilation)
 
 
 class ChannelFilterNorm(nn.Module):
@@ -93,10 +99,8 @@ class DDF(nn.Module):
         combine: Literal["mul", "add"] = "mul", reduction: float = 0.2,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd, so that a pixel is central")
+        check_heads(dim, num_heads)
+        check_odd(kernel_size)
         if combine not in ("mul", "add"):
             raise ValueError(f"combine={combine!r} is unknown; known: mul, add")
         hidden = int(reduction * dim)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.ops import dispatch
-from lsa_study.ops.functional import apply_filters, neighboring_weights
+from lsa_kernels import Eq4Inputs
+from lsa_study.ops.checks import check_heads, check_maps, check_odd
+from lsa_study.ops.functional import apply_filters, grouped_conv
+from lsa_study.ops.reference import neighboring_weights
 
 GHOST_ADD_STD = 0.02
 
@@ -49,7 +51,7 @@ class ELSA(nn.Module):
     differ in the channel-to-head mapping this follows the code.
 
     Raises:
-        ValueError: heads do not divide, K is even, lambda is fractional, a word is unknown.
+        ValueError: heads do not divide, K is even, lambda is fractional, an option is unknown.
     """
 
     def __init__(
@@ -115,8 +117,7 @@ class ELSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        if x.dim() != 4 or x.shape[-1] != self.dim:
-            raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {self.dim})")
+        check_maps(x, self.dim)
         projected = F.linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias)
         q, k, v = torch.split(projected, [self.dim_qk, self.dim_qk, self.dim], -1)
         product = q * k
@@ -135,24 +136,20 @@ class ELSA(nn.Module):
         if self.variant == "conv":
             layers: Any = self.attn
             conv, activation, last = layers
-            hidden = dispatch.grouped_conv(product, conv.weight, conv.bias, self.implementation)
+            hidden = grouped_conv(product, conv.weight, conv.bias, self.implementation)
             logits = F.linear(activation(hidden), last.weight.flatten(1), last.bias)
             return logits.reshape(batch, height, width, self.num_heads, -1).softmax(-1)
         heads = product.reshape(batch, height, width, self.num_heads, -1).permute(0, 3, 1, 2, 4)
-        weights = neighboring_weights(
-            heads, heads, self.rel_k, self.rel_q, self.rel_bias, False, "softmax",
-            self.kernel_size, "zero", 1.0, like=heads,
-        )  # fmt: skip
+        given = Eq4Inputs(heads, heads, heads, self.rel_k, self.rel_q, self.rel_bias, use_qk=False)
+        weights = neighboring_weights(given, "softmax", self.kernel_size, "zero", 1.0)
         return weights.permute(0, 2, 3, 1, 4)
 
 
 def _check(dim: int, num_heads: int, variant: str, kernel_size: int, ghost_mul: float) -> None:
     if variant not in ("conv", "eq7"):
         raise ValueError(f"variant={variant!r} is unknown; known: conv, eq7")
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size={kernel_size} must be odd, so that a pixel is central")
+    check_heads(dim, num_heads)
+    check_odd(kernel_size)
     if ghost_mul != int(ghost_mul) or ghost_mul < 0:
         raise ValueError(
             f"ghost_mul={ghost_mul}: a fractional power of a matrix with negative entries is not "

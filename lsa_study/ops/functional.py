@@ -1,234 +1,29 @@
-r"""Eq. 4 of the article as plain functions: the definition that everything else is held to.
+"""Eq. 4 of the article and filters as functions; ``auto`` takes the fastest way that fits.
 
-.. math::
-    f'_i = \sum_{j \in \Phi} Norm(s (q_i k_j + q_i r^k_{j-i} + r^q_{j-i} k_j) + r^b_{j-i}) v_j
-
-Shape letters: B batch, h heads, d channels of a head, H x W the map, K the side of the area,
-N = H * W pixels, T = K * K taps. Offsets are pos(j) - pos(i), row by row from the top left.
+The definitions are in :mod:`lsa_study.ops.reference`.
 """
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import lsa_kernels
+from lsa_kernels import Eq4Inputs
+from lsa_study.ops import reference
+from lsa_study.ops import unfold as unfolded
 from lsa_study.ops.checks import (
-    Application,
-    Border,
-    Norm,
     Size,
     check_attention,
     check_filters,
+    check_implementation,
     sides,
 )
+from lsa_study.ops.reference import filter_norm as filter_norm
+from lsa_study.vocabulary import Application, Border, Norm
 
-GAIN = math.sqrt(2.0)
-EPSILON = 1e-10
-
-
-def filter_norm(x: Tensor, *, dim: int, gain: float) -> Tensor:
-    r"""Standardise filters over their taps, as the decoupled dynamic filter does.
-
-    .. math:: gain \cdot (x - mean(x)) / (std(x) + 10^{-10})
-
-    The standard deviation is the unbiased one and the epsilon stands outside the root. Runs in
-    float32 at least: the epsilon vanishes in half precision.
-
-    Args:
-        x: filters, any shape.
-        dim: the axis of the taps.
-        gain: DDF's sqrt(2)/K for filters of side K.
-    """
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    centred = wide - wide.mean(dim, keepdim=True)
-    deviation = wide.std(dim, keepdim=True)
-    return (gain * centred / (deviation + EPSILON)).to(x.dtype)
-
-
-def normalise(logits: Tensor, norm: str, size: Size, excluded: Tensor | None = None) -> Tensor:
-    """Turn logits into weights over the last axis; excluded places get weight 0 and no say.
-
-    Args:
-        logits: (..., taps).
-        norm: identity, filter_norm or softmax.
-        size: side of the area, for the gain of filter norm.
-        excluded: boolean, broadcastable to ``logits``; at least one tap of an area stays.
-    """
-    if norm == "softmax":
-        if excluded is not None:
-            logits = logits.masked_fill(excluded, -math.inf)
-        return logits.softmax(-1)
-    if norm == "identity":
-        return logits if excluded is None else logits.masked_fill(excluded, 0)
-    gain = GAIN / math.sqrt(math.prod(sides(size)))
-    if excluded is None:
-        return filter_norm(logits, dim=-1, gain=gain)
-    return _filter_norm_of_some(logits, excluded, gain)
-
-
-def _filter_norm_of_some(logits: Tensor, excluded: Tensor, gain: float) -> Tensor:
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    kept = (~excluded).to(wide.dtype).expand_as(wide)
-    count = kept.sum(-1, keepdim=True)
-    mean = (wide * kept).sum(-1, keepdim=True) / count
-    centred = (wide - mean) * kept
-    # A pixel alone in its area has no deviation: its weight is 0 over epsilon, which is 0.
-    variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-    positive = variance > 0
-    deviation = torch.where(positive, variance, 1.0).sqrt() * positive
-    return (gain * centred / (deviation + EPSILON)).to(logits.dtype)
-
-
-def window_offsets(size: Size, device: torch.device | None = None) -> Tensor:
-    """Index of pos(j) - pos(i) in a window's table, for all pairs of its pixels."""
-    rows, columns = sides(size)
-    down = torch.arange(rows, device=device)
-    right = torch.arange(columns, device=device)
-    delta_y = (down[None, :] - down[:, None] + rows - 1) * (2 * columns - 1)
-    delta_x = right[None, :] - right[:, None] + columns - 1
-    index = delta_y[:, None, :, None] + delta_x[None, :, None, :]
-    return index.reshape(rows * columns, rows * columns)
-
-
-def shift_bands(
-    height: int, width: int, size: Size, shifts: tuple[int, int], device: torch.device | None
-) -> Tensor | None:
-    """Pairs of a rolled map's windows that were not neighbors before the roll.
-
-    Returns:
-        Boolean (windows, pixels, pixels), True where excluded; None without a shift.
-    """
-    if not any(shifts):
-        return None
-    bands = torch.zeros(height, width, dtype=torch.long, device=device)
-    # Only the last window of an axis holds pixels that the roll brought from the other end.
-    for axis, (extent, by) in enumerate(zip((height, width), shifts, strict=True)):
-        if by:
-            band = (torch.arange(extent, device=device) >= extent - by).long()
-            bands = bands * 2 + band.unsqueeze(1 - axis)
-    tiles = to_windows(bands[None, None, :, :, None], size).flatten(0, 2).squeeze(-1)
-    return tiles[:, :, None] != tiles[:, None, :]
-
-
-def to_windows(x: Tensor, size: Size) -> Tensor:
-    """(B, h, H, W, d) -> (B, h, windows, pixels, d), windows row by row."""
-    batch, heads, height, width, depth = x.shape
-    rows, columns = sides(size)
-    x = x.reshape(batch, heads, height // rows, rows, width // columns, columns, depth)
-    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, -1, rows * columns, depth)
-
-
-def from_windows(x: Tensor, size: Size, height: int, width: int) -> Tensor:
-    """The inverse of ``to_windows``."""
-    batch, heads, _, _, depth = x.shape
-    rows, columns = sides(size)
-    x = x.reshape(batch, heads, height // rows, width // columns, rows, columns, depth)
-    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, height, width, depth)
-
-
-def window(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: Size, excluded: Tensor | None,
-    scale: float,
-) -> Tensor:  # fmt: skip
-    """The definition for shared windows of a map that is rolled and padded already.
-
-    ``excluded`` is what ``shift_bands`` gives for it.
-    """
-    height, width = v.shape[2:4]
-    tiles_q, tiles_k = (None if t is None else to_windows(t, size) for t in (q, k))
-    tiles_v = to_windows(v, size)
-    index = window_offsets(size, v.device)
-    logits = pair_logits(tiles_q, tiles_k, rel_k, rel_q, rel_bias, use_qk, index, scale)
-    logits = logits.expand(*tiles_v.shape[:3], *logits.shape[-2:])
-    weights = normalise(logits, norm, size, excluded).to(v.dtype)
-    return from_windows(weights @ tiles_v, size, height, width)
-
-
-def pair_logits(
-    q: Tensor | None, k: Tensor | None, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, index: Tensor, scale: float,
-) -> Tensor:  # fmt: skip
-    """Logits of all pairs of a tile's queries and the keys it sees.
-
-    Args:
-        q: (B, h, tiles, queries, d). k: (B, h, tiles, keys, d).
-        index: the offset of every pair, (queries, keys).
-
-    Returns:
-        (B, h, tiles, queries, keys), or what broadcasts to it where neither q nor k is read.
-    """
-    terms: list[Tensor] = []
-    if use_qk:
-        assert q is not None
-        assert k is not None
-        terms.append(scale * q @ k.transpose(-1, -2))
-    if rel_k is not None:
-        assert q is not None
-        table = rel_k[:, index].to(q.dtype)
-        terms.append(scale * torch.einsum("bhtid,hijd->bhtij", q, table))
-    if rel_q is not None:
-        assert k is not None
-        table = rel_q[:, index].to(k.dtype)
-        terms.append(scale * torch.einsum("bhtjd,hijd->bhtij", k, table))
-    if rel_bias is not None:
-        terms.append(rel_bias[:, None, index])
-    return sum(terms[1:], start=terms[0])
-
-
-def neighbors(x: Tensor, size: int) -> Tensor:
-    """Every pixel's area, zero outside the map: (B, h, H, W, d) -> view (B, h, H, W, d, T)."""
-    reach = size // 2
-    padded = F.pad(x, (0, 0, reach, reach, reach, reach))
-    return padded.unfold(2, size, 1).unfold(3, size, 1).flatten(-2)
-
-
-def outside(height: int, width: int, size: int, device: torch.device | None = None) -> Tensor:
-    """Which taps of every pixel fall outside the map: boolean (H, W, T)."""
-    inside = torch.ones(1, 1, height, width, 1, device=device)
-    return neighbors(inside, size)[0, 0, :, :, 0] == 0
-
-
-def neighboring_weights(
-    q: Tensor | None, k: Tensor | None, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
-    like: Tensor,
-) -> Tensor:  # fmt: skip
-    """Weights of every pixel's area, (B, h, H, W, T), for a map shaped as ``like``."""
-    batch, _, height, width, _ = like.shape
-    terms: list[Tensor] = []
-    patches_k = None if k is None else neighbors(k, size)
-    if use_qk:
-        assert q is not None
-        assert patches_k is not None
-        terms.append(scale * torch.einsum("bhyxd,bhyxdt->bhyxt", q, patches_k))
-    if rel_k is not None:
-        assert q is not None
-        terms.append(scale * torch.einsum("bhyxd,htd->bhyxt", q, rel_k.to(q.dtype)))
-    if rel_q is not None:
-        assert patches_k is not None
-        terms.append(
-            scale * torch.einsum("htd,bhyxdt->bhyxt", rel_q.to(patches_k.dtype), patches_k)
-        )
-    if rel_bias is not None:
-        terms.append(rel_bias[:, None, None].expand(batch, -1, height, width, -1))
-    logits = sum(terms[1:], start=terms[0])
-    excluded = outside(height, width, size, like.device) if border == "mask" else None
-    return normalise(logits, norm, size, excluded)
-
-
-def neighboring(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
-) -> Tensor:  # fmt: skip
-    """The definition for every pixel's own neighborhood."""
-    weights = neighboring_weights(
-        q, k, rel_k, rel_q, rel_bias, use_qk, norm, size, border, scale, like=v
-    )
-    return torch.einsum("bhyxt,bhyxdt->bhyxd", weights.to(v.dtype), neighbors(v, size))
+KERNELS = ("auto", "fused")
+"""Implementations that ask for the kernels."""
 
 
 def spatial_attention(
@@ -256,27 +51,106 @@ def spatial_attention(
         border: neighboring only. zero: taps outside the map stay in the norm with a key of 0
             and add nothing to the sum; mask: they are left out of the norm too.
         scale: on all three dot products, none on the bias; None means d**-0.5.
-        implementation: auto, reference, unfold, sdc (border mask only) or fused; see ``dispatch``.
+        implementation: auto, reference, unfold, sdc (border mask only) or fused. auto takes the
+            fastest that fits.
 
     Returns:
         (B, h, H, W, d).
 
     Raises:
-        ValueError: the shapes do not fit together, a word is unknown, or the implementation
+        ValueError: the shapes do not fit together, an option is unknown, or the implementation
             cannot take these inputs (the message says why).
     """
-    from lsa_study.ops import dispatch
-
-    check_attention(q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, application, size, shift, border)
+    x = Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias, use_qk)
+    check_attention(x, norm, application, size, shift, border)
     scale = v.shape[-1] ** -0.5 if scale is None else scale
-    if application == "window":
-        return dispatch.window(
-            q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, size, shift, scale, implementation
+    if application == "neighboring":
+        return _neighboring(x, norm, sides(size)[0], border, scale, implementation)
+    known = "windows; give auto, reference or fused"
+    check_implementation(implementation, ("unfold", "sdc"), known)
+    height, width = v.shape[2:4]
+    excluded = reference.shift_bands(height, width, size, (shift, shift), v.device)
+    if shift:
+        x = x.of_maps(lambda t: t.roll((-shift, -shift), (2, 3)))
+    out = rolled_window(x, norm, size, excluded, scale, implementation)
+    return out.roll((shift, shift), (2, 3)) if shift else out
+
+
+def rolled_window(
+    x: Eq4Inputs, norm: str, size: Size, excluded: Tensor | None, scale: float, implementation: str
+) -> Tensor:
+    """Eq. 4 on windows of maps that are rolled and padded already.
+
+    Args:
+        excluded: pairs that are left out, as ``reference.shift_bands`` gives them.
+    """
+    area = sides(size)
+    plain = norm == "softmax" and x.use_qk and x.rel_k is None and x.rel_q is None
+    by_sdpa = implementation == "auto" and plain
+    if implementation in KERNELS:
+        reason = lsa_kernels.why_not_window(*x[:6], excluded, size=area)
+        if _takes(implementation, reason) and (
+            implementation == "fused" or _worth_it(x.v, area, by_sdpa)
+        ):
+            return lsa_kernels.window_attention(
+                *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk,
+                norm=norm, size=area, excluded=excluded, scale=scale,
+            )  # fmt: skip
+    if by_sdpa:
+        return window_by_sdpa(x, size, excluded, scale)
+    return reference.window(x, norm, size, excluded, scale)
+
+
+def _worth_it(v: Tensor, area: tuple[int, int], by_sdpa: bool) -> bool:
+    """Whether enough of the fused kernel's lanes, a window each, would be in use.
+
+    The shares are measured: with a batch of 8 or more the kernel is 1.1 to 1.8 times as fast as
+    torch's own attention, and about twice as fast as the plain definition. On a GPU lanes are
+    pixels, and torch's own attention keeps what it can compute.
+    """
+    if v.is_cuda:
+        # Unmeasured: neither the kernel nor this choice was run on a GPU.
+        return not by_sdpa
+    lanes = lsa_kernels.window_lanes()
+    windows = v.shape[0] * (v.shape[2] // area[0]) * (v.shape[3] // area[1])
+    in_use = windows / (-(-windows // lanes) * lanes) if windows else 1.0
+    return in_use >= (0.7 if by_sdpa else 0.4)
+
+
+def window_by_sdpa(x: Eq4Inputs, size: Size, excluded: Tensor | None, scale: float) -> Tensor:
+    """Softmax windows with q.k and bias, which torch's own attention computes."""
+    height, width = x.v.shape[2:4]
+    tiles = x.of_maps(lambda t: reference.to_windows(t, size))
+    mask = None
+    if x.rel_bias is not None:
+        mask = x.rel_bias[:, None, reference.window_offsets(size, x.v.device)].to(x.v.dtype)
+    if excluded is not None:
+        floor = x.v.new_zeros(excluded.shape).masked_fill(excluded, float("-inf"))
+        mask = floor if mask is None else mask + floor
+    assert tiles.q is not None
+    assert tiles.k is not None
+    out = F.scaled_dot_product_attention(tiles.q, tiles.k, tiles.v, attn_mask=mask, scale=scale)
+    return reference.from_windows(out, size, height, width)
+
+
+def _neighboring(
+    x: Eq4Inputs, norm: str, size: int, border: str, scale: float, implementation: str
+) -> Tensor:
+    check_implementation(implementation)
+    if implementation in KERNELS and _takes(
+        implementation, lsa_kernels.why_not_neighboring(*x[:6], size=size)
+    ):
+        return lsa_kernels.neighboring_attention(
+            *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk, norm=norm,
+            size=size, border=border, scale=scale,
+        )  # fmt: skip
+    if implementation == "sdc" and border != "mask":
+        raise ValueError(
+            f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "
+            "give border='mask'"
         )
-    side, _ = sides(size)
-    return dispatch.neighboring(
-        q, k, v, rel_k, rel_q, rel_bias, use_qk, norm, side, border, scale, implementation
-    )
+    ways = {"reference": reference.neighboring, "unfold": unfolded.unfold}
+    return ways.get(implementation, unfolded.sliding_chunks)(x, norm, size, border, scale)
 
 
 def apply_filters(
@@ -304,53 +178,44 @@ def apply_filters(
     Raises:
         ValueError: the shapes do not fit together, or the implementation cannot take them.
     """
-    from lsa_study.ops import dispatch
-
     check_filters(values, filters, ghost_mul, ghost_add, kernel_size)
-    return dispatch.apply(values, filters, ghost_mul, ghost_add, kernel_size, implementation)
-
-
-def apply_reference(
-    values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
-) -> Tensor:
-    """The definition of ``apply_filters``, tap by tap, so that nothing of T * C * N is stored."""
-    _, height, width, channels = values.shape
-    heads = filters.shape[3]
-    reach = size // 2
-    padded = F.pad(values, (0, 0, reach, reach, reach, reach))
-    out = torch.zeros_like(values)
-    for tap in range(size * size):
-        row, column = divmod(tap, size)
-        there = padded[:, row : row + height, column : column + width]
-        weight = filters[..., tap].repeat_interleave(channels // heads, -1)
-        if ghost_mul is not None:
-            weight = weight * ghost_mul[:, row, column]
-        if ghost_add is not None:
-            weight = weight + ghost_add[:, row, column]
-        out = out + weight * there
-    return out
+    check_implementation(implementation, ("sdc",), "filters; give auto, reference, unfold or fused")
+    if implementation in KERNELS:
+        mul, add = (None if t is None else t.flatten(1) for t in (ghost_mul, ghost_add))
+        reason = lsa_kernels.why_not_filters(values, filters, mul, add, size=kernel_size)
+        if _takes(implementation, reason):
+            return lsa_kernels.apply_filters(values, filters, mul=mul, add=add, size=kernel_size)
+        if ghost_mul is None and ghost_add is not None:
+            # Without the multiplied matrix the added one is a depthwise convolution.
+            dynamic = reference.apply_filters(values, filters, None, None, kernel_size)
+            return dynamic + reference.static_filters(values, ghost_add)
+    way = unfolded.apply_filters if implementation == "unfold" else reference.apply_filters
+    return way(values, filters, ghost_mul, ghost_add, kernel_size)
 
 
 def static_filters(values: Tensor, filters: Tensor) -> Tensor:
-    """Depthwise convolution of (B, H, W, C) by one (C, K, K) filter per channel, zero outside."""
-    maps = values.permute(0, 3, 1, 2)
-    weight = filters.unsqueeze(1).to(values.dtype)
-    out = F.conv2d(maps, weight, padding=filters.shape[-1] // 2, groups=values.shape[-1])
-    return out.permute(0, 2, 3, 1)
+    """One (K, K) filter per channel, the same at every pixel of (B, H, W, C)."""
+    size = filters.shape[-1]
+    if lsa_kernels.why_not_filters(values, None, None, filters, size=size):
+        return reference.static_filters(values, filters)
+    return lsa_kernels.apply_filters(values, None, add=filters.flatten(1), size=size)
 
 
-def decoupled(
-    values: Tensor, spatial: Tensor, channel: Tensor, combine: str, size: int, dilation: int
-) -> Tensor:
-    """The definition of ``ddf.apply_decoupled``, tap by tap."""
-    _, height, width, channels = values.shape
-    reach = dilation * (size // 2)
-    padded = F.pad(values, (0, 0, reach, reach, reach, reach))
-    out = torch.zeros_like(values)
-    for tap in range(size * size):
-        row, column = (dilation * place for place in divmod(tap, size))
-        there = padded[:, row : row + height, column : column + width]
-        here = spatial[..., tap].repeat_interleave(channels // spatial.shape[3], -1)
-        static = channel[:, None, None, :, tap]
-        out = out + (here * static if combine == "mul" else here + static) * there
-    return out
+def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, implementation: str) -> Tensor:
+    """A convolution of channels-last maps (B, H, W, C) in groups, of the same size out."""
+    if implementation in ("auto", "fused") and not lsa_kernels.why_not_grouped_conv(
+        x, weight, bias
+    ):
+        return lsa_kernels.grouped_conv(x, weight, bias)
+    channels, width, size = weight.shape[:3]
+    maps = F.conv2d(
+        x.permute(0, 3, 1, 2), weight, bias, padding=size // 2, groups=channels // width
+    )
+    return maps.permute(0, 2, 3, 1)
+
+
+def _takes(implementation: str, reason: str | None) -> bool:
+    """Whether the kernel takes the inputs: there is no reason why not; refuse if it has to."""
+    if reason and implementation == "fused":
+        raise ValueError(f"implementation='fused' cannot run: {reason}")
+    return reason is None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.ops.dwnet import check_maps
+from lsa_study.ops.checks import check_maps, check_odd
 from lsa_study.ops.functional import apply_filters
 
 REDUCTION = 4
@@ -37,8 +37,7 @@ class Involution(nn.Module):
         super().__init__()
         if group_channels < 1 or dim % group_channels:
             raise ValueError(f"group_channels={group_channels} does not divide dim={dim}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd, so that a pixel is central")
+        check_odd(kernel_size)
         if dim < REDUCTION or stride < 1:
             raise ValueError(f"dim={dim}, stride={stride}: give dim >= {REDUCTION}, stride >= 1")
         self.dim, self.kernel_size, self.stride = dim, kernel_size, stride

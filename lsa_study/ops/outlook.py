@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models import volo
 from torch import Tensor
 
-from lsa_study.ops.dwnet import check_maps
+from lsa_study.ops.checks import check_heads, check_maps, check_odd
 
 
 class OutlookAttention(volo.OutlookAttention):  # type: ignore[misc]  # timm carries no types
@@ -24,10 +24,8 @@ class OutlookAttention(volo.OutlookAttention):  # type: ignore[misc]  # timm car
     """
 
     def __init__(self, dim: int, num_heads: int, *, kernel_size: int = 3, stride: int = 2) -> None:
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd, so that a pixel is central")
+        check_heads(dim, num_heads)
+        check_odd(kernel_size)
         super().__init__(
             dim, num_heads, kernel_size=kernel_size, padding=kernel_size // 2, stride=stride
         )

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.ops import dispatch
+from lsa_kernels import Eq4Inputs
 from lsa_study.ops.checks import (
-    Application,
-    Border,
-    Norm,
     Size,
     check_area,
-    check_words,
+    check_heads,
+    check_maps,
+    check_options,
     num_offsets,
     sides,
 )
-from lsa_study.ops.functional import shift_bands, spatial_attention
+from lsa_study.ops.functional import rolled_window, spatial_attention
+from lsa_study.ops.reference import shift_bands
+from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm
 
-TERMS = ("qk", "q_rk", "rq_k", "bias")
-Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
 TABLE_STD = 0.02
 
 
@@ -54,7 +52,7 @@ class UnifiedSpatialOp(nn.Module):
     then padded with zeros at the bottom and right, as timm does.
 
     Raises:
-        ValueError: heads do not divide, an even neighborhood, an unknown word.
+        ValueError: heads do not divide, an even neighborhood, an unknown option.
     """
 
     def __init__(
@@ -63,7 +61,11 @@ class UnifiedSpatialOp(nn.Module):
         qkv_bias: bool = True, scale: float | None = None, implementation: Implementation = "auto",
     ) -> None:  # fmt: skip
         super().__init__()
-        _check(dim, num_heads, terms, norm, size, shift, application, border)
+        if not terms or isinstance(terms, str) or set(terms) - set(TERMS):
+            raise ValueError(f"terms={terms!r}: give one or more of {', '.join(TERMS)}")
+        check_heads(dim, num_heads)
+        check_options(norm, application, border)
+        check_area(application, size, shift)
         self.dim, self.num_heads, self.terms = dim, num_heads, frozenset(terms)
         self.norm, self.application, self.border = norm, application, border
         self.size, self.shift, self.implementation = size, shift, implementation
@@ -96,8 +98,7 @@ class UnifiedSpatialOp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        if x.dim() != 4 or x.shape[-1] != self.dim:
-            raise ValueError(f"x {tuple(x.shape)} must be (B, H, W, {self.dim})")
+        check_maps(x, self.dim)
         height, width = x.shape[1:3]
         rows, columns = sides(self.size)
         shifts = (0, 0)
@@ -131,10 +132,8 @@ class UnifiedSpatialOp(nn.Module):
         q, k, v = self._project(padded)
         tall, wide = padded.shape[1:3]
         excluded = shift_bands(tall, wide, self.size, shifts, x.device)
-        out = dispatch.rolled_window(
-            q, k, v, self.rel_k, self.rel_q, self.rel_bias, "qk" in self.terms, self.norm,
-            self.size, excluded, self.scale, self.implementation,
-        )  # fmt: skip
+        given = Eq4Inputs(q, k, v, self.rel_k, self.rel_q, self.rel_bias, "qk" in self.terms)
+        out = rolled_window(given, self.norm, self.size, excluded, self.scale, self.implementation)
         out = out.permute(0, 2, 3, 1, 4).flatten(3)[:, :height, :width]
         return out.roll(shifts, (1, 2)) if any(shifts) else out
 
@@ -153,14 +152,3 @@ class UnifiedSpatialOp(nn.Module):
             f"{terms}, {self.norm}, {self.application} {self.size}, "
             f"heads={self.num_heads}, shift={self.shift}, border={self.border}"
         )
-
-
-def _check(dim: int, num_heads: int, terms: Collection[str], norm: str, size: Size, shift: int,
-           application: str, border: str) -> None:  # fmt: skip
-    unknown = sorted(set(terms) - set(TERMS))
-    if unknown or not terms or isinstance(terms, str):
-        raise ValueError(f"terms={terms!r}: give one or more of {', '.join(TERMS)}")
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
-    check_words(norm, application, border)
-    check_area(application, size, shift)

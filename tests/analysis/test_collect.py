@@ -215,6 +215,29 @@ def test_a_broken_parquet_is_named_and_folders_stand_in(results, content):
     assert collect(results, "toy").broken == ()
 
 
+def test_a_collection_of_before_a_fact_was_recorded_is_read(results):
+    written = refresh(results, "toy").runs
+    path = parquet_path(results, "toy")
+    pd.read_parquet(path).drop(columns=["macs", "finished"]).to_parquet(path, index=False)
+    runs = rundir.runs_folder(results, "toy")
+    runs.rename(runs.with_name("away"))
+    collected = collect(results, "toy")
+    assert collected.broken == ()
+    assert list(collected.runs["params"]) == list(written["params"])
+    assert {run.macs for run in collected.of(collected.runs.index).values()} == {None}
+    runs.with_name("away").rename(runs)
+    pd.testing.assert_frame_equal(collect(results, "toy").runs, written)
+
+
+def test_a_collection_with_values_of_another_type_is_named(results):
+    written = refresh(results, "toy").runs
+    path = parquet_path(results, "toy")
+    pd.read_parquet(path).assign(acc1="high").to_parquet(path, index=False)
+    collected = collect(results, "toy")
+    assert "run folders alone count" in collected.broken[0]
+    pd.testing.assert_frame_equal(collected.runs, written)
+
+
 def test_collecting_needs_no_torch():
     code = "import sys, lsa_study.analysis.collect; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -160,7 +160,7 @@ def test_mixing_is_timms(settings):
     mixer = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=10)
     kinds = set()
     for one, other in zip(plain, mixed, strict=True):
-        with rng.global_draws(0, 0, one.step, "mix", 0):
+        with rng.seeded_global(0, 0, one.step, "mix", 0):
             images, targets = mixer(one.images.clone(), one.targets)
         assert torch.equal(other.images, images)
         assert torch.equal(other.targets, targets)
@@ -208,10 +208,9 @@ def test_the_strongest_posterize_is_black(settings):
     """Pillow 13 refuses the 0 bits that timm's RandAugment asks for at its strongest."""
     from timm.data.auto_augment import LEVEL_TO_ARG
 
-    from lsa_study.data.pictorial import pictorial
-
     wanted = settings(augment__rand_augment="rand-m10-inc1").augment
-    (op,) = [op for op in pictorial(wanted, 28, (0.5,) * 3).ops if op.name == "PosterizeIncreasing"]
+    ops = augment.pictorial(wanted, 28, (0.5,) * 3).ops
+    (op,) = [op for op in ops if op.name == "PosterizeIncreasing"]
     picture = Image.fromarray(np.full((4, 4, 3), 200, np.uint8))
     (bits,) = LEVEL_TO_ARG[op.name](10, {})
     assert bits == 0

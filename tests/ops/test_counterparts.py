@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsa_kernels import Eq4Inputs
 from lsa_study.ops import (
     DDF,
     DynamicDwConv,
@@ -14,7 +15,7 @@ from lsa_study.ops import (
 )
 from lsa_study.ops.ddf import apply_decoupled
 from lsa_study.ops.functional import filter_norm
-from lsa_study.ops.neighboring import tiled, whole_blocks
+from lsa_study.ops.unfold import sliding_chunks
 
 
 def leaf(array):
@@ -63,7 +64,7 @@ def test_channel_filter_norm(golden):
         close(mean.grad, golden["gw.mean"])
 
 
-@pytest.mark.golden("vil_sdc_*")
+@pytest.mark.golden("vil_sdc_*_exact1_*")
 def test_sliding_chunks(golden):
     """Queries and keys are projected apart; the table is indexed by i - j, so it turns over."""
     meta, weights = golden.meta, golden.with_prefix("w.")
@@ -76,15 +77,11 @@ def test_sliding_chunks(golden):
         t.reshape(t.shape[0], height, width, heads, -1).permute(0, 3, 1, 2, 4) for t in (q, k, v)
     )
     table = w["local_relative_position_bias_table"].flip(0).T
-    if meta["exact"] == 0:
-        out = whole_blocks(q, k, v, rel_bias=table, chunk=chunk)
-    else:
-        side, reach = 4 * chunk - 1, chunk
-        middle = slice(2 * chunk - 1 - reach, 2 * chunk + reach)
-        near = table.view(heads, side, side)[:, middle, middle].flatten(1)
-        out = tiled(
-            q, k, v, None, None, near, True, "softmax", 2 * chunk + 1, "mask", meta["scale"]
-        )
+    side, reach = 4 * chunk - 1, chunk
+    middle = slice(2 * chunk - 1 - reach, 2 * chunk + reach)
+    near = table.view(heads, side, side)[:, middle, middle].flatten(1)
+    given = Eq4Inputs(q, k, v, rel_bias=near)
+    out = sliding_chunks(given, "softmax", 2 * chunk + 1, "mask", meta["scale"])
     y = out.permute(0, 2, 3, 1, 4).reshape(x.shape) @ w["proj.weight"].T + w["proj.bias"]
     close(y, golden["y"])
     y.backward(torch.from_numpy(golden["gy"]))

@@ -137,6 +137,10 @@ RELEASED = ("lsa_*", "elsa_*", "ddfpack_*", "dwconv_*", "ddwconv_*", "involution
 """Files with the weights of a released layer."""
 
 
+UNHELD = "vil_sdc_*_exact0_*"
+"""Vision Longformer's default, whose areas are not centred: no study has it."""
+
+
 def test_every_golden_file_is_held():
     """Released layers through their layout; all else by a function's test."""
     tests = Path(__file__).resolve().parent.parent
@@ -146,6 +150,8 @@ def test_every_golden_file_is_held():
             for pattern in re.findall(r'"(.+?)"', marker):
                 held.setdefault(pattern, set()).add(path.name)
     for name in (tests / "golden" / "index.txt").read_text().split():
+        if fnmatch.fnmatch(name, UNHELD):
+            continue
         where = {
             file for glob, files in held.items() if fnmatch.fnmatch(name, glob) for file in files
         }

@@ -1,6 +1,5 @@
 """One run by several real processes that talk to each other."""
 
-import importlib.util
 import itertools
 import socket
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from trackers import read
 
 from lsa_study import data
 from lsa_study.data.paths import DataLacks
@@ -16,7 +14,6 @@ from lsa_study.models import volo
 from lsa_study.rundir import RunDir
 from lsa_study.training import train
 
-TRACKER = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
 STATES = {"done": 0, "stopped": 10, "failed": 11, "diverged": 12, "oom": 13}
 
 
@@ -49,7 +46,7 @@ HARD = {
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 1), (2, 2)])
 def test_processes_do_what_one_does_in_as_many_parts(make_run, start, count, accumulate):
     one = make_run("one", runtime__accumulate=count * accumulate, **HARD)
-    two = make_run("two", runtime__accumulate=accumulate, runtime__tracker=TRACKER, **HARD)
+    two = make_run("two", runtime__accumulate=accumulate, **HARD)
     assert train(one) == "done"
     assert together(start, two, count, (None,) * count) == [0] * count
     first, second = load_file(one.weights), load_file(two.weights)
@@ -62,8 +59,6 @@ def test_processes_do_what_one_does_in_as_many_parts(make_run, start, count, acc
             assert mine[key] == pytest.approx(theirs[key], abs=0.5)
     assert len(two.attempts()) == 1
     assert two.result().effective_batch == 32
-    if TRACKER != "none":
-        assert sorted(read(TRACKER, two).curve) == [1, 2]  # from one file: the first process's
 
 
 def small_volo():

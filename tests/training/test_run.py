@@ -53,7 +53,7 @@ def done(tmp_path_factory):
 def test_the_result_says_all_that_tables_need(done):
     folder, _ = done
     result = folder.result()
-    assert set(result) == RESULT_KEYS
+    assert set(result.as_json()) == RESULT_KEYS
     assert result.outcome == "done"
     assert (result.epoch, result.epochs, result.attempts) == (2, 2, 1)
     assert (result.train_images, result.test_images) == (96, 497)
@@ -111,7 +111,7 @@ def test_the_folder_is_left_tidy(done):
         "checkpoint/weights.safetensors", "attempts/001/log.txt", "attempts/001/environment.json",
     }  # fmt: skip
     status = folder.status()
-    assert set(status) == STATUS_KEYS
+    assert set(status.as_json()) == STATUS_KEYS
     assert (status.state, status.epoch, status.cause) == ("done", 2, None)
     environment = folder.environment(1)
     assert environment.kernels == lsa_kernels.build_info()
@@ -144,7 +144,7 @@ def test_divergence_is_a_result_with_its_first_step(make_run):
     folder = make_run(train__lr="1.0e+30", train__warmup_epochs=0)
     assert train(folder) == "diverged"
     result = folder.result()
-    assert set(result) == RESULT_KEYS
+    assert set(result.as_json()) == RESULT_KEYS
     assert (result.outcome, result.acc1, result.loss) == ("diverged", None, None)
     assert re.fullmatch(
         r"epoch 1, step 2: training loss (nan|inf) at lr \d\.\d+e\+30", result.reason
@@ -261,15 +261,15 @@ def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
 def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):
     folder = make_run()
     assert train(folder, stop=StopAfter(1)) == "stopped"
-    monkeypatch.setattr(data.tensors.digits, "VERSION", "digits-other")
-    data.tensors._read.cache_clear()
+    monkeypatch.setattr(data.in_memory.digits, "VERSION", "digits-other")
+    data.in_memory._read.cache_clear()
     assert train(folder) == "failed"
     assert folder.status().cause == "data"
     assert re.search(
         "was begun with data digits-1-.*, found are digits-other-", folder.status().message
     )
     monkeypatch.undo()
-    data.tensors._read.cache_clear()
+    data.in_memory._read.cache_clear()
     assert train(folder) == "done"
 
 
