@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -186,6 +185,11 @@ class Array:
         if self.job is None:
             return None
         return f"{self.job}_{index}" if len(self.runs) > 1 else self.job
+
+    def jobs(self) -> dict[str, str]:
+        """The job id of every run by its identity; none until SLURM has taken it."""
+        jobs = {identity_of(name): self.job_of(index) for index, name in enumerate(self.runs)}
+        return {identity: job for identity, job in jobs.items() if job is not None}
 
 
 COMMENT_PREFIX = "lsa-study:"
@@ -396,8 +400,3 @@ class LaunchFolder:
             (self.root / "held.json").unlink(missing_ok=True)
         else:
             write_json(self.root / "held.json", facts)
-
-
-def new_key() -> str:
-    """A name for a submission that no other has."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"

@@ -201,15 +201,6 @@ def partitions() -> list[str]:
         return []
 
 
-def try_script(script: str) -> None:
-    """Ask whether a batch script would be taken, without queueing it.
-
-    Raises:
-        Rejected: it would not, in SLURM's words.
-    """
-    call("sbatch", "--test-only", text=script)
-
-
 def seconds_left(job: str) -> float | None:
     """Seconds until a running job's time limit; None if unknown or without limit."""
     try:

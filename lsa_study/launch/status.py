@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from lsa_study.launch.records import (
     RunRef,
     asked_runs,
     chosen_runs,
-    identity_of,
     tiers_of,
 )
 from lsa_study.launch.scheduler import Ended, Queued
@@ -232,11 +231,8 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
 
 def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     """The answer of ``lsa status --json``."""
-    keys = (
-        "name", "identity", "variant", "seed", "tier", "state", "cause", "epoch", "epochs",
-        "attempts", "acc1", "eta_seconds", "job", "message", "gpu_hours",
-    )  # fmt: skip
-    return {"runs": [{key: getattr(row, key) for key in keys} for row in rows]}
+    shown = [one.name for one in fields(RunStatus) if one.name not in ("note", "folder")]
+    return {"runs": [{key: getattr(row, key) for key in shown} for row in rows]}
 
 
 def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
@@ -272,13 +268,12 @@ def _jobs(records: LaunchFolder) -> dict[str, Job]:
     if queue is not None and any(array.job is None for array in arrays):
         arrays = records.adopt(queue)
     return {
-        identity_of(name): Job(
+        identity: Job(
             job, records.folder_of(array) / output_name(job, rank=0), queue is not None,
             None if queue is None else queue.get(job),
         )
         for array in arrays
-        for index, name in enumerate(array.runs)
-        if (job := array.job_of(index)) is not None
+        for identity, job in array.jobs().items()
     }  # fmt: skip
 
 
