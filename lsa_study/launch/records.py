@@ -284,8 +284,6 @@ class LaunchFolder:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    # -- arrays -------------------------------------------------------------------------------
-
     def folder_of(self, array: Array) -> Path:
         """Where an array's files lie."""
         return self.root / array.key
@@ -317,8 +315,6 @@ class LaunchFolder:
             if array.job is None and job is not None:
                 self.write(replace(array, job=job))
         return self.arrays()
-
-    # -- lives --------------------------------------------------------------------------------
 
     def lives(self, identity: str) -> list[Life]:
         """All starts of a run, oldest first."""
@@ -352,8 +348,6 @@ class LaunchFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    # -- failures -----------------------------------------------------------------------------
-
     def failures(self) -> list[Failure]:
         """The errors that runs died with and that nobody has looked after yet."""
         found = []
@@ -374,8 +368,6 @@ class LaunchFolder:
             (self.root / "failures" / f"{identity}.json").unlink(missing_ok=True)
             (self.root / "cancelled" / identity).unlink(missing_ok=True)
 
-    # -- cancelling ---------------------------------------------------------------------------
-
     def cancelled(self, identity: str) -> bool:
         """Whether the user cancelled the run since it was last queued."""
         return (self.root / "cancelled" / identity).exists()
@@ -386,8 +378,6 @@ class LaunchFolder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for identity in identities:
             (folder / identity).touch()
-
-    # -- holding ------------------------------------------------------------------------------
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""

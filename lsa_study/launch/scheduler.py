@@ -56,6 +56,28 @@ class Ended:
     nodes: str = ""
 
 
+DISK_EXIT_CODE = 28
+"""Of a process that could write nothing more; the system's number for a full device."""
+
+ENDS: dict[str, tuple[str, str, str]] = {
+    "OUT_OF_MEMORY": ("failed", "oom-host", "used more memory than it asked for"),
+    "NODE_FAIL": ("failed", "node", "its node failed"),
+    "BOOT_FAIL": ("failed", "node", "its node did not start"),
+    "TIMEOUT": ("failed", "timeout", "cut off at the time limit"),
+    "DEADLINE": ("failed", "timeout", "cut off at its deadline"),
+    "PREEMPTED": ("failed", "preempted", "made way and was not queued again"),
+    "CANCELLED": ("stopped", "cancelled", "its job was cancelled"),
+}
+"""What a job's last state in SLURM says of its run: state, cause, note."""
+
+TRACES = (
+    (("No space left", "Disk quota", "cannot be written"), "disk"),
+    (("ModuleNotFoundError", "ImportError"), "import"),
+    (("oom-kill", "oom_kill", "Out Of Memory", "MemoryError"), "oom-host"),
+)
+"""Phrases in the last lines of a job's output, and the cause that they mean."""
+
+
 class Rejected(EnvironmentLacks):
     """SLURM refused an order; holds its own words."""
 
@@ -170,6 +192,32 @@ def _from_accounting(jobs: set[str]) -> Iterator[tuple[str, Ended]]:
             job, state, exit_code, nodes = line.split("|", 3)
             # "CANCELLED by 1000"
             yield job, Ended(state.split(" ", 1)[0], exit_code, nodes.replace("None assigned", ""))
+
+
+def why_ended(end: Ended, last: Sequence[str]) -> tuple[str, str, str, str]:
+    """Judge the end of a job whose run has no result.
+
+    Args:
+        last: the last lines that it printed.
+
+    Returns:
+        State and cause of the run, a note, and the line that says why, else the last one.
+    """
+    message = last[-1] if last else ""
+    if end.state in ENDS:
+        return *ENDS[end.state], message
+    code, _, number = end.exit_code.partition(":")
+    if code == str(DISK_EXIT_CODE):
+        return "failed", "disk", "its disk is full", message
+    for phrases, cause in TRACES:
+        if lines := [line for line in last if any(phrase in line for phrase in phrases)]:
+            return "failed", cause, lines[-1], lines[-1]
+    by_signal = number not in ("", "0")
+    if by_signal or code in ("137", "143"):
+        how = f"signal {number}" if by_signal else f"exit code {code}"
+        return "lost", "lost", f"its process was killed ({how})", message
+    how = f"{end.state.lower()}, {end.exit_code}"
+    return "failed", "bug", f"its job ended ({how}) without a result", message
 
 
 def setting(name: str, otherwise: int) -> int:

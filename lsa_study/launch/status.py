@@ -46,27 +46,6 @@ STYLES = {
 }  # fmt: skip
 """The states of a run as they are counted and shown; done, diverged and oom are results."""
 
-DISK_EXIT_CODE = 28
-"""Of a process that could write nothing more; the system's number for a full device."""
-
-ENDS: dict[str, tuple[str, str, str]] = {
-    "OUT_OF_MEMORY": ("failed", "oom-host", "used more memory than it asked for"),
-    "NODE_FAIL": ("failed", "node", "its node failed"),
-    "BOOT_FAIL": ("failed", "node", "its node did not start"),
-    "TIMEOUT": ("failed", "timeout", "cut off at the time limit"),
-    "DEADLINE": ("failed", "timeout", "cut off at its deadline"),
-    "PREEMPTED": ("failed", "preempted", "made way and was not queued again"),
-    "CANCELLED": ("stopped", "cancelled", "its job was cancelled"),
-}
-"""What a job's last state in SLURM says of its run: state, cause, note."""
-
-TRACES = (
-    (("No space left", "Disk quota", "cannot be written"), "disk"),
-    (("ModuleNotFoundError", "ImportError"), "import"),
-    (("oom-kill", "oom_kill", "Out Of Memory", "MemoryError"), "oom-host"),
-)
-"""Phrases in the last lines of a job's output, and the cause that they mean."""
-
 
 @dataclass(frozen=True)
 class RunStatus:
@@ -144,7 +123,10 @@ def judge(
     if state == "running" or (state == "waiting" and job is not None):
         if cancelled:
             return Verdict("stopped", "cancelled")
-        gone = why_gone(job)
+        if job is None or job.ended is None:
+            gone = Verdict("lost", "lost", "job not in the queue" if job else "its process is gone")
+        else:
+            gone = Verdict(*scheduler.why_ended(job.ended, job.last))
         return replace(gone, note="; ".join(filter(None, (silence, gone.note))))
     if state == "stopped" and cause is None:
         cause = "cancelled" if cancelled else INTERRUPTED
@@ -172,27 +154,6 @@ def _alive(state: str, writer: bool, job: Job | None, silence: str) -> Verdict |
     if state == "failed":
         return None
     return Verdict("running", note=silence if state == "running" else "starting")
-
-
-def why_gone(job: Job | None) -> Verdict:
-    """Judge a run without a result that nobody writes and no queue holds."""
-    if job is None or job.ended is None:
-        return Verdict("lost", "lost", "job not in the queue" if job else "its process is gone")
-    last = job.last[-1] if job.last else ""
-    if job.ended.state in ENDS:
-        return Verdict(*ENDS[job.ended.state], last)
-    code, _, number = job.ended.exit_code.partition(":")
-    if code == str(DISK_EXIT_CODE):
-        return Verdict("failed", "disk", "its disk is full", last)
-    for phrases, cause in TRACES:
-        if lines := [line for line in job.last if any(phrase in line for phrase in phrases)]:
-            return Verdict("failed", cause, lines[-1], lines[-1])
-    by_signal = number not in ("", "0")
-    if by_signal or code in ("137", "143"):
-        how = f"signal {number}" if by_signal else f"exit code {code}"
-        return Verdict("lost", "lost", f"its process was killed ({how})", last)
-    how = f"{job.ended.state.lower()}, {job.ended.exit_code}"
-    return Verdict("failed", "bug", f"its job ended ({how}) without a result", last)
 
 
 # -- gathering the evidence ---------------------------------------------------------------------
@@ -329,9 +290,10 @@ WATCH_SECONDS = 5.0
 
 MESSAGE_WIDTH = 100
 
-HEADERS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
-
-_RIGHT = ("EPOCH", "TOP-1", "LEFT")
+COLUMNS = {
+    "RUN": str.ljust, "STATE": str.ljust, "EPOCH": str.rjust, "TOP-1": str.rjust,
+    "LEFT": str.rjust, "JOB": str.ljust, "NOTE": str.ljust,
+}  # fmt: skip
 
 
 def page(rows: Sequence[RunStatus], results: Path) -> Group:
@@ -354,13 +316,10 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
 def table(rows: Sequence[RunStatus]) -> Text:
     """One line per run."""
     # A table of rich takes ten seconds for ten thousand runs.
-    cells = [HEADERS, *map(_cells, rows)]
+    cells = [tuple(COLUMNS), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        [
-            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-            for name, cell, width in zip(HEADERS, line, widths, strict=True)
-        ]
+        [align(cell, n) for align, cell, n in zip(COLUMNS.values(), line, widths, strict=True)]
         for line in cells
     ]
     shown = Text().append("  ".join(lines[0]).rstrip(), "bold")
