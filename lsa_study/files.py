@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import platform
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Buffer, override
 
 from lsa_study.errors import EnvironmentLacks
 
@@ -72,6 +78,13 @@ def writable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def cpu_name() -> str:
+    """The name of this machine's processor."""
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object that a JSON file holds; None where there is none that can be read."""
     try:
@@ -79,3 +92,66 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+class OutputLost(EnvironmentLacks):
+    """Standard output takes no more: its disk is full, or its reader has gone."""
+
+
+class _Output(io.RawIOBase):
+    """Bytes for a file descriptor; once it fails, what is written is lost."""
+
+    def __init__(self, descriptor: int, *, needed: bool) -> None:
+        self.descriptor, self.needed = descriptor, needed
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def fileno(self) -> int:
+        return self.descriptor
+
+    @override
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, content: Buffer) -> int:
+        try:
+            return os.write(self.descriptor, content)
+        except OSError as error:
+            needed, self.needed = self.needed, False
+            if needed and isinstance(error, BrokenPipeError):
+                sys.exit(0)  # as in ``lsa status | head``: its reader has seen enough
+            if needed:
+                raise OutputLost(f"standard output: cannot be written ({error.strerror})") from None
+            return memoryview(content).nbytes
+
+
+def guard_output(*, needed: bool) -> None:
+    """Have a closed or full standard output end a command without a traceback, or not at all.
+
+    Args:
+        needed: whether what is printed is what the command is for: then it ends with
+            ``OutputLost``, or quietly where a reader has gone. Else it goes on.
+    """
+    # Where they were closed, the next file to be opened would take their place.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is not None:
+            stream.flush()
+            try:
+                descriptor = stream.fileno()
+            except OSError:  # not a file: whoever put it there sees to it
+                continue
+        raw = _Output(descriptor, needed=needed and name == "stdout")
+        text = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=getattr(stream, "encoding", "utf-8"),
+            errors=getattr(stream, "errors", "replace"),
+            line_buffering=name == "stderr" or raw.isatty(),
+        )
+        setattr(sys, name, text)

@@ -4,10 +4,12 @@ from lsa_kernels.build import build_info, window_lanes
 from lsa_kernels.filters import apply_filters, why_not_filters
 from lsa_kernels.grouped_conv import grouped_conv, why_not_grouped_conv
 from lsa_kernels.neighboring import neighboring_attention, why_not_neighboring
+from lsa_kernels.operators import Eq4Inputs
 from lsa_kernels.pictures import resized_crop, warped, why_not_pictures
 from lsa_kernels.window import why_not_window, window_attention
 
 __all__ = [
+    "Eq4Inputs",
     "apply_filters",
     "build_info",
     "grouped_conv",

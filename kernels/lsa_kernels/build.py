@@ -3,6 +3,9 @@
 The library is keyed by the sources, the compiler and this processor's abilities, so that a home
 directory shared by unlike machines holds one for each. No torch headers: it needs a C++ compiler
 alone and has no ABI to break.
+
+A vector holds as many floats as the processor's registers do; ``LSA_KERNELS_LANES`` (8 or 16) in
+the environment asks for another number. It is read at every call: one process may use both.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ PICTURES = SOURCES / "pictures"
 # -fno-math-errno lets sqrt be one instruction. Not -ffast-math: it would break masks and NaN.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno")
 SECONDS = 300
+LANES = ("", "8", "16")
+"""Floats a vector may hold; empty means as many as the processor's registers do."""
 
 
 class BuildError(RuntimeError):
@@ -51,23 +56,35 @@ def cache_folder() -> Path:
     return Path(base) / "lsa_kernels"
 
 
-@functools.cache
 def built(sources: Path = SOURCES) -> Built:
-    """Compile, or find what was compiled; asked once per process."""
+    """Compile, or find what was compiled; once per process and number of lanes."""
+    return _built(sources, _lanes(sources))
+
+
+def _lanes(sources: Path) -> str:
+    return os.environ.get("LSA_KERNELS_LANES", "") if sources == SOURCES else ""
+
+
+@functools.cache
+def _built(sources: Path, lanes: str) -> Built:
     try:
-        return Built(_build(sources), None)
+        return Built(_build(sources, lanes), None)
     except BuildError as error:
         return Built(None, str(error))
 
 
-@functools.cache
 def library(sources: Path = SOURCES) -> ctypes.CDLL:
     """Load the kernels.
 
     Raises:
         BuildError: they cannot be compiled here.
     """
-    found = built(sources)
+    return _library(sources, _lanes(sources))
+
+
+@functools.cache
+def _library(sources: Path, lanes: str) -> ctypes.CDLL:
+    found = _built(sources, lanes)
     if found.path is None:
         raise BuildError(found.reason or "not built")
     return ctypes.CDLL(str(found.path))
@@ -97,20 +114,23 @@ def build_info() -> str:
     return f"C++ kernels, {library().lanes()} floats a vector, {found.path}"
 
 
-def _build(sources: Path) -> Path:
+def _build(sources: Path, lanes: str) -> Path:
+    if lanes not in LANES:
+        raise BuildError(f"LSA_KERNELS_LANES={lanes!r} is unknown; give 8 or 16, or leave it out")
+    flags = (*_flags(), *([f"-DLSA_LANES={lanes}"] if lanes else []))
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise BuildError("no C++ compiler (g++) is on PATH")
     folder = cache_folder()
     name = "kernels" if sources == SOURCES else sources.name
-    path = folder / f"{name}-{_key(compiler, sources)}.so"
+    path = folder / f"{name}-{_key(compiler, sources, flags)}.so"
     if path.exists():
         return path
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / path.name
-            _compile(compiler, sources, part)
+            _compile(compiler, sources, part, flags)
             # Two processes may compile at once; each renames a whole file to the same name.
             part.replace(path)
     except OSError as error:
@@ -118,11 +138,10 @@ def _build(sources: Path) -> Path:
     return path
 
 
-def _compile(compiler: str, sources: Path, part: Path) -> None:
+def _compile(compiler: str, sources: Path, part: Path, flags: tuple[str, ...]) -> None:
     """Compile every source at once, then link."""
     files = sorted(sources.glob("*.cpp"))
     objects = [part.with_name(f"{file.stem}.o") for file in files]
-    flags = _flags()
     commands = [
         [compiler, *flags, "-c", str(file), "-o", str(made)]
         for file, made in zip(files, objects, strict=True)
@@ -148,11 +167,11 @@ def _call(command: list[str]) -> None:
         raise BuildError(f"{command[0]} failed: {words}")
 
 
-def _key(compiler: str, sources: Path) -> str:
+def _key(compiler: str, sources: Path, flags: tuple[str, ...]) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False
     ).stdout
-    parts = [version, " ".join(_flags()), platform.machine(), _processor()]
+    parts = [version, " ".join(flags), platform.machine(), _processor()]
     files = [path for path in sorted(sources.iterdir()) if path.is_file()]
     parts += [path.read_text("utf-8") for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Filters on every pixel's own neighborhood, as torch operators.
+"""Filters on every pixel's own neighborhood.
 
 One filter per pixel and head, expanded to channels by the ghost head (ELSA), times or plus one
 filter per image (DDF), as given (Involution), or static filters alone (depthwise convolution). The
@@ -13,33 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa_kernels import build, cpu, gpu
-from lsa_kernels.neighboring import DTYPES, GPU_DTYPES, SIZES
-
-Grads = tuple[Tensor, Tensor, Tensor, Tensor]
+from lsa_kernels import cpu
+from lsa_kernels.operators import (
+    Kernels,
+    contiguous,
+    on_gpu,
+    register,
+    why_not_compiled,
+    why_not_here,
+    why_not_ready,
+)
 
 
 def why_not_filters(
     values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, *, size: int
 ) -> str | None:
     """Say why the fused kernel cannot take these inputs, or None if it can."""
-    given = [t for t in (values, filters, mul, add) if t is not None]
-    if any(t.device != values.device for t in given):
-        return f"inputs are on {', '.join(sorted({str(t.device) for t in given}))}, not together"
-    if values.device.type not in ("cpu", "cuda"):
-        return f"values are on {values.device}, the kernels run on a CPU or on CUDA"
-    known = GPU_DTYPES if values.is_cuda else DTYPES
-    if any(t.dtype not in known for t in given):
-        types = ", ".join(str(t.dtype) for t in given)
-        names = ", ".join(str(t).removeprefix("torch.") for t in known)
-        return f"inputs are {types}, the kernel takes {names}"
-    if size not in SIZES:
-        return f"size={size} is not compiled; known: {', '.join(map(str, SIZES))}"
-    if values.is_cuda:
-        reason: str | None = gpu.too_large(values, filters) or gpu.why_missing()
-        return reason
-    missing: str | None = build.why_missing()
-    return missing
+    others = (filters, mul, add)
+    reason = why_not_here(values, *others, kinds=others) or why_not_compiled(size)
+    return reason or why_not_ready(values, filters)
 
 
 def apply_filters(
@@ -77,7 +69,7 @@ def apply_filters(
         )
     heads = _parts(values.shape[-1]) if filters is None else filters.shape[3]
     given: list[Tensor | None] = [values, filters, mul, add]
-    if not values.is_cuda:
+    if not on_gpu(values):
         given = [None if t is None else t.float() for t in given]
     out: Tensor = torch.ops.lsa_kernels.filters(*given, heads, size)
     return out.to(values.dtype)
@@ -89,82 +81,12 @@ def _parts(channels: int) -> int:
     return channels // together if together >= 8 else 1
 
 
-@torch.library.custom_op("lsa_kernels::filters", mutates_args=())
-def _filters(
-    values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, heads: int,
-    size: int,
-) -> Tensor:  # fmt: skip
-    return cpu.filters_forward(values, filters, mul, add, heads, size)
+def _shapes(values: Tensor, *others: Any) -> Tensor:
+    return contiguous(values)
 
 
-@_filters.register_kernel("cuda")
-def _(
-    values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, heads: int,
-    size: int,
-) -> Tensor:  # fmt: skip
-    from lsa_kernels.gpu import filters as on_gpu
-
-    return on_gpu.forward(values, filters, mul, add, heads, size)
-
-
-@_filters.register_fake
-def _(
-    values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None, heads: int,
-    size: int,
-) -> Tensor:  # fmt: skip
-    return torch.empty_like(values, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("lsa_kernels::filters_backward", mutates_args=())
-def _filters_backward(
-    grad: Tensor, values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None,
-    heads: int, size: int,
-) -> Grads:  # fmt: skip
-    to_values, to_filters, to_mul, to_add = cpu.filters_backward(
-        grad, values, filters, mul, add, heads, size
-    )
-    return to_values, to_filters, to_mul, to_add
-
-
-@_filters_backward.register_kernel("cuda")
-def _(
-    grad: Tensor, values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None,
-    heads: int, size: int,
-) -> Grads:  # fmt: skip
-    from lsa_kernels.gpu import filters as on_gpu
-
-    to_values, to_filters, to_mul, to_add = on_gpu.backward(
-        grad, values, filters, mul, add, heads, size
-    )
-    return to_values, to_filters, to_mul, to_add
-
-
-@_filters_backward.register_fake
-def _(
-    grad: Tensor, values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None,
-    heads: int, size: int,
-) -> Grads:  # fmt: skip
-    to_values, to_filters, to_mul, to_add = (
-        values.new_empty(0)
-        if t is None
-        else torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in (values, filters, mul, add)
-    )
-    return to_values, to_filters, to_mul, to_add
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, ctx.options = inputs[:4], inputs[4:]
-    ctx.present = [t is not None for t in tensors]
-    ctx.save_for_backward(*(t for t in tensors if t is not None))
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    found = iter(ctx.saved_tensors)
-    tensors = [next(found) if there else None for there in ctx.present]
-    grads = torch.ops.lsa_kernels.filters_backward(grad, *tensors, *ctx.options)
-    used = [g if there else None for g, there in zip(grads, ctx.present, strict=True)]
-    return (*used, None, None)
-
-
-_filters.register_autograd(_backward, setup_context=_setup)
+register(
+    "filters",
+    "Tensor values, Tensor? filters, Tensor? mul, Tensor? add, SymInt heads, SymInt size",
+    Kernels(cpu.filters_forward, cpu.filters_backward), "lsa_kernels.gpu.filters", shapes=_shapes,
+)  # fmt: skip

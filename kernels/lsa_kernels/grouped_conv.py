@@ -1,4 +1,4 @@
-"""Grouped convolution of channels-last maps, as a torch operator: it makes ELSA's filters.
+"""Grouped convolution of channels-last maps: it makes ELSA's filters.
 
 On a CPU, in C++ and float32. A GPU has torch's own, which :func:`why_not_grouped_conv` says.
 """
@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa_kernels import build, cpu
-from lsa_kernels.neighboring import DTYPES
+from lsa_kernels import cpu
+from lsa_kernels.operators import (
+    Kernels,
+    contiguous,
+    on_gpu,
+    register,
+    why_not_here,
+    why_not_ready,
+)
 
 SIZES = (3, 5, 7)
 GROUP_WIDTHS = (4, 8, 16)
@@ -19,13 +26,10 @@ GROUP_WIDTHS = (4, 8, 16)
 
 def why_not_grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
     """Say why the fused kernel cannot take these inputs, or None if it can."""
-    given = [t for t in (x, weight, bias) if t is not None]
-    if any(t.device.type != "cpu" for t in given):
-        devices = ", ".join(sorted({str(t.device) for t in given}))
-        return f"inputs are on {devices}, the kernel runs on a CPU"
-    if any(t.dtype not in DTYPES for t in given):
-        types = ", ".join(str(t.dtype) for t in given)
-        return f"inputs are {types}, the kernel takes float32 and bfloat16"
+    if reason := why_not_here(x, weight, bias, kinds=(weight, bias)):
+        return reason
+    if on_gpu(x):
+        return f"inputs are on {x.device}, the kernel runs on a CPU"
     if x.dim() != 4 or weight.dim() != 4:
         return f"x {tuple(x.shape)} must be (B, H, W, C), weight {tuple(weight.shape)} (C, G, K, K)"
     channels, width, size = weight.shape[:3]
@@ -39,8 +43,7 @@ def why_not_grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     if width not in GROUP_WIDTHS:
         known = ", ".join(map(str, GROUP_WIDTHS))
         return f"groups of {width} channels are not compiled; known: {known}"
-    missing: str | None = build.why_missing()
-    return missing
+    return why_not_ready(x)
 
 
 def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,42 +71,11 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return out.to(x.dtype)
 
 
-@torch.library.custom_op("lsa_kernels::grouped_conv", mutates_args=())
-def _grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return cpu.grouped_conv_forward(x, weight, bias)
+def _shapes(x: Tensor, *others: Any) -> Tensor:
+    return contiguous(x)
 
 
-@_grouped_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("lsa_kernels::grouped_conv_backward", mutates_args=())
-def _grouped_conv_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.grouped_conv_backward(grad, x, weight, bias)
-
-
-@_grouped_conv_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    maps, table = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
-    return maps, table, x.new_empty(0) if bias is None else torch.empty_like(bias)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight, *((bias,) if ctx.has_bias else ()))
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, *rest = ctx.saved_tensors
-    bias = rest[0] if ctx.has_bias else None
-    to_x, to_weight, to_bias = torch.ops.lsa_kernels.grouped_conv_backward(grad, x, weight, bias)
-    return to_x, to_weight, to_bias if ctx.has_bias else None
-
-
-_grouped_conv.register_autograd(_backward, setup_context=_setup)
+register(
+    "grouped_conv", "Tensor x, Tensor weight, Tensor? bias",
+    Kernels(cpu.grouped_conv_forward, cpu.grouped_conv_backward), shapes=_shapes,
+)  # fmt: skip

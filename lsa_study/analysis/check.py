@@ -1,4 +1,4 @@
-"""Are the written tables those that the collected runs give? What ``lsa table --check`` tells."""
+"""Are the written tables those that the collected runs give? What ``lsa table --check`` reports."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from lsa_study.analysis.collect import Collected, stored
+from lsa_study.analysis.formats import contents, tables_folder
 from lsa_study.analysis.table import build
-from lsa_study.analysis.tables import contents, tables_folder
 from lsa_study.config.study import Study
 
 
@@ -35,59 +37,58 @@ def check_tables(studies: Sequence[Study], results: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _differences(path: Path, wanted: str) -> Iterator[str]:
+def _differences(path: Path, wanted: str) -> list[str]:
     try:
         written = path.read_text("utf-8")
     except (OSError, ValueError):
-        yield f"{path}: cannot be read; write it with lsa table"
-        return
+        return [f"{path}: cannot be read; write it with lsa table"]
     if written == wanted:
-        return
-    cells = {".csv": _csv, ".json": _json}.get(path.suffix, _lines)
+        return []
     try:
-        before, after = cells(written), cells(wanted)
+        if path.suffix in (".csv", ".json"):
+            before, after = (_cells(text, path.suffix) for text in (written, wanted))
+            places = dict.fromkeys([*before, *after])
+            cells = [(place, before.get(place), after.get(place)) for place in places]
+        else:
+            cells = list(_lines(written.splitlines(), wanted.splitlines()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        yield f"{path}: is damaged; write it with lsa table"
-        return
-    lines = [
-        f"{path.name}: {place}: {_shown(before, place)} in the file, "
-        f"{_shown(after, place)} from the runs"
-        for place in dict.fromkeys([*before, *after])
-        if before.get(place) != after.get(place)
+        return [f"{path}: is damaged; write it with lsa table"]
+    found = [
+        f"{path.name}: {place}: {old or 'nothing'} in the file, {new or 'nothing'} from the runs"
+        for place, old, new in cells
+        if old != new
     ]
-    yield from lines or [f"{path}: differs in its layout; write it with lsa table"]
+    return found or [f"{path}: differs in its layout; write it with lsa table"]
 
 
-def _shown(cells: dict[str, str], place: str) -> str:
-    return cells.get(place, "nothing") or "nothing"
+def _cells(text: str, suffix: str) -> dict[str, str]:
+    """The cells of a CSV or JSON file by their places, such as ``row net6, acc1.mean``."""
 
+    def flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from flat(f"{path}.{name}".lstrip("."), inner)
+        else:
+            yield path, json.dumps(value, ensure_ascii=False)
 
-def _csv(text: str) -> dict[str, str]:
-    rows = csv.DictReader(io.StringIO(text))
-    return {f"row {row['variant']}, {name}": value for row in rows for name, value in row.items()}
-
-
-def _json(text: str) -> dict[str, str]:
-    document = json.loads(text)
-    rows = {row.pop("variant"): row for row in document.pop("rows")}
-    cells = dict(_flat("", document))
-    for variant, row in rows.items():
-        cells |= {f"row {variant}, {name}": value for name, value in _flat("", row)}
-    return cells
-
-
-def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(f"{path}.{name}" if path else str(name), inner)
+    cells: dict[str, str] = {}
+    rows: list[tuple[str, Iterable[tuple[str, str]]]]
+    if suffix == ".csv":
+        rows = [(row["variant"], row.items()) for row in csv.DictReader(io.StringIO(text))]
     else:
-        yield path, json.dumps(value, ensure_ascii=False)
+        document = json.loads(text)
+        rows = [(row.pop("variant"), flat("", row)) for row in document.pop("rows")]
+        cells = dict(flat("", document))
+    return cells | {f"row {variant}, {k}": value for variant, row in rows for k, value in row}
 
 
-def _lines(text: str) -> dict[str, str]:
-    cells = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        # Markdown and LaTeX rows alike: an escaped sign does not end a cell.
-        for column, cell in enumerate(re.split(r"(?<!\\)[|&]", line), start=1):
-            cells[f"line {number}, cell {column}"] = cell.strip()
-    return cells
+def _lines(before: list[str], after: list[str]) -> Iterator[tuple[str, str, str]]:
+    """The cells of the lines that differ, in Markdown or LaTeX, with their places in the file."""
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    for tag, start, stop, first, last in matcher.get_opcodes():
+        changed = zip_longest(before[start:stop], after[first:last], fillvalue="")
+        for at, pair in enumerate(changed if tag != "equal" else (), start=start + 1):
+            # An escaped sign does not end a cell.
+            cells = [map(str.strip, re.split(r"(?<!\\)[|&]", line)) for line in pair]
+            for column, (old, new) in enumerate(zip_longest(*cells, fillvalue=""), start=1):
+                yield f"line {at}, cell {column}", old, new

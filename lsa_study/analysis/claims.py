@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lsa_study.analysis import verdicts
 from lsa_study.analysis.collect import Collected, refresh
-from lsa_study.analysis.contrasts import contrasts
+from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import rows_of
-from lsa_study.analysis.tiers import MEANING
+from lsa_study.analysis.statistics import rounded
 from lsa_study.analysis.verdicts import Judged, Side
 from lsa_study.config import layers, selection, yaml
 from lsa_study.config import study as studies
@@ -50,7 +51,7 @@ class Claim(BaseModel):
             raise ValueError(f"margin={self.margin}: 'within' needs one above 0")
         if bad := [row for row in self.rows if row.count("/") != 1]:
             raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
-        if bad := [key for key in self.besides if not layers.is_setting(key)]:
+        if bad := [key for key in self.besides if key not in layers.known_paths()]:
             raise ValueError(f"besides {bad}: no such settings; give dotted paths")
         return self
 
@@ -68,10 +69,14 @@ class Verdict:
     """What the runs of a tier say of a claim."""
 
     claim: Claim
-    tier: str
     judged: Judged
-    article: float | None
+    article: float | None = None
     """The article's own difference, points; None where it prints none."""
+
+    @property
+    def numbers(self) -> str:
+        """What the verdict rests on, in words."""
+        return self.judged.shown(self.claim.metric, self.claim.margin)
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
@@ -81,16 +86,16 @@ class Verdict:
             "text": claim.text,
             "source": claim.source,
             "verdict": judged.verdict,
-            "estimate": _rounded(judged.estimate),
-            "low": _rounded(judged.low),
-            "high": _rounded(judged.high),
+            "estimate": rounded(judged.estimate),
+            "low": rounded(judged.low),
+            "high": rounded(judged.high),
             "n": judged.n,
             "unit": verdicts.UNITS.get(claim.relation, verdicts.UNITS[claim.metric]),
             "relation": claim.relation,
             "metric": claim.metric,
             "margin": claim.margin,
             "rows": claim.rows,
-            "paper": _rounded(self.article),
+            "paper": rounded(self.article),
             "reason": judged.reason,
             "notes": list(judged.notes),
         }
@@ -104,7 +109,7 @@ def read(path: Path | None = None) -> list[Claim]:
     """
     path = path or studies.repository_folder("experiments") / "claims.yaml"
     document = yaml.read(path)
-    return layers.validate(Claims, document.data, lambda keys: document.where(*keys)).claims
+    return layers.validate(Claims, document.data, document.where).claims
 
 
 def judge_tier(
@@ -116,20 +121,11 @@ def judge_tier(
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
     """
     claims = read(path)
-    collected = collected or refresh(results, tier)
-    loaded = {}
+    loaded = []
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
-        before = selection.recall(results, tier, name)
-        if tier in tiers_of(name):
-            loaded[name] = studies.load(
-                name, tier=tier, seeds=before.seeds, overrides=before.overrides
-            )
-    return judge(claims, list(loaded.values()), collected, tier)
-
-
-def tiers_of(name: str) -> list[str]:
-    """The tiers a study can be run at."""
-    return list(yaml.read(studies.find(name)).data.get("tiers", studies.TIERS))
+        if tier in studies.tiers_of(name):
+            loaded.append(selection.load_recalled(results, tier, name))
+    return judge(claims, loaded, collected or refresh(results, tier), tier)
 
 
 def judge(
@@ -139,21 +135,22 @@ def judge(
     sides: dict[str, Side] = {}
     for study in loaded:
         rows = rows_of(study, collected)
-        compared = tuple(contrasts(rows).values())
-        sides |= {f"{study.name}/{row.variant}": Side(study, row, compared) for row in rows}
+        sides |= {f"{study.name}/{row.variant}": Side(study, row, rows) for row in rows}
     return [_judge(claim, sides, tier) for claim in claims]
 
 
 def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> Verdict:
     chosen = [sides[row] for row in claim.rows if row in sides]
     if tier not in claim.tiers:
-        only = " and ".join(claim.tiers)
-        judged = verdicts.not_run(f"has a meaning at tier {only} only")
-    elif len(chosen) < len(claim.rows):
-        absent = ", ".join(row for row in claim.rows if row not in sides)
-        judged = verdicts.not_run(f"{absent}: no such row at tier {tier}")
+        reason = f"has a meaning at tier {' and '.join(claim.tiers)} only"
+    elif absent := [row for row in claim.rows if row not in sides]:
+        reason = f"{', '.join(absent)}: no such row at tier {tier}"
     elif lacking := [side.name for side in chosen if not side.row.runs]:
-        judged = verdicts.not_run(f"{', '.join(lacking)}: not run")
+        reason = f"{', '.join(lacking)}: not run"
+    else:
+        reason = ""
+    if reason:
+        judged = Judged("not run", reason=reason)
     elif claim.outcome is not None:
         judged = verdicts.ends(chosen[0], claim.outcome)
     else:
@@ -161,25 +158,18 @@ def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> Verdict:
         judged = verdicts.compared(
             one, other, claim.metric, claim.relation, float(claim.margin), claim.besides
         )
-    return Verdict(claim, tier, judged, _article(claim, chosen))
-
-
-def _article(claim: Claim, chosen: Sequence[Side]) -> float | None:
-    values = [side.row.article.value for side in chosen]
-    if claim.metric != "acc1" or len(values) != 2 or values[0] is None or values[1] is None:
-        return None
-    return values[0] - values[1]
+    printed = [side.row.article.value for side in chosen]
+    if claim.metric != "acc1" or len(printed) != 2 or printed[0] is None or printed[1] is None:
+        return Verdict(claim, judged)
+    return Verdict(claim, judged, printed[0] - printed[1])
 
 
 def as_json(found: Sequence[Verdict], tier: str) -> dict[str, Any]:
     """All verdicts as data, with what the tier's results may be taken for."""
-    counts: dict[str, int] = {}
-    for verdict in found:
-        counts[verdict.judged.word] = counts.get(verdict.judged.word, 0) + 1
     return {
         "tier": tier,
         "caution": MEANING[tier],
-        "counts": counts,
+        "counts": dict(Counter(verdict.judged.word for verdict in found)),
         "claims": [verdict.as_json() for verdict in found],
     }
 
@@ -189,12 +179,8 @@ def as_text(found: Sequence[Verdict], tier: str) -> str:
     lines = [MEANING[tier], ""]
     for verdict in found:
         lines.append(f"{verdict.judged.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
-        if shown := verdicts.shown(verdict.judged, verdict.claim.metric, verdict.claim.margin):
-            lines.append(f"{'':<34} {shown}  [{verdict.claim.source}]")
-    counts = as_json(found, tier)["counts"]
-    lines += ["", ", ".join(f"{number} {word}" for word, number in counts.items())]
+        if verdict.numbers:
+            lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
+    counts = Counter(verdict.judged.word for verdict in found)
+    lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     return "\n".join(lines)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4) + 0.0

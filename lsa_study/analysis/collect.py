@@ -4,43 +4,60 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 
-from lsa_study import correct, rundir
+from lsa_study import rundir
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_whole, write_whole
+from lsa_study.files import write_whole
+from lsa_study.record import Count, Result
 from lsa_study.rundir import RunDir
 
-NUMBERS = (
-    "acc1", "acc5", "loss", "best_acc1", "ema_acc1", "seconds", "seconds_per_epoch",
-)  # fmt: skip
-COUNTS = (
-    "epoch", "epochs", "params", "macs", "train_images", "test_images", "peak_memory_bytes",
-    "effective_batch", "attempts", "schema", "seed", "correct_count",
-)  # fmt: skip
-WORDS = (
-    "outcome", "weights", "selected", "device", "device_kind", "precision", "torch", "commit",
-    "data_fingerprint", "identity", "variant", "implementation", "reason", "finished", "curve",
-)  # fmt: skip
-FLAGS = ("dirty",)
-COLUMNS = (*WORDS, *COUNTS, *NUMBERS, *FLAGS, "correct")
-"""Columns every collection has; ``settings.*`` columns follow, as the runs have them."""
 
-DTYPES = {
-    **dict.fromkeys(NUMBERS, "float64"),
-    **dict.fromkeys(COUNTS, "Int64"),
-    **dict.fromkeys(WORDS, "object"),
-    **dict.fromkeys(FLAGS, "boolean"),
-    "correct": "object",
-}
+class RunRecord(Result):
+    """One finished run: its result, and what else of its folder reports are made from."""
+
+    identity: str
+    variant: str
+    seed: Count
+    curve: str = "[]"
+    """JSON text of the epochs' records."""
+    correct_count: Count | None = None
+    """How many test images ``correct`` has a bit for."""
+    correct: bytes | None = None
+    """Packed bits, one per test image: was it classified rightly; None if that is not known."""
+    settings: Mapping[str, Any] = {}
+    """By dotted name, such as ``model.op.norm``; lists as JSON text."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy of a run that is done, percent."""
+        assert self.acc1 is not None
+        return self.acc1
+
+
+def _dtypes() -> dict[str, str]:
+    numeric = {int: "Int64", float: "float64", bool: "boolean"}
+    found = {}
+    for name, column, _ in RunRecord.facts():
+        hint = get_type_hints(RunRecord)[name]
+        kinds = (numeric[kind] for kind in (hint, *get_args(hint)) if kind in numeric)
+        found[column] = next(kinds, "object")
+    # Neither has a column: one came later, the others have one each.
+    del found["start"], found["settings"]
+    return found
+
+
+DTYPES = _dtypes()
+"""The columns that every collection has; ``settings.*`` follow, as the runs have them."""
+COLUMNS = tuple(DTYPES)
 SETTINGS_DTYPES = {
     "boolean": "boolean",
     "integer": "Int64",
@@ -49,14 +66,13 @@ SETTINGS_DTYPES = {
 }
 """How a column of settings is kept, by what pandas finds in it; all others hold objects."""
 ORDER = ["variant", "seed", "identity"]
-
-Run = dict[str, Any]
-"""One finished run: a row of ``Collected.runs``."""
+NEEDED = (*ORDER, "outcome", "schema", "settings.tier")
+"""Columns without which a collection says nothing; others that it lacks hold None."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The finished runs of a tier, and in words what could not be read.
+    """The finished runs of a tier, and a message for each file that could not be read.
 
     ``runs`` has one row per run, indexed by identity: the result's facts, the settings as
     ``settings.model.op.norm`` and so on (lists as JSON text), ``correct`` (packed bits, one per
@@ -66,20 +82,22 @@ class Collected:
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
 
-    def of(self, identities: Iterable[str]) -> dict[str, Run]:
-        """The runs with these identities that have ended, by identity; missing facts are None.
-
-        Every call gives the same dicts: read them only.
-        """
+    def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
+        """The runs with these identities that have ended, by identity."""
         every = self._every
         return {identity: every[identity] for identity in identities if identity in every}
 
     @cached_property
-    def _every(self) -> dict[str, Run]:
-        names = [str(name) for name in self.runs]
+    def _every(self) -> dict[str, RunRecord]:
+        names = [str(name) for name in self.runs if name not in COLUMNS]
+        short = [name.removeprefix("settings.") for name in names]
+        settings = _by_identity(self.runs, names)
         return {
-            identity: dict(zip(names, values, strict=True))
-            for identity, values in _by_identity(self.runs, names).items()
+            identity: RunRecord.model_validate(
+                dict(zip(COLUMNS, values, strict=True))
+                | {"settings": dict(zip(short, settings[identity], strict=True))}
+            )
+            for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
 
 
@@ -116,24 +134,27 @@ def refresh(results: Path, tier: str) -> Collected:
 
 
 def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[str]) -> Collected:
-    facts = _by_identity(known, _RESULT)
+    facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
     for identity, run in sorted(rundir.existing(results, tier).items()):
-        result = reader.result(run, identity)
-        if result is not None and not _same(facts.get(identity), result):
-            record = reader.record(run, result)
-            fresh += [record] if record else []
+        try:
+            result = run.result()
+            # It is written once, after all else, so a run whose result is known is known whole.
+            if result is not None and facts.get(identity) != _facts_of(result):
+                fresh.append(reader.record(run, identity, result))
+        except ConfigError as error:
+            broken.append(_first_line(error))
     runs = known
     if fresh:
         new = _frame(fresh, reader.rows)
         kept = known[~known.index.isin(new.index)]
         runs = _typed(pd.concat([kept, new])) if len(kept) else new
-    settings = sorted({str(name) for name in runs} - set(COLUMNS))
-    return Collected(runs[[*COLUMNS, *settings]].sort_values(ORDER), tuple(broken))
+    return Collected(_in_order(runs).sort_values(ORDER), tuple(broken))
 
 
-_RESULT = tuple(name for name in COLUMNS if name not in ("curve", "correct", "correct_count"))
+_RESULT = {column: name for name, column, _ in Result.facts() if column in COLUMNS}
+_facts_of = attrgetter(*_RESULT.values())
 
 
 def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[Any, ...]]:
@@ -144,31 +165,29 @@ def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[An
     return dict(zip(runs["identity"].tolist(), plain, strict=True))
 
 
-def _same(stored: tuple[Any, ...] | None, result: Mapping[str, Any]) -> bool:
-    # A result is written once, after all else, so a run whose result is known is known whole.
-    values = map(result.get, _RESULT)
-    return stored is not None and stored == tuple(None if v != v else v for v in values)
-
-
 def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
     path, empty = parquet_path(results, tier), _frame([], [])
     if not path.exists():
         return empty
     try:
         found = pd.read_parquet(path)
-        missing = [name for name in (*COLUMNS, "settings.tier") if name not in found]
-    except (OSError, ValueError) as error:
+        if missing := [name for name in NEEDED if name not in found]:
+            broken.append(f"{path}: lacks {', '.join(missing)}; run folders alone count")
+            return empty
+        fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
+        kept = _keyed(_typed(_in_order(found[fits["schema"] & fits["tier"]])))
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         broken.append(f"{path}: is unreadable ({_first_line(error)}); run folders alone count")
         return empty
-    if missing:
-        broken.append(f"{path}: lacks {', '.join(missing)}; run folders alone count")
-        return empty
-    fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
     for name, fit in fits.items():
         if not fit.all():
             broken.append(f"{path}: {(~fit).sum()} runs of another {name} are left out")
-    kept = found[fits["schema"] & fits["tier"]]
-    return _keyed(_typed(kept))
+    return kept
+
+
+def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    settings = sorted({str(name) for name in runs} - set(COLUMNS))
+    return runs.reindex(columns=[*COLUMNS, *settings])
 
 
 def _frame(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -193,7 +212,11 @@ def _columns(records: Sequence[Mapping[str, Any]], names: Iterable[str]) -> pd.D
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     names = [str(name) for name in frame]
-    types = {name: DTYPES.get(name) or _settings_type(frame[name]) for name in names}
+    types = {
+        name: DTYPES.get(name)
+        or SETTINGS_DTYPES.get(pd.api.types.infer_dtype(frame[name]), "object")
+        for name in names
+    }
     wrong = {name: kind for name, kind in types.items() if frame[name].dtype != kind}
     typed = frame.astype(wrong)
     for name, kind in types.items():
@@ -202,15 +225,11 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return typed
 
 
-def _settings_type(column: pd.Series[Any]) -> str:
-    return SETTINGS_DTYPES.get(pd.api.types.infer_dtype(column), "object")
-
-
 class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
-    # YAML takes a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"\n(?:identity: .*|start: .*|variant: .*|  seed: \d+(?=\n))")
+    # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
+    OWN_LINES = ("identity:", "start:", "variant:", "  seed:")
 
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
@@ -218,102 +237,63 @@ class _Reader:
         self.rows: list[dict[str, Any]] = []
         self.parsed: dict[str, int] = {}
 
-    def result(self, run: RunDir, identity: str) -> dict[str, Any] | None:
-        try:
-            result = run.result()
-        except ConfigError as error:
-            self.broken.append(str(error))
-            return None
-        if result is None:
-            return None
-        if result.get("identity") != identity:
-            self.broken.append(
-                f"{run.root}: its result is of run {result.get('identity')}; "
+    def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
+        """The run's columns, but for its settings: ``row`` is their place in ``rows``.
+
+        Raises:
+            ConfigError: the folder does not hold this run, or not in this tier and schema.
+        """
+        if result.identity != identity:
+            raise ConfigError(
+                f"{run.root}: its result is of run {result.identity}; "
                 "give the folder its own name back"
             )
-            return None
-        if result.get("schema") != SCHEMA_VERSION:
-            self.broken.append(
-                f"{run.root}: was made by schema {result.get('schema')}, this is {SCHEMA_VERSION}"
+        if result.schema_version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{run.root}: was made by schema {result.schema_version}, this is {SCHEMA_VERSION}"
             )
-            return None
-        return result
-
-    def record(self, run: RunDir, result: dict[str, Any]) -> dict[str, Any] | None:
-        if wrong := _wrong(result):
-            words = ", ".join(f"{name} = {result.get(name)!r}" for name in wrong)
-            self.broken.append(f"{run.root}: its result holds {words}; move it away, run it again")
-            return None
-        try:
-            row = self.row(run)
-        except (ConfigError, ValueError) as error:
-            self.broken.append(_first_line(error))
-            return None
+        needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
+        if missing := [f"{name} = None" for name in needed if getattr(result, name) is None]:
+            raise ConfigError(
+                f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
+            )
+        row = self.row(run)
         if (tier := self.rows[row].get("settings.tier")) != self.tier:
-            self.broken.append(
+            raise ConfigError(
                 f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
             )
-            return None
-        bits, count = self.bits(run, result)
+        bits = self.bits(run, result) if result.outcome == "done" else None
         return {
-            **result,
+            **result.as_json(),
             "row": row,
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
-            "correct_count": count,
+            "correct_count": None if bits is None else result.test_images,
         }
 
     def row(self, run: RunDir) -> int:
         """Where the run's settings, but for its seed, stand in ``rows``."""
-        text = run.config_text()
-        common, own = self.OWN_LINES.subn("", f"\n{text}")
-        if own not in (3, 4) or common not in self.parsed:
+        lines = run.config_text().split("\n")
+        common = "\n".join(line for line in lines if not line.startswith(self.OWN_LINES))
+        if common not in self.parsed:
             nested = run.config()["settings"]
             if not isinstance(nested, dict):
                 raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
-            flat = flatten(nested, "settings.")
             self.parsed[common] = len(self.rows)
-            self.rows.append({key: _cell(value) for key, value in flat.items()})
+            self.rows.append(
+                {
+                    key: json.dumps(value) if isinstance(value, list | dict) else value
+                    for key, value in flatten(nested, "settings.").items()
+                }
+            )
         return self.parsed[common]
 
-    def bits(self, run: RunDir, result: dict[str, Any]) -> tuple[bytes | None, int | None]:
-        if result["outcome"] != "done":
-            return None, None
-        images = result.get("test_images")
+    def bits(self, run: RunDir, result: Result) -> bytes | None:
         try:
-            content = read_whole(run.correct_bits) or b""
-            return correct.unpack(content, images), images
-        except OSError:
-            reason = "is unreadable"
+            return run.correct(result.test_images)
         except ValueError as error:
-            reason = str(error)
-        self.broken.append(f"{run.correct_bits}: {reason}; comparisons by image leave this run out")
-        return None, None
-
-
-KINDS: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(NUMBERS, (int, float)),
-    **dict.fromkeys(COUNTS, (int,)),
-    **dict.fromkeys(WORDS, (str,)),
-    **dict.fromkeys(FLAGS, (bool,)),
-}
-"""What a result may hold, beside nothing."""
-
-
-def _wrong(result: Mapping[str, Any]) -> list[str]:
-    wrong = [
-        name
-        for name, kind in KINDS.items()
-        if (value := result.get(name)) is not None and type(value) not in kind
-    ]
-    accuracy = result.get("acc1")
-    if not wrong and result["outcome"] == "done":
-        wrong = [] if accuracy is not None and 0 <= accuracy <= 100 else ["acc1"]
-    return wrong
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
+            self.broken.append(f"{error}; comparisons by image leave this run out")
+            return None
 
 
 def _first_line(error: Exception) -> str:

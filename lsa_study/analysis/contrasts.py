@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from lsa_study.analysis.collect import Run
-from lsa_study.analysis.rows import Row
+from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
 
 Floats = npt.NDArray[np.float64]
+NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
+"""Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
 
 
 @dataclass(frozen=True)
@@ -42,84 +43,51 @@ class ByImage:
     @property
     def noise(self) -> float:
         """Standard error of the difference from the finite test set, points."""
-        return (self.high - self.low) / (2 * float(stats.norm.ppf(0.5 + LEVEL / 2)))
+        return (self.high - self.low) / (2 * NORMAL_EDGE)
 
 
 @dataclass(frozen=True)
 class Contrast:
     """A row against its reference, over the seeds that both have an accuracy for."""
 
-    variant: str
-    reference: str
     seeds: tuple[int, ...]
     difference: Estimate
     """Of the paired differences, points; its interval is Student's over seeds."""
-    runs: tuple[tuple[Run, Run], ...]
+    runs: tuple[tuple[RunRecord, RunRecord], ...]
     """The row's and the reference's, by seed."""
 
     @cached_property
     def p(self) -> float | None:
         """Two-sided paired t test; None below two seeds or without any spread."""
-        return _paired_t(self.difference.values)
+        differences = self.difference.values
+        # Accuracies are counts of images: differences equal to rounding have no spread to test.
+        if len(differences) < 2 or np.ptp(differences) < 1e-9:
+            return None
+        return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
     @cached_property
     def by_image(self) -> ByImage | None:
         """None if correctness by image is missing or the test sets differ."""
         return by_image(self.runs)
 
-    @property
-    def seed_noise(self) -> float | None:
-        """Standard deviation of a paired difference over seeds, points; None below two."""
-        values = self.difference.values
-        return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
-
-def contrasts(rows: Sequence[Row]) -> dict[str, Contrast]:
-    """Compare every row with its reference row; rows that share no seed with it are absent."""
-    by_variant = {row.variant: row for row in rows}
-    found = {}
-    for row in rows:
-        reference = by_variant.get(row.reference)
-        if reference is None or reference is row:
-            continue
-        contrast = compare(row, reference)
-        if contrast is not None:
-            found[row.variant] = contrast
-    return found
-
-
-def compare(row: Row, reference: Row) -> Contrast | None:
-    """Compare two rows over the seeds they share; None if they share none."""
-    ours = {run["seed"]: run for run in row.done}
-    theirs = {run["seed"]: run for run in reference.done}
-    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+def compare(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Contrast | None:
+    """Compare the finished runs of two rows over the seeds they share; None if they share none."""
+    one, other = ({run.seed: run for run in runs} for runs in (ours, theirs))
+    seeds = tuple(sorted(one.keys() & other.keys()))
     if not seeds:
         return None
-    pairs = tuple((ours[seed], theirs[seed]) for seed in seeds)
-    differences = [one["acc1"] - other["acc1"] for one, other in pairs]
-    return Contrast(
-        variant=row.variant,
-        reference=reference.variant,
-        seeds=seeds,
-        difference=t_interval(differences),
-        runs=pairs,
-    )
+    pairs = tuple((one[seed], other[seed]) for seed in seeds)
+    return Contrast(seeds, t_interval([a.accuracy - b.accuracy for a, b in pairs]), pairs)
 
 
-def _paired_t(differences: Sequence[float]) -> float | None:
-    # Accuracies are counts of images: differences that agree to rounding have no spread to test.
-    if len(differences) < 2 or np.ptp(differences) < 1e-9:
-        return None
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
+def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
     """Compare pairs of runs of equal seeds on the images of their common test set."""
-    prints = {run["data_fingerprint"] for pair in pairs for run in pair}
-    sizes = {run["correct_count"] for pair in pairs for run in pair}
-    if len(prints) != 1 or len(sizes) != 1 or None in sizes or not pairs:
+    prints = {run.data_fingerprint for pair in pairs for run in pair}
+    sizes = {run.correct_count for pair in pairs for run in pair}
+    images = next(iter(sizes), None)
+    if len(prints) != 1 or len(sizes) != 1 or images is None:
         return None
-    images = int(sizes.pop())
     one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
     gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
     if len(pairs) == 1:
@@ -129,17 +97,17 @@ def by_image(pairs: Sequence[tuple[Run, Run]]) -> ByImage | None:
         each: Floats = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
         difference = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
-        half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
+        half = NORMAL_EDGE * error
         low, high = difference - half, difference + half
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else 1.0
     ends = (100 * difference, 100 * low, 100 * high)
     return ByImage(images, len(pairs), *ends, p, gained, lost)
 
 
-def correct(runs: Sequence[Run]) -> npt.NDArray[np.uint8]:
+def correct(runs: Sequence[RunRecord]) -> npt.NDArray[np.uint8]:
     """Which test images each run classified rightly, in the data set's order: (runs, images)."""
-    packed = np.frombuffer(b"".join(run["correct"] for run in runs), np.uint8)
-    count = runs[0]["correct_count"]
+    packed = np.frombuffer(b"".join(run.correct or b"" for run in runs), np.uint8)
+    count = runs[0].correct_count
     return np.unpackbits(packed.reshape(len(runs), -1), axis=1, count=count)
 
 
@@ -161,5 +129,5 @@ def agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:
     b, c = gained + 0.5, lost + 0.5
     mean = (b - c) / n
     error = math.sqrt(b + c - (b - c) ** 2 / n) / n
-    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
+    half = NORMAL_EDGE * error
     return mean - half, mean + half

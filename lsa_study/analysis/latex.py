@@ -60,14 +60,15 @@ def escape(text: str) -> str:
 def latex(table: Table) -> str:
     """The table as a ``table`` environment with its notes."""
     header = table.header()
-    texts = table.label_columns
-    shape = "l" * (1 + len(texts)) + "r" * (len(header) - 1 - len(texts))
+    texts = 1 + len(table.label_columns)
+    shape = "l" * texts + "r" * (len(header) - texts)
+    label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
     lines = [
         rf"% {_one_line(table.caption)}",
         r"\begin{table}",
         r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"  \caption{{{escape(table.caption)}}}",
-        rf"  \label{{tab:lsa-{re.sub('[^a-zA-Z0-9]+', '-', f'{table.study}-{table.tier}')}}}",
+        rf"  \label{{tab:lsa-{label}}}",
         # A table wider than the text stands out on both sides alike.
         r"  \makebox[\linewidth]{%",
         rf"  \begin{{tabular}}{{{shape}}}",
@@ -76,9 +77,8 @@ def latex(table: Table) -> str:
         r"    \midrule",
     ]
     for row, cells in zip(table.rows, table.texts(), strict=True):
-        lines.append(
-            f"    % {_one_line(row.variant)}: {_one_line(' '.join(row.runs)) or 'no runs'}"
-        )
+        runs = _one_line(" ".join(row.identities)) or "no runs"
+        lines.append(f"    % {_one_line(row.variant)}: {runs}")
         lines.append(f"    {_cells(cells, marks=row.marks)}")
     lines += [r"    \bottomrule", r"  \end{tabular}}", r"  \par\smallskip"]
     lines += [r"  \begin{minipage}{\linewidth}\footnotesize"]

@@ -13,6 +13,7 @@ import typer
 
 from lsa_study.cli import results, run
 from lsa_study.errors import LsaError
+from lsa_study.files import guard_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,10 +35,14 @@ class Interrupted(LsaError):
 
 
 def main() -> None:
-    """Run a command; errors of users are told in words, with the exit code of their kind."""
+    """Run a command; an error of a user ends with its message and the exit code of its kind."""
     signal.signal(signal.SIGINT, _interrupt)
+    guard_output(needed=True)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except LsaError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"lsa: {line}\n")

@@ -6,34 +6,33 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 from lsa_study.data.paths import DataLacks, layout_of_imagenet
 from lsa_study.launch.local import visible_gpus
-from lsa_study.training.tracking import TRACKERS
-
-DATA_SETS = {
-    "cifar10": "cifar10/train.parquet or cifar10/cifar-10-batches-py",
-    "imagenet": "imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards",
-}
+from lsa_study.launch.track import TRACKERS
 
 
 def report(results: Path) -> list[tuple[str, str]]:
-    """Facts of this machine as (topic, words)."""
-    looks: list[tuple[str, Callable[[], str]]] = [
-        ("python", lambda: f"{platform.python_version()} on {platform.platform()}"),
-        ("packages", lambda: _versions("torch", "timm", "triton", "submitit", "pandas")),
-        ("trackers", lambda: _versions(*TRACKERS)),
-        ("cpu", _cpu),
-        ("gpu", _gpus),
-        ("kernels", _kernels),
-        ("slurm", _slurm),
-        ("data", _data),
-        ("disk", lambda: _disk(results)),
+    """Facts of this machine, each with its topic."""
+    import torch
+
+    import lsa_kernels
+
+    cores = len(os.sched_getaffinity(0))
+    here = results if results.exists() else Path()
+    return [
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("packages", _versions("torch", "timm", "triton", "submitit", "pandas")),
+        ("trackers", _versions(*TRACKERS)),
+        ("cpu", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"),
+        ("gpu", _gpus()),
+        ("kernels", str(lsa_kernels.build_info())),
+        ("slurm", _slurm()),
+        ("data", _data()),
+        ("disk", f"{shutil.disk_usage(here).free / 1e9:.0f} GB free for {results}"),
     ]
-    return [(topic, look()) for topic, look in looks]
 
 
 def _versions(*names: str) -> str:
@@ -46,13 +45,6 @@ def _versions(*names: str) -> str:
     return ", ".join(found)
 
 
-def _cpu() -> str:
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def _gpus() -> str:
     gpus = visible_gpus()
     if not gpus:
@@ -63,45 +55,36 @@ def _gpus() -> str:
     return ", ".join(names) or f"{len(gpus)} seen by the driver, none by torch"
 
 
-def _kernels() -> str:
-    import lsa_kernels
-
-    found = getattr(lsa_kernels, "build_info", None)
-    return str(found()) if found else "not built"
-
-
 def _slurm() -> str:
     if shutil.which("sbatch") is None:
         return "no sbatch on PATH: lsa launch will not work here, lsa run will"
-    told = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
+    version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
     answer = subprocess.run(
         ["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=20
     )
     state = (answer.stdout.strip() or answer.stderr.strip()).splitlines()
-    return f"{told.stdout.strip()}; {state[0] if state else 'the controller does not answer'}"
+    return f"{version.stdout.strip()}; {state[0] if state else 'the controller does not answer'}"
 
 
 def _data() -> str:
     root = os.environ.get("LSA_DATA")
     if root is None:
         return "LSA_DATA is not set: only the toy tier runs (it needs no data)"
-    cifar10 = (Path(root) / "cifar10").is_dir()
-    found = "found" if cifar10 else f"missing (wants {DATA_SETS['cifar10']})"
-    return f"{root}: cifar10 {found}; imagenet {_imagenet(Path(root))}"
-
-
-def _imagenet(root: Path) -> str:
+    cifar10 = "missing (wants cifar10/train.parquet or cifar10/cifar-10-batches-py)"
+    if (Path(root) / "cifar10").is_dir():
+        cifar10 = "found"
     try:
-        layout = layout_of_imagenet(root)
+        layout = layout_of_imagenet(Path(root))
     except DataLacks as error:
-        return str(error)
-    if layout is None:
-        return f"missing (wants {DATA_SETS['imagenet']})"
-    if layout.kind == "folders":
-        return "found as folders"
-    return f"found as {layout.kind}, {len(layout.train)} + {len(layout.test)} shards"
-
-
-def _disk(results: Path) -> str:
-    here = results if results.exists() else Path()
-    return f"{shutil.disk_usage(here).free / 1e9:.0f} GB free for {results}"
+        imagenet = str(error)
+    else:
+        if layout is None:
+            imagenet = (
+                "missing (wants imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards)"
+            )
+        elif layout.kind == "folders":
+            imagenet = "found as folders"
+        else:
+            shards = f"{len(layout.train)} + {len(layout.test)}"
+            imagenet = f"found as {layout.kind}, {shards} shards"
+    return f"{root}: cifar10 {cifar10}; imagenet {imagenet}"

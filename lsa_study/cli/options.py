@@ -8,24 +8,28 @@ from typing import Annotated
 
 import typer
 
-from lsa_study.config import contrast, selection
-from lsa_study.config import study as studies
+from lsa_study.config import contrast, selection, study
+from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
-StudyNames = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]
+Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]
 MaybeStudies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]")]
 Tier = Annotated[str, typer.Option(help="toy, proxy or paper")]
 MaybeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else all")]
 FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a study's first")]
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="workers; else one per GPU, or one")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
 Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+RESULTS = Path("results")
 Confound = Annotated[
     list[str] | None, typer.Option(help="a setting that may differ too; the table gets a dagger")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="workers; else one per GPU, or what fits")]
+Site = Annotated[Path | None, typer.Option(help="your cluster; else experiments/cluster.yaml")]
+Partition = Annotated[str | None, typer.Option(help="SLURM partition")]
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
@@ -46,35 +50,31 @@ def parse_seeds(text: str | None) -> list[int] | None:
 def load_all(
     names: Sequence[str],
     tier: str | None,
-    seeds: str | None,
-    only: str | None,
-    overrides: Sequence[str] | None,
-    allowed: Sequence[str] = (),
-    results: Path | None = None,
-) -> list[studies.Study]:
+    *,
+    seeds: str | None = None,
+    only: str | None = None,
+    overrides: Sequence[str] | None = None,
+    allowed: Sequence[str] | None = None,
+    recall: Path | None = None,
+) -> list[Study]:
     """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
 
-    Without a tier, each study is read at its first. With ``results``, seeds and overrides that are
-    not given are those last asked for there.
+    Without a tier, each study is read at its first. ``allowed`` may differ beside the factor.
+    ``recall`` is a results folder: seeds and overrides that are not given are those last asked
+    for there.
     """
-    wide = studies.expand_names(names)
-    chosen, unmatched = [], []
-    for name in wide:
-        at = tier or studies.first_tier(name)
-        before = selection.recall(results, at, Path(name).stem) if results else selection.Asked()
+    loaded, unmatched = [], []
+    for name in study.expand_names(names):
+        at = tier or study.tiers_of(name)[0]
         try:
-            loaded = studies.load(
-                name,
-                tier=at,
-                seeds=parse_seeds(seeds) or before.seeds,
-                only=only,
-                overrides=before.overrides if overrides is None else overrides,
+            one = selection.load_recalled(
+                recall, at, name, seeds=parse_seeds(seeds), only=only, overrides=overrides
             )
-        except studies.NoVariant as error:
+        except study.NoVariant as error:
             unmatched.append(error)
             continue
-        contrast.check_contrast(loaded, allowed)
-        chosen.append(loaded)
-    if not chosen:
+        contrast.check_contrast(one, allowed or ())
+        loaded.append(one)
+    if not loaded:
         raise ConfigError(*(mistake for error in unmatched for mistake in error.mistakes))
-    return chosen
+    return loaded

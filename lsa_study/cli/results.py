@@ -8,38 +8,30 @@ from typing import Annotated
 
 import typer
 
-from lsa_study.cli.options import (
-    AsJson,
-    Confound,
-    FirstTier,
-    MaybeStudies,
-    Only,
-    Overrides,
-    Results,
-    Seeds,
-    StudyNames,
-    Tier,
-    load_all,
-)
+from lsa_study.cli import options as opt
+from lsa_study.cli.options import load_all
 
 
 def table(
-    study: StudyNames,
-    tier: FirstTier = None,
-    seeds: Seeds = None,
-    only: Only = None,
-    overrides: Overrides = None,
-    results: Results = Path("results"),
-    allow_confound: Confound = None,
+    study: opt.Studies,
+    tier: opt.FirstTier = None,
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    allow_confound: opt.Confound = None,
     check: Annotated[
         bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")
     ] = False,
 ) -> None:
     """Write the tables of finished runs (csv, tex, md, json) and print them."""
-    from lsa_study.analysis import tables
+    from lsa_study.analysis import formats
     from lsa_study.analysis.check import check_tables
 
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound or (), results)
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound,
+        recall=results,
+    )  # fmt: skip
     if check:
         differing = check_tables(loaded, results)
         for line in differing:
@@ -47,68 +39,68 @@ def table(
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    for path in tables.write_tables(loaded, results):
+    for path in formats.write_tables(loaded, results):
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
-    for folder in dict.fromkeys(tables.tables_folder(results, one.tier) for one in loaded):
+    for folder in dict.fromkeys(formats.tables_folder(results, one.tier) for one in loaded):
         typer.echo(f"written to {folder}")
 
 
 def plots(
-    study: MaybeStudies = None,
-    tier: Tier = "toy",
-    seeds: Seeds = None,
-    overrides: Overrides = None,
-    results: Results = Path("results"),
+    study: opt.MaybeStudies = None,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
 ) -> None:
     """Draw the figures of finished runs, as SVG and PNG."""
-    from lsa_study.analysis.plots.figures import write_plots
+    from lsa_study.analysis.plots import write_plots
 
-    loaded = load_all(study or ["all"], tier, seeds, None, overrides, (), results)
+    loaded = load_all(study or ["all"], tier, seeds=seeds, overrides=overrides, recall=results)
     for path in write_plots(loaded, results):
         typer.echo(path)
 
 
-def doctor(results: Results = Path("results")) -> None:
+def doctor(results: opt.Results = opt.RESULTS) -> None:
     """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
     from lsa_study.cli.doctor import report
 
-    for topic, words in report(results):
-        typer.echo(f"{topic:<9} {words}")
+    for topic, fact in report(results):
+        typer.echo(f"{topic:<9} {fact}")
 
 
 def why(
     table: Annotated[str, typer.Argument(help="a study, such as table3")],
     row: Annotated[str, typer.Argument(help="a variant, such as net6_n")],
-    tier: Tier = "toy",
-    results: Results = Path("results"),
-    as_json: AsJson = False,
+    tier: opt.Tier = "toy",
+    results: opt.Results = opt.RESULTS,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Name everything a table's row rests on: runs, seeds, commits, files."""
+    from lsa_study.analysis import provenance
     from lsa_study.analysis.collect import collect
-    from lsa_study.analysis.why import as_text
-    from lsa_study.analysis.why import why as trace
 
-    (study,) = load_all([table], tier, None, None, None, (), results)
-    found = trace(study, row, collect(results, tier), results)
-    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    (study,) = load_all([table], tier, recall=results)
+    found = provenance.why(study, row, collect(results, tier), results)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
 
 
 def diff(
     one: Annotated[str, typer.Argument(metavar="RUN")],
     other: Annotated[str, typer.Argument(metavar="RUN")],
-    results: Results = Path("results"),
-    as_json: AsJson = False,
+    results: opt.Results = opt.RESULTS,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Compare two finished runs: settings, code, environment, metrics."""
-    from lsa_study.analysis.diff import as_text
-    from lsa_study.analysis.diff import diff as compare
+    from lsa_study.analysis import provenance
 
-    found = compare(results, one, other)
-    typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+    found = provenance.diff(results, one, other)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.diff_text(found))
 
 
-def claims(tier: Tier = "toy", results: Results = Path("results"), as_json: AsJson = False) -> None:
+def claims(
+    tier: opt.Tier = "toy", results: opt.Results = opt.RESULTS, as_json: opt.AsJson = False
+) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
 
@@ -118,12 +110,12 @@ def claims(tier: Tier = "toy", results: Results = Path("results"), as_json: AsJs
 
 
 def report(
-    study: MaybeStudies = None, tier: Tier = "toy", results: Results = Path("results")
+    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.Results = opt.RESULTS
 ) -> None:
     """Write one self-contained HTML page: claims, tables, figures."""
     from lsa_study.analysis.html import write_report
 
-    loaded = load_all(study or ["all"], tier, None, None, None, (), results)
+    loaded = load_all(study or ["all"], tier, recall=results)
     for path in write_report(loaded, results):
         typer.echo(path)
 
@@ -142,7 +134,7 @@ def evaluate(
     window: Annotated[
         int | None, typer.Option(min=1, help="pixels of a window, such as 12 at 384; else its own")
     ] = None,
-    results: Results = Path("results"),
+    results: opt.Results = opt.RESULTS,
 ) -> None:
     """Measure top-1 and top-5 of released weights."""
     from lsa_study.training.evaluate_released import evaluate_weights
@@ -151,8 +143,8 @@ def evaluate(
         model, weights, source=source, root=data, image_size=size, crop_share=crop, window=window,
         results=results,
     )  # fmt: skip
-    words = f"top-1 {found['acc1']:.2f} %  top-5 {found['acc5']:.2f} %  {found['images']} images"
-    typer.echo(f"{model}: {words}")
+    scores = f"top-1 {found['acc1']:.2f} %  top-5 {found['acc5']:.2f} %  {found['images']} images"
+    typer.echo(f"{model}: {scores}")
 
 
 def bench(
@@ -165,8 +157,8 @@ def bench(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU if there is")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="of timing, for each mode")] = 60.0,
-    results: Results = Path("results"),
-    as_json: AsJson = False,
+    results: opt.Results = opt.RESULTS,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Time networks in turns with window attention: params, MACs, images/s, peak memory."""
     from lsa_study.models import throughput as benchmark

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from lsa_study.cli.options import (
-    AsJson,
-    Confound,
-    Jobs,
-    MaybeStudies,
-    MaybeTier,
-    Only,
-    Overrides,
-    Results,
-    Seeds,
-    StudyNames,
-    Tier,
-    load_all,
-)
+from lsa_study.cli import options as opt
+from lsa_study.cli.options import load_all
 from lsa_study.config import selection
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
+from lsa_study.files import guard_output
 from lsa_study.launch import plan as planning
-from lsa_study.training.tracking import require
-
-Site = Annotated[Path | None, typer.Option(help="what the site wants; experiments/cluster.yaml")]
-Partition = Annotated[str | None, typer.Option(help="SLURM partition")]
+from lsa_study.launch.track import require
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
@@ -44,17 +30,19 @@ def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
 
 
 def plan(
-    study: StudyNames,
-    tier: Tier = "toy",
-    seeds: Seeds = None,
-    only: Only = None,
-    overrides: Overrides = None,
-    results: Results = Path("results"),
-    allow_confound: Confound = None,
-    as_json: AsJson = False,
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    allow_confound: opt.Confound = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Show what would run, and check everything; write nothing."""
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
+    )
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if tier == "paper" else None
     if not as_json:
@@ -62,22 +50,23 @@ def plan(
         if models:
             typer.echo(f"models: {models}")
         return
-    documents: Any = [planning.as_json(one) for one in loaded]
+    documents = [planning.as_json(one) for one in loaded]
     typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
 
 
 def rehearse(
-    study: StudyNames,
-    tier: Tier = "toy",
-    only: Only = None,
-    overrides: Overrides = None,
-    results: Results = Path("results"),
-    allow_confound: Confound = None,
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    allow_confound: opt.Confound = None,
 ) -> None:
     """Train a few steps of every row, kill it, resume it, compare; predict what the grid costs."""
     from lsa_study.launch.rehearse import Rehearsal
 
-    loaded = load_all(study, tier, None, only, overrides, allow_confound or ())
+    guard_output(needed=False)
+    loaded = load_all(study, tier, only=only, overrides=overrides, allowed=allow_confound)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
@@ -86,56 +75,52 @@ def rehearse(
 
 
 def run(
-    study: StudyNames,
-    tier: Tier = "toy",
-    seeds: Seeds = None,
-    only: Only = None,
-    overrides: Overrides = None,
-    results: Results = Path("results"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="workers; else one per GPU, or as many as fit")
-    ] = None,
-    allow_confound: Confound = None,
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    jobs: opt.Jobs = None,
+    allow_confound: opt.Confound = None,
 ) -> None:
     """Train here what is missing, seed 0 of every row first; call again to go on."""
     from lsa_study.launch.local import Queue
 
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
+    guard_output(needed=False)
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
+    )
     console = Console(soft_wrap=True)
     summary = Queue(results, jobs=jobs, console=console).work(
         _asked_for(loaded),
         started=lambda: selection.remember(results, loaded, overrides or ()),
     )
-    counts: dict[str, int] = {}
-    for state in summary.finished.values():
-        counts[state] = counts.get(state, 0) + 1
-    words = [f"{number} {state}" for state, number in sorted(counts.items())]
-    if summary.already:
-        words.append(f"{summary.already} were done before")
-    if summary.held:
-        words.append(f"{summary.held} held")
-    typer.echo(", ".join(words) or "nothing to do")
+    counts = sorted(Counter(summary.finished.values()).items())
+    counts += [("were done before", summary.already), ("held", summary.held)]
+    done = (f"{number} {state}" for state, number in counts if number)
+    typer.echo(", ".join(done) or ("interrupted" if summary.interrupted else "nothing to do"))
     if summary.interrupted:
         typer.echo(f"Continue with the same command: lsa {' '.join(sys.argv[1:])}")
     raise typer.Exit(summary.exit_code)
 
 
 def launch(
-    study: StudyNames,
-    tier: Tier = "toy",
-    seeds: Seeds = None,
-    only: Only = None,
-    overrides: Overrides = None,
-    results: Results = Path("results"),
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
     cluster: Annotated[str, typer.Option(help="slurm")] = "slurm",
-    site: Site = None,
-    partition: Partition = None,
+    site: opt.Site = None,
+    partition: opt.Partition = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     constraint: Annotated[str | None, typer.Option()] = None,
     nice: Annotated[int | None, typer.Option(min=0)] = None,
     throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
-    allow_confound: Confound = None,
+    allow_confound: opt.Confound = None,
     dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
 ) -> None:
     """Submit to SLURM what is missing and return; call again to go on."""
@@ -144,14 +129,16 @@ def launch(
 
     if cluster != "slurm":
         raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound or ())
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
+    )
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle,
     }  # fmt: skip
-    wishes = sites.read(site, flags)
+    site_settings = sites.read(site, flags)
     mode: Any = "dry-run" if dry_run else "submit"
-    launched = slurm.launch(_asked_for(loaded), results, wishes, mode=mode)
+    launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
     if not dry_run:
         selection.remember(results, loaded, overrides or ())
     for line in (*launched.scripts, *launched.words()):
@@ -160,15 +147,14 @@ def launch(
 
 
 def status(
-    study: MaybeStudies = None,
-    tier: MaybeTier = None,
-    results: Results = Path("results"),
+    study: opt.MaybeStudies = None,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
     watch: Annotated[bool, typer.Option(help="show it anew until nothing is under way")] = False,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
-    from lsa_study.launch import status_table
 
     names = study or []
     if as_json:
@@ -176,17 +162,18 @@ def status(
         typer.echo(json.dumps(states.as_json(rows), indent=2))
     elif watch:
         console = Console()
-        status_table.watch(lambda: states.status(results, names, tier=tier), results, console)
+        states.watch(lambda: states.status(results, names, tier=tier), results, console)
     else:
-        status_table.show(states.status(results, names, tier=tier), results, Console())
+        rows = states.status(results, names, tier=tier)
+        Console().print(states.page(rows, results), soft_wrap=True)
 
 
 def logs(
     run: Annotated[str, typer.Argument(help="the beginning of a run's name or identity")],
-    results: Results = Path("results"),
+    results: opt.Results = opt.RESULTS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the run ends")] = False,
     rank: Annotated[int, typer.Option(min=0, help="which process")] = 0,
-    attempt: Annotated[int | None, typer.Option(min=1, help="which life")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
 ) -> None:
     """Print what a run printed."""
     from lsa_study.launch.logs import logs as show
@@ -195,26 +182,52 @@ def logs(
     show(results, run, sys.stdout.write, mode=mode, rank=rank, attempt=attempt)
 
 
+def track(
+    run: Annotated[list[str], typer.Argument(metavar="RUN|STUDY...", help="or run folders")],
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the runs end")] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb or trackio; else runtime.tracker")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="of wandb: offline or online")] = None,
+    project: Annotated[str | None, typer.Option(help="of wandb, as the next three")] = None,
+    entity: Annotated[str | None, typer.Option()] = None,
+    group: Annotated[str | None, typer.Option()] = None,
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+) -> None:
+    """Mirror runs in TensorBoard, Weights & Biases or trackio."""
+    from lsa_study.launch.track import track as mirror
+
+    if mode not in (None, "offline", "online"):
+        raise ConfigError(f"--mode {mode}: no such mode; known: offline, online")
+    given = {"mode": mode, "project": project, "entity": entity, "group": group, "tags": tag}
+    flags = {name: value for name, value in given.items() if value}
+    good = mirror(results, run, typer.echo, tier=tier, follow=follow, tracker=tracker, flags=flags)
+    raise typer.Exit(int(not good))
+
+
 def retry(
-    study: MaybeStudies = None,
-    tier: MaybeTier = None,
-    results: Results = Path("results"),
+    study: opt.MaybeStudies = None,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
     cause: Annotated[str | None, typer.Option(help="causes, such as oom-host,node")] = None,
     accumulate: Annotated[
         int | None, typer.Option(min=2, help="for oom: parts of a step; same effective batch")
     ] = None,
-    site: Site = None,
-    partition: Partition = None,
-    jobs: Jobs = None,
+    site: opt.Site = None,
+    partition: opt.Partition = None,
+    jobs: opt.Jobs = None,
 ) -> None:
     """Run again what failed, and nothing else."""
     from lsa_study.launch import cluster as sites
     from lsa_study.launch.local import Queue
     from lsa_study.launch.retry import retry as again
 
-    wishes = sites.read(site, {"partition": partition})
+    guard_output(needed=False)
+    cluster = sites.read(site, {"partition": partition})
     causes = cause.split(",") if cause else []
-    done = again(results, study or [], wishes, causes=causes, tier=tier, accumulate=accumulate)
+    done = again(results, study or [], cluster, causes=causes, tier=tier, accumulate=accumulate)
     for line in done.words():
         typer.echo(line)
     code = done.launched.exit_code if done.launched is not None else 0
@@ -225,11 +238,11 @@ def retry(
 
 
 def cancel(
-    study: StudyNames,
-    tier: MaybeTier = None,
-    results: Results = Path("results"),
+    study: opt.Studies,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
     now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: opt.Yes = False,
 ) -> None:
     """Stop runs: what runs saves first."""
     from lsa_study.launch.cancel import cancel as stop
@@ -241,14 +254,14 @@ def cancel(
 
 
 def gc(
-    study: MaybeStudies = None,
-    tier: MaybeTier = None,
-    results: Results = Path("results"),
+    study: opt.MaybeStudies = None,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
     dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: opt.Yes = False,
 ) -> None:
     """Move old job files, and failed runs of the named studies, to .trash."""
-    from lsa_study.launch.trash import gc as clear
+    from lsa_study.launch.cancel import gc as clear
 
     def confirm(question: str) -> bool:
         return not dry_run and (yes or typer.confirm(question))
@@ -257,4 +270,4 @@ def gc(
         typer.echo(garbage.path)
 
 
-COMMANDS = (plan, rehearse, run, launch, status, logs, retry, cancel, gc)
+COMMANDS = (plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)

@@ -41,19 +41,19 @@ def differing_rows(one: tuple[Study, str], other: tuple[Study, str]) -> dict[str
 
 
 def confounds(study: Study, allowed: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Per variant, in words, the settings that differ from its reference beside the factor."""
+    """Per variant, the settings that differ from its reference beside the factor, as text."""
     found: dict[str, list[str]] = {}
     for name in study.variants:
         reference = study.reference_of(name)
         if reference == name or reference not in study.variants:
             continue
-        changes = differing_rows((study, reference), (study, name))
+        differences = differing_rows((study, reference), (study, name))
         found[name] = [
             f"{key} ({old} -> {new})"
-            for key, (old, new) in changes.items()
+            for key, (old, new) in differences.items()
             if key != "seed" and not under(key, study.file.factor) and not under(key, allowed)
         ]
-    return {name: words for name, words in found.items() if words}
+    return {name: changes for name, changes in found.items() if changes}
 
 
 def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
@@ -64,9 +64,9 @@ def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
     """
     factor = ", ".join(study.file.factor)
     lines = [
-        f"{study.document.where('variants', name)}: {name} also changes {'; '.join(words)}. "
+        f"{study.document.where('variants', name)}: {name} also changes {'; '.join(changes)}. "
         f"The declared factor is {factor}. Fix it, or declare it with --allow-confound KEY"
-        for name, words in confounds(study, allowed).items()
+        for name, changes in confounds(study, allowed).items()
     ]
     if lines:
         raise Refused("\n".join(lines))

@@ -5,7 +5,7 @@ A published layer is a point in this space. Nothing here needs torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -18,8 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-TERMS = ("qk", "q_rk", "rq_k", "bias")
 Term = Literal["qk", "q_rk", "rq_k", "bias"]
+TERMS: tuple[Term, ...] = get_args(Term)
+Norm = Literal["identity", "filter_norm", "softmax"]
+Application = Literal["window", "neighboring"]
+Border = Literal["zero", "mask"]
+Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
 Heads = Literal["1", "1x", "2x", "C"]
 
 
@@ -50,10 +54,10 @@ class UnifiedOp(Group):
     kind: Literal["unified"] = "unified"
     terms: Annotated[tuple[Term, ...], BeforeValidator(_article_order), Field(min_length=1)]
     """Which summands make the logits: q.k, q.r^k, r^q.k, bias r^b."""
-    norm: Literal["identity", "filter_norm", "softmax"]
-    application: Literal["window", "neighboring"]
+    norm: Norm
+    application: Application
     """window: the pixels of a tile share one area; neighboring: every pixel has its own."""
-    border: Literal["zero", "mask"] = "zero"
+    border: Border = "zero"
     """neighboring only. zero: taps outside the map stay in the norm; mask: they are excluded."""
     size: PositiveInt = 7
     """Side of the area in pixels of the stage's map."""
@@ -61,7 +65,7 @@ class UnifiedOp(Group):
     """Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."""
     last_stage: Literal["window", "same"] = "window"
     """Table 3 switches the area in all stages but the last, which stays a window."""
-    implementation: Literal["auto", "reference", "unfold", "sdc", "fused"] = "auto"
+    implementation: Implementation = "auto"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -163,3 +167,7 @@ Op = Annotated[
     UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DynamicDwConvOp | DdfOp | OutlookOp,
     Field(discriminator="kind"),
 ]
+OP_KINDS: dict[str, type[Group]] = {
+    op.model_fields["kind"].default: op for op in get_args(get_args(Op)[0])
+}
+"""``kind`` in the YAML -> settings of that operator."""

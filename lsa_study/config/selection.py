@@ -8,41 +8,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from lsa_study.config.study import Study
+from lsa_study.config.study import Study, load
 from lsa_study.files import writable, write_json
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The overrides and seeds of a study's runs."""
+def load_recalled(
+    results: Path | None,
+    tier: str,
+    study: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    only: str | None = None,
+    overrides: Sequence[str] | None = None,
+) -> Study:
+    """``study.load``, where what is None is as it was last asked for under ``results``, if any."""
+    before: list[str] = []
+    if results is not None:
+        before, last = _recall(_path(results, tier, Path(study).stem))
+        seeds = seeds or last
+    overrides = before if overrides is None else overrides
+    return load(study, tier=tier, seeds=seeds, only=only, overrides=overrides)
 
-    overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] | None = None
+
+def remember(results: Path, studies: Iterable[Study], overrides: Sequence[str]) -> None:
+    """Note what is asked now; seeds add up as long as the overrides stay the same."""
+    for study in studies:
+        path = _path(results, study.tier, study.name)
+        before, last = _recall(path)
+        seeds = {*study.seeds, *(last if set(before) == set(overrides) else ())}
+        with writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"overrides": sorted(overrides), "seeds": sorted(seeds)})
 
 
 def _path(results: Path, tier: str, study: str) -> Path:
     return results / tier / "studies" / f"{study}.json"
 
 
-def recall(results: Path, tier: str, study: str) -> Asked:
-    """What the study was last asked with; nothing special where it never was."""
+def _recall(path: Path) -> tuple[list[str], list[int]]:
+    """Overrides and seeds; none where the study was never asked for."""
     try:
-        found = json.loads(_path(results, tier, study).read_text("utf-8"))
-        return Asked(tuple(found["overrides"]), tuple(found["seeds"]))
+        found = json.loads(path.read_text("utf-8"))
+        return list(found["overrides"]), list(found["seeds"])
     except (OSError, ValueError, KeyError, TypeError):
-        return Asked()
-
-
-def remember(results: Path, studies: Iterable[Study], overrides: Sequence[str]) -> None:
-    """Note what is asked now; seeds add up as long as the overrides stay the same."""
-    for study in studies:
-        before = recall(results, study.tier, study.name)
-        same = set(before.overrides) == set(overrides)
-        seeds = {*study.seeds, *((before.seeds or ()) if same else ())}
-        path = _path(results, study.tier, study.name)
-        with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"overrides": sorted(overrides), "seeds": sorted(seeds)})
+        return [], []

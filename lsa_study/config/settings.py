@@ -86,7 +86,7 @@ class TokenLabels(Group):
 
 
 class Start(Group):
-    """Trained weights that training begins from, in place of drawn ones; all else begins anew.
+    """Trained weights that training begins from, in place of random ones; all else begins anew.
 
     Of another row of the study (``row``), or of a file (``weights`` and ``source``). Tables and
     position maps of another size are interpolated.
@@ -101,7 +101,7 @@ class Start(Group):
     source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
     """Whose layout the file has: lsa is this project's, the others are releases."""
     head: Literal["kept", "drawn"] = "kept"
-    """drawn: the classifier begins with drawn weights, as it must for other classes."""
+    """drawn: the classifier is initialised at random, as it must be for other classes."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -109,7 +109,8 @@ class Start(Group):
             raise ValueError("give either row or weights")
         if (self.weights is None) != (self.source is None):
             raise ValueError("weights and source belong together; give both or neither")
-        if self.weights is not None and not _inside(self.weights):
+        path = self.weights or ""
+        if path.startswith(("/", "~")) or ".." in path.split("/"):
             raise ValueError(
                 f"weights={self.weights!r} leaves the folder weights/ of the data sets; give a "
                 "path inside it"
@@ -147,7 +148,7 @@ class Train(Group):
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
     start: Start | None = None
-    """Fine-tuning: weights to begin from; null draws them."""
+    """Fine-tuning: weights to begin from; null: random ones."""
     precision: Literal["float32", "amp"] = "float32"
     """amp: bfloat16 autocast on a GPU, float32 on a CPU; the run records which it was."""
 
@@ -193,9 +194,9 @@ class Runtime(Group):
     log_seconds: PositiveFloat = 30.0
     checkpoint_seconds: PositiveFloat = 60.0
     trace_steps: NonNegativeInt = 0
-    """Steps at a life's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
+    """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """What mirrors ``metrics.jsonl`` in ``tracking/``, without network or login."""
+    """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
 
 
 class Settings(Group):
@@ -224,7 +225,7 @@ class Settings(Group):
         if tokens is None:
             return self
         maps = tokens.labels != "plain"
-        for wrong, words in (
+        for wrong, message in (
             (not self.model.backbone.startswith("volo"),
              f"model.backbone={self.model.backbone}: token labels need VOLO's token head; give a "
              "volo backbone, or drop train.tokens"),
@@ -242,7 +243,7 @@ class Settings(Group):
              "which torch.compile would begin anew; set runtime.compile: false"),
         ):  # fmt: skip
             if wrong:
-                raise ValueError(words)
+                raise ValueError(message)
         return self
 
     def reads(self) -> tuple[Data, bool, str | None]:
@@ -272,8 +273,8 @@ class Settings(Group):
     def identities(self, seeds: Iterable[int]) -> dict[int, str]:
         """``identity()`` as it would be with each of these seeds."""
         # Thousands of seeds are looked for in a moment: the settings become text only once.
-        before, after = self._canonical().split('"seed":"?"')
-        return {seed: _digits(f'{before}"seed":{seed}{after}') for seed in seeds}
+        text = self._canonical()
+        return {seed: _digits(text.replace('"seed":"?"', f'"seed":{seed}')) for seed in seeds}
 
     def recipe(self) -> str:
         """Ten hex digits that the runs of a row share, whatever their seed."""
@@ -286,10 +287,6 @@ class Settings(Group):
 
 def _digits(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _inside(path: str) -> bool:
-    return not path.startswith(("/", "~")) and ".." not in path.split("/")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

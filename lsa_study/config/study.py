@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from lsa_study.config import yaml
-from lsa_study.config.layers import Keys, Layers, is_setting, validate
+from lsa_study.config.layers import Layers, known_paths, validate
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 
@@ -47,6 +47,8 @@ class Variant(_Written):
 
     label: str
     """The article's name of the row."""
+    use: list[str] = []
+    """Presets that come before ``set``; see :class:`StudyFile`."""
     set: dict[str, Any] = {}
     against: str | None = None
     """The row it is compared with where that is not the study's baseline."""
@@ -55,6 +57,8 @@ class Variant(_Written):
     columns: dict[str, str] = {}
     """Further cells shown beside the label, such as the article's check marks."""
     note: str | None = None
+    """What a reader must know of the row. Holds ``{name}`` for a text of the study's ``notes`` or,
+    where it has ``costs``, a count."""
     network: str | None = None
     """Its name in the study's benchmark, whose figures then stand in its row."""
     resources: dict[str, Any] = {}
@@ -70,7 +74,13 @@ class Article(_Written):
 
 
 class StudyFile(_Written):
-    """An experiment file as written."""
+    """An experiment file as written.
+
+    A row's settings are layered: the tier, then ``use`` and ``set`` of the study, then those of the
+    row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
+    in ``base/presets.yaml`` beside the file, else in the repository's ``experiments``. Two presets
+    of one ``use`` may not set the same setting, or one inside the other, to different values.
+    """
 
     study: str
     title: str
@@ -79,11 +89,16 @@ class StudyFile(_Written):
     """Dotted settings that may differ between the rows; nothing else may."""
     baseline: str
     tiers: list[Tier] = list(TIERS)
+    use: list[str] = []
     set: dict[str, Any] = {}
     variants: dict[str, Variant] = Field(min_length=1)
     article: Article
     benchmark: str | None = None
     """What ``lsa bench`` wrote, as a path relative to the experiment file."""
+    costs: str | None = None
+    """What ``benchmarks/costs.py`` counted, as such a path; shown beside the article's counts."""
+    notes: dict[str, str] = {}
+    """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
 
 
@@ -127,18 +142,18 @@ class Study:
 
     def runs(self) -> list[Run]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
-        return [
-            self._run(variant, settings, seed)
-            for seed in self.seeds
-            for variant, settings in self.variants.items()
-        ]
-
-    def _run(self, variant: str, settings: Settings, seed: int) -> Run:
-        seeded = settings.model_copy(update={"seed": seed})
-        label = self.file.variants[variant].label
-        resources, start = self.resources[variant], self.starts.get(variant)
-        before = None if start is None else start.identities([seed])[seed]
-        return Run(self.name, variant, label, seed, seeded, seeded.identity(), resources, before)
+        runs = []
+        for seed in self.seeds:
+            for variant, settings in self.variants.items():
+                seeded = settings.model_copy(update={"seed": seed})
+                label, resources = self.file.variants[variant].label, self.resources[variant]
+                start = self.starts.get(variant)
+                before = None if start is None else start.identities([seed])[seed]
+                identity = seeded.identity()
+                runs.append(
+                    Run(self.name, variant, label, seed, seeded, identity, resources, before)
+                )
+        return runs
 
     def reference_of(self, variant: str) -> str:
         """The row that ``variant`` is compared with; itself for a baseline."""
@@ -161,16 +176,12 @@ def find(study: str) -> Path:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     folder = repository_folder("experiments")
-    known = sorted(p.stem for p in folder.glob("*.yaml") if _is_study(p))
+    known = sorted({p.stem for p in folder.glob("*.yaml")} - {"cluster", "claims"})
     if study in known:
         return folder / f"{study}.yaml"
     raise ConfigError(
         f"{study}: no such study; known: all, {', '.join(known)}, or a path to a .yaml"
     )
-
-
-def _is_study(path: Path) -> bool:
-    return path.stem not in ("cluster", "claims")
 
 
 def expand_names(names: Sequence[str]) -> list[str]:
@@ -179,10 +190,10 @@ def expand_names(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wide))
 
 
-def first_tier(study: str) -> str:
-    """The tier to look at where none is asked for: toy, or the study's first if it has no toy."""
+def tiers_of(study: str) -> list[str]:
+    """The tiers a study can be run at; the first is shown where none is asked for."""
     tiers = yaml.read(find(study)).data.get("tiers")
-    return str(tiers[0]) if isinstance(tiers, list) and tiers else TIERS[0]
+    return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
 
 
 def load(
@@ -195,126 +206,136 @@ def load(
 ) -> Study:
     """Read an experiment file and resolve every variant at a tier.
 
+    Args:
+        study: a path or a stem.
+        tier: one that the study has.
+        seeds: None: the tier's.
+        only: globs of variants to keep, separated by commas; None: all.
+        overrides: ``key=value`` for every variant, over all that is written.
+
     Raises:
-        ConfigError: all mistakes of the file, its tier and the overrides at once.
+        ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
     path = find(str(study))
     document = yaml.read(path)
-    file = validate(StudyFile, document.data, lambda keys: document.where(*keys))
+    file = validate(StudyFile, document.data, document.where)
     _check_names(file, document)
     if tier not in file.tiers:
         raise ConfigError(
             f"{path}: {file.study} has no tier {tier}; it has {', '.join(file.tiers)}"
         )
-    base, tier_seeds, tier_resources = _tier(path, tier)
-    base.add(document, file.set, ("set",))
-    chosen = _choose(file, only)
+    globs = ("*",) if only is None else only.split(",")
+    chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, glob) for glob in globs)]
+    if not chosen:
+        known = ", ".join(file.variants)
+        raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
+    rows = _Rows(file, document, tier, overrides)
     variants: dict[str, Settings] = {}
     resources: dict[str, Resources] = {}
-    starts: dict[str, Settings] = {}
     mistakes: dict[str, list[str]] = {}
-
-    def resolve(name: str, later: tuple[str, ...] = ()) -> Settings:
-        """One row; where it begins from another, that one first."""
-        settings = _resolve(base, document, name, file.variants[name], overrides)
-        row = _start_row(file, document, name, settings, later)
-        if row is None:
-            return settings
-        starts[name] = resolve(row, (*later, name))
-        return _filled_in(settings, starts[name])
-
     for name in chosen:
-        variant = file.variants[name]
         try:
-            variants[name] = resolve(name)
-            asked = {**tier_resources, **file.resources, **variant.resources}
-            place = functools.partial(_at, document.where("variants", name, "resources"))
-            resources[name] = validate(Resources, asked, place)
+            variants[name] = rows.settings(name)
+            resources[name] = rows.resources(name)
         except ConfigError as error:
             for mistake in error.mistakes:
                 mistakes.setdefault(mistake, []).append(name)
     if mistakes:
-        raise ConfigError(*(_in_variants(m, names, chosen) for m, names in mistakes.items()))
-    loaded = Study(file, document, tier, tuple(seeds or tier_seeds), variants, resources, starts)
-    _check_distinct(loaded)
-    return loaded
-
-
-def _resolve(
-    base: Layers,
-    document: yaml.Document,
-    name: str,
-    variant: Variant,
-    overrides: Sequence[str],
-) -> Settings:
-    layers = base.copy()
-    layers.add(document, variant.set, ("variants", name, "set"))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override}: not a setting; write --set key=value")
-        layers.set(key.strip(), yaml.scalar(text), f"--set {override}")
-    return validate(Settings, layers.data, layers.where)
-
-
-def _start_row(
-    file: StudyFile,
-    document: yaml.Document,
-    name: str,
-    settings: Settings,
-    later: tuple[str, ...],
-) -> str | None:
-    start = settings.train.start
-    if start is None:
-        return None
-    place = document.where("variants", name)
-    if start.recipe is not None:
-        raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
-    if start.row is not None and start.row not in file.variants:
-        known = ", ".join(file.variants)
-        raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; known: {known}")
-    if start.row in (name, *later):
-        circle = " from ".join([*later, name, start.row])
-        raise ConfigError(f"{place}: {circle}: no row is first; let one begin with drawn weights")
-    return start.row
-
-
-def _filled_in(settings: Settings, before: Settings) -> Settings:
-    assert settings.train.start is not None
-    start = settings.train.start.model_copy(update={"recipe": before.recipe()})
-    train = settings.train.model_copy(update={"start": start})
-    return settings.model_copy(update={"train": train})
-
-
-def _at(place: str, keys: Keys) -> str:
-    return place
-
-
-def _in_variants(mistake: str, names: list[str], chosen: list[str]) -> str:
-    return mistake if names == chosen else f"{mistake} (in {', '.join(names)})"
-
-
-def _tier(study_path: Path, tier: str) -> tuple[Layers, list[int], dict[str, Any]]:
-    beside = study_path.parent / "base" / f"{tier}.yaml"
-    path = beside if beside.exists() else repository_folder("experiments") / "base" / f"{tier}.yaml"
-    document = yaml.read(path)
-    data = dict(document.data)
-    seeds, resources = data.pop("seeds", [0]), data.pop("resources", {})
-    if not isinstance(seeds, list) or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise ConfigError(
-            f"{document.where('seeds')}: seeds = {seeds!r}; give a list like [0, 1, 2]"
+            *(m if of == chosen else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
         )
-    layers = Layers()
-    layers.set("tier", tier, str(path))
-    layers.add(document, data)
-    return layers, seeds, resources
+    seen: dict[str, str] = {}
+    for name, settings in variants.items():
+        first = seen.setdefault(settings.identity(), name)
+        if first != name:
+            raise ConfigError(
+                f"{document.where('variants', name)}: {name} has the same settings as {first}; "
+                "change one of them, or drop it"
+            )
+    return Study(file, document, tier, tuple(seeds or rows.seeds), variants, resources, rows.starts)
+
+
+class _Rows:
+    """Resolves the rows of an experiment file at a tier."""
+
+    def __init__(
+        self, file: StudyFile, document: yaml.Document, tier: str, overrides: Sequence[str]
+    ) -> None:
+        self.file, self.document, self.overrides = file, document, overrides
+        self.starts: dict[str, Settings] = {}
+        base = self._base(tier)
+        data = dict(base.data)
+        self.seeds = data.pop("seeds", [0])
+        if not isinstance(self.seeds, list) or not all(
+            isinstance(seed, int) and seed >= 0 for seed in self.seeds
+        ):
+            raise ConfigError(
+                f"{base.where('seeds')}: seeds = {self.seeds!r}; give a list like [0, 1, 2]"
+            )
+        self._resources, self._settings = Layers(), Layers()
+        self._resources.add(base, data.pop("resources", {}), ("resources",))
+        self._resources.add(document, file.resources, ("resources",))
+        self._settings.set("tier", tier, str(base.path))
+        self._settings.add(base, data)
+        if file.use:
+            self._settings.use(self._presets, file.use, document.where("use"))
+        self._settings.add(document, file.set, ("set",))
+
+    def resources(self, name: str) -> Resources:
+        """What a run of this row asks of a cluster."""
+        layers = self._resources.copy()
+        asked = self.file.variants[name].resources
+        layers.add(self.document, asked, ("variants", name, "resources"))
+        return validate(Resources, layers.data, layers.where)
+
+    def settings(self, name: str, later: tuple[str, ...] = ()) -> Settings:
+        """One row; where it begins from another, that one first, and so on to ``later``."""
+        layers, variant = self._settings.copy(), self.file.variants[name]
+        if variant.use:
+            layers.use(self._presets, variant.use, self.document.where("variants", name, "use"))
+        layers.add(self.document, variant.set, ("variants", name, "set"))
+        for override in self.overrides:
+            key, equals, text = override.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"--set {override}: not a setting; write --set key=value")
+            layers.set(key.strip(), yaml.scalar(text), f"--set {override}")
+        settings = validate(Settings, layers.data, layers.where)
+        start = settings.train.start
+        if start is None:
+            return settings
+        place = self.document.where("variants", name)
+        if start.recipe is not None:
+            raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
+        if start.row is None:
+            return settings
+        if start.row not in self.file.variants:
+            known = ", ".join(self.file.variants)
+            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; known: {known}")
+        if start.row in (name, *later):
+            circle = " from ".join([*later, name, start.row])
+            raise ConfigError(
+                f"{place}: {circle}: no row is first; let one be initialised at random"
+            )
+        before = self.starts[name] = self.settings(start.row, (*later, name))
+        start = start.model_copy(update={"recipe": before.recipe()})
+        train = settings.train.model_copy(update={"start": start})
+        return settings.model_copy(update={"train": train})
+
+    @cached_property
+    def _presets(self) -> yaml.Document:
+        return self._base("presets")
+
+    def _base(self, name: str) -> yaml.Document:
+        file = Path("base") / f"{name}.yaml"
+        beside = self.document.path.parent / file
+        return yaml.read(beside if beside.exists() else repository_folder("experiments") / file)
 
 
 def _check_names(file: StudyFile, document: yaml.Document) -> None:
-    mistakes = []
     known = ", ".join(file.variants)
+    mistakes = []
     if file.baseline not in file.variants:
         place = document.where("baseline")
         mistakes.append(f"{place}: baseline {file.baseline!r} is not a variant; known: {known}")
@@ -323,35 +344,11 @@ def _check_names(file: StudyFile, document: yaml.Document) -> None:
             place = document.where("variants", name, "against")
             mistakes.append(f"{place}: {variant.against!r} is not a variant; known: {known}")
     for factor in file.factor:
-        if not is_setting(factor):
+        if factor not in known_paths():
             place = document.where("factor")
             mistakes.append(f"{place}: factor {factor!r} is not a setting; give a dotted path")
     if mistakes:
         raise ConfigError(*mistakes)
-
-
-def _choose(file: StudyFile, only: str | None) -> list[str]:
-    if only is None:
-        return list(file.variants)
-    globs = only.split(",")
-    chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, g) for g in globs)]
-    if not chosen:
-        known = ", ".join(file.variants)
-        raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
-    return chosen
-
-
-def _check_distinct(study: Study) -> None:
-    seen: dict[str, str] = {}
-    for name, settings in study.variants.items():
-        identity = settings.identity()
-        if identity in seen:
-            place = study.document.where("variants", name)
-            raise ConfigError(
-                f"{place}: {name} has the same settings as {seen[identity]}; "
-                "change one of them, or drop it"
-            )
-        seen[identity] = name
 
 
 def distinct(studies: Iterable[Study]) -> list[Run]:

@@ -34,6 +34,8 @@ Of ImageNet there may be one only; shards may also lie in ``imagenet/train`` and
 class DataLacks(EnvironmentLacks):
     """The data set is missing, incomplete or damaged."""
 
+    cause = "data"
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -12,7 +12,8 @@ from typing import Any
 from lsa_study import rundir
 from lsa_study.config.study import Run, Study, distinct
 from lsa_study.errors import LsaError, Refused
-from lsa_study.launch import rehearsal
+from lsa_study.launch import rehearse
+from lsa_study.record import OUTCOMES
 
 
 def as_json(study: Study) -> dict[str, Any]:
@@ -38,16 +39,16 @@ def as_json(study: Study) -> dict[str, Any]:
 def as_text(studies: Sequence[Study], results: Path) -> str:
     """A block for each study and a last line that counts the distinct runs."""
     states = _states(studies, results)
-    rehearsed = {tier: rehearsal.read(results, tier) for tier in {one.tier for one in studies}}
+    rehearsed = {tier: rehearse.read(results, tier) for tier in {one.tier for one in studies}}
     blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
-    todo = [run for run in runs if states.get(run.identity) not in rundir.OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
     if len(studies) > 1:
         # The studies' own costs count a shared run in each.
         rows = {name: row for of_tier in rehearsed.values() for name, row in of_tier.items()}
-        predicted = rehearsal.predicted(todo, rows)
+        predicted = rehearse.predicted(todo, rows)
         last += [words for topic, words in predicted if topic == "cost"]
     blocks.append("; ".join(last))
     return "\n".join(blocks)
@@ -80,7 +81,7 @@ def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
     for tier in {study.tier for study in studies}:
         for identity, folder in rundir.existing(results, tier).items():
             result = folder.result()
-            states[identity] = result["outcome"] if result else folder.status()["state"]
+            states[identity] = result.outcome if result else folder.status().state
     return states
 
 
@@ -88,11 +89,11 @@ def _block(
     study: Study,
     studies: Sequence[Study],
     states: dict[str, str],
-    rehearsed: Mapping[str, rehearsal.Rehearsed],
+    rehearsed: Mapping[str, rehearse.Rehearsed],
 ) -> str:
     runs = study.runs()
-    done = [run for run in runs if states.get(run.identity) in rundir.OUTCOMES]
-    todo = [run for run in runs if states.get(run.identity) not in rundir.OUTCOMES]
+    done = [run for run in runs if states.get(run.identity) in OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     running = [run for run in runs if states.get(run.identity) == "running"]
     rows = [
         ("contrast", f"ok: only {', '.join(study.file.factor)} differ{_s(study.file.factor)}"),
@@ -120,12 +121,12 @@ def _starts(study: Study) -> str:
 
 
 def _cost(
-    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearsal.Rehearsed]
+    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearse.Rehearsed]
 ) -> list[tuple[str, str]]:
     if not todo:
         return []
     unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
-    return rehearsal.predicted(todo, rehearsed) or [("cost", unknown)]
+    return rehearse.predicted(todo, rehearsed) or [("cost", unknown)]
 
 
 def _s(words: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
             pretrained,
             feature_cfg=dict(FEATURES[kind]),  # timm pops from it
             size=size,
-            op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
+            op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda *_: name),
             **{"drop_path_rate": point.drop_path, **options},
         )
         return network

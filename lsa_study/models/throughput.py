@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +18,7 @@ from torch import Tensor, nn
 import lsa_kernels
 from lsa_study import measure
 from lsa_study.errors import ConfigError, EnvironmentLacks
-from lsa_study.files import writable, write_json
+from lsa_study.files import cpu_name, writable, write_json
 
 LSA = "lsa_swin_tiny"
 LAYERS = (
@@ -109,11 +106,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        processor = None
-        with contextlib.suppress(OSError):
-            processor = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        name = processor[1] if processor else platform.processor() or platform.machine()
-        name += f", {torch.backends.cpu.get_cpu_capability()}"
+        name = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,52 +56,36 @@ class Norms:
             _compute_in_groups(layer, images)
 
     @contextmanager
-    def step(self) -> Iterator[_Mean]:
-        """A step's parts are done inside; each in ``with mean.one():``."""
-        mean = _Mean([tensor for layer in self.layers for tensor in _statistics(layer)])
-        counts = [layer.num_batches_tracked for layer in self.layers]
-        before = [None if count is None else count.clone() for count in counts]
-        yield mean
-        mean.settle()
-        for count, old in zip(counts, before, strict=True):
-            if count is not None and old is not None:
-                count.copy_(old + 1)
+    def step(self) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        """A step: inside, each of its parts, with its backward pass, is in a ``with part():``."""
+        statistics = self.running
+        before = [tensor.clone() for tensor in statistics]
+        sums = [torch.zeros_like(tensor) for tensor in statistics]
+        counts = [n for layer in self.layers if (n := layer.num_batches_tracked) is not None]
+        old_counts = [count.clone() for count in counts]
+        parts = 0
+
+        @contextmanager
+        def part() -> Iterator[None]:
+            nonlocal parts
+            for tensor, old in zip(statistics, before, strict=True):
+                tensor.copy_(old)
+            yield
+            for tensor, total in zip(statistics, sums, strict=True):
+                total += tensor
+            parts += 1
+
+        yield part
+        for tensor, total in zip(statistics, sums, strict=True):
+            tensor.copy_(total / parts)
+        for count, old in zip(counts, old_counts, strict=True):
+            count.copy_(old + 1)
 
     @property
     def running(self) -> list[Tensor]:
         """All running statistics, to be averaged over processes."""
-        return [tensor for layer in self.layers for tensor in _statistics(layer)]
-
-
-class _Mean:
-    """Statistics that several parts of a step move, each from where the step began."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tensors
-        self.before = [tensor.clone() for tensor in tensors]
-        self.sums = [torch.zeros_like(tensor) for tensor in tensors]
-        self.parts = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """A part, with its backward pass."""
-        for tensor, old in zip(self.tensors, self.before, strict=True):
-            tensor.copy_(old)
-        yield
-        for tensor, total in zip(self.tensors, self.sums, strict=True):
-            total += tensor
-        self.parts += 1
-
-    def settle(self) -> None:
-        """Replace the statistics by their mean over the parts."""
-        for tensor, total in zip(self.tensors, self.sums, strict=True):
-            tensor.copy_(total / self.parts)
-
-
-def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    return layer.running_mean, layer.running_var
+        both = [(layer.running_mean, layer.running_var) for layer in self.layers]
+        return [tensor for pair in both for tensor in pair if tensor is not None]
 
 
 def _compute_in_groups(layer: _BatchNorm, images: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from torch import nn
 
@@ -15,11 +14,11 @@ from lsa_study.rundir import RunDir
 
 
 def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
-    """Fill a network whose weights are drawn from what ``train.start`` names.
+    """Fill a network, randomly initialised so far, from what ``train.start`` names.
 
     Returns:
         What it begins from, for the result: a run's name, or a file and its SHA-256; None where
-        the weights stay as they were drawn.
+        the weights stay as they are.
 
     Raises:
         DataLacks: the run has not been trained, or the file is not there.
@@ -30,11 +29,13 @@ def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
         return None
     if start.weights is None:
         before = _trained(run_dir, str(start.row))
-        path, source, words = before.weights, "lsa", before.root.name
+        path, source, begun = before.weights, "lsa", before.root.name
     else:
         assert start.source is not None
         path, source = paths.weights(settings.data, start.weights), start.source
-        words = f"{start.weights} sha256:{_digest(path)}"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        begun = f"{start.weights} sha256:{digest}"
     try:
         begin_from(network, read_checkpoint(path), source=source, head=start.head)  # type: ignore[arg-type]
     except ValueError as error:
@@ -44,22 +45,17 @@ def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
             f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
             "train.start.head: drawn"
         ) from None
-    return words
+    return begun
 
 
 def _trained(run_dir: RunDir, row: str) -> RunDir:
     identity = str(run_dir.config().get("start"))
     before = run_dir.sibling(identity)
     result = None if before is None else before.result()
-    if before is not None and result is not None and result["outcome"] == "done":
+    if before is not None and result is not None and result.outcome == "done":
         return before
     name = row if before is None else before.root.name
     state = "has not been trained; train it first"
     if result is not None:
-        state = f"ended {result['outcome']}; give another row, or mend that one"
+        state = f"ended {result.outcome}; give another row, or mend that one"
     raise DataLacks(f"{run_dir.root.name}: begins from {name} ({identity}), which {state}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,26 +20,31 @@ from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, environment
 from lsa_study.training.distributed import ALONE, Ranks
 from lsa_study.training.evaluate import Scores, evaluate
-from lsa_study.training.mirror import Mirror
-from lsa_study.training.monitor import Silent
-from lsa_study.training.outcome import Diverged, Stopped
+from lsa_study.training.monitor import Monitor
 from lsa_study.training.progress import Progress, Report
 from lsa_study.training.step import Stepper
-from lsa_study.training.trace import Trace
+from lsa_study.training.trace import trace
 
 GPU_CHECK_STEPS = 50
 """On a GPU, looking at a loss waits for all queued work; so look now and then."""
 
 
+class Diverged(Exception):
+    """A loss was not finite: a result. The text says epoch, step and learning rate."""
+
+
+class Stopped(Exception):
+    """Somebody asked to stop; the state is saved."""
+
+
 @dataclass(frozen=True)
 class Life:
-    """Where and for whom a loop runs."""
+    """One attempt of a run: where and for whom a loop runs."""
 
     run_dir: RunDir
     settings: Settings
     attempt: int
-    monitor: Silent
-    mirror: Mirror
+    monitor: Monitor
     stop: Callable[[], bool]
     ranks: Ranks = ALONE
 
@@ -61,7 +66,7 @@ class LossWatch:
 
 
 class Loop:
-    """One life of a run, from where the last checkpoint stands to the last epoch."""
+    """One attempt of a run, from where the last checkpoint stands to the last epoch."""
 
     def __init__(self, life: Life, model: nn.Module, sets: Sets) -> None:
         self.life, self.settings, self.sets = life, life.settings, sets
@@ -116,13 +121,12 @@ class Loop:
         self._noted = self._saved = time.monotonic()
         steps = self.settings.runtime.trace_steps if self.ranks.first else 0
         path = self.life.run_dir.attempt_folder(self.life.attempt) / "trace.json"
-        self.trace = Trace(path, steps, self.device)
         try:
-            while self.progress.epoch < self.settings.train.epochs:
-                self._end_epoch(self._train_epoch())
-                self._save()
+            with trace(path, steps, self.device) as self._step_done:
+                while self.progress.epoch < self.settings.train.epochs:
+                    self._end_epoch(self._train_epoch())
+                    self._save()
         finally:
-            self.trace.close()
             self._note_costs()
 
     def final_weights(self) -> dict[str, Tensor]:
@@ -157,8 +161,12 @@ class Loop:
                 self._look(watch)
             at.step = step + 1
             at.epoch_seconds = before + time.monotonic() - begun
-            self.trace.step()
-            self._between_steps(watch)
+            self._step_done()
+            self._stop_if_asked(watch)
+            if time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds:
+                self._look(watch)
+                self._save()
+            self._tick(f"step {at.step}/{self.steps}")
         return at.loss_sum / (plan.steps * plan.batch)
 
     def _look(self, watch: LossWatch) -> None:
@@ -168,15 +176,8 @@ class Loop:
         if step >= 0:
             raise Diverged(
                 f"epoch {at.epoch + 1}, step {step + 1}: training loss {float(watch.bad_loss)} "
-                f"at lr {self.stepper.rate_of(at.epoch, step):.3g}"
+                f"at lr {self.stepper.rate((at.epoch, step)):.3g}"
             )
-
-    def _between_steps(self, watch: LossWatch) -> None:
-        self._stop_if_asked(watch)
-        if time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds:
-            self._look(watch)
-            self._save()
-        self._tick(f"step {self.progress.step}/{self.steps}")
 
     def _stop_if_asked(self, watch: LossWatch) -> None:
         if self.ranks.any(self.life.stop()):
@@ -184,9 +185,9 @@ class Loop:
             self._save()
             raise Stopped
 
-    def _tick(self, words: str) -> None:
+    def _tick(self, doing: str) -> None:
         at = self.progress
-        shown = f"epoch {at.epoch + 1}/{self.settings.train.epochs}  {words}"
+        shown = f"epoch {at.epoch + 1}/{self.settings.train.epochs}  {doing}"
         if at.last.epoch:
             shown += f"  acc1 {at.last.acc1:.2f} %"
         self.monitor.beat(self._done(), shown, epoch=at.epoch, step=at.step)
@@ -213,7 +214,7 @@ class Loop:
         return scores
 
     def _tick_or_stop(self) -> None:
-        # All steps of the epoch are done: the next life begins with the evaluation.
+        # All steps of the epoch are done: the next attempt begins with the evaluation.
         if self.ranks.count == 1 and self.life.stop():
             self._save()
             raise Stopped
@@ -221,14 +222,14 @@ class Loop:
 
     def _end_epoch(self, train_loss: float) -> None:
         at, begun, stepper = self.progress, time.monotonic(), self.stepper
-        plain = self._evaluate(stepper.model)
+        plain = chosen = self._evaluate(stepper.model)
         averaged = None if stepper.ema is None else self._evaluate(stepper.ema.module)
-        use_ema = averaged is not None and self.settings.evaluation.weights == "ema"
-        chosen = averaged if use_ema and averaged is not None else plain
+        if averaged is not None and self.settings.evaluation.weights == "ema":
+            chosen = averaged
         at.last = Report(
             epoch=at.epoch + 1, loss=chosen.loss, acc1=chosen.acc1, acc5=chosen.acc5,
-            model_acc1=plain.acc1,
-            ema_acc1=averaged.acc1 if averaged is not None else None, bits=chosen.correct,
+            model_acc1=plain.acc1, ema_acc1=None if averaged is None else averaged.acc1,
+            bits=chosen.correct,
         )  # fmt: skip
         if at.best.epoch == 0 or at.last.acc1 > at.best.acc1:
             at.best = at.last
@@ -251,17 +252,16 @@ class Loop:
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
         self.life.run_dir.log_metrics(record)
-        self.life.mirror.news()
         left = self.monitor.eta(self._done())
-        words = (
+        message = (
             f"epoch {report.epoch}/{self.settings.train.epochs}  loss {train_loss:.4f}  "
             f"test {report.loss:.4f}  acc1 {report.acc1:.2f} %  {speed:.0f} images/s"
         )
         if left is not None:
-            words += f"  left {timedelta(seconds=round(left))}"
-        self.monitor.epoch(words)
+            message += f"  left {timedelta(seconds=round(left))}"
+        self.monitor.epoch(message)
         self.monitor.status(
-            "running", epoch=report.epoch, step=0, acc1=report.acc1, message=words,
+            "running", epoch=report.epoch, step=0, acc1=report.acc1, message=message,
             eta_seconds=left,
         )  # fmt: skip
 

@@ -10,18 +10,17 @@ from unittest import mock
 import pandas as pd
 import pytest
 import yaml
-from synthetic import write_run, write_study
+from synthetic import change_result, write_run, write_study
 from typer.testing import CliRunner
 
 from lsa_study import rundir
 from lsa_study.analysis import claims
 from lsa_study.analysis.check import check_tables
 from lsa_study.analysis.collect import collect, parquet_path, refresh
+from lsa_study.analysis.formats import write_tables
 from lsa_study.analysis.html import write_report
-from lsa_study.analysis.plots import style
-from lsa_study.analysis.plots.figures import write_plots
+from lsa_study.analysis.plots import style, write_plots
 from lsa_study.analysis.table import build
-from lsa_study.analysis.tables import write_tables
 from lsa_study.cli.app import app
 from lsa_study.config import study
 from lsa_study.errors import ConfigError, Refused
@@ -63,7 +62,7 @@ def test_numbers_that_are_none_pass_through_everything(tmp_path):
 def test_an_accuracy_that_is_no_number_leaves_its_run_out_by_name(tmp_path):
     loaded = [write_study(tmp_path, "table4", seeds=[0, 1])]
     folder = rundir.RunDir(tmp_path / "toy" / "runs" / loaded[0].runs()[0].name)
-    folder.write_result(folder.result() | {"acc1": float("nan")})
+    change_result(folder, {"acc1": float("nan")})
     everything(tmp_path, loaded)
     (line,) = collect(tmp_path, "toy").broken
     assert loaded[0].runs()[0].name in line
@@ -107,7 +106,7 @@ def test_a_missing_seed_is_named_and_its_row_stands(tmp_path):
     shutil.rmtree(tmp_path / "toy" / "runs" / gone.name)
     table = build(loaded, collect(tmp_path, "toy"))
     row = next(row for row in table.rows if row.variant == "elsa")
-    assert row.acc1.n == 2
+    assert row.accuracy.n == 2
     assert row.contrast.seeds == (0, 2)
     assert any("Not finished: elsa (seed 1)" in note.text for note in table.notes)
 

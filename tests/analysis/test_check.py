@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lsa_study.analysis.check import check_tables
 from lsa_study.analysis.collect import parquet_path
-from lsa_study.analysis.tables import write_tables
+from lsa_study.analysis.formats import write_tables
 from lsa_study.cli.app import app
 from lsa_study.config import study
 
@@ -84,6 +84,16 @@ def test_a_new_seed_is_named_in_every_format(results):
     for kind in ("csv", "json", "md", "tex"):
         assert any(line.startswith(f"table4.{kind}: ") for line in lines)
     assert any("row swin, acc1_n: 1 in the file, 2 from the runs" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["md", "tex"])
+def test_a_line_that_is_gone_does_not_shift_those_after_it(results, kind):
+    path = results / "toy" / "tables" / f"table4.{kind}"
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if "Article: the values" in line)
+    path.write_text("".join(lines[:at] + lines[at + 1 :]))
+    (line,) = check(results)
+    assert line.startswith(f"table4.{kind}: line {at + 1}, cell 1: nothing in the file, ")
 
 
 def test_missing_and_damaged_files_are_named(results):

@@ -113,7 +113,7 @@ def test_estimates_are_the_paired_differences(tmp_path):
     loaded = write_study(tmp_path, "table4", tier="proxy", seeds=[0, 1, 2])
     rows = {row.variant: row for row in rows_of(loaded, collect(tmp_path, "proxy"))}
     want = [
-        a["acc1"] - b["acc1"] for a, b in zip(rows["elsa"].runs, rows["swin"].runs, strict=True)
+        a.accuracy - b.accuracy for a, b in zip(rows["elsa"].runs, rows["swin"].runs, strict=True)
     ]
     got = judged(tmp_path, "proxy", "table4-elsa")
     assert got.estimate == pytest.approx(sum(want) / 3)

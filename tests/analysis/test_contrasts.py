@@ -10,59 +10,66 @@ from synthetic import write_run, write_study
 
 from lsa_study.analysis import comparability
 from lsa_study.analysis.article import Printed
-from lsa_study.analysis.collect import collect
-from lsa_study.analysis.contrasts import agresti_min, by_image, compare, contrasts, mcnemar
-from lsa_study.analysis.power import pooled_noise, resolvable, seeds_needed
-from lsa_study.analysis.rank_correlation import kendall
+from lsa_study.analysis.collect import RunRecord, collect
+from lsa_study.analysis.contrasts import agresti_min, by_image, compare, mcnemar
 from lsa_study.analysis.rows import Row, rows_of
+from lsa_study.analysis.statistics import (
+    kendall,
+    pooled_deviation,
+    resolvable,
+    seeds_needed,
+    t_interval,
+)
 from lsa_study.analysis.table import build
 from lsa_study.config import study
 
 
 def run_of(seed, bits):
     bits = np.asarray(bits, bool)
-    return {
-        "seed": seed,
-        "outcome": "done",
-        "acc1": 100 * bits.mean(),
-        "correct": np.packbits(bits).tobytes(),
-        "correct_count": len(bits),
-        "data_fingerprint": "f",
-    }
+    return RunRecord(
+        identity=f"{seed}",
+        variant="row",
+        seed=seed,
+        outcome="done",
+        acc1=100 * bits.mean(),
+        correct=np.packbits(bits).tobytes(),
+        correct_count=len(bits),
+        data_fingerprint="f",
+    )
 
 
-def row_of(variant, runs, reference="base"):
-    seeds = tuple(run["seed"] for run in runs)
-    return Row(variant, variant, {}, reference, seeds, tuple(runs), Printed())
-
-
-def accuracies(variant, values, reference="base"):
-    runs = [run_of(seed, [1]) | {"acc1": value} for seed, value in values.items()]
-    return row_of(variant, [run | {"correct_count": None} for run in runs], reference)
+def accuracies(values, base=None):
+    """A row of runs with these accuracies by seed, compared with another."""
+    runs = [
+        run_of(seed, [1]).model_copy(update={"acc1": value, "correct_count": None})
+        for seed, value in values.items()
+    ]
+    return Row("row", "Row", {}, "base", tuple(values), tuple(runs), Printed(), base=base)
 
 
 def test_differences_are_paired_by_seed_over_the_shared_ones():
-    base = accuracies("base", {0: 80.0, 1: 81.0, 2: 82.0, 7: 10.0})
-    row = accuracies("row", {2: 82.7, 0: 80.4, 1: 81.4, 9: 99.0})
-    found = compare(row, base)
+    base = accuracies({0: 80.0, 1: 81.0, 2: 82.0, 7: 10.0})
+    found = accuracies({2: 82.7, 0: 80.4, 1: 81.4, 9: 99.0}, base).contrast
     assert found.seeds == (0, 1, 2)
     assert found.difference.values == pytest.approx((0.4, 0.4, 0.7))
     assert found.difference.mean == pytest.approx(0.5)
     assert found.p == pytest.approx(stats.ttest_rel([80.4, 81.4, 82.7], [80, 81, 82]).pvalue)
-    assert found.seed_noise == pytest.approx(math.sqrt(0.03))
+    assert found.difference.deviation == pytest.approx(math.sqrt(0.03))
     assert found.by_image is None
 
 
 def test_rows_without_a_common_seed_are_not_compared():
-    assert compare(accuracies("row", {0: 80.0}), accuracies("base", {1: 80.0})) is None
-    rows = [accuracies("base", {0: 80.0}), accuracies("row", {0: 81.0}), accuracies("lone", {3: 1})]
-    assert list(contrasts(rows)) == ["row"]
+    base = accuracies({0: 80.0})
+    assert accuracies({1: 80.0}, base).contrast is None
+    assert accuracies({0: 81.0}, base).contrast is not None
+    assert base.contrast is None
+    assert compare(base.done, ()) is None
 
 
 def test_one_seed_or_equal_differences_have_no_p():
-    one = compare(accuracies("row", {0: 81.0}), accuracies("base", {0: 80.0}))
-    assert (one.p, one.difference.low, one.seed_noise) == (None, None, None)
-    equal = compare(accuracies("r", {0: 81.3, 1: 80.3}), accuracies("b", {0: 81.1, 1: 80.1}))
+    one = accuracies({0: 81.0}, accuracies({0: 80.0})).contrast
+    assert (one.p, one.difference.low, one.difference.deviation) == (None, None, None)
+    equal = accuracies({0: 81.3, 1: 80.3}, accuracies({0: 81.1, 1: 80.1})).contrast
     assert equal.p is None
 
 
@@ -99,9 +106,16 @@ def test_several_seeds_average_each_image_first():
 
 @pytest.mark.parametrize("change", [{"data_fingerprint": "g"}, {"correct_count": 4}])
 def test_other_test_sets_are_not_compared_by_image(change):
-    assert by_image([(run_of(0, [1, 0, 1]), run_of(0, [1, 0, 1]) | change)]) is None
+    assert (
+        by_image([(run_of(0, [1, 0, 1]), run_of(0, [1, 0, 1]).model_copy(update=change))]) is None
+    )
     missing = {"correct": None, "correct_count": None}
-    assert by_image([(run_of(0, [1]) | missing, run_of(0, [1]) | missing)]) is None
+    assert (
+        by_image(
+            [(run_of(0, [1]).model_copy(update=missing), run_of(0, [1]).model_copy(update=missing))]
+        )
+        is None
+    )
 
 
 def test_mcnemar_rarely_sees_what_is_not_there():
@@ -132,7 +146,7 @@ def test_paired_intervals_hold_the_truth(n):
         shared = draws.normal(0, 0.3, n)
         base = {s: 80 + shared[s] + draws.normal(0, 0.2) for s in range(n)}
         row = {s: 80.5 + shared[s] + draws.normal(0, 0.2) for s in range(n)}
-        found = compare(accuracies("row", row), accuracies("base", base)).difference
+        found = accuracies(row, accuracies(base)).contrast.difference
         held += found.low <= 0.5 <= found.high
     assert 0.93 <= held / 2000 <= 0.97
 
@@ -208,9 +222,9 @@ def test_seeds_needed_is_the_first_number_whose_interval_is_short_enough():
 
 
 def test_noise_is_pooled_by_degrees_of_freedom():
-    base = accuracies("base", {0: 0.0, 1: 0.0, 2: 0.0})
-    rows = [base, accuracies("a", {0: 1.0, 1: 3.0}), accuracies("b", {0: 1.0, 1: 2.0, 2: 3.0})]
-    assert pooled_noise(contrasts(rows).values()) == pytest.approx(math.sqrt((2 + 2 * 1) / 3))
+    found = [t_interval(values) for values in ([1.0, 3.0], [1.0, 2.0, 3.0], [7.0], [])]
+    assert pooled_deviation(found) == pytest.approx(math.sqrt((2 + 2 * 1) / 3))
+    assert pooled_deviation(found[2:]) is None
 
 
 # -- alike ----------------------------------------------------------------------------------------
@@ -235,7 +249,7 @@ def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, wo
     run = next(run for run in loaded.runs() if run.variant == "elsa")
     write_run(tmp_path, run, changes=change)
     collected = collect(tmp_path, "toy")
-    reasons = comparability.differences(loaded, rows_of(loaded, collected))
+    reasons = comparability.mismatches(loaded, rows_of(loaded, collected))
     assert list(reasons) == ["elsa"]
     assert words in reasons["elsa"][0]
     table = build(loaded, collected)
@@ -248,7 +262,7 @@ def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, wo
 
 def test_alike_rows_have_no_dagger(tmp_path):
     loaded = write_study(tmp_path, "table4")
-    assert comparability.differences(loaded, rows_of(loaded, collect(tmp_path, "toy"))) == {}
+    assert comparability.mismatches(loaded, rows_of(loaded, collect(tmp_path, "toy"))) == {}
 
 
 def test_a_second_factor_is_a_dagger_too(tmp_path):
@@ -256,5 +270,5 @@ def test_a_second_factor_is_a_dagger_too(tmp_path):
     elsa = loaded.variants["elsa"]
     changed = elsa.model_copy(update={"train": elsa.train.model_copy(update={"lr": 5e-4})})
     loaded.variants["elsa"] = changed
-    reasons = comparability.differences(loaded, rows_of(loaded, collect(tmp_path, "toy")))
+    reasons = comparability.mismatches(loaded, rows_of(loaded, collect(tmp_path, "toy")))
     assert reasons == {"elsa": ["also changes train.lr (0.002 -> 0.0005)"]}

@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of every network of the article that can be built.
 
-Counted here, measured with the released code (tests/golden/measured_params_macs.csv), and written
-in tables 6 and 8 beside the article's.
+Counted here, measured with the released code (tests/golden/measured_params_macs.csv), and shown in
+tables 6 and 8 beside the article's, from what benchmarks/costs.py counted.
 """
 
 import csv
@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from networks import on_meta
 
+from lsa_study.analysis.costs import columns_and_note, network_key
 from lsa_study.config import study
+from lsa_study.errors import ConfigError
 from lsa_study.measure import count
 from lsa_study.models import build_model, from_settings
 
@@ -116,12 +118,20 @@ def rows(name):
     return [(name, variant) for variant in study.load(name, tier="paper").variants]
 
 
+def kept():
+    path = TESTS.parent / "results" / "benchmarks" / "costs.json"
+    return json.loads(path.read_text("utf-8"))["networks"]
+
+
 @pytest.mark.parametrize(("name", "variant"), [*rows("table6"), *rows("table8")])
-def test_costs_written_in_the_tables(name, variant):
-    """Ours to the printed digit, and the article's as in its CSV."""
+def test_costs_shown_in_the_tables(name, variant):
+    """Those that are counted anew, to the printed digit, and the article's as in its CSV."""
     loaded = study.load(name, tier="paper")
     file = loaded.file.variants[variant]
     found = counted_row(name, variant)
+    network = kept()[network_key(loaded.variants[variant])]
+    assert f"{name}/{variant}" in network.pop("rows")
+    assert network == vars(found), "run python benchmarks/costs.py"
     csv_path = TESTS.parent / "results" / "paper" / f"{name}.csv"
     with csv_path.open(encoding="utf-8") as handle:
         (printed,) = [
@@ -130,9 +140,48 @@ def test_costs_written_in_the_tables(name, variant):
             if all(row[key] == str(value) for key, value in file.paper.items())
         ]
     article_params, article_macs = printed["params_m"], printed["flops_g"] or "none"
-    columns = file.columns
+    columns, _ = columns_and_note(loaded, variant)
     assert columns["Params (article)"] == f"{found.params / 1e6:.2f} M ({article_params} M)"
     assert columns["GMACs (article)"] == f"{found.macs / 1e9:.2f} ({article_macs})"
+
+
+def test_nothing_is_kept_that_no_table_shows():
+    shown = {f"{name}/{row}" for study_rows in map(rows, ("table6", "table8"))
+             for name, row in study_rows}  # fmt: skip
+    assert {row for network in kept().values() for row in network["rows"]} == shown
+
+
+def test_other_settings_of_a_network_are_not_counted():
+    """What moves a count is in the key; how the network is trained is not."""
+
+    def found(*overrides):
+        loaded = study.load("table8", tier="paper", only="volo_d3", overrides=overrides)
+        columns, _ = columns_and_note(loaded, "volo_d3")
+        return [columns[f"{cost} (article)"] for cost in ("Params", "GMACs")]
+
+    assert found("train.epochs=3", "model.drop_path=0.1") == found()
+    for override in ("model.op.stride=1", "data.image_size=480", "data.name=cifar10"):
+        assert found("train.tokens.labels=plain", override) == ["? M (86 M)", "? (20.9)"]
+    assert columns_and_note(study.load("table1"), "net7") == ({}, None)
+
+
+def test_a_note_names_its_counts(tmp_path):
+    text = (TESTS.parent / "experiments" / "table6.yaml").read_text("utf-8")
+    text = text.replace("../results", f"{TESTS.parent}/results")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("{params} M here", "{parms} M here"), "utf-8")
+    loaded = study.load(path, tier="paper")
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml:\d+: \{parms\} is no text for notes; known: "
+    ):
+        columns_and_note(loaded, "volo_dwconv")
+    circle = text.replace("variants:", 'notes: {again: "{again}"}\nvariants:')
+    path.write_text(circle, "utf-8")
+    with pytest.raises(ConfigError, match=r"mine.yaml:\d+: \{again\} is no text for notes"):
+        columns_and_note(study.load(path, tier="paper"), "ddf")
+    path.write_text(text.replace("costs.json", "none.json"), "utf-8")
+    with pytest.raises(ConfigError, match=r"none.json: no counts .* run python benchmarks/costs"):
+        columns_and_note(study.load(path, tier="paper"), "swin")
 
 
 def rounds_to(value, printed):
@@ -143,15 +192,16 @@ def rounds_to(value, printed):
 @pytest.mark.parametrize(("name", "variant"), [*rows("table6"), *rows("table8")])
 def test_a_row_that_misses_the_article_says_so(name, variant):
     """Each cost that does not round to the article's is named in the row's note, both figures."""
-    file = study.load(name, tier="paper").file.variants[variant]
+    loaded = study.load(name, tier="paper")
+    columns, note = columns_and_note(loaded, variant)
     for column, unit in (("Params (article)", " M"), ("GMACs (article)", "")):
         ours, article = re.fullmatch(
-            rf"([\d.]+){unit} \((none|[\d.]+){unit}\)", file.columns[column]
+            rf"([\d.]+){unit} \((none|[\d.]+){unit}\)", columns[column]
         ).groups()
         if article == "none" or rounds_to(float(ours), article):
             continue
-        assert file.note is not None, f"{variant}: {ours} is not {article}"
-        words = " ".join(file.note.split())
+        assert note is not None, f"{variant}: {ours} is not {article}"
+        words = " ".join(note.split())
         assert f"{ours} " in words, (variant, ours)
         assert f"{article} " in words, (variant, article)
 
@@ -169,11 +219,11 @@ def test_both_tables_are_shown_at_the_only_tier_they_have(tmp_path):
         table = json.loads((tmp_path / "paper" / "tables" / f"{name}.json").read_text("utf-8"))
         text = (tmp_path / "paper" / "tables" / f"{name}.md").read_text("utf-8")
         text = text.replace("\\_", "_")
-        file = study.load(name, tier="paper").file
-        assert [row["variant"] for row in table["rows"]] == list(file.variants)
+        loaded = study.load(name, tier="paper")
+        assert [row["variant"] for row in table["rows"]] == list(loaded.variants)
         for row in table["rows"]:
-            variant = file.variants[row["variant"]]
+            columns, note = columns_and_note(loaded, row["variant"])
             assert (row["acc1"]["mean"], row["acc1"]["n"], row["acc1"]["values"]) == (None, 0, [])
-            assert {name: row[name] for name in variant.columns} == variant.columns
-            assert row["marks"] or variant.note is None
-            assert " ".join((variant.note or "").split()) in text
+            assert {name: row[name] for name in columns} == columns
+            assert row["marks"] or note is None
+            assert " ".join((note or "").split()) in text

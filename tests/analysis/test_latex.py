@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import write_study
 
+from lsa_study.analysis import formats
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.latex import escape, latex
 from lsa_study.analysis.notes import Note
 from lsa_study.analysis.table import build
-from lsa_study.analysis.tables import markdown
 from lsa_study.config import study
 
 NASTY = r"a_b & 50% #1 <tag> $x$ {y} ~ ^ \frac \\ \end{table} [z] *w* -- --- `q` ''r'' \"s\" ,, |t|"
@@ -78,17 +78,17 @@ def table(tmp_path):
     rows = tuple(
         dataclasses.replace(
             row,
-            model=NASTY,
+            label=NASTY,
             columns={NASTY: NASTY},
             variant="x\n\\end{document}",
             marks=("a", "†"),
         )
         for row in plain.rows
     )
+    file = plain.study.file.model_copy(update={"title": NASTY})
     return dataclasses.replace(
         plain,
-        title=NASTY,
-        label_columns=(NASTY,),
+        study=dataclasses.replace(plain.study, file=file),
         rows=rows,
         notes=(*plain.notes, Note(NASTY, "_"), Note("Δ ± − × † ≥ ≤ – — ’")),
     )
@@ -112,7 +112,7 @@ def test_structure_holds_with_nasty_texts(table):
 def test_the_runs_behind_a_row_stand_in_comments(table):
     comments = [line for line in latex(table).splitlines() if line.lstrip().startswith("%")]
     for row in table.rows:
-        assert any(all(identity in line for identity in row.runs) for line in comments)
+        assert any(all(identity in line for identity in row.identities) for line in comments)
 
 
 def can_compile():
@@ -154,18 +154,12 @@ def test_the_tables_of_all_studies_compile_in_one_document(tmp_path):
 
 @given(PRINTABLE)
 def test_markdown_cells_cannot_break_out(text):
-    cell = markdown_cell(text)
+    cell = formats.escape(text)
     assert not re.search(r"(?<!\\)(\\\\)*\|", cell), "an unescaped bar starts a new cell"
     assert not re.search(r"(?<!\\)(\\\\)*<", cell), "an unescaped < starts HTML"
 
 
-def markdown_cell(text):
-    from lsa_study.analysis.tables import _escape
-
-    return _escape(text)
-
-
 def test_markdown_holds_its_columns_with_nasty_texts(table):
-    lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
+    lines = [line for line in formats.markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == 9
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from synthetic import write_run, write_study
 
 from lsa_study.analysis.collect import collect
-from lsa_study.analysis.plots import style
+from lsa_study.analysis.plots import figures, style, write_plots
 from lsa_study.analysis.plots.attention import attention_maps, effective_areas
-from lsa_study.analysis.plots.figures import figures, write_plots
 from lsa_study.analysis.rows import rows_of
 from lsa_study.config import study
 
@@ -89,7 +88,7 @@ def test_curves_are_the_metrics_of_the_folders(tmp_path):
     loaded = write_study(tmp_path, "table4", seeds=[0], only="swin")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     left, _ = figures([(loaded, rows)])["table4-curves"].axes
-    records = json.loads(rows[0].runs[0]["curve"])
+    records = json.loads(rows[0].runs[0].curve)
     (line,) = left.lines
     assert list(line.get_xdata()) == [record["epoch"] for record in records]
     assert list(line.get_ydata()) == [record["acc1"] for record in records]
@@ -113,8 +112,8 @@ def test_seed_strips_hold_every_run(tmp_path):
     loaded = study.load("table4")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["table4-seeds"].axes
-    drawn = [list(line.get_ydata()) for line in axes.lines if line.get_marker() not in ("None", "")]
-    want = [[run["acc1"] for row in rows for run in row.runs if run["seed"] == s] for s in (0, 4)]
+    drawn = [list(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("None", "")]
+    want = [[run.acc1 for row in rows for run in row.runs if run.seed == s] for s in (0, 4)]
     assert drawn == want
 
 
@@ -126,7 +125,7 @@ def test_speed_stands_under_accuracy_with_intervals_of_both(tmp_path):
     assert "on Processor 9000" in axes.get_xlabel()
     dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
     speeds = [
-        [1437 / run["seconds_per_epoch"] for run in row.done if run["device"] == "Processor 9000"]
+        [1437 / run.seconds_per_epoch for run in row.done if run.device == "Processor 9000"]
         for row in rows
     ]
     assert sorted(map(len, speeds)) == [2, 3, 3], "a run of another device is no speed of this one"

@@ -11,8 +11,8 @@ from synthetic import COMMIT, write_run, write_study
 
 from lsa_study import rundir
 from lsa_study.analysis.collect import collect
+from lsa_study.analysis.formats import FORMATS, contents, write_tables
 from lsa_study.analysis.table import build
-from lsa_study.analysis.tables import FORMATS, contents, write_tables
 from lsa_study.config import study
 
 
@@ -28,7 +28,7 @@ def shown(table, variant):
 def test_rows_stand_in_the_study_s_order_with_the_article_beside(tmp_path):
     write_study(tmp_path, "table1")
     table = table_of(tmp_path, "table1")
-    assert [row.model for row in table.rows] == [
+    assert [row.label for row in table.rows] == [
         "Swin-T", "Net1", "Net2", "Net3", "Net4", "Net5", "Net6", "Net7",
     ]  # fmt: skip
     assert [row.article.value for row in table.rows] == [
@@ -37,7 +37,7 @@ def test_rows_stand_in_the_study_s_order_with_the_article_beside(tmp_path):
     swin, net7 = table.rows[0], table.rows[-1]
     assert swin.contrast is None
     difference = net7.contrast.difference
-    assert difference.mean == pytest.approx(net7.acc1.mean - swin.acc1.mean)
+    assert difference.mean == pytest.approx(net7.accuracy.mean - swin.accuracy.mean)
     shown_delta = shown(table, "net7")["Δ"]
     assert shown_delta == f"+{difference.mean:.1f} ± {difference.half:.1f}"
     assert net7.article_delta == pytest.approx(0.5)
@@ -49,14 +49,14 @@ def test_numbers_are_those_of_the_run_folders(tmp_path):
     results = [
         run.result()
         for run in rundir.existing(tmp_path, "toy").values()
-        if run.result()["variant"] == "elsa"
+        if run.result().variant == "elsa"
     ]
-    assert sorted(row.acc1.values) == sorted(result["acc1"] for result in results)
-    assert row.acc1.n == 3
-    first = min(results, key=lambda result: result["seed"])
-    assert row.params_m == first["params"] / 1e6
-    assert row.gmacs == sorted(result["macs"] for result in results)[1] / 1e9
-    assert set(row.runs) == {result["identity"] for result in results}
+    assert sorted(row.accuracy.values) == sorted(result.acc1 for result in results)
+    assert row.accuracy.n == 3
+    first = min(results, key=lambda result: result.seed)
+    assert row.costs["params_m"] == first.params / 1e6
+    assert row.costs["gmacs"] == sorted(result.macs for result in results)[1] / 1e9
+    assert set(row.identities) == {result.identity for result in results}
 
 
 def test_seeds_beyond_the_tier_s_count_unless_others_are_asked_for(tmp_path):
@@ -64,8 +64,8 @@ def test_seeds_beyond_the_tier_s_count_unless_others_are_asked_for(tmp_path):
     collected = collect(tmp_path, "toy")
     plain = study.load("table4")
     assert plain.seeds == (0,)
-    assert {row.acc1.n for row in build(plain, collected).rows} == {2}
-    assert {row.acc1.n for row in build(loaded, collected, seeds=[4]).rows} == {1}
+    assert {row.accuracy.n for row in build(plain, collected).rows} == {2}
+    assert {row.accuracy.n for row in build(loaded, collected, seeds=[4]).rows} == {1}
 
 
 def test_runs_are_found_by_identity_never_by_name(tmp_path):
@@ -87,7 +87,7 @@ def test_ends_without_an_accuracy_are_words_with_counts(tmp_path):
     run = next(run for run in loaded.runs() if run.variant == "net7")
     write_run(tmp_path, run, changes={"outcome": "diverged", "acc1": None})
     row = next(row for row in table_of(tmp_path, "table2").rows if row.variant == "net7")
-    assert (row.outcome, row.acc1.n) == ("diverged 1/3", 2)
+    assert (row.outcome, row.accuracy.n) == ("diverged 1/3", 2)
     assert shown(table_of(tmp_path, "table2"), "net7")["Acc@1 (%)"].endswith("(diverged 1/3)")
 
 
@@ -103,7 +103,7 @@ def test_out_of_memory_and_not_run_are_told_apart(tmp_path):
 def test_one_seed_has_no_interval(tmp_path):
     write_study(tmp_path, "table4", seeds=[0])
     table = table_of(tmp_path, "table4")
-    assert table.rows[0].acc1.low is None
+    assert table.rows[0].accuracy.low is None
     assert "±" not in shown(table, "swin")["Acc@1 (%)"]
     assert any("one seed, so no interval" in note.text for note in table.notes)
 
@@ -185,8 +185,8 @@ def test_a_table_without_runs_is_still_a_table(tmp_path):
 def test_reports_need_no_torch():
     code = (
         "import importlib, sys\n"
-        "for module in ('tables', 'plots', 'html', 'maps'):\n"
-        "    importlib.import_module(f'lsa_study.report.{module}')\n"
+        "for module in ('formats', 'plots', 'html', 'plots.attention'):\n"
+        "    importlib.import_module(f'lsa_study.analysis.{module}')\n"
         "    assert 'torch' not in sys.modules, module\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, words, nothing half-written."""
+"""The command line as a user meets it: exit codes, messages, nothing half-written."""
 
 import json
 import os
@@ -27,24 +27,28 @@ def lsa(*arguments, **environment):
 
 
 def test_plan_names_every_run():
-    told = lsa("plan", "table1", "table3")
-    assert told.returncode == 0, told.stderr
-    assert "table1 (toy): 8 variants x 1 seed = 8 runs   baseline: swin" in told.stdout
-    assert "contrast  ok: only model.op.terms differs" in told.stdout
-    assert "12 distinct runs" in told.stdout
+    found = lsa("plan", "table1", "table3")
+    assert found.returncode == 0, found.stderr
+    assert "table1 (toy): 8 variants x 1 seed = 8 runs   baseline: swin" in found.stdout
+    assert "contrast  ok: only model.op.terms differs" in found.stdout
+    assert "12 distinct runs" in found.stdout
 
 
 def test_plan_as_json_has_the_promised_keys():
-    told = json.loads(lsa("plan", "table2", "--json", "--seeds", "0-1").stdout)
-    assert {"study", "factor", "baseline", "runs"} <= set(told)
-    assert (told["study"], told["factor"], told["baseline"]) == ("table2", "model.op.norm", "net7")
-    assert len(told["runs"]) == 6
-    assert {"name", "identity", "variant", "seed", "settings"} <= set(told["runs"][0])
-    assert [run["seed"] for run in told["runs"]] == [0, 0, 0, 1, 1, 1]
+    found = json.loads(lsa("plan", "table2", "--json", "--seeds", "0-1").stdout)
+    assert {"study", "factor", "baseline", "runs"} <= set(found)
+    assert (found["study"], found["factor"], found["baseline"]) == (
+        "table2",
+        "model.op.norm",
+        "net7",
+    )
+    assert len(found["runs"]) == 6
+    assert {"name", "identity", "variant", "seed", "settings"} <= set(found["runs"][0])
+    assert [run["seed"] for run in found["runs"]] == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
         (["plan", "table99"], 2, "lsa: table99: no such study; known: all,"),
         (["plan", "table1", "--tier", "big"], 2, "no such tier; known: toy, proxy, paper"),
@@ -58,11 +62,11 @@ def test_plan_as_json_has_the_promised_keys():
         (["plan"], 2, "Missing argument"),
     ],
 )
-def test_bad_input_is_told_in_words_with_exit_code_2(arguments, code, words):
-    told = lsa(*arguments, COLUMNS="200")
-    assert told.returncode == code
-    assert words in told.stderr
-    assert "Traceback" not in told.stderr
+def test_bad_input_ends_with_a_message_and_exit_code_2(arguments, code, message):
+    found = lsa(*arguments, COLUMNS="200")
+    assert found.returncode == code
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_two_factors_are_refused_with_exit_code_4(tmp_path):
@@ -71,27 +75,38 @@ def test_two_factors_are_refused_with_exit_code_4(tmp_path):
     text = text.replace("{model.op.norm: filter_norm}", "{model.op.norm: filter_norm, train.lr: 1}")
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("../results", str(ROOT / "results")))
-    told = lsa("plan", path)
-    assert told.returncode == 4
-    assert "net7_filter_norm also changes train.lr (0.002 -> 1.0)" in told.stderr
+    found = lsa("plan", path)
+    assert found.returncode == 4
+    assert "net7_filter_norm also changes train.lr (0.002 -> 1.0)" in found.stderr
     assert lsa("plan", path, "--allow-confound", "train.lr").returncode == 0
 
 
+def test_an_unknown_preset_ends_with_exit_code_2(tmp_path):
+    text = (ROOT / "experiments/table4.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("baseline: swin", "baseline: swin\nuse: [swin_smal]"))
+    found = lsa("plan", path)
+    assert found.returncode == 2
+    message = "swin_smal is no preset of experiments/base/presets.yaml; did you mean swin_small?"
+    assert found.stderr == f"lsa: {path}:7: {message}\n"
+    assert "Traceback" not in found.stderr
+
+
 def test_missing_data_ends_with_exit_code_3_and_leaves_nothing(tmp_path):
-    told = lsa("run", "table1", "--tier", "proxy", "--only", "swin", "--results", tmp_path / "r",
+    found = lsa("run", "table1", "--tier", "proxy", "--only", "swin", "--results", tmp_path / "r",
                LSA_DATA=str(tmp_path))  # fmt: skip
-    assert told.returncode == 3, told.stderr
-    assert str(tmp_path) in told.stderr
-    assert "Traceback" not in told.stderr
+    assert found.returncode == 3, found.stderr
+    assert str(tmp_path) in found.stderr
+    assert "Traceback" not in found.stderr
     assert not (tmp_path / "r").exists()
 
 
 def test_a_results_folder_that_cannot_be_made_ends_with_exit_code_3(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    told = lsa("run", "table1", "--only", "swin", "--results", tmp_path / "file")
-    assert told.returncode == 3, told.stderr
-    assert "cannot be written" in told.stderr
-    assert "Traceback" not in told.stderr
+    found = lsa("run", "table1", "--only", "swin", "--results", tmp_path / "file")
+    assert found.returncode == 3, found.stderr
+    assert "cannot be written" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_seeds_are_read():

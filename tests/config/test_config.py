@@ -1,4 +1,4 @@
-"""Settings: what is refused and with which words, and what an identity depends on."""
+"""Settings: what is refused and with which message, and what an identity depends on."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,9 @@ def mistakes(*overrides, name="table1", tier="toy") -> list[str]:
     return list(caught.value.mistakes)
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_name():
-    told = mistakes("train.epohcs=3", "model.op.nrm=softmax", "train.lr=1e-3", "modle.x=1")
-    assert sorted(told) == [
+def test_all_mistakes_are_named_at_once_with_the_nearest_name():
+    found = mistakes("train.epohcs=3", "model.op.nrm=softmax", "train.lr=1e-3", "modle.x=1")
+    assert sorted(found) == [
         "--set model.op.nrm=softmax: model.op.nrm is not a setting; did you mean model.op.norm?",
         "--set modle.x=1: modle is not a setting; did you mean model?",
         "--set train.epohcs=3: train.epohcs is not a setting; did you mean train.epochs?",
@@ -37,7 +37,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name():
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("train.epochs=3OO", "train.epochs = '3OO' is not a number; give one"),
         ("train.epochs=0", "train.epochs = 0 will not do; it should be greater than 0"),
@@ -55,14 +55,14 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name():
         ("tier.x=1", "tier.x: tier is a value, not a group"),
     ],
 )
-def test_a_wrong_value_is_told_in_words(override, words):
-    assert any(words in line for line in mistakes(override)), mistakes(override)
+def test_a_wrong_value_is_named(override, message):
+    assert any(message in line for line in mistakes(override)), mistakes(override)
 
 
 def test_an_even_area_cannot_be_centred():
-    told = mistakes("model.op.size=8", name="table3")
-    assert "size=8: 'neighboring' centres an area on every pixel" in told[0]
-    assert "(in swin_n, net6_n, net7_n_sdc, net7_n_unfold)" in told[0]
+    found = mistakes("model.op.size=8", name="table3")
+    assert "size=8: 'neighboring' centres an area on every pixel" in found[0]
+    assert "(in swin_n, net6_n, net7_n_sdc, net7_n_unfold)" in found[0]
     assert settings("model.op.size=8").model.op.size == 8  # a window may be even
 
 
@@ -125,7 +125,7 @@ VOLO = (
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["model.backbone=swin_tiny"],
          "model.backbone=swin_tiny: token labels need VOLO's token head; give a volo backbone"),
@@ -143,9 +143,9 @@ VOLO = (
         (["train.tokens.class_weight=0.0"], "train.tokens.class_weight = 0.0 will not do"),
     ],
 )  # fmt: skip
-def test_token_labels_that_do_not_fit_are_refused(overrides, words):
-    told = mistakes(*VOLO, *overrides, tier="paper")
-    assert any(words in line for line in told), told
+def test_token_labels_that_do_not_fit_are_refused(overrides, message):
+    found = mistakes(*VOLO, *overrides, tier="paper")
+    assert any(message in line for line in found), found
 
 
 def test_token_labels_are_in_the_identity_only_where_they_are_on():
@@ -187,33 +187,33 @@ class TestYaml:
         path.write_text(text)
         return yaml.read(path)
 
-    def words(self, tmp_path, text):
+    def refusal(self, tmp_path, text):
         with pytest.raises(ConfigError) as caught:
             self.read(tmp_path, text)
         return str(caught.value).replace(str(tmp_path), "")
 
     def test_tab(self, tmp_path):
-        told = self.words(tmp_path, "a:\n\tb: 1\n")
-        assert told == "/x.yaml:2:1: tab used for indentation; use two spaces"
+        found = self.refusal(tmp_path, "a:\n\tb: 1\n")
+        assert found == "/x.yaml:2:1: tab used for indentation; use two spaces"
 
     def test_key_twice(self, tmp_path):
-        told = self.words(tmp_path, "a: 1\nb: {c: 1}\na: 2\n")
-        assert told == "/x.yaml:3: a is set twice (first in line 1); keep one"
+        found = self.refusal(tmp_path, "a: 1\nb: {c: 1}\na: 2\n")
+        assert found == "/x.yaml:3: a is set twice (first in line 1); keep one"
 
     def test_broken(self, tmp_path):
-        assert "/x.yaml:2:1: did not find expected" in self.words(tmp_path, "a: {b: 1\n")
+        assert "/x.yaml:2:1: did not find expected" in self.refusal(tmp_path, "a: {b: 1\n")
 
     def test_odd_key(self, tmp_path):
-        assert "cannot be a key; quote it" in self.words(tmp_path, "no: 1\n[1]: 2\n")
+        assert "cannot be a key; quote it" in self.refusal(tmp_path, "no: 1\n[1]: 2\n")
 
     def test_not_a_mapping(self, tmp_path):
-        assert "holds no settings" in self.words(tmp_path, "- 1\n")
-        assert "holds no settings" in self.words(tmp_path, "")
+        assert "holds no settings" in self.refusal(tmp_path, "- 1\n")
+        assert "holds no settings" in self.refusal(tmp_path, "")
 
     def test_objects_are_not_built(self, tmp_path):
         for text in ("a: !!python/object/apply:os.getcwd []\n", "a: !!python/name:os.getcwd\n"):
-            assert self.words(tmp_path, text).startswith("/x.yaml:1")
-        assert "use plain values" in self.words(tmp_path, "a: !thing {b: 1}\n")
+            assert self.refusal(tmp_path, text).startswith("/x.yaml:1")
+        assert "use plain values" in self.refusal(tmp_path, "a: !thing {b: 1}\n")
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):

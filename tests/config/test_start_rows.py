@@ -6,7 +6,7 @@ from tuned import written
 from lsa_study.config import study
 from lsa_study.config.contrast import check_contrast
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.launch import plan, rehearsal
+from lsa_study.launch import plan, rehearse
 from lsa_study.launch.rehearse import shortened
 
 START = "train.start: {row: whole}"
@@ -33,7 +33,7 @@ def test_other_settings_of_the_first_row_make_another_second(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("start", "words"),
+    ("start", "message"),
     [
         ("{row: hole}", "train.start.row 'hole' is no row; known: tuned, whole"),
         ("{row: tuned}", "tuned from tuned: no row is first"),
@@ -48,17 +48,17 @@ def test_other_settings_of_the_first_row_make_another_second(tmp_path):
         ("{rwo: whole}", "train.start.rwo is not a setting"),
     ],
 )
-def test_mistakes_are_named(tmp_path, start, words):
+def test_mistakes_are_named(tmp_path, start, message):
     path = written(tmp_path, (START, f"train.start: {start}"))
     with pytest.raises(ConfigError) as caught:
         study.load(path)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "tuned.yaml:" in str(caught.value)
 
 
 def test_rows_that_begin_from_each_other(tmp_path):
     path = written(tmp_path, ("set: {}}", "set: {train.start: {row: tuned}}}"))
-    with pytest.raises(ConfigError, match="no row is first; let one begin with drawn weights"):
+    with pytest.raises(ConfigError, match="no row is first; let one be initialised at random"):
         study.load(path)
 
 
@@ -94,9 +94,9 @@ def test_plan_shows_it_and_a_rehearsal_needs_it_not(tmp_path):
     later, _ = loaded.runs()
     assert shortened(later, checkpoints=1.0).train.start is None
     drawn = study.load(written(tmp_path, (f", {START}", ""))).runs()[0]
-    assert rehearsal.key(later.settings) == rehearsal.key(drawn.settings)
+    assert rehearse.key(later.settings) == rehearse.key(drawn.settings)
 
 
-def test_runs_that_begin_with_drawn_weights_keep_their_identity():
+def test_runs_that_begin_with_random_weights_keep_their_identity():
     settings = study.load("table1", only="swin").variants["swin"]
     assert "start" not in settings.science()["train"]

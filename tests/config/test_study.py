@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lsa_study.config import contrast, study
+from lsa_study.config.yaml import read as read_strictly
 from lsa_study.errors import ConfigError, Refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +40,8 @@ def write(tmp_path, **changes) -> Path:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_experiment_keeps_its_contract(path):
-    file = study.strict_yaml.read(path).data
-    for tier in file.get("tiers", study.TIERS):
+    file = read_strictly(path).data
+    for tier in study.tiers_of(str(path)):
         loaded = study.load(path, tier=tier)
         contrast.check_contrast(loaded)
         assert [run.variant for run in loaded.runs()[: len(file["variants"])]] == list(
@@ -125,7 +126,7 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"baseline": "none"}, "baseline 'none' is not a variant; known: soft, filter"),
         ({"factor": ["model.opp"]}, "factor 'model.opp' is not a setting"),
@@ -135,11 +136,89 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
         ({"set": {"model.op": {"kind": "unified"}}}, "model.op.terms is missing"),
     ],
 )
-def test_mistakes_of_an_experiment_are_told_with_their_place(tmp_path, changes, words):
+def test_mistakes_of_an_experiment_are_named_with_their_place(tmp_path, changes, message):
     with pytest.raises(ConfigError) as caught:
         study.load(write(tmp_path, **changes))
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
+
+
+PRESETS = """\
+soft: {model.op.norm: softmax}
+filter:
+  model.op.norm: filter_norm
+fast: {train.lr: 0.5, model.op.norm: softmax}
+whole: {model.op: {kind: elsa}}
+wrong:
+  train.lr: 0.1
+  train.epohcs: 3
+word: text
+"""
+
+
+def used(tmp_path, *, everywhere=(), soft=("soft",), row=(), **asked):
+    """The small experiment with its norms from presets."""
+    (tmp_path / "base").mkdir(exist_ok=True)
+    (tmp_path / "base" / "presets.yaml").write_text(PRESETS)
+    variants = {
+        "soft": {"label": "Soft", "use": list(soft)},
+        "filter": {"label": "Filter", "use": ["filter"], "set": dict(row)},
+    }
+    return study.load(write(tmp_path, use=list(everywhere), variants=variants), **asked)
+
+
+def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
+    plain = study.load(write(tmp_path)).runs()
+    assert [run.identity for run in used(tmp_path).runs()] == [run.identity for run in plain]
+    loaded = used(tmp_path, everywhere=["fast"], row={"train.lr": 0.25})
+    assert [one.train.lr for one in loaded.variants.values()] == [0.5, 0.25]
+    assert [one.model.op.norm for one in loaded.variants.values()] == ["softmax", "filter_norm"]
+    changed = used(tmp_path, everywhere=["fast"], overrides=["train.lr=0.125"])
+    assert {one.train.lr for one in changed.variants.values()} == {0.125}
+    assert used(tmp_path, soft=["soft", "fast"]).variants["soft"].train.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "message"),
+    [
+        (["sotf"], "mine.yaml:", "sotf is no preset of "),
+        (["sotf"], "mine.yaml:", "presets.yaml; did you mean soft?"),
+        (["xyz"], "mine.yaml:", "known: soft, filter, fast, whole, wrong, word"),
+        (["word"], "presets.yaml:9: ", "word = 'text'; give it settings"),
+        (["soft", "filter"], "mine.yaml:", "presets soft and filter disagree on model.op.norm ("),
+        (["soft", "filter"], "presets.yaml:3", "use one of them"),
+        (["soft", "whole"], "presets.yaml:5", "disagree on model.op ("),
+        (["whole", "soft"], "presets.yaml:5", "disagree on model.op.norm ("),
+        (["wrong"], "presets.yaml:8: ", "train.epohcs is not a setting; did you mean train.epochs"),
+    ],
+)
+def test_mistakes_of_presets_are_named_where_they_stand(tmp_path, names, place, message):
+    with pytest.raises(ConfigError) as caught:
+        used(tmp_path, soft=names)
+    assert place in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_the_repositorys_presets_are_found_from_any_folder(tmp_path):
+    loaded = study.load(write(tmp_path, set={"model.op.border": "zero"}, use=["lsa"]))
+    assert loaded.variants["filter"].model.op.terms == ("qk", "bias")
+
+
+def test_a_row_called_as_an_operator_is_no_operator(tmp_path):
+    variants = {"elsa": {"label": "ELSA", "lable": "x"}, "ddf": {"label": "DDF", "group_width": 3}}
+    with pytest.raises(ConfigError) as caught:
+        study.load(write(tmp_path, baseline="elsa", variants=variants))
+    assert "variants.elsa.lable is not a setting; did you mean variants.elsa.label?" in str(
+        caught.value
+    )
+    assert "variants.ddf.group_width is not a setting; known here: against, columns" in str(
+        caught.value
+    )
+
+
+def test_resources_are_checked_where_they_stand(tmp_path):
+    with pytest.raises(ConfigError, match=r"mine.yaml:\d+: gpus = 'two' is not a number"):
+        study.load(write(tmp_path, resources={"gpus": "two"}))
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
@@ -149,7 +228,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
         study.load("table1", tier="big")
 
 
-@pytest.mark.parametrize("module", ["plan", "study", "rundir", "cli", "launch.local"])
+@pytest.mark.parametrize("module", ["launch.plan", "config.study", "rundir", "cli", "launch.local"])
 def test_planning_does_not_need_torch(module):
     code = f"import sys, lsa_study.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exactness import hold, hold_for_any_threads, run
+from exactness import BITS, hold, hold_for_any_threads, run, spoiled
 from torch.nn import functional as F
 
 import lsa_kernels
@@ -11,7 +11,6 @@ from lsa_study.ops import dispatch
 
 pytestmark = pytest.mark.skipif(build.built().path is None, reason=str(build.built().reason))
 
-NAMES = ("out", "x", "weight", "bias")
 # Batch, H, W, channels, channels of a group, K: channels that fill no vector, several chunks, more
 # rows than a task takes, several tasks of one chunk, maps smaller than the filters.
 SHAPES = [
@@ -38,16 +37,32 @@ def plain(x, weight, bias):
     return maps.permute(0, 2, 3, 1)
 
 
+def held(sizes, has_bias, spoil=lambda call: call):
+    batch, height, width, _, group, size = sizes
+
+    def given(seed):
+        (x, weight, bias), gradient = make(seed, *sizes)
+        return [x, weight, bias if has_bias else None], gradient
+
+    # The bias is one more term.
+    taps, pixels = group * size**2, batch * height * width
+    terms = {"out": taps + 1, "x": taps, "weight": pixels, "bias": pixels}
+    hold(given, plain, spoil(lsa_kernels.grouped_conv), terms)
+
+
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
 def test_rounds_no_worse_than_the_plain_one(sizes, has_bias):
-    tensors, gradient = make(0, *sizes)
-    tensors[2] = tensors[2] if has_bias else None
-    exact = run(plain, tensors, gradient, torch.float64)
-    rounded = run(plain, tensors, gradient, torch.float32)
-    hold(exact, rounded, run(lsa_kernels.grouped_conv, tensors, gradient, torch.float32), NAMES)
+    held(sizes, has_bias)
 
 
+@pytest.mark.parametrize("at", [*range(3), "gradient", "out"])
+def test_a_rounding_fault_is_seen(at):
+    with pytest.raises(AssertionError, match="may be"):
+        held(SHAPES[1], True, lambda call: spoiled(call, at, BITS))
+
+
+@pytest.mark.usefixtures("lanes")
 def test_any_strides_are_read_in_place():
     (_, weight, bias), gradient = make(1, 2, 7, 9, 16, 4, 5)
     for x in (torch.randn(2, 16, 7, 9).permute(0, 2, 3, 1), torch.randn(2, 7, 9, 40)[..., 3:19]):
@@ -58,11 +73,13 @@ def test_any_strides_are_read_in_place():
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.usefixtures("lanes")
 def test_the_number_of_threads_changes_no_bit():
     tensors, gradient = make(2, 1, 70, 5, 8, 4, 7)
     hold_for_any_threads(lambda: run(lsa_kernels.grouped_conv, tensors, gradient, torch.float32))
 
 
+@pytest.mark.usefixtures("lanes")
 def test_every_element_is_written(monkeypatch):
     tensors, gradient = make(3, 2, 6, 13, 20, 4, 7)
     torch.use_deterministic_algorithms(True)
@@ -74,6 +91,7 @@ def test_every_element_is_written(monkeypatch):
     assert all(t.isfinite().all() for t in found)
 
 
+@pytest.mark.usefixtures("lanes")
 def test_an_empty_batch_gives_an_empty_batch():
     tensors, gradient = make(4, 0, 4, 4, 8, 4, 3)
     out, _, weight, bias = run(lsa_kernels.grouped_conv, tensors, gradient, torch.float32)
@@ -82,6 +100,7 @@ def test_an_empty_batch_gives_an_empty_batch():
     assert (bias == 0).all()
 
 
+@pytest.mark.usefixtures("lanes")
 def test_not_a_number_stays_where_its_neighbors_see_it():
     (x, weight, bias), _ = make(5, 1, 9, 9, 8, 4, 3)
     x[0, 4, 4, 1] = float("nan")
@@ -123,6 +142,7 @@ def test_what_the_kernel_cannot_take_torch_computes():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.usefixtures("lanes")
 def test_torch_accepts_the_operator(has_bias):
     x, weight, bias = (t.requires_grad_() for t in make(9, 1, 5, 6, 8, 4, 3)[0])
     arguments = (x, weight, bias if has_bias else None)

@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 # Few, since a child takes seconds to import torch.
 GROUPS = (
     "filter_application window_term_sets window_norms window_memory window_shapes_are_foretold",
-    "eq4_term_sets eq4_norms_and_borders eq4_memory eq4_shapes_are_foretold",
+    "eq4_term_sets eq4_norms_and_borders eq4_memory eq4_shapes_are_foretold "
+    "rounding_faults_are_seen",
 )
 
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from lsa_study.analysis import speed
 from lsa_study.analysis.collect import Collected, collect
+from lsa_study.analysis.costs import rates_of
 from lsa_study.analysis.table import build
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
@@ -76,7 +76,7 @@ def test_table_7_shows_rates_and_ratios_beside_the_article_s(tmp_path):
 
 def test_without_a_benchmark_the_table_has_the_article_s_rates_alone(tmp_path):
     loaded = table7(tmp_path / "none.json")
-    assert speed.measured(loaded) == ({}, "")
+    assert rates_of(loaded) == ({}, "")
     assert "Training (images/s)" not in build(loaded, empty(tmp_path)).header()
 
 
@@ -85,4 +85,4 @@ def test_a_broken_benchmark_is_named(tmp_path, text):
     loaded = written(tmp_path, {"lsa_swin_tiny": (1, 1)})
     (tmp_path / "networks.json").write_text(text)
     with pytest.raises(ConfigError, match=r"networks\.json: no figures of these rows"):
-        speed.measured(loaded)
+        rates_of(loaded)

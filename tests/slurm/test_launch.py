@@ -148,8 +148,8 @@ def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
     folders = [RunDir(runs_folder(trial.results, "toy") / run.name) for run in runs]
     wait_for(lambda: all(f.result() for f in folders), 240, lambda: f"two results: {trial.log()}")
     later, first = (folder.result() for folder in folders)
-    assert later["start"] == runs[1].name
-    assert later["acc1"] == first["acc1"]
+    assert later.start == runs[1].name
+    assert later.acc1 == first.acc1
 
 
 LAUNCH = """

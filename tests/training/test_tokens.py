@@ -256,6 +256,6 @@ def test_runs_on_label_maps_resume_too(make_run, image_folder, labels):
     assert train(whole) == "done"
     pieces = make_run("pieces", **files, runtime__workers=1)
     assert train(pieces, stop=StopAfter(1)) == "stopped"
-    assert pieces.status()["step"] == 2
+    assert pieces.status().step == 2
     assert train(pieces) == "done"
     same_end(whole, pieces)

@@ -1,9 +1,12 @@
-// Vectors of floats by GCC's own extension: as wide as the machine the file is compiled for.
+// Vectors of floats by GCC's own extension: as wide as the machine the file is compiled for, or as
+// LSA_LANES says. A vector wider than the machine's is several of its registers.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(LSA_LANES)
+constexpr int VL = LSA_LANES;
+#elif defined(__AVX512F__)
 constexpr int VL = 16;
 #else
 constexpr int VL = 8;
@@ -19,7 +22,7 @@ static inline void store(float* p, vf v) { *(vfu*)p = v; }
 // A value that several sums use, kept in a register: GCC would rather load it anew for each of them,
 // and loads are what limits the sums.
 static inline vf held(vf v) {
-#if defined(__x86_64__)
+#if defined(__AVX512F__) || (defined(__AVX__) && (!defined(LSA_LANES) || LSA_LANES <= 8))
   __asm__("" : "+x"(v));
 #endif
   return v;

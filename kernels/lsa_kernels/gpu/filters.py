@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from lsa_kernels.gpu import filter_kernels as kernels
 from lsa_kernels.gpu.tiles import SPAN, dense, launch, tiles
 
-Tensors = tuple[Tensor, ...]
 # Channels a program holds at most.
 WIDEST = 64
 
@@ -35,8 +34,8 @@ def forward(
 def backward(
     grad: Tensor, values: Tensor, filters: Tensor | None, mul: Tensor | None, add: Tensor | None,
     heads: int, size: int,
-) -> Tensors:  # fmt: skip
-    """Gradients of values, filters, mul and add; empty where the input is absent."""
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """Gradients of values, filters, mul and add; None where the input is absent."""
     new = torch.empty_like if values.numel() else torch.zeros_like
     to_values, to_filters, to_mul, to_add = (
         None if t is None else new(t, memory_format=torch.contiguous_format)
@@ -50,8 +49,7 @@ def backward(
             _to_filters(grad, values, mul, to_filters, heads, size)
         if mul is not None or add is not None:
             to_mul, to_add = _to_tables(grad, values, filters, mul, add, heads, size)
-    found = (to_values, to_filters, to_mul, to_add)
-    return tuple(values.new_empty(0) if t is None else t for t in found)
+    return to_values, to_filters, to_mul, to_add
 
 
 def _apply(

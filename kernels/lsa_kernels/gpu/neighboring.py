@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lsa_kernels.cpu import heads_last
-from lsa_kernels.gpu import kept_shape
 from lsa_kernels.gpu import neighboring_kernels as kernels
 from lsa_kernels.gpu.tiles import SPAN, dense, launch, packed, ready, strides, tiles
-
-Tensors = tuple[Tensor, ...]
+from lsa_kernels.operators import Eq4Inputs, eq4_outputs, heads_last
 
 
 def forward(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, use_qk: bool, norm: str, size: int, border: str, scale: float,
-    keep: bool,
-) -> Tensors:  # fmt: skip
-    """Output, and the two numbers a pixel for the way back (empty unless ``keep``)."""
-    out = heads_last(v)
-    kept = v.new_empty(kept_shape(v) if keep else [0], dtype=torch.float32)
-    if v.numel():
-        maps, tables = ready(q, k, v), packed(rel_k, rel_q, rel_bias)
+    x: Eq4Inputs, norm: str, size: int, border: str, scale: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, and the two numbers a pixel that the backward needs (empty unless ``keep``)."""
+    out, kept, unused = eq4_outputs(x.v, lambda: ([0], [0]), keep)
+    if x.v.numel():
+        maps, tables = ready(*x[:3]), packed(*x.tables)
         launch(
-            kernels.forward_kernel, _programs(v), v, *maps, *tables, out, kept if keep else None,
-            *map(strides, (*maps, out)), *v.shape[1:4], scale,
-            **_constants(v, use_qk, norm, border, size),
+            kernels.forward_kernel, _programs(x.v), x.v, *maps, *tables, out,
+            kept if keep else None, *map(strides, (*maps, out)), *x.v.shape[1:4], scale,
+            **_constants(x, norm, border, size),
         )  # fmt: skip
-    return out, kept
+    return out, kept, unused
 
 
 def backward(
-    grad: Tensor, kept: Tensor, out: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
-    rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, use_qk: bool, norm: str,
-    size: int, border: str, scale: float,
-) -> Tensors:  # fmt: skip
-    """Gradients of q, k, v and the three tables; empty where the input is absent."""
-    to_q, to_k = (None if t is None else heads_last(t) for t in (q, k))
+    grad: Tensor, kept: Tensor, out: Tensor, x: Eq4Inputs, norm: str, size: int, border: str,
+    scale: float,
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v and the three tables; None where the input is absent."""
+    v = x.v
+    to_q, to_k = (None if t is None else heads_last(t) for t in x[:2])
     to_v = heads_last(v)
-    tables = packed(rel_k, rel_q, rel_bias)
+    tables = packed(*x.tables)
     to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
     if v.numel():
-        maps, grad = ready(q, k, v), dense(grad)
+        maps, grad = ready(*x[:3]), dense(grad)
         norms = torch.empty_like(kept)
         options = (*v.shape[1:4], scale)
-        constants = _constants(v, use_qk, norm, border, size)
+        constants = _constants(x, norm, border, size)
         launch(
             kernels.queries_kernel, _programs(v), v, *maps, *tables, out, grad, kept, norms, to_q,
             *map(strides, (*maps, out, grad, to_q)), *options, **constants,
@@ -69,14 +63,13 @@ def backward(
                 None if t is None or s is None else s.sum((0, 1)).to(t.dtype)
                 for t, s in zip(tables, shares, strict=True)
             ]
-    found = (to_q, to_k, to_v, *to_tables)
-    return tuple(v.new_empty(0) if t is None else t for t in found)
+    return (to_q, to_k, to_v, *to_tables)
 
 
-def _constants(v: Tensor, use_qk: bool, norm: str, border: str, size: int) -> dict[str, Any]:
-    depth = v.shape[-1]
+def _constants(x: Eq4Inputs, norm: str, border: str, size: int) -> dict[str, Any]:
+    depth = x.v.shape[-1]
     return {
-        "USE_QK": use_qk, "NORM": norm, "MASK": border == "mask", "SIZE": size, "DEPTH": depth,
+        "USE_QK": x.use_qk, "NORM": norm, "MASK": border == "mask", "SIZE": size, "DEPTH": depth,
         "WIDE": triton.next_power_of_2(depth),
     }  # fmt: skip
 

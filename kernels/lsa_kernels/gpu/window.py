@@ -3,55 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lsa_kernels.cpu import heads_last
-from lsa_kernels.gpu import kept_shape
 from lsa_kernels.gpu import window_kernels as kernels
 from lsa_kernels.gpu.tiles import SPAN, dense, launch, packed, ready, strides
-
-Tensors = tuple[Tensor, ...]
+from lsa_kernels.operators import Eq4Inputs, eq4_outputs, heads_last
 
 
 def forward(
-    q: Tensor | None, k: Tensor | None, v: Tensor, rel_k: Tensor | None, rel_q: Tensor | None,
-    rel_bias: Tensor | None, excluded: Tensor | None, use_qk: bool, norm: str, rows: int,
-    columns: int, scale: float, keep: bool,
-) -> Tensors:  # fmt: skip
-    """Output, and the two numbers a pixel for the way back (empty unless ``keep``)."""
-    out = heads_last(v)
-    kept = v.new_empty(kept_shape(v) if keep else [0], dtype=torch.float32)
-    if v.numel():
-        maps, tables = ready(q, k, v), packed(rel_k, rel_q, rel_bias, excluded)
+    x: Eq4Inputs, excluded: Tensor | None, norm: str, rows: int, columns: int, scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, and the two numbers a pixel that the backward needs (empty unless ``keep``)."""
+    out, kept, unused = eq4_outputs(x.v, lambda: ([0], [0]), keep)
+    if x.v.numel():
+        maps, tables = ready(*x[:3]), packed(*x.tables, excluded)
         launch(
-            kernels.forward_kernel, _programs(v, rows, columns), v, *maps, *tables, out,
-            kept if keep else None, *map(strides, (*maps, out)), *v.shape[1:4], scale,
-            **_constants(v, use_qk, norm, rows, columns),
+            kernels.forward_kernel, _programs(x.v, rows, columns), x.v, *maps, *tables, out,
+            kept if keep else None, *map(strides, (*maps, out)), *x.v.shape[1:4], scale,
+            **_constants(x, norm, rows, columns),
         )  # fmt: skip
-    return out, kept
+    return out, kept, unused
 
 
 def backward(
-    grad: Tensor, kept: Tensor, out: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor,
-    rel_k: Tensor | None, rel_q: Tensor | None, rel_bias: Tensor | None, excluded: Tensor | None,
-    use_qk: bool, norm: str, rows: int, columns: int, scale: float,
-) -> Tensors:  # fmt: skip
-    """Gradients of q, k, v and the three tables; empty where the input is absent."""
-    to_q, to_k = (None if t is None else heads_last(t) for t in (q, k))
+    grad: Tensor, kept: Tensor, out: Tensor, x: Eq4Inputs, excluded: Tensor | None, norm: str,
+    rows: int, columns: int, scale: float,
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v and the three tables; None where the input is absent."""
+    v = x.v
+    to_q, to_k = (None if t is None else heads_last(t) for t in x[:2])
     to_v = heads_last(v)
-    *tables, excluded = packed(rel_k, rel_q, rel_bias, excluded)
+    *tables, excluded = packed(*x.tables, excluded)
     to_tables = [None if t is None else torch.zeros_like(t) for t in tables]
     if v.numel():
-        maps, grad = ready(q, k, v), dense(grad)
+        maps, grad = ready(*x[:3]), dense(grad)
         norms = torch.empty_like(kept)
         read, programs = (*maps, *tables, excluded), _programs(v, rows, columns)
         options = (*v.shape[1:4], scale)
-        constants = _constants(v, use_qk, norm, rows, columns)
+        constants = _constants(x, norm, rows, columns)
         launch(
             kernels.queries_kernel, programs, v, *read, out, grad, kept, norms, to_q,
             *map(strides, (*maps, out, grad, to_q)), *options, **constants,
@@ -78,14 +73,13 @@ def backward(
                 None if t is None or s is None else s.sum(0).to(t.dtype)
                 for t, s in zip(tables, shares, strict=True)
             ]
-    found = (to_q, to_k, to_v, *to_tables)
-    return tuple(v.new_empty(0) if t is None else t for t in found)
+    return (to_q, to_k, to_v, *to_tables)
 
 
-def _constants(v: Tensor, use_qk: bool, norm: str, rows: int, columns: int) -> dict[str, Any]:
-    depth = v.shape[-1]
+def _constants(x: Eq4Inputs, norm: str, rows: int, columns: int) -> dict[str, Any]:
+    depth = x.v.shape[-1]
     return {
-        "USE_QK": use_qk, "NORM": norm, "DOWN": rows, "ACROSS": columns,
+        "USE_QK": x.use_qk, "NORM": norm, "DOWN": rows, "ACROSS": columns,
         "SIDE": math.sqrt(rows * columns), "DEPTH": depth, "WIDE": triton.next_power_of_2(depth),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.plots import style
@@ -38,8 +39,7 @@ def attention_maps(
         title: above all.
     """
     columns = max(map(len, maps.values()))
-    drawn = style.figure(PANEL * (columns + 0.8), (PANEL + 0.4) * len(maps) + 0.4)
-    drawn.suptitle(title, x=0.01, ha="left", weight="bold")
+    drawn = style.figure(PANEL * (columns + 0.8), (PANEL + 0.4) * len(maps) + 0.4, title)
     panels = drawn.subplots(len(maps), columns, squeeze=False)
     for line, (name, row) in zip(panels, maps.items(), strict=True):
         for axes in line[len(row) :]:
@@ -56,12 +56,11 @@ def attention_maps(
 def _panel(axes: Axes, picture: Floats, weights: Floats, pixel: tuple[int, int]) -> None:
     height, width = weights.shape
     largest = float(np.abs(weights).max())
-    # Where a map says nothing the picture shows through.
-    shade = np.clip(np.abs(weights) / (largest or 1.0), 0, 1)
     colours = np.zeros((height, width, 4))
-    colours[weights >= 0, :3] = _rgb(style.OURS)
-    colours[weights < 0, :3] = _rgb(style.ARTICLE)
-    colours[..., 3] = shade
+    colours[weights >= 0, :3] = to_rgb(style.OURS)
+    colours[weights < 0, :3] = to_rgb(style.ARTICLE)
+    # Where a map says nothing the picture shows through.
+    colours[..., 3] = np.clip(np.abs(weights) / (largest or 1.0), 0, 1)
     where = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -71,11 +70,6 @@ def _panel(axes: Axes, picture: Floats, weights: Floats, pixel: tuple[int, int])
     axes.imshow(colours, extent=where, interpolation="nearest")
     axes.plot(pixel[1], pixel[0], "s", ms=5, mfc="none", mec=style.INK, mew=1.2)
     axes.set_xlabel(f"largest {weights.flat[np.abs(weights).argmax()]:.2g}", fontsize=7)
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return red, green, blue
 
 
 def effective_areas(
@@ -88,18 +82,14 @@ def effective_areas(
         largest: pixels of the whole area, where a line is drawn.
         title: above all.
     """
-    drawn = style.figure(7.4, 0.36 * len(areas) + 1.5)
+    drawn = style.figure(7.4, 0.36 * len(areas) + 1.5, title)
     axes = drawn.subplots()
-    drawn.suptitle(title, x=0.01, ha="left", weight="bold")
     for place, values in enumerate(areas.values()):
         axes.plot(values, np.full(len(values), place), "o", color=style.OURS, alpha=0.45, mew=0)
         middle = float(np.median(values))
         axes.plot([middle, middle], [place - 0.3, place + 0.3], color=style.INK, lw=2)
     axes.axvline(largest, color=style.QUIET, lw=0.8, ls="dashed")
-    axes.set_yticks(range(len(areas)), [style.short(name) for name in areas])
-    axes.set_ylim(len(areas) - 0.5, -0.5)
     axes.set_xlim(0, largest * 1.04)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
+    style.rows_down((axes,), [style.short(name) for name in areas])
     axes.set_xlabel(f"Pixels that a head reads in effect (dashed: its whole area, {largest})")
     return drawn

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
 
 from lsa_study.config.study import Study
-from lsa_study.files import write_whole
 
 PAPER = "#ffffff"
 INK = "#1b1f24"
@@ -47,6 +46,13 @@ DARK: Mapping[str, str] = {
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 """Beside colours, so that lines can be told apart without them."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+TIERS = {
+    "toy": "tier toy: a check of the pipeline, never a reproduction",
+    "proxy": "tier proxy: small images, never a reproduction",
+    "paper": "tier paper: the article's data set and protocol",
+}
+ACCURACY = "Top-1 accuracy on the test set (%)"
+ARTICLE_ACCURACY = "Top-1 accuracy on ImageNet-1K (%)"
 
 _SETTINGS: Any = {
     "svg.hashsalt": "lsa_study",
@@ -88,10 +94,11 @@ def styled() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure of this many inches that needs no display."""
+def figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of this many inches with a title, that needs no display."""
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
+    made.suptitle(title, x=0.01, ha="left", weight="bold")
     return made
 
 
@@ -113,35 +120,15 @@ def png(drawn: Figure) -> bytes:
     return content.getvalue()
 
 
-def save(drawn: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.svg`` and ``stem.png``."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
-    write_whole(paths[0], svg(drawn))
-    write_whole(paths[1], png(drawn))
-    return paths
-
-
 def spread(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
     """Move label heights apart to at least ``gap`` and below ``highest``, keeping their order."""
-    order = sorted(range(len(wanted)), key=lambda at: wanted[at])
-    groups: list[tuple[float, list[int]]] = []
-    for at in order:
-        centre, members = wanted[at], [at]
-        while groups and centre - gap * (len(members) + len(groups[-1][1])) / 2 < groups[-1][0]:
-            _, before = groups.pop()
-            members = before + members
-            centre = sum(wanted[one] for one in members) / len(members)
-        groups.append((centre, members))
-    placed = [0.0] * len(wanted)
-    for centre, members in groups:
-        for step, at in enumerate(members):
-            placed[at] = centre + gap * (step - (len(members) - 1) / 2)
-    limit = highest
-    for at in reversed(order):
-        placed[at] = min(placed[at], limit)
-        limit = placed[at] - gap
-    return placed
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    # Heights that keep their distances are those that rise, once the steps between are taken off.
+    rising = isotonic_regression(np.asarray(wanted)[order] - steps).x if len(order) else steps
+    placed = np.empty(len(order))
+    placed[order] = np.minimum(rising + steps, highest - steps[::-1])
+    return [float(height) for height in placed]
 
 
 def empty(axes: Axes, words: str) -> None:
@@ -151,31 +138,16 @@ def empty(axes: Axes, words: str) -> None:
     axes.set_yticks([])
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one line of several is told apart: by colour, dashes and markers together."""
-
-    colour: str
-    dash: Any
-    marker: str
-
-
-def look(at: int) -> Look:
-    """The look of the line with this number."""
+def look(at: int) -> dict[str, Any]:
+    """How the line with this number is told apart: by colour, dashes and markers together."""
     dash = DASHES[(at // 2) % len(DASHES)]
-    return Look(COLOURS[at % len(COLOURS)], dash, MARKERS[at % len(MARKERS)])
+    return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": MARKERS[at % len(MARKERS)]}
 
 
-TIERS = {
-    "toy": "tier toy: a check of the pipeline, never a reproduction",
-    "proxy": "tier proxy: small images, never a reproduction",
-    "paper": "tier paper: the article's data set and protocol",
-}
-
-
-def title(study: Study) -> str:
-    """What every figure of a study says first."""
-    return f"{short(f'{study.file.article.source}: {study.file.title}', 72)}\n{TIERS[study.tier]}"
+def title(study: Study, text: str = "") -> str:
+    """What a figure says first: ``text``, or else the study's own title, and the tier."""
+    text = text or short(f"{study.file.article.source}: {study.file.title}", 72)
+    return f"{text}\n{TIERS[study.tier]}"
 
 
 def short(text: str, most: int = 34) -> str:
@@ -213,11 +185,26 @@ def key(of: Axes | Figure, ours: str) -> None:
         Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
         Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
     ]
-    ways: dict[str, Any] = {"handles": marks, "ncols": 2, "frameon": False, "fontsize": 8}
+    legend(of, columns=2, handles=marks)
+
+
+def legend(of: Axes | Figure, *, columns: int, **given: Any) -> None:
+    """Name what is drawn, above a plot or under a figure."""
+    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, **given}
     if isinstance(of, Axes):
         of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
     else:
         of.legend(loc="outside lower center", **ways)
+
+
+def rows_down(panels: Sequence[Axes], names: Iterable[str]) -> None:
+    """Give panels that share their height a line for each name, from the top down."""
+    names = list(names)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
 
 
 def widen(axes: Axes, *, room: float) -> None:
