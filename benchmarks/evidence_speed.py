@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lsa_study import study
+from lsa_study.config import study
 
 ROOT = Path(__file__).resolve().parent.parent
 TIER = "proxy"
@@ -20,17 +20,17 @@ MEASURED = """
 import resource, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from lsa_study import study
-from lsa_study.evidence import claims
-from lsa_study.report import tables
-from lsa_study.report.table import build
+from lsa_study.analysis import claims, formats
+from lsa_study.analysis.rows import with_runs
+from lsa_study.analysis.table import build
+from lsa_study.config import study
 results, tier = Path(sys.argv[1]), sys.argv[2]
 loaded = [study.load(name, tier=tier) for name in study.ARTICLE]
 ready = time.perf_counter()
-pairs = tables.with_runs(loaded, results)
+pairs = with_runs(loaded, results)[tier]
 collected = time.perf_counter()
 for one, found in pairs:
-    tables.write(build(one, found), tables.tables_folder(results, tier))
+    formats.write(build(one, found), formats.tables_folder(results, tier))
 tabled = time.perf_counter()
 claims.judge_tier(results, tier, collected=found)
 judged = time.perf_counter()

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lsa_study import rundir
+from lsa_study import files, rundir
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 8
@@ -75,10 +75,8 @@ def pretend_to_train(results: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    told = Path("/proc/cpuinfo").read_text("utf-8")
-    model = next(line for line in told.splitlines() if line.startswith("model name"))
     return {
-        "processor": model.partition(": ")[2],
+        "processor": files.cpu_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

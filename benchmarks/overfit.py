@@ -17,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 
 COPIES = 5
 TIER = "paper"
@@ -66,7 +67,7 @@ def lay_out(photographs: Path, target: Path) -> int:
 def row(results: Path, run: study.Run) -> dict:
     """What a finished run achieved, epoch by epoch, and what it ran on."""
     folder = rundir.RunDir(rundir.runs_folder(results, TIER) / run.name)
-    result, metrics = folder.result() or {}, folder.metrics()
+    result, metrics = folder.result(), folder.metrics()
     facts = ("identity", "outcome", "commit", "device", "precision", "torch", "seed")
     return {
         "row": run.label,
@@ -76,7 +77,7 @@ def row(results: Path, run: study.Run) -> dict:
         "seconds": [epoch["seconds"] for epoch in metrics],
         "steps": metrics[-1]["step"] if metrics else 0,
         "images_per_step": run.settings.train.batch_size,
-        **{name: result.get(name) for name in facts},
+        **{name: getattr(result, name, None) for name in facts},
     }
 
 

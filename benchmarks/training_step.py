@@ -30,14 +30,15 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import AverageMeter, accuracy, dispatch_clip_grad
 from torch import Tensor, nn
 
-from lsa_study import data, models, study
-from lsa_study.config import Settings
+from lsa_study import data, models
+from lsa_study.config import study
+from lsa_study.config.settings import Settings
 from lsa_study.data import digits
 from lsa_study.data.sets import Sets
-from lsa_study.timing import Contender, interleaved, machine
-from lsa_study.training import environment, optimise
+from lsa_study.models.throughput import Contender, interleaved, machine
+from lsa_study.training import environment, optim
+from lsa_study.training.distributed import ALONE
 from lsa_study.training.evaluate import evaluate
-from lsa_study.training.ranks import ALONE
 from lsa_study.training.step import Stepper
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "training.json"
@@ -104,7 +105,7 @@ class Bench:
     def _timms_step(self, model: nn.Module) -> Callable[[], Tensor]:
         train, (images, targets) = self.settings.train, (self.batch.images, self.batch.targets)
         optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=optimise.peak_rate(train), weight_decay=train.weight_decay
+            model, opt="adamw", lr=optim.peak_rate(train), weight_decay=train.weight_decay
         )
         scheduler = CosineLRScheduler(
             optimizer, t_initial=300, lr_min=train.min_lr, warmup_t=20, t_in_epochs=False,

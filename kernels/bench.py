@@ -26,7 +26,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
-from lsa_study import flops, timing
+from lsa_study.models import throughput as timing
 from lsa_study.ops import dispatch, functional
 from lsa_study.ops.ddf import apply_decoupled
 
@@ -302,7 +302,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
-    flops.register()
     torch.manual_seed(0)
     stages, peaks = [], roofline(device)
     print(timing.machine(device), lsa_kernels.build_info())

@@ -1,4 +1,9 @@
-"""What a network costs: parameters and multiply-adds, in the article's convention."""
+"""What a network costs: parameters and multiply-adds, in the article's convention.
+
+torch's FLOP counter knows matrix products and convolutions only. Importing this module tells it
+what the operators of ``lsa_kernels`` cost, by the same convention: two operations for each
+multiply-add, and a backward pass twice its forward pass, since each product has two gradients.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,10 @@ import torch
 from timm.models import swin_transformer, volo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import register_flop_formula
 
-from lsa_study import flops, ops
+import lsa_kernels
+from lsa_study import ops
 from lsa_study.ops.checks import sides
 
 Shape = tuple[int, ...]
@@ -30,7 +37,7 @@ class Count:
     combining them with static ones (one ghost matrix, or DDF's product). Norms, softmax,
     activations and element-wise work are left out. ``macs_raw`` leaves out the two filter parts
     too: half of what torch's ``FlopCounterMode`` sees, as tools count, where no fused kernel runs
-    (for those see :mod:`lsa_study.flops`).
+    (for those see ``KERNEL_FLOPS``).
     """
 
     params: int
@@ -56,7 +63,7 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
     shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
     parts = dict(_parts(module, ""))
     found = dict.fromkeys(parts, (0, 0))
-    with _watch(parts, found), _evaluating(module), _anywhere(module), torch.no_grad():
+    with _watch(parts, found), _counted(module), torch.no_grad():
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -105,31 +112,21 @@ def _watch(parts: dict[str, nn.Module], found: dict[str, Products]) -> Iterator[
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def _counted(module: nn.Module) -> Iterator[None]:
+    """Evaluate, with implementations that meta tensors have and that call torch least often."""
     training = [part for part in module.modules() if part.training]
-    module.eval()
+    layers = [op for op in module.modules() if isinstance(op, ops.UnifiedSpatialOp | ops.ELSA)]
+    chosen = [op.implementation for op in layers]
     try:
+        module.eval()
+        for op in layers:
+            op.implementation = "unfold" if isinstance(op, ops.ELSA) else "auto"
         yield
     finally:
         for part in training:
             part.training = True
-
-
-@contextmanager
-def _anywhere(module: nn.Module) -> Iterator[None]:
-    """Spare operators the fused kernel they insist on, which cannot run on the meta device."""
-    fused = [part for part in module.modules() if getattr(part, "implementation", "") == "fused"]
-    try:
-        for part in fused:
-            part.implementation = "auto"  # type: ignore[assignment]
-        yield
-    finally:
-        for part in fused:
-            part.implementation = "fused"  # type: ignore[assignment]
-
-
-def _linear(linear: Any, inputs: Shape, output: Shape) -> Products:
-    return math.prod(output) * linear.in_features, 0
+        for op, implementation in zip(layers, chosen, strict=True):
+            op.implementation = implementation
 
 
 def _convolution(conv: Any, inputs: Shape, output: Shape) -> Products:
@@ -163,14 +160,6 @@ def _elsa(op: Any, inputs: Shape, output: Shape) -> Products:
     raw = pixels * (channels * op.pre_proj.out_channels + logits + channels**2)
     ghosts = bool(op.ghost_mul) + bool(op.ghost_add)
     return raw, pixels * taps * channels * (1 + ghosts)
-
-
-def _dwconv(op: ops.DwConv, inputs: Shape, output: Shape) -> Products:
-    return math.prod(inputs) * (2 * op.dim + op.kernel_size**2), 0
-
-
-def _depthwise(op: ops.DepthwiseConv, inputs: Shape, output: Shape) -> Products:
-    return math.prod(inputs) * op.kernel_size**2, 0
 
 
 def _dynamic_dwconv(op: ops.DynamicDwConv, inputs: Shape, output: Shape) -> Products:
@@ -217,12 +206,12 @@ def _outlook(op: Any, inputs: Shape, output: Shape) -> Products:
 
 
 FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
-    nn.Linear: _linear,
+    nn.Linear: lambda linear, _, output: (math.prod(output) * linear.in_features, 0),
     nn.Conv2d: _convolution,
     ops.UnifiedSpatialOp: _unified,
     ops.ELSA: _elsa,
-    ops.DwConv: _dwconv,
-    ops.DepthwiseConv: _depthwise,
+    ops.DwConv: lambda op, x, _: (math.prod(x) * (2 * op.dim + op.kernel_size**2), 0),
+    ops.DepthwiseConv: lambda op, x, _: (math.prod(x) * op.kernel_size**2, 0),
     ops.DynamicDwConv: _dynamic_dwconv,
     ops.DDF: _ddf,
     ops.Involution: _involution,
@@ -237,4 +226,55 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
 FREE = (nn.LayerNorm, _BatchNorm)
 """Parts with parameters whose cost the convention leaves out."""
 
-flops.register()
+
+# -- the kernels, for torch's counter ------------------------------------------------------------
+
+FLOPS_PER_PRODUCT = 2
+
+
+def _neighboring(
+    q: Any, k: Any, v: Shape, rel_k: Any, rel_q: Any, rel_bias: Any, use_qk: bool, norm: str,
+    size: int, *rest: Any, **out: Any,
+) -> int:  # fmt: skip
+    """Eq. 4: one product per tap and channel for each dot product and for the sum."""
+    products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
+    return FLOPS_PER_PRODUCT * products * math.prod(v) * size**2
+
+
+def _window(
+    q: Any, k: Any, v: Shape, rel_k: Any, rel_q: Any, rel_bias: Any, excluded: Any, use_qk: bool,
+    norm: str, rows: int, columns: int, *rest: Any, **out: Any,
+) -> int:  # fmt: skip
+    """As on neighborhoods, with the window's pixels for taps."""
+    products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
+    return FLOPS_PER_PRODUCT * products * math.prod(v) * rows * columns
+
+
+def _filters(
+    values: Shape, given: Any, mul: Any, add: Any, heads: int, size: int, **out: Any
+) -> int:
+    """Apply filters; combine those of pixels with each static one."""
+    combined = sum(part is not None for part in (given, mul, add))
+    return FLOPS_PER_PRODUCT * combined * math.prod(values) * size**2
+
+
+def _grouped_conv(x: Shape, weight: Shape, bias: Any, **out: Any) -> int:
+    """Every tap of every channel of the group."""
+    return FLOPS_PER_PRODUCT * math.prod(x) * math.prod(weight[1:])
+
+
+KERNEL_FLOPS: dict[str, Callable[..., int]] = {
+    "neighboring": _neighboring,
+    "neighboring_backward": lambda grad, weights, spreads, *x, **out: 2 * _neighboring(*x),
+    "window": _window,
+    "window_backward": lambda grad, weights, spreads, *x, **out: 2 * _window(*x),
+    "filters": _filters,
+    "filters_backward": lambda grad, *x, **out: 2 * _filters(*x),
+    "grouped_conv": _grouped_conv,
+    "grouped_conv_backward": lambda grad, *x, **out: 2 * _grouped_conv(*x),
+}
+"""Operator of ``lsa_kernels`` -> its FLOPs, from the shapes of its tensors and its other inputs."""
+
+assert lsa_kernels  # which defines the operators
+for _name, _formula in KERNEL_FLOPS.items():
+    register_flop_formula(getattr(torch.ops.lsa_kernels, _name))(_formula)

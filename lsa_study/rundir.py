@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import socket
@@ -11,18 +12,20 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
+from pydantic_core import from_json
 
-from lsa_study.config import SCHEMA_VERSION, Settings
-from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
+from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.errors import ConfigError, Refused
+from lsa_study.files import read_json, read_whole, writable, write_json, write_whole
+from lsa_study.record import Attempt, Result, State, Status
 
-State = Literal["waiting", "running", "stopped", "done", "diverged", "oom", "failed"]
-"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
-
-OUTCOMES = ("done", "diverged", "oom")
-"""States that end a run for good: they stand in tables and are not run again."""
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # The C parser reads and writes the same language several times faster; not every build has it.
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,8 +48,8 @@ class RunDir:
     ``correct.npz``            one bit per test image: was it classified rightly
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
-    ``attempts/001/``          log, environment and scheduler facts of each life
-    ``tracking/``              what ``runtime.tracker`` shows of all this; can be made again
+    ``attempts/001/``          log and environment of each attempt
+    ``tracking/wandb/``        what a tracker shows of all this; can be made again
     """
 
     root: Path
@@ -73,7 +76,7 @@ class RunDir:
 
     @property
     def tracking(self) -> Path:
-        """The files of an experiment tracker: a mirror of the metrics, never read back."""
+        """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
 
     def sibling(self, identity: str) -> RunDir | None:
@@ -93,8 +96,15 @@ class RunDir:
             EnvironmentLacks: the folder cannot be written.
         """
         if (self.root / "config.yaml").exists():
-            self._check_same(settings)
-            return
+            found = self.settings()
+            if found.science() == settings.science():
+                return
+            one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
+            differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
+            raise Refused(
+                f"{self.root}: holds another run ({', '.join(differ)} differ); "
+                "choose another --results folder, or move this one away"
+            )
         document = {
             "identity": settings.identity(),
             "schema": SCHEMA_VERSION,
@@ -108,24 +118,13 @@ class RunDir:
             text = yaml.dump(document, Dumper=_Dumper, sort_keys=True)
             write_whole(self.root / "config.yaml", text)
 
-    def _check_same(self, settings: Settings) -> None:
-        found = self.settings()
-        if found.science() == settings.science():
-            return
-        one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
-        differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
-        raise Refused(
-            f"{self.root}: holds another run ({', '.join(differ)} differ); "
-            "choose another --results folder, or move this one away"
-        )
-
     def config(self) -> dict[str, Any]:
         """Read what was asked: identity, schema, variant and settings.
 
         Raises:
             ConfigError: the file is missing or damaged.
         """
-        with contextlib.suppress(ValueError, yaml.YAMLError):
+        with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError):
             document = yaml.load(self.config_text(), Loader=_Loader)
             if isinstance(document, dict) and "settings" in document:
                 return document
@@ -154,7 +153,10 @@ class RunDir:
                 f"{self.root}: was made by schema {document.get('schema')}, this is "
                 f"{SCHEMA_VERSION}; keep its results apart, or use the version that made it"
             )
-        return Settings.model_validate_json(json.dumps(document["settings"]))
+        try:
+            return Settings.model_validate(document["settings"])
+        except ValidationError:
+            raise self._no_config() from None
 
     # -- who writes ---------------------------------------------------------------------------
 
@@ -168,10 +170,9 @@ class RunDir:
         token = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "start": time.time()}
         path = self.root / "owner.json"
         with writable(self.root), self._lock():
-            owner = _read_json(path)
-            if owner is not None and self._alive(owner):
-                age = time.time() - float(self.status().get("heartbeat", owner["start"]))
-                who = f"{owner['host']} (process {owner['pid']}, job {owner['job'] or '-'}"
+            if (owner := self.writer()) is not None:
+                age = time.time() - (self.status().heartbeat or float(owner["start"]))
+                who = f"{owner['host']} (process {owner['pid']}, job {owner.get('job') or '-'}"
                 raise Refused(
                     f"{self.root.name}: is being written by {who}, {age:.0f} s ago); "
                     "wait for it, or cancel it"
@@ -184,18 +185,26 @@ class RunDir:
             yield attempt
         finally:
             with self._lock():
-                if _read_json(path) == token:
+                if read_json(path) == token:
                     path.unlink(missing_ok=True)
 
     def writer(self) -> dict[str, Any] | None:
         """Who writes here now: host, pid, job, start; None when nobody does any more."""
-        owner = _read_json(self.root / "owner.json")
-        return owner if owner is not None and self._alive(owner) else None
+        owner = read_json(self.root / "owner.json") or {}
+        try:
+            host, pid, start = owner["host"], int(owner["pid"]), float(owner["start"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return None  # there is none, or it is damaged
+        if host == socket.gethostname():
+            alive = _process_started(pid) <= start
+        else:
+            alive = time.time() - (self.status().heartbeat or start) < STALE_SECONDS
+        return owner if alive else None
 
     @contextlib.contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Be the one writer of ``tracking/`` while the block runs; waits for the one before."""
-        with self._lock(".tracking.lock"):
+    def tracked(self, tracker: str) -> Iterator[None]:
+        """Be a tracker's one writer while the block runs; waits for the one before."""
+        with self._lock(f".{tracker}.lock"):
             yield
 
     @contextlib.contextmanager
@@ -204,34 +213,46 @@ class RunDir:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def _alive(self, owner: Mapping[str, Any]) -> bool:
-        if owner.get("host") == socket.gethostname():
-            return _process_started(int(owner.get("pid", -1))) <= float(owner.get("start", 0))
-        beat = float(self.status().get("heartbeat", owner.get("start", 0)))
-        return time.time() - beat < STALE_SECONDS
-
     def attempts(self) -> list[Path]:
-        """The folders of this run's lives, oldest first."""
+        """The folders of this run's attempts, oldest first."""
         return sorted(p for p in (self.root / "attempts").glob("[0-9]*") if p.is_dir())
 
     def attempt_folder(self, attempt: int) -> Path:
-        """The folder of one life."""
+        """The folder of one attempt."""
         return self.root / "attempts" / f"{attempt:03d}"
 
-    def write_environment(self, attempt: int, facts: Mapping[str, Any]) -> None:
-        """Record what this life ran on: host, device, versions, commit, chosen kernels."""
-        write_json(self.attempt_folder(attempt) / "environment.json", facts)
+    def environment(self, attempt: int) -> Attempt | None:
+        """What an attempt ran on; None if it did not come so far, or the file is damaged."""
+        with contextlib.suppress(OSError, ConfigError):
+            content = read_whole(self.attempt_folder(attempt) / "environment.json")
+            return None if content is None else Attempt.read(content)
+        return None
+
+    def write_environment(self, attempt: int, environment: Attempt) -> None:
+        """Record what an attempt runs on."""
+        write_json(self.attempt_folder(attempt) / "environment.json", environment.as_json())
 
     # -- state --------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """The run's state as its writer last told it; ``waiting`` before the first."""
-        found = _read_json(self.root / "status.json")
-        return found if found is not None and "state" in found else {"state": "waiting"}
+    def status(self) -> Status:
+        """The run's state as its writer last reported it; ``waiting`` before, or if damaged."""
+        with contextlib.suppress(OSError, ConfigError):
+            found = Status.read(read_whole(self.root / "status.json") or b"")
+            return found if "state" in found.model_fields_set else Status()
+        return Status()
 
-    def write_status(self, state: State, **facts: Any) -> None:
+    def write_status(self, status: Status) -> None:
         """Replace the state, with a heartbeat of now."""
-        write_json(self.root / "status.json", {"state": state, "heartbeat": time.time(), **facts})
+        now = status.model_copy(update={"heartbeat": time.time()})
+        write_json(self.root / "status.json", now.as_json())
+
+    def change_state(
+        self, state: State, *, cause: str | None = None, message: str | None = None
+    ) -> None:
+        """Replace the state that another process left; what is not given stays as it is."""
+        given = {"cause": cause, "message": message}
+        update = {"state": state} | {key: text for key, text in given.items() if text is not None}
+        self.write_status(self.status().model_copy(update=update))
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record; it needs ``epoch`` and ``attempt``."""
@@ -248,8 +269,8 @@ class RunDir:
         content = read_whole(self.root / "metrics.jsonl") or b""
         by_epoch: dict[int, dict[str, Any]] = {}
         for line in content.decode("utf-8", "replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
+            with contextlib.suppress(ValueError, KeyError, TypeError, ArithmeticError):
+                record = from_json(line)
                 by_epoch[int(record["epoch"])] = record
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
@@ -260,24 +281,54 @@ class RunDir:
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
-    def result(self) -> dict[str, Any] | None:
-        """The final metrics, or None while the run has not ended.
+    def result(self) -> Result | None:
+        """How the run ended, or None while it has not.
 
         Raises:
-            ConfigError: the file is there but cannot be read.
+            ConfigError: the file is there but cannot be read, or holds impossible values.
         """
-        path = self.root / "result.json"
-        with contextlib.suppress(OSError, ValueError):
-            if (content := read_whole(path)) is None:
-                return None
-            found = json.loads(content.decode())
-            if isinstance(found, dict) and found.get("outcome") in OUTCOMES:
-                return found
-        raise ConfigError(f"{path}: is unreadable; move the run's folder away and run it again")
+        path, mistake = self.root / "result.json", "is unreadable"
+        try:
+            content = read_whole(path)
+            return None if content is None else Result.read(content)
+        except ConfigError as error:
+            mistake = str(error)
+        except OSError:
+            pass
+        raise ConfigError(f"{path}: {mistake}; move the run's folder away and run it again")
 
-    def write_result(self, outcome: Mapping[str, Any]) -> None:
-        """End the run. Written once: ``outcome["outcome"]`` is done, diverged or oom."""
-        write_json(self.root / "result.json", outcome)
+    def write_result(self, result: Result) -> None:
+        """End the run. Written once."""
+        write_json(self.root / "result.json", result.as_json())
+
+    def write_correct(self, right: npt.NDArray[np.uint8]) -> None:
+        """Record per-image correctness: 1 or 0 for each test image, in the data set's order."""
+        import numpy as np
+
+        content = io.BytesIO()
+        np.savez(content, bits=np.packbits(right), count=np.int64(len(right)))
+        write_whole(self.correct_bits, content.getvalue())
+
+    def correct(self, images: int | None) -> bytes:
+        """Read per-image correctness: packed bits, the first of eight images highest.
+
+        Args:
+            images: how many test images there should be.
+
+        Raises:
+            ValueError: the file cannot be read, or is about another number of images.
+        """
+        import numpy as np
+
+        try:
+            with np.load(io.BytesIO(self.correct_bits.read_bytes())) as arrays:
+                bits: bytes = arrays["bits"].tobytes()
+                count = int(arrays["count"])
+        except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
+            raise ValueError(f"{self.correct_bits}: is unreadable") from None
+        if count != images or len(bits) != -(-count // 8):
+            raise ValueError(f"{self.correct_bits}: holds {count} images, the result says {images}")
+        return bits
 
 
 def runs_folder(results: Path, tier: str) -> Path:
@@ -292,63 +343,6 @@ def existing(results: Path, tier: str) -> dict[str, RunDir]:
         return {}
     names = (entry.name for entry in os.scandir(folder) if "-" in entry.name)
     return {name.rsplit("-", 1)[1]: RunDir(folder / name) for name in names}
-
-
-def read_whole(path: Path) -> bytes | None:
-    """What a file holds; None if there is no such file.
-
-    Raises:
-        OSError: it is there but cannot be read.
-    """
-    try:
-        # A buffer costs a quarter of the time where thousands of small files are read.
-        with path.open("rb", buffering=0) as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never half."""
-    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file by temporary name, fsync and rename.
-
-    Raises:
-        EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with writable(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Tell a full disk or a folder without permission in words."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "free some space or choose another --results folder"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _process_started(pid: int) -> float:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from IPython.display import SVG
 
-from lsa_study import data, rundir, study, training
-from lsa_study.models import maps
-from lsa_study.report import style
-from lsa_study.report.maps import attention_maps, effective_areas
+from lsa_study import data, rundir, training
+from lsa_study.analysis.plots import style
+from lsa_study.analysis.plots.attention import attention_maps, effective_areas
+from lsa_study.config import study
+from lsa_study.models.attention_maps import attention, effective_area, inputs, load_run
 
 results, tier = study.repository_folder("results"), "toy"
 rows = {"table1": "net7", "table3": "net7_n_unfold", "table4": "elsa", "table5": "dwconv"}
@@ -36,7 +37,7 @@ if not all(run.identity in here and here[run.identity].weights.exists() for run 
     for run in asked:
         here[run.identity].create(run.settings, variant=run.variant)
         training.train(here[run.identity], stop=lambda: False)
-networks = {run.variant: maps.load_run(here[run.identity]) for run in asked}
+networks = {run.variant: load_run(here[run.identity]) for run in asked}
 
 # %% [markdown]
 # ## A picture and a pixel
@@ -52,10 +53,10 @@ f"a {labels[number]}"
 # %%
 weights = {}
 for name, network in networks.items():
-    operator, x = maps.inputs(network, image)[block]
-    weights[name] = {"all": maps.attention(operator, x)}
+    operator, x = inputs(network, image)[block]
+    weights[name] = {"all": attention(operator, x)}
     for part in getattr(operator, "terms", ["ghost"] if name == "elsa" else []):
-        weights[name][f"without {part}"] = maps.attention(operator, x, without={part})
+        weights[name][f"without {part}"] = attention(operator, x, without={part})
 
 # %%
 head = 0
@@ -75,7 +76,7 @@ SVG(style.svg(drawn))
 
 # %%
 areas = {
-    f"{name}, {part}": maps.effective_area(found)
+    f"{name}, {part}": effective_area(found)
     for name, parts in weights.items()
     for part, found in parts.items()
     if part in ("all", "without ghost")

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import SVG
 
-from lsa_study import data, study
-from lsa_study.evidence.collect import collect
-from lsa_study.evidence.contrasts import by_image, correct
-from lsa_study.evidence.diff import as_text, diff
-from lsa_study.report import style
+from lsa_study import data
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.contrasts import by_image, correct
+from lsa_study.analysis.plots import style
+from lsa_study.analysis.provenance import diff, diff_text
+from lsa_study.config import study
 
 results, tier = study.repository_folder("results"), "toy"
 names = ("swin-s0", "elsa-s0")
@@ -23,7 +24,7 @@ names = ("swin-s0", "elsa-s0")
 # The same as `lsa diff swin-s0 elsa-s0`. A run is named by the start of its name or identity.
 
 # %%
-print(as_text(diff(results, *names)))
+print(diff_text(diff(results, *names)))
 
 # %% [markdown]
 # ## Learning curves
@@ -31,10 +32,10 @@ print(as_text(diff(results, *names)))
 # %%
 collected = collect(results, tier)
 every = collected.of(collected.runs.index).values()
-by_name = {f"{run['variant']}-s{run['seed']}": run for run in every}
+by_name = {f"{run.variant}-s{run.seed}": run for run in every}
 one, other = (by_name[name] for name in names)
 curves = pd.DataFrame(
-    {name: pd.DataFrame(json.loads(run["curve"])).set_index("epoch")["acc1"]
+    {name: pd.DataFrame(json.loads(run.curve)).set_index("epoch")["acc1"]
      for name, run in zip(names, (one, other), strict=True)}
 )  # fmt: skip
 curves.tail(3)

@@ -7,15 +7,14 @@
 import pandas as pd
 from IPython.display import SVG, Markdown
 
-from lsa_study import study
-from lsa_study.evidence import claims
-from lsa_study.evidence.collect import collect
-from lsa_study.evidence.rows import rows_of
-from lsa_study.evidence.why import as_text, why
-from lsa_study.report import style
-from lsa_study.report.plots import figures
-from lsa_study.report.table import build
-from lsa_study.report.tables import contents
+from lsa_study.analysis import claims
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.formats import contents
+from lsa_study.analysis.plots import figures, style
+from lsa_study.analysis.provenance import why, why_text
+from lsa_study.analysis.rows import rows_of
+from lsa_study.analysis.table import build
+from lsa_study.config import study
 
 results, tier = study.repository_folder("results"), "toy"
 collected = collect(results, tier)
@@ -46,7 +45,7 @@ SVG(style.svg(drawn["throughput"]))
 # The same as `lsa why table1 net7`: runs, seeds, commits, files.
 
 # %%
-print(as_text(why(table1, "net7", collected, results)))
+print(why_text(why(table1, "net7", collected, results)))
 
 # %% [markdown]
 # ## What the runs say of the article's claims

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lsa_study import data, measure, study
-from lsa_study.evidence.contrasts import mcnemar
+from lsa_study import data, measure
+from lsa_study.analysis.contrasts import mcnemar
+from lsa_study.config import study
 from lsa_study.models import from_settings
 from lsa_study.models.blocks import SpatialBlock
 from lsa_study.training.evaluate import evaluate
-from lsa_study.training.optimise import optimiser
+from lsa_study.training.optim import optimiser
 
 
 class GatedMean(nn.Module):

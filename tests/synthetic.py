@@ -6,6 +6,7 @@ number follows from the run's identity, so two calls write the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from unittest import mock
 
 import numpy as np
 
-from lsa_study import rundir, study
-from lsa_study.config import SCHEMA_VERSION, Settings
-from lsa_study.correct import pack
+from lsa_study import rundir
+from lsa_study.config import study
+from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.files import write_json
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 
 IMAGES = {"digits": (1437, 360), "cifar10": (50000, 10000), "imagenet": (1281167, 50000)}
@@ -44,10 +47,17 @@ def write_run(results: Path, run: study.Run, *, changes: Mapping[str, Any] | Non
         for record in curve(result, run):
             folder.log_metrics(record)
         if result["outcome"] == "done":
-            rundir.write_whole(folder.correct_bits, correct(result))
-        folder.write_result(result)
-        folder.write_status(result["outcome"])
+            folder.write_correct(correct(result))
+        folder.write_result(Result(**result_of(run)))
+        change_result(folder, changes or {})
+        folder.write_status(Status(state=result["outcome"]))
     return folder
+
+
+def change_result(folder: RunDir, changes: Mapping[str, Any]) -> None:
+    """Replace facts of a result on disk, by impossible ones too."""
+    path = folder.root / "result.json"
+    write_json(path, json.loads(path.read_text("utf-8")) | dict(changes))
 
 
 def write_study(
@@ -134,12 +144,12 @@ def curve(result: Mapping[str, Any], run: study.Run) -> list[dict[str, Any]]:
 REASONS_EPOCHS = {"diverged": 2, "oom": 0}
 
 
-def correct(result: Mapping[str, Any]) -> bytes:
-    """Bits as training stores them: hard images are hard for every run, the rest is chance."""
+def correct(result: Mapping[str, Any]) -> np.ndarray:
+    """Correctness by image: hard images are hard for every run, the rest is chance."""
     count = result["test_images"]
     right = round(result["acc1"] / 100 * count)
     hardness = np.random.default_rng(7).normal(size=count)
     luck = np.random.default_rng(int(result["identity"], 16)).normal(0, 0.5, count)
     bits = np.zeros(count, dtype=np.uint8)
     bits[np.argsort(hardness + luck)[:right]] = 1
-    return pack(bits)
+    return bits

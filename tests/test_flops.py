@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import lsa_kernels
-from lsa_study import flops, ops
+from lsa_study import measure, ops
 from lsa_study.measure import count
 from lsa_study.ops.ddf import apply_decoupled
 from lsa_study.ops.functional import spatial_attention
@@ -29,7 +29,7 @@ def products(call, custom_mapping=None):
     with FlopCounterMode(display=False, custom_mapping=custom_mapping) as counter:
         call()
     return {
-        str(name).removeprefix("aten."): found // flops.FLOPS_PER_PRODUCT
+        str(name).removeprefix("aten."): found // measure.FLOPS_PER_PRODUCT
         for name, found in counter.get_flop_counts()["Global"].items()
     }
 
@@ -42,8 +42,10 @@ def test_no_kernel_is_without_formula():
     """A kernel torch cannot count would make a network look cheaper than it is."""
     known = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
     kernels = {name for name in known if name.startswith("lsa_kernels::")}
-    assert kernels == {f"lsa_kernels::{name}" for name in flops.FORMULAS}
-    assert {getattr(torch.ops.lsa_kernels, name) for name in flops.FORMULAS} <= set(flop_registry)
+    assert kernels == {f"lsa_kernels::{name}" for name in measure.KERNEL_FLOPS}
+    assert {getattr(torch.ops.lsa_kernels, name) for name in measure.KERNEL_FLOPS} <= set(
+        flop_registry
+    )
 
 
 TERMS = [("qk", "bias"), ("q_rk",), ("rq_k",), ("bias",), ("qk", "q_rk", "rq_k", "bias")]
@@ -112,7 +114,7 @@ def test_a_fused_backward_pass_costs_twice_the_forward_pass():
 
 def elementwise(*shapes, out_shape, **_):
     """One operation per number; the counter's two per product belong to matrix products."""
-    return flops.FLOPS_PER_PRODUCT * torch.Size(out_shape).numel()
+    return measure.FLOPS_PER_PRODUCT * torch.Size(out_shape).numel()
 
 
 ELEMENTWISE = {torch.ops.aten.mul: elementwise, torch.ops.aten.add: elementwise}

@@ -8,21 +8,17 @@ import time
 import pytest
 import timm
 import torch
+from networks import on_meta, shallow  # noqa: F401  # a fixture
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsa_study import measure, ops
-from lsa_study.config import Model
-from lsa_study.config_ops import ElsaOp
+from lsa_study.config.operators import ElsaOp
+from lsa_study.config.settings import Model
 from lsa_study.measure import Count, count
 from lsa_study.models import MODELS, build_model, from_settings
 
 IMAGE = (1, 3, 224, 224)
-
-
-def on_meta(build, *args, **options):
-    with torch.device("meta"):
-        return build(*args, **options)
 
 
 def by_torch(module, shape):
@@ -33,6 +29,7 @@ def by_torch(module, shape):
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if "tiny" in n and "elsa" not in n])
+@pytest.mark.usefixtures("shallow")
 def test_torch_counts_the_same_products(name):
     """Of the definition: faster implementations of neighborhoods compute more than they need."""
     has_one = "implementation" in type(MODELS[name].op).model_fields

@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
+from lsa_study.files import write_json
+from lsa_study.record import Attempt, Result, Status
 from lsa_study.rundir import RunDir
 
 
@@ -71,6 +75,16 @@ def test_a_second_writer_leaves(folder):
         pass  # the first has left
 
 
+@pytest.mark.parametrize(
+    "owner", ["", "{", "[]", "{}", '{"host": "x", "pid": [], "start": 0}', "9" * 400]
+)
+def test_a_damaged_owner_is_nobody(folder, owner):
+    (folder.root / "owner.json").write_text(owner)
+    assert folder.writer() is None
+    with folder.owned():
+        assert folder.writer()["pid"] == os.getpid()
+
+
 def test_a_dead_writer_is_replaced(folder):
     code = (
         "import os, sys; from pathlib import Path; from lsa_study.rundir import RunDir\n"
@@ -84,8 +98,8 @@ def test_a_dead_writer_is_replaced(folder):
 
 def test_a_writer_elsewhere_counts_by_its_heartbeat(folder):
     owner = {"host": "elsewhere", "pid": 1, "job": None, "start": 0.0}
-    rundir.write_json(folder.root / "owner.json", owner)
-    folder.write_status("running", epoch=1)
+    write_json(folder.root / "owner.json", owner)
+    folder.write_status(Status(state="running", epoch=1))
     with pytest.raises(Refused, match="elsewhere"), folder.owned():
         pass
     stale = json.loads((folder.root / "status.json").read_text())
@@ -98,7 +112,7 @@ def test_a_writer_elsewhere_counts_by_its_heartbeat(folder):
 @pytest.mark.parametrize("garbage", ["", "{", "[]", '{"epoch": 3}', "\x00\xff"])
 def test_a_garbage_status_reads_as_waiting(folder, garbage):
     (folder.root / "status.json").write_text(garbage)
-    assert folder.status() == {"state": "waiting"}
+    assert folder.status() == Status()
 
 
 def test_a_broken_result_is_told_not_taken_for_none(folder):
@@ -108,8 +122,78 @@ def test_a_broken_result_is_told_not_taken_for_none(folder):
         folder.result()
 
 
+DAMAGE = {
+    "wrong type": ('"acc1": "high"', "holds acc1 = 'high'"),
+    "several": ('"seed": true, "params": [1]', r"holds params = \[1\], seed = True"),
+    "a float for a count": ('"seed": 1.0', "holds seed = 1.0"),
+    "not finite": ('"loss": 1e999', "holds loss = inf"),
+    "out of range": ('"acc1": 100.5', "holds acc1 = 100.5"),
+    "400 digits": (f'"params": {"9" * 400}', "holds params = 9999"),
+    "5000 digits": (f'"params": {"9" * 5000}', "is unreadable"),
+    "deep": (f'"more": {"[" * 100_000}{"]" * 100_000}', "is unreadable"),
+    "lone surrogate": (r'"torch": "\ud800"', "is unreadable"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_values_of_a_result_are_named(folder, damage):
+    text, message = DAMAGE[damage]
+    (folder.root / "result.json").write_text(f'{{"outcome": "done", {text}}}')
+    with pytest.raises(ConfigError, match=f"{folder.root.name}/result.json: {message}") as caught:
+        folder.result()
+    assert len(str(caught.value)) < 400
+
+
+def test_an_old_result_is_read(folder):
+    """What is missing is None, also where it is NaN; what is unknown is left out."""
+    (folder.root / "result.json").write_text('{"outcome": "done", "loss": NaN, "colour": [1]}')
+    assert folder.result() == Result(outcome="done")
+
+
+@pytest.mark.parametrize("text", ['"epoch": -1', '"heartbeat": "x"', '"state": "asleep"'])
+def test_a_damaged_status_reads_as_waiting(folder, text):
+    (folder.root / "status.json").write_text(f'{{"state": "running", {text}}}')
+    assert folder.status() == Status()
+
+
+def test_a_changed_state_keeps_the_rest(folder):
+    folder.write_status(Status(state="running", epoch=2, cause="node", message="m"))
+    folder.change_state("stopped", cause="cancelled")
+    found = folder.status()
+    assert (found.state, found.epoch) == ("stopped", 2)
+    assert (found.cause, found.message) == ("cancelled", "m")
+
+
+def test_the_environment_of_an_attempt_comes_back(folder):
+    with folder.owned() as attempt:
+        assert folder.environment(attempt) is None
+        written = Attempt(host="h", packages={"torch": "2"}, schema_version=1, seed=3)
+        folder.write_environment(attempt, written)
+        assert folder.environment(attempt) == written
+        (folder.attempt_folder(attempt) / "environment.json").write_text('{"seed": "3"}')
+        assert folder.environment(attempt) is None
+
+
+@pytest.mark.parametrize(
+    "line", ['{"epoch": 1e999}', '{"epoch": NaN}', "[" * 100_000, f'{{"epoch": {"9" * 5000}}}']
+)
+def test_a_damaged_record_costs_its_line(folder, line):
+    folder.log_metrics({"epoch": 1, "attempt": 1})
+    with (folder.root / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    folder.log_metrics({"epoch": 2, "attempt": 1})
+    assert [record["epoch"] for record in folder.metrics()] == [1, 2]
+
+
 def test_a_broken_configuration_is_told(folder):
     (folder.root / "config.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="is not a run's configuration"):
+        folder.settings()
+
+
+def test_damaged_settings_are_named(folder):
+    text = (folder.root / "config.yaml").read_text().replace("epochs:", "epoch:")
+    (folder.root / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match="is not a run's configuration"):
         folder.settings()
 
@@ -122,15 +206,15 @@ def test_another_schema_is_told(folder):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(folder, monkeypatch):
-    folder.write_status("running", epoch=1)
+    folder.write_status(Status(state="running", epoch=1))
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentLacks, match="No space left on device"):
-        folder.write_status("running", epoch=2)
-    assert folder.status()["epoch"] == 1
+        folder.write_status(Status(state="running", epoch=2))
+    assert folder.status().epoch == 1
     assert not list(folder.root.glob("*.part"))
 
 
@@ -139,3 +223,63 @@ def test_existing_finds_runs_by_identity(tmp_path, run):
     folder.create(run.settings, variant="oldname")
     assert rundir.existing(tmp_path, "toy") == {run.identity: folder}
     assert rundir.existing(tmp_path, "paper") == {}
+
+
+# -- per-image correctness ----------------------------------------------------------------------
+
+
+def right(images, seed=0):
+    return np.random.default_rng(seed).integers(0, 2, images).astype(np.uint8)
+
+
+@pytest.mark.parametrize("images", [1, 7, 8, 9, 360, 10_000, 50_000])
+def test_correctness_comes_back_image_by_image(folder, images):
+    for seed in range(3):
+        folder.write_correct(right(images, seed))
+        bits = np.frombuffer(folder.correct(images), np.uint8)
+        assert (np.unpackbits(bits, count=images) == right(images, seed)).all()
+
+
+@pytest.mark.parametrize("images", [8, 360])
+def test_a_damaged_byte_is_refused_or_changes_nothing(folder, images):
+    folder.write_correct(right(images))
+    content, bits = folder.correct_bits.read_bytes(), np.packbits(right(images)).tobytes()
+    refused = 0
+    for place in range(len(content)):
+        for flip in (0x01, 0xFF):
+            damaged = bytearray(content)
+            damaged[place] ^= flip
+            folder.correct_bits.write_bytes(damaged)
+            try:
+                assert folder.correct(images) == bits
+            except ValueError:
+                refused += 1
+    assert refused > len(content), "most bytes are checked"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 300, -1])
+def test_torn_correctness_is_unreadable(folder, cut):
+    folder.write_correct(right(360))
+    folder.correct_bits.write_bytes(folder.correct_bits.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"correct.npz: is unreadable"):
+        folder.correct(360)
+
+
+@pytest.mark.parametrize("images", [None, -1, 0, 1, 359, 361, 10**12])
+def test_another_number_of_images_is_refused(folder, images):
+    folder.write_correct(right(360))
+    with pytest.raises(ValueError, match=f"holds 360 images, the result says {images}"):
+        folder.correct(images)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_correctness_of_other_writers_is_read(folder, save):
+    """Another NumPy may pad or order the file otherwise."""
+    save(folder.correct_bits, count=np.int32(360), bits=np.packbits(right(360)), more=np.zeros(3))
+    assert folder.correct(360) == np.packbits(right(360)).tobytes()
+
+
+def test_pickled_objects_are_never_read(folder):
+    np.savez(folder.correct_bits, bits=np.array([{}], dtype=object), count=np.int64(8))
+    with pytest.raises(ValueError, match="is unreadable"):
+        folder.correct(8)

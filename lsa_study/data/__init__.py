@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lsa_study.config import Settings
-from lsa_study.data.roots import DataLacks, require, weights
+from lsa_study.config.settings import Settings
+from lsa_study.data.paths import DataLacks, require, weights
 
 if TYPE_CHECKING:
     from lsa_study.data.sets import Sets
@@ -29,11 +29,11 @@ def load(settings: Settings, *, device: str = "cpu") -> Sets:
         DataLacks: the files are missing, incomplete or damaged.
     """
     # Imported here, not above: planning must not need torch.
-    from lsa_study.data import imagenet, tensors
+    from lsa_study.data import imagenet, in_memory
 
     if settings.data.name == "imagenet":
         return imagenet.load(settings, device=device)
-    return tensors.load(settings, device=device)
+    return in_memory.load(settings, device=device)
 
 
 def check(settings: Settings) -> None:

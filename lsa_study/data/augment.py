@@ -1,32 +1,32 @@
-"""Augmentation of whole batches of small pictures, drawn ahead for the whole effective batch.
+"""Augmentation: of whole batches of small pictures, and picture by picture on Pillow's images.
 
-Draws are made for all images of a step and then cut, so an image meets the same fate however the
-step is divided among processes.
+Of a batch, draws are made for the whole effective batch of a step and then cut, so an image is
+augmented identically however the step is divided among processes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.config import Augment
-from lsa_study.data import seeds
-from lsa_study.data.plan import Share
+from lsa_study.config.settings import Augment
+from lsa_study.data import fast_pil, rng
+from lsa_study.data.sampler import Share
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Pictorial = Callable[[Image.Image], Image.Image]
 
 ATTEMPTS = 10
 """As torchvision and timm: a box that does not fit is drawn again so often."""
 
-
-def log_uniform(low: float, high: float, size: Sequence[int], draw: torch.Generator) -> Tensor:
-    """Numbers whose logarithm is uniform between those of ``low`` and ``high``."""
-    spread = math.log(high) - math.log(low)
-    return (math.log(low) + spread * torch.rand(*size, generator=draw)).exp()
+BENDING = ("Rotate", "Shear", "Translate")
+"""Operations of RandAugment that are affine transforms."""
 
 
 def boxes(
@@ -49,7 +49,8 @@ def boxes(
         attempts has height 0.
     """
     share = area[0] + (area[1] - area[0]) * torch.rand(count, ATTEMPTS, generator=draw)
-    aspect = log_uniform(*ratio, (count, ATTEMPTS), draw)
+    low, high = map(math.log, ratio)
+    aspect = (low + (high - low) * torch.rand(count, ATTEMPTS, generator=draw)).exp()
     pixels = share * height * width
     h, w = (pixels / aspect).sqrt().round().long(), (pixels * aspect).sqrt().round().long()
     fits = (h > 0) & (w > 0) & (h <= height) & (w <= width)
@@ -86,7 +87,7 @@ def erase(
     """
     if augment.erasing == 0:
         return
-    draw = seeds.generator(*words, "erase")
+    draw = rng.generator(*words, "erase")
     chosen = torch.rand(batch, generator=draw) < augment.erasing
     box = boxes(
         batch, height=images.shape[2], width=images.shape[3], area=(0.02, 1 / 3),
@@ -96,7 +97,7 @@ def erase(
     for row, position in enumerate(share.positions.tolist()):
         top, left, h, w = box[position].tolist()
         if chosen[position] and 0 < h < images.shape[2] and 0 < w < images.shape[3]:
-            noise.manual_seed(seeds.derive(*words, "erase", position))
+            noise.manual_seed(rng.derive(*words, "erase", position))
             spot = images[row, :, top : top + h, left : left + w]
             spot.normal_(generator=noise)
 
@@ -118,3 +119,38 @@ def mixer(augment: Augment, num_classes: int) -> Mixer | None:
         num_classes=num_classes,
     )  # fmt: skip
     return mixup
+
+
+def pictorial(augment: Augment, size: int, mean: tuple[float, ...]) -> Pictorial | None:
+    """RandAugment, else color jitter, of one picture as timm has it; None where neither is on.
+
+    Args:
+        size: side of the picture in pixels, of which translations are a share.
+        mean: of the data set's pixels in 0..1; what geometric operations uncover gets this colour.
+    """
+    if augment.rand_augment is not None:
+        from timm.data.auto_augment import rand_augment_transform
+
+        grey = tuple(min(255, round(255 * value)) for value in mean)
+        options: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": grey}
+        randomly: Any = rand_augment_transform(augment.rand_augment, options)
+        for op in randomly.ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+            elif op.name.startswith(BENDING):
+                op.aug_fn = fast_pil.Bending(op.aug_fn)
+        return randomly  # type: ignore[no-any-return]
+    if augment.color_jitter > 0:
+        from torchvision.transforms import ColorJitter
+
+        jitter: Pictorial = ColorJitter(*[augment.color_jitter] * 3)
+        return jitter
+    return None
+
+
+def _posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
+    # timm asks for 0 bits at the strongest level, which Pillow refuses since version 13; before,
+    # it gave black, and so it was in the article's runs.
+    if bits <= 0:
+        return Image.new(picture.mode, picture.size)
+    return picture if bits >= 8 else ImageOps.posterize(picture, bits)

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lsa_study.data import seeds
-from lsa_study.data.roots import DataLacks
+from lsa_study.data import rng
+from lsa_study.data.paths import DataLacks
+from lsa_study.data.shards import read_columns
+from lsa_study.files import replacing
 
 SIDE = 32
 CLASSES = 10
@@ -37,16 +39,24 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     """
     if len(paths) == 1:
         return _from_torchvision(paths[0])
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
     columns = {path.stem: _Column(path) for path in paths}
     content = [part for column in columns.values() for part in column.content()]
-    fingerprint = seeds.fingerprint("cifar10", *content)
-    if (cached := _from_cache(fingerprint)) is not None:
-        return cached, fingerprint
+    fingerprint = rng.fingerprint("cifar10", *content)
+    cached = cache_folder() / f"{fingerprint}.safetensors"
+    with contextlib.suppress(OSError, SafetensorError):
+        return load_file(cached), fingerprint
     tensors: Tensors = {}
     for split, column in columns.items():
         tensors[f"{split}.pixels"] = column.decode()
         tensors[f"{split}.labels"] = column.labels
-    _to_cache(fingerprint, tensors)
+    # A cache that cannot be written costs seconds at the next start, never a run.
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(cached) as part:
+            save_file(tensors, part)
     return tensors, fingerprint
 
 
@@ -54,20 +64,9 @@ class _Column:
     """The encoded images and labels of one parquet file in the layout of data set hubs."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow as arrow
-        from pyarrow import parquet
-
         self.path = path
-        try:
-            table = parquet.read_table(path, page_checksum_verification=True)
-            images = table["image"].combine_chunks().field("bytes").cast(arrow.large_binary())
-            labels = table["label"].to_numpy().astype(np.int64)
-        except (OSError, KeyError, arrow.ArrowException) as error:
-            words = str(error).strip().splitlines()[0]
-            raise DataLacks(
-                f"{path}: is damaged or not CIFAR-10 ({words}); wanted are columns image "
-                "(struct of bytes and path) and label; fetch the file again"
-            ) from error
+        images, labels, _ = read_columns(path, "bytes")
+        images = images.cast("large_binary")
         if images.null_count or not len(images) or labels.min() < 0 or labels.max() >= CLASSES:
             raise DataLacks(
                 f"{path}: has {images.null_count} empty images of {len(images)} and labels from "
@@ -115,35 +114,10 @@ def _from_torchvision(folder: Path) -> tuple[Tensors, str]:
             ) from error
         tensors[f"{split}.pixels"] = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
         tensors[f"{split}.labels"] = torch.tensor(found.targets)
-    return tensors, seeds.fingerprint("cifar10", *(t.numpy() for t in tensors.values()))
+    return tensors, rng.fingerprint("cifar10", *(t.numpy() for t in tensors.values()))
 
 
 def cache_folder() -> Path:
     """Where decoded pictures are kept: ``lsa_study`` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "lsa_study"
-
-
-def _from_cache(fingerprint: str) -> Tensors | None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(cache_folder() / f"{fingerprint}.safetensors")
-    except (OSError, SafetensorError):
-        return None
-
-
-def _to_cache(fingerprint: str, tensors: Tensors) -> None:
-    from safetensors.torch import save_file
-
-    path = cache_folder() / f"{fingerprint}.safetensors"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    # A cache that cannot be written costs seconds at the next start, never a run.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            save_file(tensors, part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)

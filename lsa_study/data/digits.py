@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.paths import DataLacks
 
 VERSION = "digits-1"
 """Changes whenever the pictures do; part of the data fingerprint."""
@@ -27,11 +27,10 @@ SCALES = (210, 224)
 CONTRAST = 200
 NOISE = 10
 
-Bytes = NDArray[np.uint8]
 Whole = NDArray[np.int64]
 
 
-def make(split: str) -> tuple[Bytes, Whole]:
+def make(split: str) -> tuple[NDArray[np.uint8], Whole]:
     """Make the pictures of ``"train"`` or ``"test"``; no source picture is in both.
 
     Returns:
@@ -44,7 +43,10 @@ def make(split: str) -> tuple[Bytes, Whole]:
     order = np.random.default_rng(0).permutation(len(digits))
     chosen = order[:TEST_SOURCES] if split == "test" else order[TEST_SOURCES:]
     draw = np.random.default_rng([1, split == "test"])
-    return _compose(pictures, chosen, draw), digits[chosen]
+    ink = _place(pictures[chosen], draw)
+    noise = draw.integers(-NOISE, NOISE + 1, (len(chosen), 3, SIDE, SIDE))
+    shade = ink[:, None] * CONTRAST // (16 * UNIT * UNIT) + noise
+    return np.clip(shade, 0, 255).astype(np.uint8), digits[chosen]
 
 
 def _sources() -> tuple[Whole, Whole]:
@@ -61,14 +63,6 @@ def _sources() -> tuple[Whole, Whole]:
             f"{path}: the handwritten digits cannot be read ({error}); reinstall scikit-learn"
         ) from error
     return table[:, :64].reshape(-1, 8, 8), table[:, 64]
-
-
-def _compose(pictures: Whole, chosen: Whole, draw: np.random.Generator) -> Bytes:
-    ink = _place(pictures[chosen], draw)
-    noise = draw.integers(-NOISE, NOISE + 1, (len(chosen), 3, SIDE, SIDE))
-    shade = ink[:, None] * CONTRAST // (16 * UNIT * UNIT) + noise
-    clipped: Bytes = np.clip(shade, 0, 255).astype(np.uint8)
-    return clipped
 
 
 def _place(sources: Whole, draw: np.random.Generator) -> Whole:

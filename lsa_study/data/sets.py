@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa_study.config import Augment, Settings
-from lsa_study.data import augment, seeds
-from lsa_study.data.plan import Epoch, Share
+from lsa_study.config.settings import Augment, Settings
+from lsa_study.data import augment, rng
+from lsa_study.data.sampler import Epoch, Share
 
 Pixels = tuple[float, float, float]
 
@@ -70,7 +70,7 @@ class Sets(ABC):
         parts: int = 1,
         mine: range = range(1),
     ) -> Epoch:
-        """Plan one epoch of this set; see ``plan.Epoch``."""
+        """Plan one epoch of this set; see ``sampler.Epoch``."""
         return Epoch(
             self.source.train_images, batch_size, self.seed, epoch, first_step, parts, mine,
             paired=self.mixer is not None,
@@ -86,7 +86,13 @@ class Sets(ABC):
             images = self._normalise(pixels)
             words = (self.seed, epoch.epoch, share.step)
             augment.erase(images, share, batch=epoch.batch, augment=self.augment, words=words)
-            yield Batch(share.step, *self._mix(images, labels, share, words), tokens)
+            if self.mixer is not None:
+                targets = []
+                for group, first, end in share.groups:
+                    with rng.seeded_global(*words, "mix", group):
+                        targets.append(self.mixer(images[first:end], labels[first:end])[1])
+                labels = torch.cat(targets)
+            yield Batch(share.step, images, labels, tokens)
 
     def test(
         self, batch_size: int, *, rank: int = 0, ranks: int = 1
@@ -102,17 +108,6 @@ class Sets(ABC):
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return pixels.to(torch.float32).sub_(self._mean).div_(self._std)
-
-    def _mix(
-        self, images: Tensor, labels: Tensor, share: Share, words: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        if self.mixer is None:
-            return images, labels
-        targets = []
-        for group, first, end in share.groups:
-            with seeds.global_draws(*words, "mix", group):
-                targets.append(self.mixer(images[first:end], labels[first:end])[1])
-        return images, torch.cat(targets)
 
     @abstractmethod
     def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:

@@ -1,168 +1,44 @@
-"""ImageNet in shards: parquet as data set hubs lay it out, tar as the webdataset convention has it.
+"""ImageNet in parquet shards, as data set hubs lay it out: how they are read, and written.
 
-Images are read in any order, and processes do not disturb each other after a fork.
+``python -m lsa_study.data.shards FROM TO`` copies ``imagenet/`` below FROM, which lies in folders,
+to shards below TO; both are roots, as ``LSA_DATA`` is. Images are copied byte for byte and keep
+their names, so a run gives the same batches from either.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import functools
-import hashlib
 import os
-import tarfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsa_study.data.cifar import cache_folder
-from lsa_study.data.listing import SUFFIXES, Found, canonical
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.index import SplitContents, canonical, find_in_folders
+from lsa_study.data.paths import DataLacks, layout_of_imagenet
+from lsa_study.errors import EnvironmentLacks
+from lsa_study.files import replacing, writable
 
 OPEN_FILES = 256
 """Of one process at a time; systems allow about a thousand."""
+IMAGES = 5000
+"""Of one written shard: about half a gigabyte."""
+GROUP = 8
+"""Images of a written row group, which is read whole for one of them."""
+
 Rows = NDArray[np.int64]
-
-
-# -- tar -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Members:
-    """Images in tar shards, read by their offset."""
-
-    root: Path
-    paths: tuple[Path, ...]
-    members: NDArray[np.bytes_]
-    spots: Rows
-    """(N, 3): shard, offset, size."""
-
-    def read(self, place: int) -> bytes:
-        """A member's content."""
-        shard, offset, size = self.spots[place].tolist()
-        content = os.pread(_opened(self.paths[shard]).number, size, offset)
-        if len(content) < size:
-            raise OSError(f"the shard ends after {len(content)} of {size} bytes")
-        return content
-
-    def where(self, place: int) -> str:
-        """Shard and member."""
-        return f"{self.paths[self.spots[place, 0]]}: {os.fsdecode(self.members[place])}"
-
-
-def find_in_tar(root: Path, paths: tuple[Path, ...]) -> Found:
-    """List the members ``key.jpg`` and their classes, ``key.cls``.
-
-    Listing reads every header once; it is kept in the user's cache until a shard changes.
-
-    Raises:
-        DataLacks: a shard is damaged, or an image has no class.
-    """
-    kept = _kept(paths)
-    if kept is None:
-        kept = _index(paths)
-        _keep(paths, kept)
-    members: NDArray[np.bytes_] = kept["members"]
-    names = [canonical(os.fsdecode(member)) for member in members]
-    return Found(Members(root, paths, members, kept["spots"]), kept["labels"], names)
-
-
-class _Descriptor:
-    """An open file, closed when nobody wants it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-@functools.lru_cache(maxsize=OPEN_FILES)
-def _opened(path: Path) -> _Descriptor:
-    # Read by pread, which moves no offset: processes may share what was open at the fork.
-    return _Descriptor(path)
-
-
-def _index(paths: tuple[Path, ...]) -> dict[str, NDArray[Any]]:
-    rows = [(n, *row) for n, path in enumerate(paths) for row in _members(path)]
-    spots = np.array([(n, offset, size) for n, _, _, offset, size in rows], np.int64)
-    return {
-        "members": np.array([os.fsencode(member) for _, member, _, _, _ in rows]),
-        "labels": np.array([label for _, _, label, _, _ in rows], np.int64),
-        "spots": spots.reshape(-1, 3),
-    }
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Name, class, offset and size of every image of a shard."""
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                name = PurePosixPath(member.name)
-                key = str(name.with_suffix(""))
-                if name.suffix.lower() in SUFFIXES:
-                    images[key] = member
-                elif name.suffix == ".cls":
-                    labels[key] = _label(path, shard, member)
-    except (OSError, tarfile.TarError) as error:
-        raise DataLacks(f"{path}: is no whole tar file ({error}); fetch it again") from error
-    for key, member in images.items():
-        if key not in labels:
-            raise DataLacks(
-                f"{path}: {member.name} has no class; wanted is a member {key}.cls that holds its "
-                "number"
-            )
-        yield member.name, labels[key], member.offset_data, member.size
-
-
-def _label(path: Path, shard: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    file = shard.extractfile(member)
-    words = file.read().decode("ascii", "replace").strip() if file is not None else ""
-    if not words.isdigit():
-        raise DataLacks(f"{path}: {member.name} holds {words[:20]!r}; wanted is a class's number")
-    return int(words)
-
-
-def _cache_file(paths: tuple[Path, ...]) -> Path:
-    states = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
-    key = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
-    return cache_folder() / f"tar-{key}.npz"
-
-
-def _kept(paths: tuple[Path, ...]) -> dict[str, NDArray[Any]] | None:
-    try:
-        with np.load(_cache_file(paths)) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError):
-        return None
-
-
-def _keep(paths: tuple[Path, ...], index: dict[str, NDArray[Any]]) -> None:
-    path = _cache_file(paths)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    # A cache that cannot be written costs time at the next start, never a run.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                np.savez(file, allow_pickle=False, **index)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-# -- parquet -------------------------------------------------------------------------------------
+Image = tuple[str, int, bytes]
+"""Class folder / file, class number, encoded image."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Images in the row groups of parquet shards; a whole group is read for one image."""
+    """Images in the row groups of parquet shards, read in any order by any process."""
 
     root: Path
     paths: tuple[Path, ...]
@@ -171,12 +47,12 @@ class Table:
     names: NDArray[np.bytes_]
 
     def read(self, place: int) -> bytes:
-        """An image of a row group."""
+        """An image of a row group, which is read whole for it."""
         import pyarrow as arrow
 
         shard, group, row = self.spots[place].tolist()
         try:
-            column = _parquet(self.paths[shard], os.getpid()).read_row_group(
+            column = _opened(self.paths[shard], os.getpid()).read_row_group(
                 group, columns=["image.bytes"], use_threads=False
             )["image"]
             content = column[row]["bytes"].as_py()
@@ -193,54 +69,156 @@ class Table:
         return f"{self.paths[shard]}: row {row} of group {group} ({name})"
 
 
-def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Found:
-    """List the rows: columns image (struct of bytes and path) and label.
-
-    Raises:
-        DataLacks: a shard is damaged or has other columns.
-    """
-    spots: list[Rows] = []
-    labels: list[Rows] = []
-    names: list[str] = []
-    for number, path in enumerate(paths):
-        of_shard, told, recorded = _rows(path)
-        spots.append(np.insert(of_shard, 0, number, axis=1))
-        labels.append(told)
-        names += [canonical(name) for name in recorded]
-    encoded = np.array([os.fsencode(name) for name in names])
-    table = Table(root, paths, np.concatenate(spots), encoded)
-    return Found(table, np.concatenate(labels), names)
-
-
 @functools.lru_cache(maxsize=OPEN_FILES)
-def _parquet(path: Path, _process: int) -> Any:
+def _opened(path: Path, _process: int) -> Any:
+    # By process: a file that is open at a fork has one offset for both sides.
     from pyarrow import parquet
 
     return parquet.ParquetFile(path, page_checksum_verification=True)
 
 
-def _rows(path: Path) -> tuple[Rows, Rows, list[str]]:
-    """(row group, row in the group) and label of every row, and the recorded names."""
+def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> SplitContents:
+    """List the rows of a split's shards.
+
+    Raises:
+        DataLacks: a shard is damaged or has other columns, or a row has no path or label.
+    """
+    spots: list[tuple[int, int, int]] = []
+    labels: list[Rows] = []
+    names: list[str] = []
+    for number, path in enumerate(paths):
+        column, of_shard, sizes = read_columns(path, "path")
+        recorded = column.to_pylist()
+        if None in recorded or (len(of_shard) and of_shard.min() < 0):
+            raise DataLacks(
+                f"{path}: some rows have no image.path or no label; the path gives the order of "
+                "images"
+            )
+        spots += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
+        labels.append(of_shard)
+        names += [canonical(name) for name in recorded]
+    encoded = np.array([os.fsencode(name) for name in names])
+    table = Table(root, paths, np.array(spots, np.int64).reshape(-1, 3), encoded)
+    return SplitContents(table, np.concatenate(labels), names)
+
+
+def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:
+    """Read a file in the layout of data set hubs: columns image (bytes and path) and label.
+
+    Returns:
+        This field of every image, as an array of pyarrow; the labels; rows of each row group.
+
+    Raises:
+        DataLacks: the file is damaged or has other columns.
+    """
     import pyarrow as arrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read(columns=["image.path", "label"], use_threads=False)
-            sizes = [
-                file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)
-            ]
-        recorded = table["image"].combine_chunks().field("path").to_pylist()
-        labels = table["label"].to_numpy().astype(np.int64)
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=[f"image.{field}", "label"], use_threads=False)
+            groups = range(file.metadata.num_row_groups)
+            sizes = [file.metadata.row_group(group).num_rows for group in groups]
+        images = table["image"].combine_chunks().field(field)
+        return images, table["label"].to_numpy().astype(np.int64), sizes
     except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
-        words = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise DataLacks(
-            f"{path}: is damaged or holds something else ({words}); wanted are columns image "
+            f"{path}: is damaged or holds something else ({reason}); wanted are columns image "
             "(struct of bytes and path) and label; fetch the file again"
         ) from error
-    if None in recorded or (len(labels) and labels.min() < 0):
-        raise DataLacks(
-            f"{path}: some rows have no image.path or no label; the path gives the order of images"
-        )
-    rows = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
-    return np.array(rows, np.int64).reshape(-1, 2), labels, recorded
+
+
+def write_parquet(path: Path, images: Iterable[Image]) -> None:
+    """Write one shard.
+
+    Args:
+        path: where to; it appears when it is whole.
+        images: in the order of the rows.
+
+    Raises:
+        EnvironmentLacks: the disk is full or the folder cannot be written.
+    """
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    schema = arrow.schema([("image", image), ("label", arrow.int64())])
+    rows: list[dict[str, object]] = []
+    # Encoded images do not compress; groups are small, because one image is read at a time.
+    with (
+        writable(path),
+        replacing(path) as part,
+        parquet.ParquetWriter(
+            part, schema, compression="none", use_dictionary=False, write_page_checksum=True,
+            write_statistics=False,
+        ) as writer,
+    ):  # fmt: skip
+        for name, label, content in images:
+            rows.append({"image": {"bytes": content, "path": name}, "label": label})
+            if len(rows) == GROUP:
+                writer.write_table(arrow.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:
+            writer.write_table(arrow.Table.from_pylist(rows, schema))
+
+
+def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
+    """Write both splits of ImageNet's folders as shards of so many images.
+
+    Args:
+        source: holds ``imagenet/{train,val}/<wnid>/``.
+        target: where ``imagenet/{train,val}-NNNNN-of-NNNNN.parquet`` are written.
+        images: of one shard.
+
+    Returns:
+        How many shards.
+
+    Raises:
+        DataLacks: ``source`` has no such folders, an image cannot be read, or ``target`` holds
+            ImageNet already.
+        EnvironmentLacks: the disk is full or the folder cannot be written.
+    """
+    layout = layout_of_imagenet(source)
+    if layout is None or layout.kind != "folders":
+        raise DataLacks(f"{source}: holds no folders imagenet/train and imagenet/val")
+    if layout_of_imagenet(target) is not None:
+        raise DataLacks(f"{target}/imagenet: holds ImageNet already; choose an empty folder")
+    (target / "imagenet").mkdir(parents=True, exist_ok=True)
+    train = find_in_folders(layout.train[0], None)
+    total = 0
+    for split, found in (("train", train), ("val", find_in_folders(layout.test[0], train.classes))):
+
+        def image(row: int, found: SplitContents = found) -> Image:
+            try:
+                return found.names[row], int(found.labels[row]), found.store.read(row)
+            except OSError as error:
+                raise DataLacks(f"{found.store.where(row)}: cannot be read ({error})") from error
+
+        # By class and name; a reader brings them into its own order.
+        rows = np.lexsort((np.array([os.fsencode(n) for n in found.names]), found.labels))
+        parts = np.array_split(rows, -(-len(rows) // images))
+        for number, part in enumerate(parts):
+            name = f"{split}-{number:05}-of-{len(parts):05}.parquet"
+            write_parquet(target / "imagenet" / name, map(image, part.tolist()))
+        total += len(parts)
+    return total
+
+
+def main() -> int:
+    """Write shards, and say how many."""
+    parser = argparse.ArgumentParser(description="Write ImageNet's folders as parquet shards.")
+    parser.add_argument("source", type=Path, help="holds imagenet/{train,val}/<wnid>/")
+    parser.add_argument("target", type=Path, help="where imagenet/*.parquet are written")
+    given = parser.parse_args()
+    try:
+        shards = write_shards(given.source, given.target)
+    except EnvironmentLacks as error:
+        sys.stderr.write(f"lsa: {error}\n")
+        return error.exit_code
+    sys.stdout.write(f"{shards} shards in {given.target / 'imagenet'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

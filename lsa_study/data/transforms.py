@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,13 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from lsa_study.config import Settings
-from lsa_study.data import resample
-from lsa_study.data.pictorial import pictorial
+from lsa_study.config.settings import Settings
+from lsa_study.data import fast_pil
+from lsa_study.data.augment import pictorial
 from lsa_study.data.sets import Pixels
 
-Change = Callable[[Image.Image], Image.Image]
-Transform = Callable[[bytes], Image.Image]
-
-
-def opened(content: bytes) -> Image.Image:
-    """Read the head of a picture, nothing more."""
-    return Image.open(io.BytesIO(content))
+CUBIC = transforms.InterpolationMode.BICUBIC
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def whole(content: bytes) -> Image.Image:
@@ -33,72 +27,78 @@ def whole(content: bytes) -> Image.Image:
     Raises:
         OSError: it is damaged, or no picture at all.
     """
-    with opened(content) as file:
-        pixels = resample.decode(file, content)
+    with Image.open(io.BytesIO(content)) as file:
+        pixels = fast_pil.decode(file, content)
         return file.convert("RGB") if pixels is None else Image.fromarray(pixels)
 
 
 class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]
-    """timm's: the same draws in the same order, and the same pixels, from an encoded picture."""
+    """timm's: the same draws in the same order, and the same pixels, from an encoded picture.
+
+    It remembers its last box, for what lies on the picture beside its pixels.
+    """
+
+    box = (0.0, 0.0, 1.0, 1.0)
+    """As shares of the picture: left, top, right, bottom."""
 
     def __call__(self, content: bytes) -> Image.Image:
         """Decode, cut and resize."""
-        with opened(content) as file:
-            pixels = resample.decode(file, content)
+        with Image.open(io.BytesIO(content)) as file:
+            pixels = fast_pil.decode(file, content)
             picture = file.convert("RGB") if pixels is None else file
             top, left, height, width = self.get_params(file, self.scale, self.ratio)
-        filter_ = _FILTERS[random.choice(self.interpolation).value]
+        columns, rows = picture.size
+        self.box = left / columns, top / rows, (left + width) / columns, (top + height) / rows
+        filter_ = FILTERS[random.choice(self.interpolation).value]
         if pixels is None:
             cut = picture.crop((left, top, left + width, top + height))
             return cut.resize(self.size, filter_)
-        return resample.resized_crop(pixels, (left, top, width, height), self.size, filter_)
+        return fast_pil.resized_crop(pixels, (left, top, width, height), self.size, filter_)
 
 
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+class RandomFlip(transforms.RandomHorizontalFlip):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's random flip; remembers whether it flipped its last image."""
+
+    flipped = False
+
+    def forward(self, img: Image.Image) -> Image.Image:
+        """Flip or leave the image."""
+        image: Image.Image = super().forward(img)
+        self.flipped = image is not img
+        return image
 
 
-def training(settings: Settings, mean: Pixels) -> Transform:
-    """The crop, the flip and the augmentation that ``settings.augment`` asks for."""
+def training(settings: Settings, mean: Pixels) -> transforms.Compose:
+    """The crop, the flip and the augmentation that ``settings.augment`` asks for.
+
+    Where crops are resized, the first two steps are a RandomResizedCrop and a RandomFlip.
+    """
     wanted, size = settings.augment, settings.data.image_size
-    crop, flip = RandomResizedCrop, transforms.RandomHorizontalFlip
-    if settings.reads()[1]:
-        from lsa_study.data.token_maps import NotedCrop, NotedFlip
-
-        crop, flip = NotedCrop, NotedFlip
-    crops: list[Any]
+    steps: list[Any]
     if wanted.crop == "random_resized":
         # The released code draws between bilinear and bicubic.
-        crops = [
-            crop(size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random")
+        steps = [
+            RandomResizedCrop(
+                size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random"
+            )
         ]
     else:
-        scaled = math.floor(size / settings.evaluation.crop_share)
-        crops = [whole, transforms.Resize(scaled, transforms.InterpolationMode.BICUBIC)]
         pad = wanted.crop == "pad"
-        crops.append(
-            transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
-        )
+        crop = transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
+        steps = [whole, transforms.Resize(_scaled(settings), CUBIC), crop]
+    steps.append(RandomFlip(wanted.hflip))
     change = pictorial(wanted, size, mean)
-    changes = [] if change is None else [change]
-    chain: Transform = transforms.Compose([*crops, flip(wanted.hflip), *changes])
-    return chain
+    return transforms.Compose(steps if change is None else [*steps, change])
 
 
-def testing(settings: Settings) -> Transform:
+def testing(settings: Settings) -> transforms.Compose:
     """The shorter side to floor(size / share), bicubic, then the centre: timm's evaluation."""
-    size = settings.data.image_size
-    scaled = math.floor(size / settings.evaluation.crop_share)
-    chain: Transform = transforms.Compose(
-        [
-            whole,
-            transforms.Resize(scaled, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(size),
-        ]
-    )
-    return chain
+    centre = transforms.CenterCrop(settings.data.image_size)
+    return transforms.Compose([whole, transforms.Resize(_scaled(settings), CUBIC), centre])
+
+
+def _scaled(settings: Settings) -> int:
+    return math.floor(settings.data.image_size / settings.evaluation.crop_share)
 
 
 def planes(picture: Image.Image, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from lsa_study import compose, strict_yaml
-from lsa_study.study import Resources, repository_folder
+from lsa_study.config import yaml
+from lsa_study.config.layers import Layers, validate
+from lsa_study.config.study import Resources, repository_folder
 
 PEERS_SECONDS = 180
 """How long the other processes of a run may go on after one has ended."""
@@ -57,15 +58,15 @@ def read(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Cl
     Raises:
         ConfigError: every mistake at once, each with its place.
     """
-    layers = compose.Layers()
+    layers = Layers()
     place = path or repository_folder("experiments") / "cluster.yaml"
     if path is not None or place.exists():
-        document = strict_yaml.read(place)
+        document = yaml.read(place)
         layers.add(document, document.data)
     for name, value in (flags or {}).items():
         if value is not None:
             layers.set(name, value, f"--{name.replace('_', '-')}")
-    return compose.validate(Cluster, layers.data, layers.where)
+    return validate(Cluster, layers.data, layers.where)
 
 
 def tasks_per_node(resources: Resources, cluster: Cluster) -> int:

@@ -1,18 +1,15 @@
 """The local queue: train what is missing here, seed 0 of every row first.
 
-One worker per GPU, else one. A worker that dies takes only its own run with it.
+One run per GPU at a time, else one. A run whose process dies takes no other with it, and none
+outlives the queue.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import selectors
+import select
 import signal
 import subprocess
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +18,21 @@ from typing import Any
 from rich.console import Console
 
 from lsa_study import rundir
-from lsa_study.config import Settings
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
-from lsa_study.rundir import OUTCOMES, RunDir
-from lsa_study.study import Run
+from lsa_study.config.study import Run
+from lsa_study.errors import EnvironmentLacks
+from lsa_study.launch.process import Child, Server, ended_by, need_data
+from lsa_study.launch.records import (
+    EQUAL_FAILURES,
+    INTERRUPTED,
+    Failure,
+    LaunchFolder,
+    equal_failures,
+)
+from lsa_study.record import OUTCOMES
+from lsa_study.rundir import RunDir
+from lsa_study.training import StopOnSignals
 
-SAME_ERRORS = 3
-"""So many runs in a row dying with the same words hold the rest of the queue."""
-
-SECOND_INTERRUPT_SECONDS = 5.0
+POLL_SECONDS = 0.2
 
 
 @dataclass
@@ -65,12 +68,6 @@ def visible_gpus() -> list[str]:
     ]
 
 
-def folder_of(run: Run, results: Path, known: dict[str, RunDir]) -> RunDir:
-    """The run's folder: an existing one of its identity, else the one it will get."""
-    here = rundir.runs_folder(results, run.settings.tier) / run.name
-    return known.get(run.identity) or RunDir(here)
-
-
 def need_starts(runs: Iterable[Run], known: Mapping[str, RunDir], coming: Collection[str]) -> None:
     """Check that what runs begin from is trained, or will be before them.
 
@@ -82,100 +79,42 @@ def need_starts(runs: Iterable[Run], known: Mapping[str, RunDir], coming: Collec
     Raises:
         EnvironmentLacks: some are not; all are named.
     """
-    lacking = [
-        f"{run.name}: begins from {row_of(run)} ({run.start}), which has not been trained; "
-        "ask for that row too"
-        for run in runs
-        if run.start is not None
-        and run.start not in coming
-        and (run.start not in known or known[run.start].result() is None)
-    ]
+    lacking = []
+    for run in runs:
+        if run.start is None or run.start in coming:
+            continue
+        if run.start not in known or known[run.start].result() is None:
+            row = run.settings.train.start and run.settings.train.start.row
+            lacking.append(
+                f"{run.name}: begins from {row} ({run.start}), which has not been trained; "
+                "ask for that row too"
+            )
     if lacking:
         raise EnvironmentLacks("\n".join(lacking))
 
 
-def row_of(run: Run) -> str | None:
-    """The row that a run begins from."""
-    start = run.settings.train.start
-    return None if start is None else start.row
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """A run under way."""
 
-
-def ended_by(code: int) -> str:
-    """How a process ended, in words."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-class Worker:
-    """A child process and what it is doing.
-
-    Args:
-        index: its place among ``jobs`` workers, which share GPUs and cores.
-    """
-
-    def __init__(self, index: int, gpus: Sequence[str], jobs: int) -> None:
-        environment = dict(os.environ)
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-        reader, writer = os.pipe()
-        command = [sys.executable, "-m", "lsa_study.launch.worker", str(writer)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[writer], env=environment, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        os.close(writer)
-        self.replies = os.fdopen(reader)
-        self.index = index
-        self.run: Run | None = None
-
-    def tell(self, **order: str) -> None:
-        """Give it an order; see ``worker``."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-
-    def reply(self) -> dict[str, Any] | None:
-        """The next answer; None when the process has gone."""
-        line = self.replies.readline()
-        return json.loads(line) if line.endswith("\n") else None
-
-    def check_data(self, settings: Settings) -> None:
-        """Have it look whether the data are there.
-
-        Raises:
-            LsaError: the data are missing or damaged.
-        """
-        self.tell(check=settings.model_dump_json())
-        reply = self.reply()
-        if reply is None:
-            raise LsaError("the worker process died while it looked at the data; see above")
-        if reply["state"] == "failed":
-            kind = {2: ConfigError, 3: EnvironmentLacks}.get(reply["exit_code"], LsaError)
-            raise kind(reply["error"])
-
-    def close(self) -> int:
-        """Let it end once its order is done; returns its exit code."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.replies.close()
-        return self.process.wait()
+    run: Run
+    folder: RunDir
+    child: Child
 
 
 class Queue:
-    """Runs waiting for workers."""
+    """Runs waiting for a GPU, or for their share of the cores."""
 
     def __init__(self, results: Path, *, jobs: int | None, console: Console) -> None:
-        self.results = results
-        self.console = console
+        self.results, self.console = results, console
         self.gpus = visible_gpus()
         self.jobs = jobs or max(1, len(self.gpus))
         self.summary = Summary()
-        self.waiting: deque[Run] = deque()
-        self.workers: list[Worker] = []
-        self.selector = selectors.DefaultSelector()
-        self.interrupted_at: float | None = None
-        self.last_errors: list[str] = []
+        self.waiting: list[Run] = []
+        self.active: dict[int, _Training] = {}
+        """By place: runs share the GPUs by their number."""
+        self.failures: list[Failure] = []
+        """Since a run last ended well."""
 
     def work(self, runs: Sequence[Run], *, started: Callable[[], None] = lambda: None) -> Summary:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
@@ -186,117 +125,110 @@ class Queue:
         self.known: dict[str, RunDir] = {}
         for tier in {run.settings.tier for run in runs}:
             self.known |= rundir.existing(self.results, tier)
-        for run in runs:
-            if folder_of(run, self.results, self.known).result() is None:
-                self.waiting.append(run)
-            else:
-                self.summary.already += 1
+        self.waiting = [run for run in runs if self._folder(run).result() is None]
+        self.summary.already = len(runs) - len(self.waiting)
         need_starts(self.waiting, self.known, {run.identity for run in self.waiting})
-        previous = signal.signal(signal.SIGINT, self._interrupt)
-        try:
-            if self.waiting:
-                self._check_data()
+        if not self.waiting:
             started()
-            self._serve()
-        finally:
-            signal.signal(signal.SIGINT, previous)
-            for worker in list(self.workers):
-                self._retire(worker)
+            return self.summary
+        with StopOnSignals(self._kill_all) as stop, Server(self.jobs) as self.server:
+            look = self.server.check_data(self.waiting)
+            while not look.ended(POLL_SECONDS):
+                if stop():
+                    look.kill()
+            report = look.wait()
+            if not stop():
+                need_data(report)
+                started()
+            self._train_all(stop)
         return self.summary
 
-    def _serve(self) -> None:
-        while self.waiting and len(self.workers) < min(self.jobs, len(self.waiting)):
-            self._hire()
-        for worker in self.workers:
-            self._next(worker)
-        while any(worker.run for worker in self.workers):
-            for key, _ in self.selector.select(timeout=1.0):
-                self._hear(key.data)
+    def _folder(self, run: Run) -> RunDir:
+        """The run's folder: an existing one of its identity, else the one it will get."""
+        here = rundir.runs_folder(self.results, run.settings.tier) / run.name
+        return self.known.get(run.identity) or RunDir(here)
 
-    def _hire(self) -> Worker:
-        worker = Worker(len(self.workers), self.gpus, self.jobs)
-        self.workers.append(worker)
-        self.selector.register(worker.replies, selectors.EVENT_READ, worker)
-        return worker
-
-    def _retire(self, worker: Worker) -> int:
-        self.workers.remove(worker)
-        self.selector.unregister(worker.replies)
-        return worker.close()
-
-    def _check_data(self) -> None:
-        worker = self._hire()
-        for settings in {run.settings.reads(): run.settings for run in self.waiting}.values():
-            worker.check_data(settings)
-
-    def _next(self, worker: Worker) -> None:
-        run = None if self.interrupted_at is not None else self._first_ready()
-        worker.run = run
-        if run is None:
-            return
-        self.waiting.remove(run)
-        folder = folder_of(run, self.results, self.known)
-        folder.create(run.settings, variant=run.variant, start=run.start)
-        self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
-        worker.tell(train=str(folder.root))
+    def _train_all(self, stop: StopOnSignals) -> None:
+        while True:
+            if stop() and not self.summary.interrupted:
+                self._stop_all(stop.signal)
+            for place in range(self.jobs):
+                if place not in self.active and (run := self._first_ready()) is not None:
+                    self._start(run, place)
+            if not self.active:
+                return
+            children = [one.child for one in self.active.values()]
+            ended, _, _ = select.select(children, [], [], POLL_SECONDS)
+            for place, one in list(self.active.items()):
+                if one.child in ended:
+                    self._note(one, one.child.wait())
+                    del self.active[place]
 
     def _first_ready(self) -> Run | None:
         """The next run that does not wait for another's weights."""
-        under_way = [worker.run for worker in self.workers if worker.run is not None]
-        coming = {run.identity for run in (*self.waiting, *under_way)}
+        coming = {run.identity for run in self.waiting}
+        coming |= {one.run.identity for one in self.active.values()}
         return next((run for run in self.waiting if run.start not in coming), None)
 
-    def _hear(self, worker: Worker) -> None:
-        run, reply = worker.run, worker.reply()
-        assert run is not None
-        if reply is None:
-            code = self._retire(worker)
-            reply = {"state": "failed", "error": self._died(run, code)}
-            worker = self._hire() if self.waiting and self.interrupted_at is None else worker
-        worker.run = None
-        self._note(run, reply)
-        for idle in [one for one in self.workers if one.run is None]:
-            self._next(idle)
+    def _start(self, run: Run, place: int) -> None:
+        self.waiting.remove(run)
+        folder = self._folder(run)
+        folder.create(run.settings, variant=run.variant, start=run.start)
+        LaunchFolder.of_run(folder.root).forget([run.identity])
+        self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
+        gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
+        self.active[place] = _Training(run, folder, self.server.train(folder, gpu=gpu))
 
-    def _died(self, run: Run, code: int) -> str:
-        cause = "oom-host" if code == -signal.SIGKILL else "bug"
-        words = f"the worker process ended by {ended_by(code)}"
-        folder = folder_of(run, self.results, self.known)
-        status = {k: v for k, v in folder.status().items() if k not in ("state", "heartbeat")}
-        folder.write_status("failed", **{**status, "cause": cause, "message": words})
-        return words
-
-    def _note(self, run: Run, reply: dict[str, Any]) -> None:
-        self.summary.finished[run.name] = reply["state"]
-        status = folder_of(run, self.results, self.known).status()
-        error = reply.get("error") or (
-            status.get("message") if reply["state"] == "failed" else None
-        )
-        if error is None:
-            self.last_errors.clear()
+    def _note(self, one: _Training, report: Mapping[str, Any]) -> None:
+        """Note how a run ended; hold the rest if too many died of the same error."""
+        status, error = one.folder.status(), report.get("error")
+        if "error" not in report and one.folder.result() is None:
+            error = self._record_death(one.folder, report.get("code"))
+            status = one.folder.status()
+        elif status.state == "failed":
+            error = error or status.message
+        self.summary.finished[one.run.name] = "failed" if error else status.state
+        if not error:
+            self.failures.clear()
             return
-        self.summary.errors.append(f"{run.name}: {error}")
-        self.console.print(f"{run.name}: {error}", style="red", markup=False, highlight=False)
-        self.last_errors.append(str(error))
-        recent = self.last_errors[-SAME_ERRORS:]
-        if len(recent) == SAME_ERRORS and len(set(recent)) == 1 and self.waiting:
+        self.summary.errors.append(f"{one.run.name}: {error}")
+        self.console.print(
+            f"{one.run.name}: {error}", style="red", markup=False, highlight=False
+        )  # fmt: skip
+        if (failure := Failure.of(one.folder, status.cause, error)) is not None:
+            self.failures.append(failure)
+        if self.waiting and equal_failures(self.failures):
             self.summary.held = len(self.waiting)
             self.waiting.clear()
             self.console.print(
-                f"The last {SAME_ERRORS} runs died with the same error. Held the other "
+                f"The last {EQUAL_FAILURES} runs died with the same error. Held the other "
                 f"{self.summary.held}. Fix it, then call the same command again.",
                 style="red",
             )
 
-    def _interrupt(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        again = self.interrupted_at is not None and (
-            now - self.interrupted_at < SECOND_INTERRUPT_SECONDS
-        )
-        self.interrupted_at = now
+    def _record_death(self, folder: RunDir, code: int | None) -> str | None:
+        """Record for a run that its process died; returns why, unless the user wanted it."""
+        if self.summary.interrupted and code in (-signal.SIGKILL, -signal.SIGTERM, 130):
+            message = "left at once; the last checkpoint stands"
+            folder.change_state("stopped", cause=INTERRUPTED, message=message)
+            return None
+        cause = "oom-host" if code == -signal.SIGKILL else "bug"
+        message = f"its process ended by {ended_by(code)}"
+        folder.change_state("failed", cause=cause, message=message)
+        return message
+
+    # -- leaving ------------------------------------------------------------------------------
+
+    def _stop_all(self, number: signal.Signals | None) -> None:
         self.summary.interrupted = True
         self.waiting.clear()
-        for worker in self.workers:
-            worker.process.send_signal(signal.SIGKILL if again else signal.SIGINT)
-        if not again:
-            self.console.print("Stopping after this step... (again within 5 s: leave now)")
+        if number in (signal.SIGTERM, signal.SIGHUP):
+            self.server.end()  # nobody is there to wait for a long step
+            return
+        for one in self.active.values():
+            one.child.stop()
+        self.console.print("Stopping after this step... (again within 5 s: leave now)")
+
+    def _kill_all(self) -> None:
+        for one in self.active.values():
+            one.child.kill()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from lsa_study.errors import ConfigError
-from lsa_study.launch import select
-from lsa_study.launch.records import LIFE_MARK, LaunchFolder, identity_of
-from lsa_study.launch.select import Found
-from lsa_study.rundir import RunDir
+from lsa_study.launch.records import LIFE_MARK, LaunchFolder, identity_of, one_run
 
 POLL_SECONDS = 1.0
 
@@ -40,14 +37,37 @@ def logs(
     """
     if mode not in ("all", "follow"):
         raise ValueError(f"mode={mode!r}: give all or follow")
-    found = select.one(results, run)
-    text = "".join(_pieces(found, results, rank, attempt))
+    found = one_run(results, run)
+
+    def printed(attempt: int | None) -> str:
+        files = _output_files(LaunchFolder.of(results, found.tier), found.identity, rank)
+        if not files:
+            own = [
+                place / "log.txt"
+                for place in found.folder.attempts()
+                if attempt in (None, int(place.name)) and (place / "log.txt").exists()
+            ]
+            return "".join(path.read_text("utf-8", "replace") for path in own)
+        text = "".join(path.read_text("utf-8", "replace") for path in files)
+        if attempt is None:
+            return text
+        # A life begins with its mark; what SLURM prints before the first belongs to the first.
+        lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
+        return "".join(life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
+
+    text = printed(attempt)
     if not text and (mode == "all" or attempt is not None):
         which = "" if attempt is None else f" in life {attempt}"
         raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
     write(text)
-    if mode == "follow":
-        _follow(found, results, rank, write, done=len(text))
+    done, ended = len(text), mode == "all"
+    while not ended:
+        ended = found.folder.result() is not None or found.folder.status().state == "failed"
+        if len(text := printed(attempt)) > done:
+            write(text[done:])
+            done = len(text)
+        if not ended:
+            time.sleep(POLL_SECONDS)
 
 
 def output_name(job: str, *, rank: int) -> str:
@@ -55,14 +75,14 @@ def output_name(job: str, *, rank: int) -> str:
     return f"{job}_{rank}_log.out"
 
 
-def output_files(records: LaunchFolder, identity: str, *, rank: int) -> list[Path]:
+def _output_files(records: LaunchFolder, identity: str, rank: int) -> list[Path]:
     """The files a run's jobs printed into, oldest first."""
-    found = []
-    for array in records.arrays():
-        for index, name in enumerate(array.runs):
-            job = array.job_of(index)
-            if identity_of(name) == identity and job is not None:
-                found.append(records.folder_of(array) / output_name(job, rank=rank))
+    found = [
+        records.folder_of(array) / output_name(job, rank=rank)
+        for array in records.arrays()
+        for index, name in enumerate(array.runs)
+        if identity_of(name) == identity and (job := array.job_of(index)) is not None
+    ]
     return [path for path in found if path.exists()]
 
 
@@ -75,37 +95,3 @@ def last_lines(path: Path, count: int = 20) -> list[str]:
     except OSError:
         return []
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
-
-
-def _pieces(found: Found, results: Path, rank: int, attempt: int | None) -> Iterator[str]:
-    files = output_files(LaunchFolder.of(results, found.tier), found.identity, rank=rank)
-    if not files:
-        yield from _own_logs(found.folder, attempt)
-        return
-    text = "".join(path.read_text("utf-8", "replace") for path in files)
-    if attempt is None:
-        yield text
-        return
-    # A life begins with its mark; what SLURM prints before the first belongs to the first.
-    lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
-    yield from (life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
-
-
-def _own_logs(folder: RunDir, attempt: int | None) -> Iterator[str]:
-    for place in folder.attempts():
-        if attempt in (None, int(place.name)) and (place / "log.txt").exists():
-            yield (place / "log.txt").read_text("utf-8", "replace")
-
-
-def _follow(
-    found: Found, results: Path, rank: int, write: Callable[[str], object], done: int
-) -> None:
-    while True:
-        ended = found.folder.result() is not None or found.folder.status()["state"] == "failed"
-        text = "".join(_pieces(found, results, rank, None))
-        if len(text) > done:
-            write(text[done:])
-            done = len(text)
-        if ended:
-            return
-        time.sleep(POLL_SECONDS)

@@ -1,4 +1,6 @@
-"""What launching leaves on disk under ``results/<tier>/launch/``: arrays, lives, failures.
+"""What is on disk of runs: their folders, found by name, and what launching left beside them.
+
+Under ``results/<tier>/launch/`` lie arrays, lives and failures:
 
 ``<key>/array.json``        one submission: its runs by array index, its job; written before it is
                             submitted, so that a launcher that dies in between loses nothing
@@ -15,22 +17,151 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from lsa_study.errors import EnvironmentLacks
-from lsa_study.rundir import write_json
-from lsa_study.study import Resources
+from lsa_study import rundir
+from lsa_study.config import study, yaml
+from lsa_study.config.selection import load_recalled
+from lsa_study.config.study import TIERS, Resources, Run, Tier
+from lsa_study.errors import ConfigError
+from lsa_study.files import read_json, writable, write_json
+from lsa_study.launch.scheduler import Queued, array_of
+from lsa_study.rundir import RunDir
+
+INTERRUPTED = "interrupted"
+"""Cause of a run that the user stopped together with its queue."""
+
+AUTOMATIC = ("node", "lost", "preempted", "timeout", INTERRUPTED)
+"""Causes that say nothing against the run: it is tried again without being asked for."""
+
+OWN_FAULTS = ("config", "data", "import", "bug", "disk", "oom-host")
+"""Causes that the next run will most likely share."""
+
+EQUAL_FAILURES = 3
+"""So many runs that died of the same error hold the rest of the queue."""
+
+IDLE_LIVES = 3
+"""So many lives in a row that gained nothing end the automatic retries."""
+
+# -- run folders --------------------------------------------------------------------------------
+
+NAME = re.compile(r"(?P<variant>.+)-s(?P<seed>\d+)-(?P<identity>[0-9a-f]{10})")
 
 
 def identity_of(name: str) -> str:
     """The identity at the end of a run folder's name."""
     return name.rsplit("-", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """A run folder and what its name says."""
+
+    tier: Tier
+    variant: str
+    seed: int
+    identity: str
+    folder: RunDir
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.root.name
+
+
+def tiers_of(results: Path, tier: str | None) -> list[Tier]:
+    """The tier asked for, else those that have runs."""
+    if tier is not None:
+        if tier not in TIERS:
+            raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
+        return [name for name in TIERS if name == tier]
+    return [name for name in TIERS if rundir.runs_folder(results, name).is_dir()]
+
+
+def every_run(results: Path, tier: str | None = None) -> list[RunRef]:
+    """All run folders, by tier, seed and variant."""
+    found = []
+    for name in tiers_of(results, tier):
+        for folder in rundir.existing(results, name).values():
+            if match := NAME.fullmatch(folder.root.name):
+                seed = int(match["seed"])
+                found.append(RunRef(name, match["variant"], seed, match["identity"], folder))
+    place = [*TIERS].index
+    return sorted(found, key=lambda run: (place(run.tier), run.seed, run.variant, run.identity))
+
+
+def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
+    """The run whose name or identity begins with ``text``.
+
+    Raises:
+        ConfigError: none does, or several do; they are named.
+    """
+    runs = every_run(results, tier)
+    alike = [run for run in runs if text in (run.name, run.identity)] or [
+        run for run in runs if any(one.startswith(text) for one in (run.name, run.identity))
+    ]
+    if len(alike) == 1:
+        return alike[0]
+    if not alike:
+        known = ", ".join(run.name for run in runs[:5]) or "none"
+        raise ConfigError(f"{text}: no run under {results} begins so; there are: {known}")
+    names = ", ".join(run.name for run in alike[:5])
+    raise ConfigError(f"{text}: {len(alike)} runs begin so; write more: {names}")
+
+
+def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunRef]:
+    """The run folders of studies and runs; all of them where no name is given.
+
+    A study means the runs it was last asked with, whichever study made their folders, and all
+    others of its variants.
+
+    Raises:
+        ConfigError: a name is neither a study nor the beginning of a run's name.
+    """
+    runs = every_run(results, tier)
+    if not names:
+        return runs
+    wanted: set[str] = set()
+    for name in study.expand_names(names):
+        if (variants := _variants_of(name)) is not None:
+            wanted |= {run.identity for run in runs if run.variant in variants}
+            wanted |= {run.identity for run in asked_runs(results, [name], tier)}
+        else:
+            wanted.add(one_run(results, name, tier).identity)
+    return [run for run in runs if run.identity in wanted]
+
+
+def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[Run]:
+    """The runs of studies as they were last asked for, at the tiers that have runs."""
+    loaded = []
+    for name in study.expand_names(names):
+        if _variants_of(name) is None:
+            continue
+        for place in tiers_of(results, tier) or ["toy"]:
+            with contextlib.suppress(ConfigError):  # not a study of this tier
+                loaded.append(load_recalled(results, place, name))
+    return study.distinct(loaded)
+
+
+def _variants_of(name: str) -> set[str] | None:
+    """The variants of a study; None if there is no study of that name."""
+    try:
+        path = study.find(name)
+    except ConfigError:
+        return None
+    return set(yaml.read(path).data.get("variants", ()))
+
+
+# -- launch records -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -93,7 +224,34 @@ class Failure:
     run: str
     signature: str
     """Equal for runs that died of the same error."""
-    words: str
+    message: str
+
+    @classmethod
+    def of(cls, run: RunDir, cause: str | None, message: str) -> Self | None:
+        """Of a run that has just failed; None if its cause says nothing about the next run.
+
+        Errors are the same if their lines of code are, and their messages but for the run's name
+        and numbers, such as of processes and bytes.
+        """
+        if cause not in OWN_FAULTS:
+            return None
+        trace: list[str] = []
+        if attempts := run.attempts():
+            with contextlib.suppress(OSError):
+                log = (attempts[-1] / "log.txt").read_text("utf-8", "replace")
+                _, begun, tail = log.rpartition("Traceback ")
+                trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
+        plain = message.replace(str(run.root), "").replace(run.root.name, "")
+        plain = re.sub(r"\d+", "0", plain)
+        signature = hashlib.sha256(repr((plain, trace)).encode()).hexdigest()[:16]
+        return cls(run.root.name, signature, message)
+
+
+def equal_failures(failures: Sequence[Failure]) -> list[str]:
+    """Names of the runs that died of one error, if they are so many that the next would too."""
+    counts = Counter(failure.signature for failure in failures)
+    most, count = counts.most_common(1)[0] if counts else ("", 0)
+    return [one.run for one in failures if one.signature == most] * (count >= EQUAL_FAILURES)
 
 
 @dataclass(frozen=True)
@@ -115,13 +273,9 @@ class LaunchFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only launcher of this tier while the block runs; waits for another."""
-        try:
+        with writable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = (self.root / ".lock").open("w")
-        except OSError as error:
-            raise EnvironmentLacks(
-                f"{self.root}: cannot be written ({error.strerror}); choose another --results"
-            ) from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -151,16 +305,14 @@ class LaunchFolder:
                 found.append(Array(**facts))
         return sorted(found, key=lambda array: (array.created, array.key))
 
-    def adopt(self, comments: Mapping[str, str]) -> None:
-        """Find the jobs of arrays whose launcher died before it noted them.
-
-        Args:
-            comments: comment of every job in the queue -> its array's job id.
-        """
+    def adopt(self, queue: Mapping[str, Queued]) -> list[Array]:
+        """Find the jobs of arrays whose launcher died before it noted them; returns all arrays."""
+        jobs = {job.comment: array_of(job.job) for job in queue.values()}
         for array in self.arrays():
-            job = comments.get(COMMENT_PREFIX + array.key)
+            job = jobs.get(COMMENT_PREFIX + array.key)
             if array.job is None and job is not None:
                 self.write(replace(array, job=job))
+        return self.arrays()
 
     # -- lives --------------------------------------------------------------------------------
 
@@ -177,6 +329,11 @@ class LaunchFolder:
                 key = facts["job"], facts["restart"]
                 lives[key] = replace(lives[key], **facts) if key in lives else Life(**facts)
         return list(lives.values())
+
+    def idle(self, identity: str) -> bool:
+        """Whether the last ``IDLE_LIVES`` of a run gained nothing."""
+        last = self.lives(identity)[-IDLE_LIVES:]
+        return len(last) == IDLE_LIVES and not any(life.gained for life in last)
 
     def known_lives(self) -> set[str]:
         """Identities of the runs that were ever started by the scheduler."""
@@ -229,11 +386,9 @@ class LaunchFolder:
     # -- holding ------------------------------------------------------------------------------
 
     def held(self) -> dict[str, Any] | None:
-        """Why the queue was stopped, if it was: ``words``, ``count`` and ``arrays``."""
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads((self.root / "held.json").read_text("utf-8"))
-            return found if isinstance(found, dict) else None
-        return None
+        """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""
+        found = read_json(self.root / "held.json")
+        return found if found is not None and "message" in found else None
 
     def note_held(self, facts: Mapping[str, Any] | None) -> None:
         """Record that the queue was stopped, or, with None, that it goes on."""

@@ -1,33 +1,35 @@
 """The rehearsal of a grid: before days of training, a few real steps of every row.
 
-Each row trains in a real worker process at its real batch size: once undisturbed, and once killed
-at a random step and resumed. Both have to end alike: with the same bits on a CPU; on a GPU, whose
-sums have no fixed order, no further apart than two undisturbed runs are.
+Each row trains in a real process at its real batch size: once undisturbed, and once killed at a
+random step and resumed. Both have to end alike: with the same bits on a CPU; on a GPU, whose sums
+have no fixed order, no further apart than two undisturbed runs are. ``lsa plan`` predicts costs
+from what was measured. Importing this imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-import multiprocessing
-import os
 import random
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lsa_study import rehearsal
-from lsa_study.config import Settings
-from lsa_study.launch.local import Worker, ended_by, visible_gpus
-from lsa_study.rehearsal import IMAGES, Rehearsed
-from lsa_study.rundir import OUTCOMES, RunDir
-from lsa_study.study import Run
+from lsa_study.config.settings import Settings
+from lsa_study.config.study import Run
+from lsa_study.files import writable, write_json
+from lsa_study.launch.process import Server, ended_by, need_data
+from lsa_study.record import OUTCOMES
+from lsa_study.rundir import RunDir
+
+IMAGES = {"digits": (1300, 497), "cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+"""Training and test images of the whole sets."""
+
 
 EPOCHS = STEPS = 2
 """Two epochs, so that a kill can meet their boundary and the second is timed warm; two steps each,
@@ -43,6 +45,106 @@ ALIKE = 3.0
 """On a GPU a resumed run may be so many times as far away as an undisturbed one done again."""
 
 COMPARED = ("epoch", "step", "lr", "train_loss", "loss", "acc1", "acc5", "ema_acc1")
+
+
+class Rehearsed(BaseModel):
+    """One row's rehearsal."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    variant: str
+    state: Literal["ok", "diverged", "oom", "failed"]
+    """ok: killed, resumed and equal to the undisturbed run; diverged and oom: results as well."""
+    words: str
+    device: str = ""
+    device_kind: str = ""
+    step_seconds: float | None = None
+    """Of one device alone with the whole effective batch."""
+    test_seconds: float | None = None
+    """Of the whole test set, on one device."""
+    peak_bytes: int | None = None
+    """GPU memory, or the process's on a CPU."""
+
+    def line(self) -> str:
+        """The row's line of a report."""
+        if self.step_seconds is None or self.peak_bytes is None:
+            return f"{self.variant:<18} {self.state:<8} {self.words}"
+        return (
+            f"{self.variant:<18} {self.state:<8} {self.step_seconds:.3f} s a step  "
+            f"{self.peak_bytes / 1e9:.2f} GB at most  {self.words}"
+        )
+
+
+def key(settings: Settings) -> str:
+    """Rows that differ only in seed, number of epochs and first weights share a rehearsal."""
+    train = settings.train.model_copy(update={"epochs": 1, "start": None})
+    return settings.model_copy(update={"seed": 0, "train": train}).identity()
+
+
+def _path(results: Path, tier: str) -> Path:
+    return results / tier / "rehearsal.json"
+
+
+def read(results: Path, tier: str) -> dict[str, Rehearsed]:
+    """The rehearsed rows of a tier by ``key``; none where nothing was rehearsed."""
+    try:
+        found = json.loads(_path(results, tier).read_text("utf-8"))["rows"]
+        return {name: Rehearsed.model_validate(row) for name, row in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+        return {}
+
+
+def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> Path:
+    """Add rows to what was rehearsed before; a row rehearsed again is replaced.
+
+    Raises:
+        EnvironmentLacks: the folder cannot be written.
+    """
+    path = _path(results, tier)
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    together = {**read(results, tier), **rows}
+    write_json(path, {"rows": {name: row.model_dump() for name, row in together.items()}})
+    return path
+
+
+def device_seconds(settings: Settings, row: Rehearsed) -> float | None:
+    """Device-seconds of a whole run: its steps and, after every epoch, the test set."""
+    if row.step_seconds is None or row.test_seconds is None:
+        return None
+    images = IMAGES[settings.data.name][0]
+    images = min(settings.data.train_limit or images, images)
+    steps = max(1, images // settings.train.batch_size)
+    return settings.train.epochs * (steps * row.step_seconds + row.test_seconds)
+
+
+def predicted(runs: Sequence[Run], rows: Mapping[str, Rehearsed]) -> list[tuple[str, str]]:
+    """What runs will cost and whether they fit, as ``(topic, words)``; empty if none is known."""
+    known = [(run, rows[name]) for run in runs if (name := key(run.settings)) in rows]
+    told: list[tuple[str, str]] = []
+    totals: dict[str, list[float]] = {}
+    for run, row in known:
+        if (seconds := device_seconds(run.settings, row)) is not None:
+            totals.setdefault(row.device_kind, []).append(seconds)
+    for kind, costs in totals.items():
+        name = "CPU" if kind == "cpu" else "GPU"
+        told.append(
+            ("cost", f"{sum(costs) / 3600:,.2f} {name} hours for {len(costs)} of {len(runs)} runs "
+             f"to do, the longest {max(costs) / 3600:,.2f}")
+        )  # fmt: skip
+    sizes = [row for _, row in known if row.peak_bytes is not None]
+    if sizes:
+        most = max(sizes, key=lambda row: row.peak_bytes or 0)
+        told.append(
+            ("memory", f"at most {(most.peak_bytes or 0) / 1e9:.2f} GB ({most.variant}), "
+             f"rehearsed on {most.device}")
+        )  # fmt: skip
+    bad = {row.variant: row for _, row in known if row.state != "ok"}
+    told += [("trouble", f"{name}: {row.state}: {row.words}") for name, row in bad.items()]
+    return told
+
+
+# -- rehearsing ----------------------------------------------------------------------------------
 
 
 class _Failed(Exception):
@@ -73,24 +175,12 @@ def shortened(run: Run, *, checkpoints: float) -> Settings:
     return settings.model_copy(update=groups)
 
 
-def _live(folder: str) -> None:
-    import torch
-
-    from lsa_study.training import train
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
-    train(RunDir(Path(folder)))
-
-
 class Rehearsal:
     """Rows rehearsed one after another; ``tell`` is given a line for each."""
 
     def __init__(self, results: Path, *, tell: Callable[[str], object]) -> None:
         self.results, self.tell = results, tell
         self.draw = random.Random()
-        # Its processes are real, but share the seconds that importing torch takes.
-        self.server = multiprocessing.get_context("forkserver")
-        self.server.set_forkserver_preload(["lsa_study.training.run", "timm.data"])
 
     def work(self, runs: Sequence[Run]) -> list[Rehearsed]:
         """Rehearse each distinct row once, and keep what is found for ``lsa plan``.
@@ -100,17 +190,18 @@ class Rehearsal:
         """
         rows: dict[str, Run] = {}
         for run in runs:
-            rows.setdefault(rehearsal.key(run.settings), run)
-        check_data(runs)
-        self.tell(
-            f"{len(rows)} row{'s' * (len(rows) > 1)}: each trains {EPOCHS} x {STEPS} steps "
-            "undisturbed, and again killed and resumed; both have to end alike"
-        )
-        found: list[Rehearsed] = []
-        for name, run in rows.items():
-            found.append(self._row(run))
-            rehearsal.note(self.results, run.settings.tier, {name: found[-1]})
-            self.tell(f"{len(found)}/{len(rows)}  {found[-1].line()}")
+            rows.setdefault(key(run.settings), run)
+        with Server() as self.server:
+            need_data(self.server.check_data(runs).wait())
+            self.tell(
+                f"{len(rows)} row{'s' * (len(rows) > 1)}: each trains {EPOCHS} x {STEPS} steps "
+                "undisturbed, and again killed and resumed; both have to end alike"
+            )
+            found: list[Rehearsed] = []
+            for name, run in rows.items():
+                found.append(self._row(run))
+                note(self.results, run.settings.tier, {name: found[-1]})
+                self.tell(f"{len(found)}/{len(rows)}  {found[-1].line()}")
         with contextlib.suppress(OSError):  # holds what failed
             _folder(self.results, runs[0]).parent.rmdir()
         return found
@@ -143,8 +234,8 @@ class Rehearsal:
             shutil.rmtree(cut.root)
         else:
             raise _Failed("all its steps were done before it could be killed")
-        if cut.status()["state"] == "failed":
-            raise _Failed(f"before it was killed: {cut.status().get('message')}")
+        if cut.status().state == "failed":
+            raise _Failed(f"before it was killed: {cut.status().message}")
         state, words = self._live(cut)
         if state != "done":
             raise _Failed(f"resumed after a kill it ended {state}: {words}")
@@ -156,7 +247,7 @@ class Rehearsal:
         return f"killed, resumed at {resumed}, {alike}"
 
     def _need_near(self, folder: Path, run: Run, whole: RunDir, cut: RunDir, words: str) -> None:
-        if (whole.result() or {})["device_kind"] == "cpu":
+        if (result := whole.result()) is not None and result.device_kind == "cpu":
             raise _Failed(words)
         again = self._make(folder / "again", run, checkpoints=3600.0)
         self._live(again)
@@ -169,50 +260,24 @@ class Rehearsal:
         return folder
 
     def _live(self, folder: RunDir) -> tuple[str, str]:
-        """Train to the end; the state and what there is to say about it."""
-        with self._process(folder) as process:
-            process.join()
+        """Train to the end; the state and its message."""
+        report = self.server.train(folder).wait()
         status = folder.status()
-        state, words = status["state"], str(status.get("message"))
-        if state not in OUTCOMES:
-            raise _Failed(words if state == "failed" else ended_by(process.exitcode or 0))
-        return state, words
+        if status.state not in OUTCOMES:
+            died = ended_by(report.get("code"))
+            raise _Failed(str(status.message) if status.state == "failed" else died)
+        return status.state, str(status.message)
 
     def _kill_after(self, folder: RunDir, saves: int, pause: float) -> None:
         """Train until so many checkpoints were seen, wait a little, and kill without warning."""
         version = seen = 0
-        with self._process(folder) as process:
-            while seen < saves and process.is_alive():
-                if (newest := _version(folder.last_checkpoint)) != version:
-                    version, seen = newest, seen + 1
-                time.sleep(0.001)
-            process.join(pause)
-
-    @contextlib.contextmanager
-    def _process(self, folder: RunDir) -> Iterator[ForkServerProcess]:
-        """A process of its own that trains; when the block ends it is killed if it still lives."""
-        process = self.server.Process(target=_live, args=(str(folder.root),))
-        process.start()
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.join()
-
-
-def check_data(runs: Sequence[Run]) -> None:
-    """Look whether the data of all runs are there and whole.
-
-    Raises:
-        LsaError: they are not.
-    """
-    worker = Worker(0, visible_gpus(), 1)
-    try:
-        for settings in {run.settings.reads(): run.settings for run in runs}.values():
-            worker.check_data(settings)
-    finally:
-        worker.process.kill()
-        worker.close()
+        child = self.server.train(folder)
+        while seen < saves and not child.ended(0.001):
+            if (newest := _version(folder.last_checkpoint)) != version:
+                version, seen = newest, seen + 1
+        child.ended(pause)
+        child.kill()
+        child.wait()
 
 
 def _folder(results: Path, run: Run) -> Path:
@@ -228,16 +293,19 @@ def _version(path: Path) -> int:
 
 def measured(folder: RunDir) -> dict[str, Any]:
     """What a finished run cost: the warm second epoch's steps and test, and the most memory."""
-    result, record = folder.result() or {}, folder.metrics()[-1]
-    step = result["effective_batch"] / record["images_per_second"]
+    result, record = folder.result(), folder.metrics()[-1]
+    assert result is not None
+    assert result.effective_batch is not None
+    assert result.test_images is not None
+    step = result.effective_batch / record["images_per_second"]
     steps = record["step"] // record["epoch"]
-    whole_set = IMAGES[folder.settings().data.name][1] / result["test_images"]
+    whole_set = IMAGES[folder.settings().data.name][1] / result.test_images
     return {
-        "device": result["device"],
-        "device_kind": result["device_kind"],
+        "device": result.device,
+        "device_kind": result.device_kind,
         "step_seconds": step,
         "test_seconds": max(0.0, record["seconds"] - steps * step) * whole_set,
-        "peak_bytes": result["peak_memory_bytes"],
+        "peak_bytes": result.peak_memory_bytes,
     }
 
 
@@ -261,8 +329,7 @@ def differing(one: RunDir, other: RunDir) -> str | None:
     first, second = _weights(one), _weights(other)
     for name, tensor in first.items():
         if tensor.tobytes() != second[name].tobytes():
-            gap = np.abs(tensor - second[name]).max()
-            return f"{name} differs by up to {gap:.2g}"
+            return f"{name} differs by up to {abs(tensor - second[name]).max():.2g}"
     return None
 
 
@@ -281,7 +348,7 @@ def farther_than_a_repeat(whole: RunDir, again: RunDir, cut: RunDir) -> str | No
 def distance(one: RunDir, other: RunDir) -> float:
     """Root mean square difference of all weights."""
     first, second = _weights(one), _weights(other)
-    squares = [((a - second[name]).astype(np.float64) ** 2) for name, a in first.items()]
+    squares = [((a - second[name]).astype("float64") ** 2) for name, a in first.items()]
     return math.sqrt(sum(s.sum() for s in squares) / sum(s.size for s in squares))
 
 

@@ -6,24 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lsa_study.config import Settings
+from lsa_study.config.settings import Settings
+from lsa_study.config.study import Resources, Run
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
+from lsa_study.launch.cancel import UNFINISHED, discard
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.records import Array, LaunchFolder, identity_of
-from lsa_study.launch.slurm import AUTOMATIC, Launched, launch
+from lsa_study.launch.records import AUTOMATIC, IDLE_LIVES, Array, LaunchFolder, identity_of
+from lsa_study.launch.slurm import Launched, launch
 from lsa_study.launch.status import RunStatus, status
-from lsa_study.launch.trash import UNFINISHED, discard
-from lsa_study.study import Resources, Run
 
 CAUSES = (
-    "node", "lost", "preempted", "timeout", "cancelled", "disk", "oom-host", "config", "data",
-    "import", "bug", "oom",
+    *AUTOMATIC, "cancelled", "disk", "oom-host", "config", "data", "import", "bug", "oom",
 )  # fmt: skip
 """What may be named; without a name only ``AUTOMATIC`` is tried again."""
-
-LIMIT = 3
-"""So many lives in a row that gained nothing end the automatic retries."""
 
 
 @dataclass
@@ -62,7 +58,7 @@ def retry(
         names: studies or beginnings of run names; empty: all runs.
         cluster: what the site wants.
         causes: of ``CAUSES``; empty: those that say nothing against the run, unless the last
-            ``LIMIT`` lives gained nothing.
+            ``IDLE_LIVES`` lives gained nothing.
         tier: toy, proxy or paper; None: all that have runs.
         accumulate: for the cause ``oom``: cut each step in so many parts, with the same effective
             batch and identity. The old folder moves to the trash.
@@ -124,22 +120,18 @@ class _Retry:
             return None
         if row.cause not in (self.causes or AUTOMATIC):
             return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}"
-        if not self.causes and self._gained_nothing(row):
+        if not self.causes and self.records.idle(row.identity):
             return (
-                f"its last {LIMIT} lives gained nothing (lsa logs {row.name}); "
+                f"its last {IDLE_LIVES} lives gained nothing (lsa logs {row.name}); "
                 f"lsa retry --cause {row.cause} tries all the same"
             )
         return None
-
-    def _gained_nothing(self, row: RunStatus) -> bool:
-        lives = self.records.lives(row.identity)[-LIMIT:]
-        return len(lives) == LIMIT and not any(life.gained for life in lives)
 
     def _bad_nodes(self, row: RunStatus, run: Run) -> set[str]:
         """The node on which a run found no device; SLURM itself keeps away from those down."""
         assert row.folder is not None
         lives = self.records.lives(row.identity)
-        told_itself = row.folder.status().get("cause") == "node" and run.resources.nodes == 1
+        told_itself = row.folder.status().cause == "node" and run.resources.nodes == 1
         return {lives[-1].host} if told_itself and lives else set()
 
     def _run(self, row: RunStatus, array: Array | None) -> Run:

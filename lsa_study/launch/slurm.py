@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import copy
 import getpass
-import json
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,18 +20,23 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
+from lsa_study.config.study import Run
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import cluster as clusters
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
 from lsa_study.launch.local import need_starts
-from lsa_study.launch.records import COMMENT_PREFIX, Array, LaunchFolder, identity_of, new_key
+from lsa_study.launch.process import Server, need_data
+from lsa_study.launch.records import (
+    AUTOMATIC,
+    COMMENT_PREFIX,
+    Array,
+    LaunchFolder,
+    identity_of,
+    new_key,
+)
 from lsa_study.rundir import RunDir
-from lsa_study.study import Run
-
-AUTOMATIC = ("node", "lost", "preempted", "timeout")
-"""Causes that say nothing against the run: it is queued again without being asked for."""
 
 ENDLESS = 100_000
 """submitit counts time limits only until the run has begun; ours are counted by their progress."""
@@ -176,10 +178,7 @@ class _Launcher:
         arrays = self.records.arrays()
         self.jobs = scheduler.queue({array.user for array in arrays})
         if any(array.job is None for array in arrays):
-            self.records.adopt(
-                {job.comment: scheduler.array_of(job.job) for job in self.jobs.values()}
-            )
-            arrays = self.records.arrays()
+            arrays = self.records.adopt(self.jobs)
         return {
             identity_of(name)
             for array in arrays
@@ -356,7 +355,7 @@ def _ended(folder: RunDir) -> str | None:
         result = folder.result()
     except ConfigError:
         return "have a result that cannot be read; lsa status names them"
-    return None if result is None else f"{result['outcome']} already"
+    return None if result is None else f"{result.outcome} already"
 
 
 def _better_not(folder: RunDir, *, forgiven: bool) -> str | None:
@@ -364,30 +363,21 @@ def _better_not(folder: RunDir, *, forgiven: bool) -> str | None:
     if folder.writer() is not None:
         return "being trained already"
     status = folder.status()
-    cause = str(status.get("cause"))
-    if status["state"] == "failed" and cause not in AUTOMATIC and not forgiven:
+    cause = str(status.cause)
+    if status.state == "failed" and cause not in AUTOMATIC and not forgiven:
         return f"failed ({cause}); when that is mended: lsa retry --cause {cause}"
     return None
 
 
 def check_data(runs: Sequence[Run]) -> None:
-    """Look for the data of the runs here, before they wait for hours; in a process of its own.
+    """Look for the data of the runs here, before they wait for hours.
 
     Raises:
         EnvironmentLacks: some are missing.
     """
-    for settings in {run.settings.reads(): run.settings for run in runs}.values():
-        # A login node has to answer fast: torch is not imported in this process.
-        told = subprocess.run(
-            [sys.executable, "-m", "lsa_study.launch.worker", "1"],
-            input=json.dumps({"check": settings.model_dump_json()}) + "\n",
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        lines = told.stdout.splitlines()
-        if told.returncode != 0 or not lines:
-            raise LsaError(f"looking at the data failed: {scheduler.plain_words(told.stderr)}")
-        reply = json.loads(lines[-1])
-        if reply["state"] == "failed":
-            raise EnvironmentLacks(
-                f"{reply['error']} (where only the nodes see the data: check_data: job)"
-            )
+    with Server() as server:
+        try:
+            need_data(server.check_data(runs).wait())
+        except LsaError as error:
+            where = "where only the nodes see the data: check_data: job"
+            raise EnvironmentLacks(f"{error} ({where})") from None

@@ -8,31 +8,68 @@ knows is lost. Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
 from lsa_study.errors import ConfigError
-from lsa_study.launch import scheduler, select
-from lsa_study.launch.causes import judge
+from lsa_study.launch import scheduler
 from lsa_study.launch.logs import last_lines, output_name
-from lsa_study.launch.records import Array, LaunchFolder, Life, identity_of
+from lsa_study.launch.records import (
+    INTERRUPTED,
+    LaunchFolder,
+    Life,
+    RunRef,
+    asked_runs,
+    chosen_runs,
+    identity_of,
+    tiers_of,
+)
 from lsa_study.launch.scheduler import Ended, Queued
-from lsa_study.launch.select import Found
+from lsa_study.record import Status
 from lsa_study.rundir import RunDir
 
 SILENT_SECONDS = 90.0
 """A heartbeat older than this is no longer believed by itself."""
 
-STATES = (
-    "done", "diverged", "oom", "running", "queued", "waiting", "stopped", "failed", "lost",
-)  # fmt: skip
+STYLES = {
+    "done": "green", "diverged": "yellow", "oom": "yellow", "running": "cyan", "queued": "blue",
+    "waiting": "", "stopped": "magenta", "failed": "red", "lost": "red",
+}  # fmt: skip
+"""The states of a run as they are counted and shown; done, diverged and oom are results."""
+
+DISK_EXIT_CODE = 28
+"""Of a process that could write nothing more; the system's number for a full device."""
+
+ENDS: dict[str, tuple[str, str, str]] = {
+    "OUT_OF_MEMORY": ("failed", "oom-host", "used more memory than it asked for"),
+    "NODE_FAIL": ("failed", "node", "its node failed"),
+    "BOOT_FAIL": ("failed", "node", "its node did not start"),
+    "TIMEOUT": ("failed", "timeout", "cut off at the time limit"),
+    "DEADLINE": ("failed", "timeout", "cut off at its deadline"),
+    "PREEMPTED": ("failed", "preempted", "made way and was not queued again"),
+    "CANCELLED": ("stopped", "cancelled", "its job was cancelled"),
+}
+"""What a job's last state in SLURM says of its run: state, cause, note."""
+
+TRACES = (
+    (("No space left", "Disk quota", "cannot be written"), "disk"),
+    (("ModuleNotFoundError", "ImportError"), "import"),
+    (("oom-kill", "oom_kill", "Out Of Memory", "MemoryError"), "oom-host"),
+)
+"""Phrases in the last lines of a job's output, and the cause that they mean."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunStatus:
     """One run, as ``lsa status`` shows it."""
 
@@ -42,7 +79,7 @@ class RunStatus:
     seed: int
     tier: str
     state: str = "waiting"
-    """One of ``STATES``; done, diverged and oom are results."""
+    """One of ``STYLES``."""
     cause: str | None = None
     """Why it stopped, failed or got lost."""
     epoch: int = 0
@@ -54,55 +91,116 @@ class RunStatus:
     job: str | None = None
     note: str = ""
     message: str = ""
-    """The last words of the run or of its job."""
+    """The last message of the run or of its job."""
     gpu_hours: float = 0.0
     """Over all lives."""
-    lost_on: str | None = None
-    """The nodes its last job ended on, where SLURM still knows."""
     folder: RunDir | None = None
     """None: nothing on disk yet."""
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """What is known about the jobs of a tier beside the run folders."""
+class Job:
+    """What SLURM says of a run's job."""
 
-    records: LaunchFolder
-    queue: dict[str, Queued] | None
-    """None: there is no SLURM here, or it does not answer."""
-    jobs: dict[str, tuple[str | None, Array]] = field(default_factory=dict)
-    """Identity -> its latest job and the array that it was part of."""
-
-    @classmethod
-    def gather(cls, results: Path, tier: str) -> _Evidence:
-        records = LaunchFolder.of(results, tier)
-        arrays = records.arrays()
-        queue = _queue(arrays)
-        if queue is not None and any(array.job is None for array in arrays):
-            by_comment = {job.comment: scheduler.array_of(job.job) for job in queue.values()}
-            records.adopt(by_comment)
-            arrays = records.arrays()
-        jobs = {
-            identity_of(name): (array.job_of(index), array)
-            for array in arrays
-            for index, name in enumerate(array.runs)
-        }
-        return cls(records, queue, jobs)
+    id: str
+    output: Path
+    """What its first process printed."""
+    answers: bool = True
+    """Whether there is a SLURM here and it answers; else the rest means nothing."""
+    queued: Queued | None = None
+    """None: it is not in the queue."""
+    ended: Ended | None = None
+    """What is remembered of its end; None: nothing, or nobody has asked yet."""
+    last: Sequence[str] = ()
+    """The last lines it printed."""
 
 
-def _queue(arrays: Sequence[Array]) -> dict[str, Queued] | None:
-    if not arrays:
-        return {}
-    if not scheduler.here():
+@dataclass(frozen=True)
+class Verdict:
+    """Where a run without a result stands."""
+
+    state: str
+    cause: str | None = None
+    note: str = ""
+    message: str = ""
+    """The line of output that says why, else the last one."""
+
+
+def judge(
+    facts: Status, writer: bool, job: Job | None, age: float, *, cancelled: bool = False
+) -> Verdict:
+    """Judge where a run without a result stands.
+
+    Args:
+        facts: its status file.
+        writer: whether somebody seems to write in its folder.
+        job: its latest job; None: no scheduler ever had it.
+        age: seconds since its last heartbeat; infinite if there was none.
+        cancelled: whether the user cancelled it since it was last started.
+    """
+    state, cause = facts.state, facts.cause
+    silence = f"no heartbeat {age / 60:.0f} min" if SILENT_SECONDS <= age < float("inf") else ""
+    if (alive := _alive(state, writer and state != "failed", job, silence)) is not None:
+        return alive
+    if state == "running" or (state == "waiting" and job is not None):
+        if cancelled:
+            return Verdict("stopped", "cancelled")
+        gone = why_gone(job)
+        return replace(gone, note="; ".join(filter(None, (silence, gone.note))))
+    if state == "stopped" and cause is None:
+        cause = "cancelled" if cancelled else INTERRUPTED
+    # A preemption and a plain scancel send the same signal: only SLURM knows which it was.
+    if cause == "preempted" and job is not None and job.ended is not None:
+        cause = "cancelled" if job.ended.state == "CANCELLED" else cause
+    return Verdict(state, cause)
+
+
+def _alive(state: str, writer: bool, job: Job | None, silence: str) -> Verdict | None:
+    """How a run is under way; None if it is not."""
+    if writer and not silence:
+        return Verdict("running")
+    if job is None or not job.answers:
+        if writer:
+            return Verdict("running", note=silence)
+        if job is not None and state in ("running", "waiting"):
+            shown = "queued" if state == "waiting" else "running"
+            return Verdict(shown, note="SLURM does not answer here")
         return None
-    try:
-        return scheduler.queue({array.user for array in arrays})
-    except scheduler.Rejected:
+    if job.queued is None:
         return None
+    if job.queued.pending:
+        return Verdict("queued", note="held" if job.queued.held else job.queued.reason.lower())
+    if state == "failed":
+        return None
+    return Verdict("running", note=silence if state == "running" else "starting")
+
+
+def why_gone(job: Job | None) -> Verdict:
+    """Judge a run without a result that nobody writes and no queue holds."""
+    if job is None or job.ended is None:
+        return Verdict("lost", "lost", "job not in the queue" if job else "its process is gone")
+    last = job.last[-1] if job.last else ""
+    if job.ended.state in ENDS:
+        return Verdict(*ENDS[job.ended.state], last)
+    code, _, number = job.ended.exit_code.partition(":")
+    if code == str(DISK_EXIT_CODE):
+        return Verdict("failed", "disk", "its disk is full", last)
+    for phrases, cause in TRACES:
+        if lines := [line for line in job.last if any(phrase in line for phrase in phrases)]:
+            return Verdict("failed", cause, lines[-1], lines[-1])
+    by_signal = number not in ("", "0")
+    if by_signal or code in ("137", "143"):
+        how = f"signal {number}" if by_signal else f"exit code {code}"
+        return Verdict("lost", "lost", f"its process was killed ({how})", last)
+    how = f"{job.ended.state.lower()}, {job.ended.exit_code}"
+    return Verdict("failed", "bug", f"its job ended ({how}) without a result", last)
+
+
+# -- gathering the evidence ---------------------------------------------------------------------
 
 
 def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None) -> list[RunStatus]:
-    """Tell where runs stand.
+    """Where runs stand.
 
     Args:
         results: the results folder.
@@ -116,11 +214,20 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     Raises:
         ConfigError: a name means nothing.
     """
-    found = select.chosen(results, names, tier)
+    found = chosen_runs(results, names, tier)
     rows: list[RunStatus] = []
-    for one in select.tiers_of(results, tier):
-        rows += _judge_all([run for run in found if run.tier == one], results, one)
-    return rows + _not_begun(rows, results, names, tier)
+    for one in tiers_of(results, tier):
+        of_tier = [run for run in found if run.tier == one]
+        rows += _of_tier(of_tier, LaunchFolder.of(results, one))
+    there = {row.identity for row in rows}
+    return rows + [
+        RunStatus(
+            run.name, run.identity, run.variant, run.seed, run.settings.tier,
+            epochs=run.settings.train.epochs,
+        )
+        for run in asked_runs(results, names, tier)
+        if run.identity not in there
+    ]  # fmt: skip
 
 
 def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
@@ -132,159 +239,172 @@ def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     return {"runs": [{key: getattr(row, key) for key in keys} for row in rows]}
 
 
-def _not_begun(
-    rows: Sequence[RunStatus], results: Path, names: Sequence[str], tier: str | None
-) -> list[RunStatus]:
-    """The runs that studies were asked for and that nothing on disk stands for."""
-    there = {row.identity for row in rows}
+def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
+    jobs = _jobs(records)
+    rows = {run: _row(run, jobs.get(run.identity), records) for run in runs}
+    unsure = {
+        run: job
+        for run, row in rows.items()
+        if (row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted"))
+        and (job := jobs.get(run.identity)) is not None
+        and job.answers
+    }
+    if unsure:
+        ended = scheduler.ended(job.id for job in unsure.values())
+        for run, job in unsure.items():
+            if job.id in ended:
+                known = replace(job, ended=ended[job.id], last=last_lines(job.output))
+                rows[run] = _row(run, known, records)
+    started = records.known_lives()
     return [
-        RunStatus(
-            run.name, run.identity, run.variant, run.seed, run.settings.tier,
-            epochs=run.settings.train.epochs,
+        _with_lives(row, records.lives(run.identity)) if run.identity in started else row
+        for run, row in rows.items()
+    ]
+
+
+def _jobs(records: LaunchFolder) -> dict[str, Job]:
+    """The latest job of every run by identity."""
+    arrays = records.arrays()
+    queue: dict[str, Queued] | None = None
+    if arrays and scheduler.here():
+        with contextlib.suppress(scheduler.Rejected):
+            queue = scheduler.queue({array.user for array in arrays})
+    if queue is not None and any(array.job is None for array in arrays):
+        arrays = records.adopt(queue)
+    return {
+        identity_of(name): Job(
+            job, records.folder_of(array) / output_name(job, rank=0), queue is not None,
+            None if queue is None else queue.get(job),
         )
-        for run in select.asked_runs(results, names, tier)
-        if run.identity not in there
-    ]  # fmt: skip
+        for array in arrays
+        for index, name in enumerate(array.runs)
+        if (job := array.job_of(index)) is not None
+    }  # fmt: skip
 
 
-# -- judging ------------------------------------------------------------------------------------
-
-
-def _judge_all(found: Sequence[Found], results: Path, tier: str) -> list[RunStatus]:
-    evidence = _Evidence.gather(results, tier)
-    started = evidence.records.known_lives()
-    rows = []
-    for run in found:
-        row = RunStatus(
-            run.name, run.identity, run.variant, run.seed, tier,
-            job=evidence.jobs.get(run.identity, (None,))[0], folder=run.folder,
-        )  # fmt: skip
-        _judge(row, run.folder, evidence)
-        if run.identity in started:
-            _tell_lives(row, evidence.records.lives(run.identity))
-        rows.append(row)
-    _look_after_gone(rows, evidence)
-    return rows
-
-
-GONE = "gone"
-"""Not a state that is shown: the run has no result, nobody writes, and no job is in the queue."""
-
-
-def _judge(row: RunStatus, folder: RunDir, evidence: _Evidence) -> None:
-    """Fill in the state from the run folder and the queue."""
+def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
+    row = RunStatus(
+        run.name, run.identity, run.variant, run.seed, run.tier,
+        job=job.id if job else None, folder=run.folder,
+    )  # fmt: skip
     try:
-        result = folder.result()
+        result = run.folder.result()
     except ConfigError as error:
-        row.state, row.cause, row.message = "failed", "disk", str(error)
-        return
+        return replace(row, state="failed", cause="disk", message=str(error))
     if result is not None:
-        row.state, row.attempts = result["outcome"], int(result.get("attempts") or 0)
-        row.epoch, row.epochs = int(result.get("epoch") or 0), result.get("epochs")
-        row.acc1, row.message = result.get("acc1"), str(result.get("reason") or "")
-        row.gpu_hours = _alone(result)
-        return
-    facts = folder.status()
-    row.attempts = int(facts.get("attempt") or len(folder.attempts()))
-    row.epoch, row.epochs = int(facts.get("epoch") or 0), facts.get("epochs")
-    row.acc1, row.cause = facts.get("acc1"), facts.get("cause")
-    row.message = str(facts.get("message") or "")
-    row.state = _state(row, facts, folder, evidence)
-    if row.state == "running":
-        row.eta_seconds = facts.get("eta_seconds")
-    if row.state in ("running", "queued"):
-        row.cause = None
+        # Where no scheduler started it: one GPU, if it had one.
+        hours = (result.seconds or 0.0) / 3600 if result.device_kind == "cuda" else 0.0
+        return replace(
+            row, state=result.outcome, attempts=result.attempts or 0, epoch=result.epoch or 0,
+            epochs=result.epochs, acc1=result.acc1, message=result.reason or "", gpu_hours=hours,
+        )  # fmt: skip
+    facts = run.folder.status()
+    age = float("inf") if facts.heartbeat is None else time.time() - facts.heartbeat
+    cancelled = records.cancelled(run.identity)
+    writer = run.folder.writer() is not None
+    verdict = judge(facts, writer, job, age, cancelled=cancelled)
+    return replace(
+        row, state=verdict.state, cause=verdict.cause, epoch=facts.epoch, epochs=facts.epochs,
+        attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1, note=verdict.note,
+        eta_seconds=facts.eta_seconds if verdict.state == "running" else None,
+        message=verdict.message or facts.message or "",
+    )  # fmt: skip
 
 
-def _alone(result: dict[str, Any]) -> float:
-    """GPU-hours of a run that no scheduler started: one GPU, if it had one."""
-    return float(result["seconds"]) / 3600 if result.get("device_kind") == "cuda" else 0.0
-
-
-def _state(row: RunStatus, facts: dict[str, Any], folder: RunDir, evidence: _Evidence) -> str:
-    age = time.time() - float(facts.get("heartbeat") or 0.0)
-    writer = folder.writer() if facts["state"] != "failed" else None
-    if writer is not None and age < SILENT_SECONDS:
-        return "running"
-    if row.job is not None and evidence.queue is not None:
-        return _by_queue(row, facts, evidence.queue.get(row.job), age)
-    if writer is not None:
-        row.note = _silent(age)
-        return "running"
-    if row.job is not None and facts["state"] in ("running", "waiting"):
-        row.note = "SLURM does not answer here"
-        return "queued" if facts["state"] == "waiting" else "running"
-    return GONE if facts["state"] == "running" else str(facts["state"])
-
-
-def _by_queue(row: RunStatus, facts: dict[str, Any], job: Queued | None, age: float) -> str:
-    state = str(facts["state"])
-    if job is None:
-        never = state == "waiting" and row.job is not None
-        return GONE if state == "running" or never else state
-    if job.pending:
-        row.note = "held" if job.held else job.reason.lower()
-        return "queued"
-    if state == "failed":
-        return state
-    row.note = _silent(age) if state == "running" else "starting"
-    return "running"
-
-
-def _silent(age: float) -> str:
-    return f"no heartbeat {age / 60:.0f} min" if age >= SILENT_SECONDS else ""
-
-
-def _look_after_gone(rows: Sequence[RunStatus], evidence: _Evidence) -> None:
-    """Say of runs that are simply gone what SLURM still knows about their jobs."""
-    gone = [row for row in rows if row.state == GONE or _left_by_order(row, evidence)]
-    known: dict[str, Ended] = {}
-    if evidence.queue is not None and gone:
-        known = scheduler.ended(row.job for row in gone if row.job is not None)
-    for row in gone:
-        end = known.get(row.job or "")
-        if row.state == GONE and evidence.records.cancelled(row.identity):
-            row.state, row.cause = "stopped", "cancelled"
-        elif row.state == GONE:
-            _pronounce(row, end, evidence)
-        elif end is not None and end.state == "CANCELLED":
-            row.cause = "cancelled"
-
-
-def _left_by_order(row: RunStatus, evidence: _Evidence) -> bool:
-    # A preemption and a plain scancel send the same signal: only SLURM knows which it was.
-    queue = evidence.queue or {}
-    return row.state == "stopped" and row.cause == "preempted" and row.job not in queue
-
-
-def _pronounce(row: RunStatus, end: Ended | None, evidence: _Evidence) -> None:
-    assert row.folder is not None
-    last: list[str] = []
-    if row.job is not None:
-        array = evidence.jobs[row.identity][1]
-        last = last_lines(evidence.records.folder_of(array) / output_name(row.job, rank=0))
-    verdict = judge(end, last, had_job=row.job is not None)
-    row.state, row.cause = verdict.state, verdict.cause
-    row.message = verdict.message or row.message
-    beat = row.folder.status().get("heartbeat")
-    silence = "" if beat is None else _silent(time.time() - float(beat))
-    row.note = "; ".join(words for words in (silence, verdict.words) if words)
-    if end is not None and end.nodes:
-        row.lost_on = end.nodes
-
-
-def _tell_lives(row: RunStatus, lives: Sequence[Life]) -> None:
-    """Add what the lives of a run say: GPU-hours, nodes, and how often it had to go."""
+def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
+    """The same with what its lives say: GPU-hours, and how often it had to go."""
     now = time.time()
-    hours = [
+    hours = sum(
         ((life.end or (now if row.state == "running" else life.start)) - life.start) * life.gpus
         for life in lives
-    ]
-    row.gpu_hours = sum(hours) / 3600
+    )
+    row = replace(row, gpu_hours=hours / 3600)
     if len(lives) < 2:
-        return
-    words = {"preempted": "preemption", "timeout": "time limit", "node": "lost node"}
-    counts = Counter(words[life.why] for life in lives if life.why in words)
-    told = ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in counts.items())
-    life_words = f"life {len(lives)}" + (f" ({told})" if told else "")
-    row.note = "; ".join(words for words in (life_words, row.note) if words)
+        return row
+    names = {"preempted": "preemption", "timeout": "time limit", "node": "lost node"}
+    counts = Counter(names[life.why] for life in lives if life.why in names)
+    ends = ", ".join(f"{number} {name}{'s' * (number > 1)}" for name, number in counts.items())
+    note = f"life {len(lives)}" + (f" ({ends})" if ends else "")
+    return replace(row, note="; ".join(filter(None, (note, row.note))))
+
+
+# -- the table ----------------------------------------------------------------------------------
+
+WATCH_SECONDS = 5.0
+
+MESSAGE_WIDTH = 100
+
+HEADERS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
+
+_RIGHT = ("EPOCH", "TOP-1", "LEFT")
+
+
+def page(rows: Sequence[RunStatus], results: Path) -> Group:
+    """The table, what it adds up to, and what to do next."""
+    return Group(table(rows), *map(Text, summary(rows, results)))
+
+
+def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Console) -> None:
+    """Show the page anew every few seconds, until an interrupt or until nothing is under way."""
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            rows = look()
+            live.update(page(rows, results), refresh=True)
+            if not any(row.state in ("running", "queued") for row in rows):
+                break
+            time.sleep(WATCH_SECONDS)
+    console.print(page(rows, results), soft_wrap=True)
+
+
+def table(rows: Sequence[RunStatus]) -> Text:
+    """One line per run."""
+    # A table of rich takes ten seconds for ten thousand runs.
+    cells = [HEADERS, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        [
+            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+            for name, cell, width in zip(HEADERS, line, widths, strict=True)
+        ]
+        for line in cells
+    ]
+    shown = Text().append("  ".join(lines[0]).rstrip(), "bold")
+    for row, line in zip(rows, lines[1:], strict=True):
+        shown.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
+        shown.append("  " + "  ".join(line[2:]).rstrip())
+    return shown
+
+
+def _cells(row: RunStatus) -> tuple[str, ...]:
+    notes = [row.cause if row.state in ("failed", "stopped") else None, row.note]
+    if row.state in ("failed", "lost", "diverged", "oom") and row.message not in row.note:
+        last = row.message.strip().splitlines() or [""]
+        notes.append(last[-1][:MESSAGE_WIDTH])
+    return (
+        row.name,
+        row.state,
+        f"{row.epoch}/{row.epochs}" if row.epochs else "-",
+        "-" if row.acc1 is None else f"{row.acc1:.2f}",
+        "-" if row.eta_seconds is None else str(timedelta(seconds=round(row.eta_seconds))),
+        row.job or "-",
+        ": ".join(filter(None, notes)),
+    )
+
+
+def summary(rows: Sequence[RunStatus], results: Path) -> list[str]:
+    """Counts, GPU-hours over all lives, and the command that helps."""
+    counts = Counter(row.state for row in rows)
+    numbers = [f"{counts[state]} {state}" for state in STYLES if counts[state]]
+    hours = sum(row.gpu_hours for row in rows)
+    lines = ["  ".join(numbers) or f"no runs under {results}"]
+    if hours >= 0.05:
+        lines[0] += f"   {hours:.1f} GPU-hours over all lives"
+    for tier in tiers_of(results, None):
+        if (held := LaunchFolder.of(results, tier).held()) is not None:
+            lines.append(
+                f"{len(held['runs'])} runs died of the same error ({held['message']}). "
+                f"Held the other {held['count']}; fix it first"
+            )
+    if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
+        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
+    return lines

@@ -1,6 +1,6 @@
 """Backbones that receive an operator, by settings or by name; importing it tells timm the names."""
 
-from lsa_study.models.official import load_official, read_checkpoint
+from lsa_study.models.pretrained import load_official, read_checkpoint
 from lsa_study.models.registry import MODELS, TIMM_MODELS, build_model, from_settings
 
 __all__ = [

@@ -13,23 +13,13 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config_ops import (
-    DdfOp,
-    DwConvOp,
-    DwNetOp,
-    DynamicDwConvOp,
-    ElsaOp,
-    Heads,
-    Op,
-    OutlookOp,
-    UnifiedOp,
-)
+from lsa_study.config.operators import DdfOp, DwConvOp, ElsaOp, Heads, Op, UnifiedOp
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockContext:
     """Where an operator stands.
 
     ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``map_size``: height and
@@ -45,23 +35,17 @@ class Place:
     qkv_bias: bool = True
 
 
-def build(op: Op, place: Place) -> nn.Module:
-    """Build the operator that ``op`` asks for at ``place``.
-
-    Raises:
-        ConfigError: the heads asked for do not divide the channels there.
-    """
-    return BUILDERS[op.kind](op, place)
-
-
 def build_block(
-    op: Op, place: Place, *, drop_path: float = 0.0, mlp_ratio: float = 4.0
+    op: Op, place: BlockContext, *, drop_path: float = 0.0, mlp_ratio: float = 4.0
 ) -> SpatialBlock:
     """Build the residual block around the operator that ``op`` asks for at ``place``.
 
     Layers in DWNet's shell are their own first norm, and batch norm stands before the perceptron.
+
+    Raises:
+        ConfigError: the heads asked for do not divide the channels there.
     """
-    spatial = build(op, place)
+    spatial = BUILDERS[op.kind](op, place)
     shell = isinstance(spatial, ops.DwNetShell)
     return SpatialBlock(
         place.dim,
@@ -73,49 +57,39 @@ def build_block(
     )
 
 
-def _unified(op: UnifiedOp, place: Place) -> nn.Module:
-    if op.application == "window" or (place.last_stage and op.last_stage == "window"):
-        return _window(op, place)
+def _unified(op: UnifiedOp, place: BlockContext) -> nn.Module:
+    implementation, area = op.implementation, dict[str, Any](size=op.size, border=op.border)
+    window = op.application == "window" or (place.last_stage and op.last_stage == "window")
+    if window:
+        # A side of the map shorter than the window is one window of that length, as in timm. On
+        # maps of 3 pixels and fewer the shift of the other side shrinks too; timm keeps it.
+        rows, columns = (min(op.size, side) for side in place.map_size)
+        area = {
+            "size": rows if rows == columns else (rows, columns),
+            "shift": min(op.size // 2, rows - 1, columns - 1) if place.odd else 0,
+        }
+        # These are ways to gather neighborhoods; the last stage's window has no use for them.
+        implementation = "auto" if implementation in ("unfold", "sdc") else implementation
     return ops.UnifiedSpatialOp(
         place.dim,
         _heads(op.heads, place),
         terms=op.terms,
         norm=op.norm,
-        application="neighboring",
-        size=op.size,
-        border=op.border,
-        qkv_bias=place.qkv_bias,
-        implementation=op.implementation,
-    )
-
-
-def _window(op: UnifiedOp, place: Place) -> nn.Module:
-    # A side of the map shorter than the window is one window of that length, as in timm. On maps of
-    # 3 pixels and fewer the shift of the other side shrinks too; timm keeps it.
-    rows, columns = (min(op.size, side) for side in place.map_size)
-    # unfold and sdc are ways to gather neighborhoods; the last stage's window has no use for them.
-    implementation = op.implementation if op.implementation not in ("unfold", "sdc") else "auto"
-    return ops.UnifiedSpatialOp(
-        place.dim,
-        _heads(op.heads, place),
-        terms=op.terms,
-        norm=op.norm,
-        application="window",
-        size=rows if rows == columns else (rows, columns),
-        shift=min(op.size // 2, rows - 1, columns - 1) if place.odd else 0,
+        application="window" if window else "neighboring",
         qkv_bias=place.qkv_bias,
         implementation=implementation,
+        **area,
     )
 
 
-def _swin_attention(op: ElsaOp | DwConvOp, place: Place, size: int) -> nn.Module:
+def _swin_attention(op: ElsaOp | DwConvOp, place: BlockContext, size: int) -> nn.Module:
     terms = UnifiedOp(
         terms=("qk", "bias"), norm="softmax", application="window", size=size, heads=op.heads
     )
-    return _window(terms, place)
+    return _unified(terms, place)
 
 
-def _elsa(op: ElsaOp, place: Place) -> nn.Module:
+def _elsa(op: ElsaOp, place: BlockContext) -> nn.Module:
     if place.last_stage and op.last_stage == "lsa":
         return _swin_attention(op, place, op.last_stage_window)
     return ops.ELSA(
@@ -131,23 +105,13 @@ def _elsa(op: ElsaOp, place: Place) -> nn.Module:
     )
 
 
-def _dwconv(op: DwConvOp, place: Place) -> nn.Module:
+def _dwconv(op: DwConvOp, place: BlockContext) -> nn.Module:
     if place.last_stage and op.last_stage == "lsa":
         return _swin_attention(op, place, size=7)
     return ops.DwConv(place.dim, num_heads=_heads(op.heads, place), kernel_size=op.kernel_size)
 
 
-def _dwnet(op: DwNetOp, place: Place) -> nn.Module:
-    conv = ops.DepthwiseConv(place.dim, kernel_size=op.kernel_size)
-    return ops.DwNetShell(place.dim, conv)
-
-
-def _ddwconv(op: DynamicDwConvOp, place: Place) -> nn.Module:
-    conv = ops.DynamicDwConv(place.dim, kernel_size=op.kernel_size)
-    return ops.DwNetShell(place.dim, conv)
-
-
-def _ddf(op: DdfOp, place: Place) -> nn.Module:
+def _ddf(op: DdfOp, place: BlockContext) -> nn.Module:
     layer = ops.DDF(
         place.dim,
         num_heads=_heads(op.heads, place),
@@ -158,12 +122,7 @@ def _ddf(op: DdfOp, place: Place) -> nn.Module:
     return ops.DwNetShell(place.dim, layer)
 
 
-def _outlook(op: OutlookOp, place: Place) -> nn.Module:
-    heads = _heads(op.heads, place)
-    return ops.OutlookAttention(place.dim, heads, kernel_size=op.kernel_size, stride=op.stride)
-
-
-def _heads(setting: Heads, place: Place) -> int:
+def _heads(setting: Heads, place: BlockContext) -> int:
     heads = {"1": 1, "1x": place.heads, "2x": 2 * place.heads, "C": place.dim}[setting]
     if place.dim % heads:
         raise ConfigError(
@@ -173,13 +132,19 @@ def _heads(setting: Heads, place: Place) -> int:
     return heads
 
 
-BUILDERS: dict[str, Callable[[Any, Place], nn.Module]] = {
+BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
     "unified": _unified,
     "elsa": _elsa,
     "dwconv": _dwconv,
-    "dwnet": _dwnet,
-    "ddwconv": _ddwconv,
+    "dwnet": lambda op, place: ops.DwNetShell(
+        place.dim, ops.DepthwiseConv(place.dim, kernel_size=op.kernel_size)
+    ),
+    "ddwconv": lambda op, place: ops.DwNetShell(
+        place.dim, ops.DynamicDwConv(place.dim, kernel_size=op.kernel_size)
+    ),
     "ddf": _ddf,
-    "outlook": _outlook,
+    "outlook": lambda op, place: ops.OutlookAttention(
+        place.dim, _heads(op.heads, place), kernel_size=op.kernel_size, stride=op.stride
+    ),
 }
 """``kind`` in the settings -> builder."""

@@ -15,20 +15,20 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from lsa_study import compose
-from lsa_study.config import Model
-from lsa_study.config_ops import (
+from lsa_study.config import layers
+from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
     DynamicDwConvOp,
     ElsaOp,
     Op,
+    Term,
     UnifiedOp,
 )
+from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
-from lsa_study.ops.vocabulary import Term
 
 SWIN_DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
 """The released ELSA commands; L as Swin's own configuration."""
@@ -58,13 +58,6 @@ def _swin(size: str, op: Op) -> Model:
     )
 
 
-def _elsa_volo(size: str) -> Model:
-    # The article does not say its settings. Of those tried, these alone have the parameters of its
-    # three models.
-    op = ElsaOp(group_width=16)
-    return Model(backbone=f"volo_{size}", op=op, drop_path=VOLO_DROP_PATH[size])  # type: ignore[arg-type]
-
-
 def _net(terms: tuple[Term, ...], application: str = "window") -> Model:
     return _swin("tiny", UnifiedOp(terms=terms, norm="softmax", application=application))  # type: ignore[arg-type]
 
@@ -82,7 +75,16 @@ MODELS: dict[str, Model] = {
     "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
     "ddwconv_swin_tiny": _swin("tiny", DynamicDwConvOp()),
     "ddf_swin_tiny": _swin("tiny", DdfOp()),
-    **{f"elsa_volo_{size}": _elsa_volo(size) for size in VOLO_DROP_PATH},
+    # The article does not say its settings. Of those tried, these alone have the parameters of its
+    # three models.
+    **{
+        f"elsa_volo_{size}": Model(
+            backbone=f"volo_{size}",  # type: ignore[arg-type]
+            op=ElsaOp(group_width=16),
+            drop_path=rate,
+        )
+        for size, rate in VOLO_DROP_PATH.items()
+    },
 }
 """Name -> the settings it stands for.
 
@@ -93,8 +95,8 @@ with static filters in Swin's own block, the network of Table 5 and Fig. 2.
 TIMM_MODELS = {f"volo_{size}": f"volo_{size}_224" for size in VOLO_DROP_PATH}
 """Short names of networks that are timm's own."""
 
-WINDOW_FIELD = {"unified": "size", "elsa": "last_stage_window"}
-"""What timm calls ``window_size``, by operator."""
+WINDOW_FIELDS = {"size", "last_stage_window"}
+"""Settings of an operator that timm calls ``window_size``."""
 
 
 def from_settings(
@@ -152,33 +154,31 @@ def build_model(name: str, **overrides: Any) -> nn.Module:
     return network
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    point = MODELS[name]
-    changes = {key: options.pop(key) for key in list(options) if key in type(point.op).model_fields}
-    window = options.pop("window_size", None)
-    if window is not None:
-        if point.op.kind not in WINDOW_FIELD or point.backbone not in swin.SIZES:
-            raise ConfigError(f"{name}: window_size={window}: it has no window; drop it")
-        changes[WINDOW_FIELD[point.op.kind]] = window
-    kind, size = _backbone(point)
-    network: nn.Module = build_model_with_cfg(
-        kind,
-        name,
-        pretrained,
-        feature_cfg=dict(FEATURES[kind]),  # timm pops from it
-        size=size,
-        op=compose.validate(type(point.op), point.op.model_dump() | changes, lambda _: name),
-        **{"drop_path_rate": point.drop_path, **options},
-    )
-    return network
-
-
 def _entry(name: str) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
         if name in TIMM_MODELS:
-            network: nn.Module = timm.create_model(TIMM_MODELS[name], pretrained, **options)
-            return network
-        return _create(name, pretrained, options)
+            theirs: nn.Module = timm.create_model(TIMM_MODELS[name], pretrained, **options)
+            return theirs
+        point = MODELS[name]
+        settings = type(point.op).model_fields.keys()
+        changes = {key: options.pop(key) for key in settings & options.keys()}
+        window = options.pop("window_size", None)
+        if window is not None:
+            fields = WINDOW_FIELDS & settings
+            if not fields or point.backbone not in swin.SIZES:
+                raise ConfigError(f"{name}: window_size={window}: it has no window; drop it")
+            changes[fields.pop()] = window
+        kind, size = _backbone(point)
+        network: nn.Module = build_model_with_cfg(
+            kind,
+            name,
+            pretrained,
+            feature_cfg=dict(FEATURES[kind]),  # timm pops from it
+            size=size,
+            op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda *_: name),
+            **{"drop_path_rate": point.drop_path, **options},
+        )
+        return network
 
     entry.__name__ = name
     entry.__doc__ = f"Build {MODELS.get(name) or TIMM_MODELS[name]!r}."

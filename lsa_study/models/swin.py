@@ -13,9 +13,8 @@ from timm.layers import calculate_drop_path_rates
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from lsa_study.config_ops import Op
+from lsa_study.config.operators import Op
 from lsa_study.models import operators
-from lsa_study.models.blocks import SpatialBlock
 
 POSITION_TABLES = ("rel_k", "rel_q", "rel_bias")
 """Names of the learned tables of relative positions in an operator."""
@@ -82,27 +81,18 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
         )
         rates = calculate_drop_path_rates(drop_path_rate, size.depths, stagewise=True)
         for index, stage in enumerate(self.layers):
-            stage.depth = size.depths[index]
-            stage.blocks = nn.Sequential(
-                *(
-                    self._block(size, op, stage=index, block=block, drop_path=rate)
-                    for block, rate in enumerate(rates[index])
+            stage.depth, stage.blocks = size.depths[index], nn.Sequential()
+            for block, rate in enumerate(rates[index]):
+                place = operators.BlockContext(
+                    dim=size.embed_dim * 2**index,
+                    heads=size.heads[index],
+                    map_size=tuple(stage.output_resolution),
+                    odd=block % 2 == 1,
+                    last_stage=index == len(size.depths) - 1,
                 )
-            )
+                stage.blocks.append(operators.build_block(op, place, drop_path=rate))
         self.weight_init_mode = ""
         self.init_weights(needs_reset=False)
-
-    def _block(
-        self, size: SwinSize, op: Op, *, stage: int, block: int, drop_path: float
-    ) -> SpatialBlock:
-        place = operators.Place(
-            dim=size.embed_dim * 2**stage,
-            heads=size.heads[stage],
-            map_size=tuple(self.layers[stage].output_resolution),
-            odd=block % 2 == 1,
-            last_stage=stage == len(size.depths) - 1,
-        )
-        return operators.build_block(op, place, drop_path=drop_path)
 
     def no_weight_decay(self) -> set[str]:
         """Name the position tables, which Swin's code does not decay (ELSA's does)."""

@@ -12,7 +12,7 @@ from timm.layers import to_2tuple
 from timm.models.volo import VOLO
 from torch import nn
 
-from lsa_study.config_ops import Op
+from lsa_study.config.operators import Op
 from lsa_study.models import operators
 
 
@@ -69,7 +69,7 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
             **options,
         )
         places = (
-            operators.Place(
+            operators.BlockContext(
                 dim=first,
                 heads=heads,
                 map_size=(height // PATCH, width // PATCH),

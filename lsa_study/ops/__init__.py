@@ -1,19 +1,15 @@
-"""The article's operators: modules that map (B, H, W, C) to (B, H, W, C).
+"""The article's operators: modules that map (B, H, W, C) to (B, H, W, C)."""
 
-Each is imported when it is first asked for: ``ops.vocabulary`` must not need torch, and importing
-timm, which has OutlookAttention, registers the study's networks, which read this package.
-"""
-
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from lsa_study.ops.ddf import DDF
+from lsa_study.ops.dwconv import DepthwiseConv, DwConv, DwNetShell, DynamicDwConv
+from lsa_study.ops.elsa import ELSA
+from lsa_study.ops.involution import Involution
+from lsa_study.ops.unified import UnifiedSpatialOp
+
 if TYPE_CHECKING:
-    from lsa_study.ops.ddf import DDF
-    from lsa_study.ops.dwconv import DepthwiseConv, DwConv, DwNetShell, DynamicDwConv
-    from lsa_study.ops.elsa import ELSA
-    from lsa_study.ops.involution import Involution
     from lsa_study.ops.outlook import OutlookAttention
-    from lsa_study.ops.unified import UnifiedSpatialOp
 
 __all__ = [
     "DDF",
@@ -26,15 +22,13 @@ __all__ = [
     "OutlookAttention",
     "UnifiedSpatialOp",
 ]
-_MODULES = {
-    "DepthwiseConv": "dwconv", "DwNetShell": "dwconv", "DynamicDwConv": "dwconv",
-    "OutlookAttention": "outlook", "UnifiedSpatialOp": "unified",
-}  # fmt: skip
-"""Where they are, unless in a module of their own name."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"lsa_study.ops.{_MODULES.get(name, name.lower())}")
-    return getattr(module, name)
+    # The one operator that is timm's. Importing timm registers the study's networks, which read
+    # this package: it has to be complete by then.
+    if name == "OutlookAttention":
+        from lsa_study.ops.outlook import OutlookAttention
+
+        return OutlookAttention
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lsa_study.errors import LsaError
-from lsa_study.rundir import OUTCOMES, RunDir
+from lsa_study.files import guard_output
+from lsa_study.record import OUTCOMES
+from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals, train
 
 
@@ -39,4 +41,5 @@ def main(folders: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    guard_output(needed=False)
     sys.exit(main(sys.argv[1:]))

@@ -5,17 +5,19 @@ They hold tensors and plain values only and are read without unpickling code.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lsa_study import files
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.rundir import RunDir
 
@@ -29,13 +31,12 @@ def save(run_dir: RunDir, state: dict[str, Any]) -> None:
     Raises:
         EnvironmentLacks: it cannot be written; the old ones stand.
     """
-    last, previous = run_dir.last_checkpoint, run_dir.previous_checkpoint
-
-    def keep_previous() -> None:
+    last = run_dir.last_checkpoint
+    with _replacing(last) as part:
+        with part.open("wb") as file:
+            torch.save(state, file)
         if last.exists():
-            last.replace(previous)
-
-    _write(last, lambda file: torch.save(state, file), keep_previous)
+            last.replace(run_dir.previous_checkpoint)
 
 
 def load(run_dir: RunDir) -> dict[str, Any] | None:
@@ -64,7 +65,8 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     from safetensors.torch import save as pack
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    _write(path, lambda file: file.write(pack(plain)), lambda: None)
+    with _replacing(path) as part:
+        part.write_bytes(pack(plain))
 
 
 def remove(run_dir: RunDir) -> None:
@@ -98,35 +100,24 @@ def num_bytes(state: Any) -> int:
     return sum(map(num_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
-def _write(
-    path: Path, write: Callable[[BinaryIO], object], before_rename: Callable[[], None]
-) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     try:
         # What a killed process left half written would otherwise fill the disk, life by life.
         for stale in path.parent.glob(f"{path.name}.*.part"):
             stale.unlink(missing_ok=True)
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        before_rename()
-        part.replace(path)
+        with files.replacing(path) as part:
+            yield part
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentLacks(
             f"{path}: cannot be written ({words}; {free / 1e9:.2f} GB free); the checkpoint "
             "before it stands, nothing else is lost. Free space, then call the same again"
         ) from error
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
     # A rename is on the disk only when its folder is.
-    handle = os.open(folder, os.O_RDONLY)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(folder)
     finally:
-        os.close(handle)
+        os.close(folder)

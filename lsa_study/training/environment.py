@@ -17,10 +17,17 @@ from typing import Any
 import torch
 
 import lsa_study
-from lsa_study.config import Runtime, Train
-from lsa_study.training.outcome import DeviceLacks
+from lsa_study.config.settings import Runtime, Train
+from lsa_study.errors import EnvironmentLacks
+from lsa_study.files import cpu_name
 
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
+
+
+class DeviceLacks(EnvironmentLacks):
+    """The device that the settings ask for is not here."""
+
+    cause = "node"
 
 
 def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
@@ -48,13 +55,7 @@ def precision(train: Train, device: torch.device) -> torch.dtype:
 
 def device_name(device: torch.device) -> str:
     """The name of the chip."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration, IndexError):
-        return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def forget_peak_memory(device: torch.device) -> None:
@@ -116,21 +117,16 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """All that may explain a difference between two lives of a run."""
-    commit, dirty = code_state()
+def machine(device: torch.device) -> dict[str, Any]:
+    """What else may explain a difference between two attempts, as fields of ``Attempt``."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "device": device_name(device),
-        "device_kind": device.type,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "commit": commit,
-        "dirty": dirty,
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_study.data.sets import Sets
-from lsa_study.training.ranks import ALONE, Ranks
+from lsa_study.training.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)

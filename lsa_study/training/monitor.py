@@ -6,69 +6,40 @@ import contextlib
 import os
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from typing_extensions import override
 
-from lsa_study.config import Settings
-from lsa_study.rundir import RunDir, State
+from lsa_study.config.settings import Settings
+from lsa_study.record import State, Status
+from lsa_study.rundir import RunDir
 
 HEARTBEAT_SECONDS = 10.0
 
 
-class Silent:
-    """Tells nothing: for the processes of a run that do not speak for it."""
+class Monitor:
+    """Reports how one attempt goes. Call ``beat`` often; it decides what is due.
 
-    def begin(self, done: float) -> None:
-        """Start the clock of the estimate: ``done`` epochs were done by earlier lives."""
-
-    def beat(self, done: float, words: str, **facts: Any) -> None:
-        """Note that the run is alive, with ``done`` of its epochs; write what is due."""
-
-    def epoch(self, words: str) -> None:
-        """Log an epoch's numbers; show them when a line is due, and always after the last."""
-
-    def say(self, words: str) -> None:
-        """Write a line into the log and on the console, bar or not."""
-
-    def log(self, words: str) -> None:
-        """Write into the attempt's log alone."""
-
-    def status(self, state: State, **facts: Any) -> None:
-        """Replace the status file, keeping the facts that are not given."""
-
-    def eta(self, done: float) -> float | None:
-        """Seconds left at the pace of this life; None before anything is done."""
-        return None
-
-
-class Monitor(Silent):
-    """Tells how one life of a run goes. Call ``beat`` often; it decides what is due."""
+    Args:
+        attempt: its number; 0 in a process that does not report for the run: nothing is written.
+        console: where lines, or on a terminal a bar, are shown.
+    """
 
     def __init__(
         self, run_dir: RunDir, settings: Settings, attempt: int, console: Console | None
     ) -> None:
-        self.run_dir = run_dir
-        self.console = console
+        self.run_dir, self.attempt, self.console = run_dir, attempt, console
         self.line_seconds = settings.runtime.log_seconds
         self.epochs = settings.train.epochs
-        self.facts: dict[str, Any] = {
-            "epoch": 0,
-            "epochs": settings.train.epochs,
-            "step": 0,
-            "attempt": attempt,
-            "host": socket.gethostname(),
-            "job": job(),
-            "pid": os.getpid(),
-            "cause": None,
-            "message": "starting",
-            "eta_seconds": None,
-            "acc1": None,
-        }
-        self._log = (run_dir.attempt_folder(attempt) / "log.txt").open("a", encoding="utf-8")
+        self.now = Status(
+            epochs=settings.train.epochs, attempt=attempt, host=socket.gethostname(), job=job(),
+            pid=os.getpid(), message="starting",
+        )  # fmt: skip
+        path = run_dir.attempt_folder(attempt) / "log.txt" if attempt else Path(os.devnull)
+        self._log = path.open("a", encoding="utf-8")
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._last_status = self._last_line = self._started = time.monotonic()
@@ -79,9 +50,9 @@ class Monitor(Silent):
         if self.console is not None and self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
             self._bar = Progress(
-                *columns, TextColumn("{task.fields[words]}"), console=self.console, transient=True
+                *columns, TextColumn("{task.fields[message]}"), console=self.console, transient=True
             )
-            self._task = self._bar.add_task(self.run_dir.root.name, total=self.epochs, words="")
+            self._task = self._bar.add_task(self.run_dir.root.name, total=self.epochs, message="")
             self._bar.start()
         return self
 
@@ -95,55 +66,64 @@ class Monitor(Silent):
             self._bar.stop()
         self._log.close()
 
-    @override
     def begin(self, done: float) -> None:
+        """Start the clock of the estimate: ``done`` epochs were done by earlier attempts."""
         self._begun_at, self._started = done, time.monotonic()
 
-    @override
-    def beat(self, done: float, words: str, **facts: Any) -> None:
+    def beat(self, done: float, message: str, *, epoch: int, step: int) -> None:
+        """Note that the run is alive, with ``done`` of its epochs; write what is due."""
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, words=words)
+            self._bar.update(self._task, completed=done, message=message)
         if now - self._last_status >= HEARTBEAT_SECONDS:
-            self.status("running", message=words, eta_seconds=self.eta(done), **facts)
+            left = self.eta(done)
+            self.status("running", epoch=epoch, step=step, message=message, eta_seconds=left)
         if now - self._last_line >= self.line_seconds:
-            self._line(words)
+            self._line(message)
 
-    def _line(self, words: str) -> None:
+    def _line(self, message: str) -> None:
         self._last_line = time.monotonic()
-        self.log(words)
+        self.log(message)
         if self.console is not None and self._bar is None:
-            self.console.print(words, markup=False, highlight=False)
+            self.console.print(message, markup=False, highlight=False)
 
-    @override
-    def epoch(self, words: str) -> None:
-        last = words.startswith(f"epoch {self.epochs}/")
+    def epoch(self, message: str) -> None:
+        """Log an epoch's numbers; show them when a line is due, and always after the last."""
+        last = message.startswith(f"epoch {self.epochs}/")
         if last or time.monotonic() - self._last_line >= self.line_seconds:
-            self._line(words)
+            self._line(message)
         else:
-            self.log(words)
+            self.log(message)
 
-    @override
-    def say(self, words: str) -> None:
-        self.log(words)
+    def say(self, message: str) -> None:
+        """Write a line into the log and on the console, bar or not."""
+        self.log(message)
         if self.console is not None:
-            self.console.print(words, markup=False, highlight=False)
+            self.console.print(message, markup=False, highlight=False)
 
-    @override
-    def log(self, words: str) -> None:
+    def log(self, message: str) -> None:
+        """Write into the attempt's log alone."""
         # A log that cannot be written must not end a run.
         with contextlib.suppress(OSError):
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {words}\n")
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
             self._log.flush()
 
-    @override
-    def status(self, state: State, **facts: Any) -> None:
-        self.facts |= facts
+    def status(
+        self, state: State, *, epoch: int | None = None, step: int | None = None,
+        acc1: float | None = None, cause: str | None = None, message: str | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        """Replace the status file; what is not given stays, but for the estimate."""
+        now: dict[str, object] = {"epoch": epoch, "step": step, "acc1": acc1, "cause": cause}
+        now |= {"state": state, "message": message}
+        update = {key: value for key, value in now.items() if value is not None}
+        self.now = self.now.model_copy(update=update | {"eta_seconds": eta_seconds})
         self._last_status = time.monotonic()
-        self.run_dir.write_status(state, **self.facts)
+        if self.attempt:
+            self.run_dir.write_status(self.now)
 
-    @override
     def eta(self, done: float) -> float | None:
+        """Seconds left at the pace of this attempt; None before anything is done."""
         gained = done - self._begun_at
         if gained <= 0:
             return None

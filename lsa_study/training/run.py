@@ -1,4 +1,4 @@
-"""One life of a run: claim the folder, prepare, train, record how it ended."""
+"""One attempt of a run: claim the folder, prepare, train, record how it ended."""
 
 from __future__ import annotations
 
@@ -6,92 +6,52 @@ import contextlib
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 import lsa_kernels
-from lsa_study import correct, data, measure, models
-from lsa_study.config import SCHEMA_VERSION, Settings
-from lsa_study.data import DataLacks, seeds
+from lsa_study import data, measure, models
+from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Sets
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
-from lsa_study.rundir import RunDir, write_whole
-from lsa_study.training import checkpoint, environment, ranks, start
-from lsa_study.training.loop import Life, Loop
-from lsa_study.training.mirror import Mirror
-from lsa_study.training.monitor import Monitor, Silent, job
-from lsa_study.training.outcome import (
-    DeviceLacks,
-    Diverged,
-    Stopped,
-    is_out_of_memory,
-)
+from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
+from lsa_study.record import Attempt, Facts, Outcome, Result
+from lsa_study.rundir import RunDir
+from lsa_study.training import checkpoint, distributed, environment, init_from
+from lsa_study.training.monitor import Monitor, job
 from lsa_study.training.progress import Progress, Report
-from lsa_study.training.ranks import PeerLost
-from lsa_study.training.tracking import TrackerLacks
-
-CAUSES: tuple[tuple[type[BaseException], str], ...] = (
-    (ConfigError, "config"),
-    (DataLacks, "data"),
-    (DeviceLacks, "node"),
-    (PeerLost, "node"),
-    (TrackerLacks, "import"),
-    (EnvironmentLacks, "disk"),
-    (ImportError, "import"),
-    (MemoryError, "oom-host"),
-)
-"""What an error that ends a life says about its cause; anything else is a bug."""
-
-
-RESULT_FACTS = (
-    "device", "device_kind", "precision", "torch", "commit", "dirty", "params", "macs",
-    "implementation", "train_images", "test_images", "data_fingerprint", "effective_batch",
-    "epochs", "weights", "selected", "schema", "identity", "variant", "seed",
-)  # fmt: skip
-"""Known before training and repeated in the result."""
-
-Outcome = Literal["done", "diverged", "oom"]
+from lsa_study.training.trainer import Diverged, Life, Loop, Stopped
 
 
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
     """Train or resume a run; see ``lsa_study.training.train``."""
     settings = run_dir.settings()
     if (result := run_dir.result()) is not None:
-        return _tidy(run_dir, result["outcome"])
-    with ranks.join() as us, contextlib.ExitStack() as stack:
+        # An attempt that was killed right after it wrote the result left the rest undone.
+        if result.outcome == "done":
+            checkpoint.remove(run_dir)
+        if run_dir.status().state != result.outcome:
+            run_dir.change_state(result.outcome)
+        return result.outcome
+    with distributed.join() as us, contextlib.ExitStack() as stack:
 
-        def claim() -> tuple[int, Silent]:
-            if not us.first:
-                return 0, Silent()
-            attempt = stack.enter_context(run_dir.owned(job()))
-            return attempt, stack.enter_context(Monitor(run_dir, settings, attempt, console))
+        def claim() -> Monitor:
+            attempt = stack.enter_context(run_dir.owned(job())) if us.first else 0
+            shown = console if us.first else None
+            return stack.enter_context(Monitor(run_dir, settings, attempt, shown))
 
-        attempt, monitor = us.together(claim)
-        tracker = settings.runtime.tracker if us.first else "none"
-        mirror = stack.enter_context(Mirror(run_dir, attempt, tracker, monitor.say))
-        return _Attempt(Life(run_dir, settings, attempt, monitor, mirror, stop, us)).carry_out()
-
-
-def _tidy(run_dir: RunDir, outcome: Outcome) -> str:
-    # A life that was killed right after it wrote the result left the rest undone.
-    if outcome == "done":
-        checkpoint.remove(run_dir)
-    facts = run_dir.status()
-    if facts.pop("state") != outcome:
-        facts.pop("heartbeat", None)
-        run_dir.write_status(outcome, **facts)
-    return outcome
+        monitor = us.together(claim)
+        return _Attempt(Life(run_dir, settings, monitor.attempt, monitor, stop, us)).carry_out()
 
 
 class _Attempt:
-    """One life; remembers what it finds out, so that its end can be recorded wherever it comes."""
+    """One attempt; remembers what it finds out, so that its end can be recorded wherever it is."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
-        self.facts: dict[str, Any] = {}
+        self.facts = Facts()
         self.device = torch.device("cpu")
         self.progress = Progress()
 
@@ -110,7 +70,15 @@ class _Attempt:
             monitor.status("stopped", message="left at once; the last checkpoint stands")
             raise
         except Exception as error:
-            return self._failed(error)
+            message = str(error)
+            if not isinstance(error, LsaError):
+                message = f"{type(error).__name__}: {error}"
+                monitor.log("".join(traceback.format_exception(error)))
+            monitor.say(message)
+            # On a full disk even these few bytes may not fit; the message is on the console then.
+            with contextlib.suppress(EnvironmentLacks):
+                monitor.status("failed", cause=cause_of(error), message=message)
+            return "failed"
 
     def _train(self) -> str:
         life = self.life
@@ -127,44 +95,37 @@ class _Attempt:
             except Diverged as error:
                 return self._end("diverged", str(error))
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                # On a GPU, or of torch's allocator on a CPU.
+                if not isinstance(error, torch.OutOfMemoryError) and (
+                    "DefaultCPUAllocator" not in str(error)
+                ):
                     raise
-                return self._end("oom", self._memory_words(error))
-            self._write_outputs(loop.final_weights())
+                at, parts = self.progress, life.settings.runtime.accumulate
+                return self._end(
+                    "oom",
+                    f"epoch {at.epoch + 1}, step {at.step + 1}: out of memory at a batch of "
+                    f"{life.settings.train.batch_size} in {parts} part{'s' * (parts > 1)} "
+                    f"({str(error).splitlines()[0]}); the same effective batch in less memory: "
+                    f"runtime.accumulate={2 * parts}",
+                )
+            if life.ranks.first:
+                checkpoint.save_weights(life.run_dir.weights, loop.final_weights())
+                bits = self._report().bits
+                assert bits is not None
+                life.run_dir.write_correct(bits.numpy())
             return self._end("done", None)
 
     def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
-        self.life.mirror.open()
-        state = checkpoint.load(self.life.run_dir)
-        begun = None
+        state, begun = checkpoint.load(self.life.run_dir), None
         if state is None:
-            begun = start.fill(model, self.life.run_dir, self.life.settings)
+            begun = init_from.fill(model, self.life.run_dir, self.life.settings)
         loop = Loop(self.life, model, sets)
         loop.progress.start = begun
-        self.progress = loop.progress
         checkpoint.need_space(self.life.run_dir, loop.checkpoint_bytes())
         if state is not None:
             loop.resume(state)
         self.progress = loop.progress
         return loop
-
-    def _memory_words(self, error: RuntimeError) -> str:
-        at, train = self.progress, self.life.settings.train
-        parts = self.life.settings.runtime.accumulate
-        first = str(error).splitlines()[0]
-        return (
-            f"epoch {at.epoch + 1}, step {at.step + 1}: out of memory at a batch of "
-            f"{train.batch_size} in {parts} part{'s' * (parts > 1)} ({first}); "
-            f"the same effective batch in less memory: runtime.accumulate={2 * parts}"
-        )
-
-    def _write_outputs(self, weights: dict[str, Tensor]) -> None:
-        if not self.life.ranks.first:
-            return
-        checkpoint.save_weights(self.life.run_dir.weights, weights)
-        bits = self._report().bits
-        assert bits is not None
-        write_whole(self.life.run_dir.correct_bits, correct.pack(bits.numpy()))
 
     def _report(self) -> Report:
         best = self.life.settings.evaluation.epoch == "best"
@@ -175,52 +136,36 @@ class _Attempt:
             return outcome
         run_dir, at, done = self.life.run_dir, self.progress, outcome == "done"
         report = self._report()
-        epochs = report.epoch if done else at.epoch + 1
-        memory = max(at.peak_memory, environment.peak_memory(self.device))
         run_dir.write_result(
-            {
-                **{key: self.facts[key] for key in RESULT_FACTS},
-                "outcome": outcome,
-                "reason": reason,
-                "start": at.start,
-                "acc1": report.acc1 if done else None,
-                "acc5": report.acc5 if done else None,
-                "loss": report.loss if done else None,
-                "ema_acc1": report.ema_acc1 if done else None,
-                "best_acc1": at.best.acc1 if at.best.epoch else None,
-                "epoch": epochs,
-                "seconds": at.seconds,
-                "seconds_per_epoch": at.seconds / max(1, at.epoch),
-                "peak_memory_bytes": memory,
-                "attempts": len(run_dir.attempts()),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            Result(
+                **dict(self.facts),
+                outcome=outcome,
+                reason=reason,
+                start=at.start,
+                acc1=report.acc1 if done else None,
+                acc5=report.acc5 if done else None,
+                loss=report.loss if done else None,
+                ema_acc1=report.ema_acc1 if done else None,
+                best_acc1=at.best.acc1 if at.best.epoch else None,
+                epoch=report.epoch if done else at.epoch + 1,
+                seconds=at.seconds,
+                seconds_per_epoch=at.seconds / max(1, at.epoch),
+                peak_memory_bytes=max(at.peak_memory, environment.peak_memory(self.device)),
+                attempts=len(run_dir.attempts()),
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
         )
         if done:
             checkpoint.remove(run_dir)
-        words = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
-        self.life.monitor.say(f"{outcome}: {words}")
-        self.life.monitor.status(
-            outcome, epoch=at.epoch, step=at.step, message=words, eta_seconds=None
-        )
+        message = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
+        self.life.monitor.say(f"{outcome}: {message}")
+        self.life.monitor.status(outcome, epoch=at.epoch, step=at.step, message=message)
         return outcome
-
-    def _failed(self, error: Exception) -> str:
-        monitor = self.life.monitor
-        cause = next((cause for kind, cause in CAUSES if isinstance(error, kind)), "bug")
-        if not isinstance(error, LsaError):
-            monitor.log("".join(traceback.format_exception(error)))
-        words = str(error) if isinstance(error, LsaError) else f"{type(error).__name__}: {error}"
-        monitor.say(words)
-        # On a full disk even these few bytes may not fit; the words are on the console then.
-        with contextlib.suppress(EnvironmentLacks):
-            monitor.status("failed", cause=cause, message=words)
-        return "failed"
 
 
 def build(settings: Settings, sets: Sets) -> nn.Module:
     """Build the run's network; its first weights depend on the seed alone."""
-    torch.manual_seed(seeds.derive(settings.seed, "weights"))
+    torch.manual_seed(rng.derive(settings.seed, "weights"))
     return models.from_settings(
         settings.model,
         image_size=settings.data.image_size,
@@ -229,50 +174,46 @@ def build(settings: Settings, sets: Sets) -> nn.Module:
     )
 
 
-def _implementations(model: nn.Module) -> str:
-    """What computes the operators, such as ``UnifiedSpatialOp: auto``."""
-    found = {
+def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> Facts:
+    """What is known before training; recorded for this attempt, and part of the result."""
+    settings, source = life.settings, sets.source
+    config = life.run_dir.config()
+    cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
+    commit, dirty = environment.code_state()
+    parts = {
         f"{type(module).__name__}: {module.implementation}"
         for module in model.modules()
         if isinstance(getattr(module, "implementation", None), str)
     }
-    return ", ".join(sorted(found))
-
-
-def _kernels(device: torch.device) -> str:
-    """Which fused kernels there are for a device, or why there are none."""
-    if device.type == "cuda":
-        missing = lsa_kernels.gpu.why_missing()
-        return f"no Triton kernels: {missing}" if missing else "Triton kernels"
-    return lsa_kernels.build_info()
-
-
-def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> dict[str, Any]:
-    """What is known before training; written for this life, and part of the result."""
-    settings, source = life.settings, sets.source
-    config = life.run_dir.config()
-    cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
-    facts = {
-        **environment.facts(device),
-        "processes": life.ranks.count,
-        "precision": str(environment.precision(settings.train, device)).removeprefix("torch."),
-        "torch": torch.__version__,
-        "params": cost.params,
-        "macs": cost.macs,
-        "implementation": _implementations(model),
-        "train_images": source.train_images,
-        "test_images": source.test_images,
-        "data_fingerprint": source.fingerprint,
-        "effective_batch": min(settings.train.batch_size, source.train_images),
-        "epochs": settings.train.epochs,
-        "weights": settings.evaluation.weights,
-        "selected": settings.evaluation.epoch,
-        "schema": SCHEMA_VERSION,
-        "identity": config["identity"],
-        "variant": config["variant"],
-        "seed": settings.seed,
-    }
+    facts = Facts(
+        device=environment.device_name(device),
+        device_kind=device.type,
+        precision=str(environment.precision(settings.train, device)).removeprefix("torch."),
+        torch=torch.__version__,
+        commit=commit,
+        dirty=dirty,
+        implementation=", ".join(sorted(parts)),
+        effective_batch=min(settings.train.batch_size, source.train_images),
+        weights=settings.evaluation.weights,
+        selected=settings.evaluation.epoch,
+        data_fingerprint=source.fingerprint,
+        train_images=source.train_images,
+        test_images=source.test_images,
+        params=cost.params,
+        macs=cost.macs,
+        epochs=settings.train.epochs,
+        schema_version=SCHEMA_VERSION,
+        identity=config["identity"],
+        variant=config["variant"],
+        seed=settings.seed,
+    )
     if life.ranks.first:
         # "auto" took the fused kernels wherever these are there and fit.
-        life.run_dir.write_environment(life.attempt, facts | {"kernels": _kernels(device)})
+        kernels = lsa_kernels.build_info()
+        if device.type == "cuda":
+            missing = lsa_kernels.gpu.why_missing()
+            kernels = f"no Triton kernels: {missing}" if missing else "Triton kernels"
+        machine = environment.machine(device)
+        found = Attempt(**dict(facts), **machine, processes=life.ranks.count, kernels=kernels)
+        life.run_dir.write_environment(life.attempt, found)
     return facts

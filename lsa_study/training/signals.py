@@ -1,38 +1,56 @@
-"""Turn signals into a wish to stop that the training loop honours between two steps."""
+"""Turn signals into a wish to stop that training honours between two steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
 
 LEAVE_NOW_SECONDS = 5.0
 """A second interrupt within this time leaves at once."""
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 class StopOnSignals:
     """While active, a signal makes this true; a second interrupt soon after leaves at once.
 
     Outside the main thread, where Python takes no signals, it stays false.
+
+    Args:
+        leave_now: called by the second interrupt; raises ``KeyboardInterrupt`` if not given.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, leave_now: Callable[[], object] = _interrupt) -> None:
+        self.signal: signal.Signals | None = None
+        """The first signal that asked to stop."""
+        self._leave_now = leave_now
         self._last_interrupt = float("-inf")
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
         """Whether to stop."""
-        return self.asked
+        return self.signal is not None
+
+    def install(self) -> Self:
+        """Take the signals from now on."""
+        if threading.current_thread() is threading.main_thread():
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            wanted = [number for number in STOPPING if number != signal.SIGHUP or not nohup]
+            self._before = {number: signal.signal(number, self._ask) for number in wanted}
+        return self
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in STOPPING}
-        return self
+        return self.install()
 
     def __exit__(
         self,
@@ -44,10 +62,10 @@ class StopOnSignals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.signal = self.signal or signal.Signals(number)
         if number != signal.SIGINT:
             return
         now = time.monotonic()
         if now - self._last_interrupt < LEAVE_NOW_SECONDS:
-            raise KeyboardInterrupt
+            self._leave_now()
         self._last_interrupt = now

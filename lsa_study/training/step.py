@@ -10,12 +10,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.config import Settings
-from lsa_study.data import seeds
+from lsa_study.config.settings import Settings
+from lsa_study.data import rng
 from lsa_study.data.sets import Batch
-from lsa_study.training import environment, optimise, tokens
-from lsa_study.training.norms import Norms
-from lsa_study.training.ranks import Ranks
+from lsa_study.training import environment, optim, token_labeling
+from lsa_study.training.batch_norm import Norms
+from lsa_study.training.distributed import Ranks
 
 
 class Stepper:
@@ -39,18 +39,18 @@ class Stepper:
         self.settings, self.model, self.ranks, self.device = settings, model, ranks, device
         self.precision = environment.precision(train, device)
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
-        self.optimizer = optimise.optimiser(model, train)
-        self.schedule = optimise.Schedule(self.optimizer, train, steps=steps)
+        self.optimizer = optim.optimiser(model, train)
+        self.schedule = optim.Schedule(self.optimizer, train, steps=steps)
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
         if train.tokens is not None:
-            tokens.prepare(model, train.tokens)
+            token_labeling.prepare(model, train.tokens)
         parts = ranks.count * settings.runtime.accumulate
-        part = max(1, settings.train.batch_size // parts)
         self.norms = Norms(
-            model, images=train.norm_batch, part=part, compiled=settings.runtime.compile
-        )
+            model, images=train.norm_batch, part=max(1, train.batch_size // parts),
+            compiled=settings.runtime.compile,
+        )  # fmt: skip
 
     def do(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.
@@ -64,28 +64,26 @@ class Stepper:
         loss = self.ranks.together(lambda: self._gradients(epoch, step, batches))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.ranks.average([loss, *gradients, *self.norms.running])
-        if self.settings.train.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.train.clip_grad)
+        if (most := self.settings.train.clip_grad) is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), most)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
         return loss
 
-    def rate(self) -> float:
-        """The learning rate of the last step."""
+    def rate(self, at: tuple[int, int] | None = None) -> float:
+        """The learning rate of the last step, or of an (epoch, step), both from 0."""
+        if at is not None:
+            self.schedule.set(*at)
         return float(self.optimizer.param_groups[0]["lr"])
-
-    def rate_of(self, epoch: int, step: int) -> float:
-        """The learning rate of any step."""
-        self.schedule.set(epoch, step)
-        return self.rate()
 
     def reported(self) -> nn.Module:
         """The network whose accuracy is reported: the trained or the averaged one."""
-        averaged: nn.Module | None = None if self.ema is None else self.ema.module
-        use = averaged is not None and self.settings.evaluation.weights == "ema"
-        return averaged if use and averaged is not None else self.model
+        if self.ema is not None and self.settings.evaluation.weights == "ema":
+            averaged: nn.Module = self.ema.module
+            return averaged
+        return self.model
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, averaged weights and moments, for a checkpoint."""
@@ -106,12 +104,12 @@ class Stepper:
         """Gradients of this process's parts of a step; returns their mean loss."""
         accumulate = self.settings.runtime.accumulate
         total = torch.zeros((), device=self.device)
-        with self.norms.step() as mean:
+        with self.norms.step() as norms_of_part:
             for part in self.ranks.parts(accumulate)[1]:
                 batch = next(batches)
                 # Drop path and dropout draw from the global generators.
-                torch.manual_seed(seeds.derive(self.settings.seed, "step", epoch, step, part))
-                with mean.one():
+                torch.manual_seed(rng.derive(self.settings.seed, "step", epoch, step, part))
+                with norms_of_part():
                     loss = self._loss_of(batch, epoch, part) / accumulate
                     loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
@@ -119,15 +117,19 @@ class Stepper:
 
     def _loss_of(self, batch: Batch, epoch: int, part: int) -> Tensor:
         wanted, smoothing = self.settings.train.tokens, self.settings.augment.label_smoothing
-        amp = self.precision != torch.float32
-        if wanted is None:
-            with torch.autocast(self.device.type, self.precision, enabled=amp):
-                logits = self.forward(batch.images)
-            return self._loss(logits.float(), batch.targets)
-        words = (self.settings.seed, "tokens", epoch, batch.step, part)
-        with torch.autocast(self.device.type, self.precision, enabled=amp):
-            answers = tokens.answer(self.model, batch.images, *words)
-        return tokens.loss(answers, batch.targets, batch.tokens, wanted, smoothing=smoothing)
+        amp = torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        )
+        if wanted is not None:
+            with amp:
+                purpose = (self.settings.seed, "tokens", epoch, batch.step, part)
+                answers = token_labeling.answer(self.model, batch.images, *purpose)
+            return token_labeling.loss(
+                answers, batch.targets, batch.tokens, wanted, smoothing=smoothing
+            )
+        with amp:
+            logits = self.forward(batch.images)
+        return self._loss(logits.float(), batch.targets)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Mixed targets are smoothed already.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsa_study import study
-from lsa_study.data import imagenet, tensors
+from lsa_study.config import study
+from lsa_study.data import imagenet, in_memory
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +13,7 @@ def _fresh(monkeypatch, tmp_path):
     """No test sees another's data, cache or environment."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("LSA_DATA", raising=False)
-    tensors._read.cache_clear()
+    in_memory._read.cache_clear()
     imagenet.listings.cache_clear()
 
 

@@ -16,8 +16,8 @@ from pyarrow import parquet
 from torchvision.datasets import CIFAR10
 
 from lsa_study import data
-from lsa_study.data import cifar, tensors
-from lsa_study.data.roots import DataLacks
+from lsa_study.data import cifar, in_memory
+from lsa_study.data.paths import DataLacks
 
 LABELS = {"train": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 1], "test": [9, 0, 5]}
 
@@ -44,7 +44,9 @@ def root(tmp_path, encoded):
 def test_parquet_is_decoded_as_pillow_does(root, settings, encoded):
     sets = data.load(settings("proxy", data__root=root))
     assert (sets.source.train_images, sets.source.test_images) == (12, 3)
-    train, test, _ = tensors._read("cifar10", data.require(settings("proxy", data__root=root).data))
+    train, test, _ = in_memory._read(
+        "cifar10", data.require(settings("proxy", data__root=root).data)
+    )
     assert train.labels.tolist() == LABELS["train"]
     assert test.labels.tolist() == LABELS["test"]
     for row, picture in enumerate(train.pixels):
@@ -60,7 +62,7 @@ def test_decoded_pictures_are_cached_privately_and_read_back(root, settings, mon
     assert cached.name == f"{first.source.fingerprint}.safetensors"
     assert stat.S_IMODE(cifar.cache_folder().stat().st_mode) == 0o700
     monkeypatch.setattr(cifar._Column, "decode", lambda self: pytest.fail("decoded again"))
-    tensors._read.cache_clear()
+    in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)
 
 
@@ -69,7 +71,7 @@ def test_a_torn_cache_is_made_again(root, settings):
     first = data.load(asked)
     (cached,) = cifar.cache_folder().iterdir()
     cached.write_bytes(cached.read_bytes()[:1000])
-    tensors._read.cache_clear()
+    in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)
 
 
@@ -82,7 +84,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing(root, settings, monkeypatc
 
 def test_the_fingerprint_is_of_the_content(root, settings, encoded):
     def fingerprint():
-        tensors._read.cache_clear()
+        in_memory._read.cache_clear()
         return data.load(settings("proxy", data__root=root)).source.fingerprint
 
     first = fingerprint()
@@ -155,7 +157,7 @@ def test_torchvisions_folder(batches, settings):
     asked = settings("proxy", data__root=batches.parent.parent)
     sets = data.load(asked)
     assert (sets.source.train_images, sets.source.test_images) == (20, 4)
-    train, _, _ = tensors._read("cifar10", data.require(asked.data))
+    train, _, _ = in_memory._read("cifar10", data.require(asked.data))
     want = np.random.default_rng(2).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
     assert np.array_equal(train.pixels[8:12].numpy(), want)
     assert train.labels[:5].tolist() == [0, 1, 2, 3, 1]

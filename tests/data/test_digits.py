@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from lsa_study import data
 from lsa_study.data import digits
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.paths import DataLacks
 
 
 def test_the_sources_are_scikit_learns_digits():
@@ -74,7 +74,7 @@ def test_missing_digits_are_told(monkeypatch):
 
 
 def test_statistics_fit_the_pictures():
-    from lsa_study.data.tensors import STATISTICS
+    from lsa_study.data.in_memory import STATISTICS
 
     pictures = digits.make("train")[0] / 255
     mean, std = STATISTICS["digits"]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lsa_study import data
-from lsa_study.data import imagenet, roots
-from lsa_study.data.roots import DataLacks
+from lsa_study.data import imagenet, paths
+from lsa_study.data.paths import DataLacks
 
 CLASSES = {"n01": 3, "n02": 1, "n03": 2}
 
@@ -43,7 +43,7 @@ def images_of(sets, epoch=0):
 
 
 def test_the_list_takes_classes_in_turn(small, root):
-    layout = roots.layout_of_imagenet(root)
+    layout = paths.layout_of_imagenet(root)
     train, _ = imagenet.listings(layout)
     assert [name.decode() for name in train.names] == [
         "n01/n01_0.JPEG", "n02/n02_0.JPEG", "n03/n03_0.JPEG", "n01/n01_1.JPEG", "n03/n03_1.JPEG",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lsa_study.data.plan import MIX_GROUP, Epoch
+from lsa_study.data.sampler import MIX_GROUP, Epoch
 from lsa_study.errors import ConfigError
 
 

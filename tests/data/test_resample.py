@@ -13,8 +13,8 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from lsa_kernels import pictures
-from lsa_study import study
-from lsa_study.data import pictorial, resample, seeds, transforms
+from lsa_study.config import study
+from lsa_study.data import augment, fast_pil, rng, transforms
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 need_kernels = pytest.mark.skipif(
@@ -60,9 +60,9 @@ def _dented(content):
 @need_kernels
 def test_every_route_is_taken_here():
     """Else all other tests would compare Pillow with itself."""
-    assert resample.decodes_alike()
-    assert resample.order_of_pillow() is not None
-    assert resample.bends_alike()
+    assert fast_pil.decodes_alike()
+    assert fast_pil.order_of_pillow() is not None
+    assert fast_pil.bends_alike()
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -73,10 +73,10 @@ def test_a_picture_is_as_pillow_decodes_it(kind):
     ours = transforms.RandomResizedCrop(32, interpolation="random")
     theirs = RandomResizedCropAndInterpolation(32, interpolation="random")
     for number in range(12):
-        with seeds.global_draws("crop", number):
+        with rng.seeded_global("crop", number):
             found = ours(content)
             after = random.random()
-        with seeds.global_draws("crop", number):
+        with rng.seeded_global("crop", number):
             assert found.tobytes() == theirs(wanted).tobytes()
             assert after == random.random()
 
@@ -102,7 +102,7 @@ def test_crops_are_resized_as_pillow_does(filter_):
         width, height = side(230), side(190)
         size = draw.choice([(24, 24), (40, 13), (width, height), (17, height)])
         left, top = draw.randint(0, 230 - width), draw.randint(0, 190 - height)
-        found = resample.resized_crop(pixels, (left, top, width, height), size, filter_)
+        found = fast_pil.resized_crop(pixels, (left, top, width, height), size, filter_)
         cut = whole.crop((left, top, left + width, top + height))
         assert found.tobytes() == cut.resize(size, filter_).tobytes(), (width, height, size)
 
@@ -145,14 +145,14 @@ def test_rand_augment_is_timms(filter_):
     options = {"translate_const": 20, "img_mean": (9, 99, 199), "interpolation": filter_}
     image = picture(45, 45)
     for op in rand_augment_transform("rand-m9-mstd0.5-inc1", options).ops:
-        if not op.name.startswith(pictorial.BENDING):
+        if not op.name.startswith(augment.BENDING):
             continue
         op.prob, plain = 1.0, op.aug_fn
         for number in range(12):
             found = []
-            for function in (plain, resample.Bending(plain)):
+            for function in (plain, fast_pil.Bending(plain)):
                 op.aug_fn = function
-                with seeds.global_draws(op.name, number):
+                with rng.seeded_global(op.name, number):
                     found.append(op(image).tobytes())
             assert found[0] == found[1], op.name
 
@@ -160,31 +160,31 @@ def test_rand_augment_is_timms(filter_):
 def test_without_kernels_and_decoder_pillow_does_it(monkeypatch):
     content = encoded(picture(83, 61))
     crop = transforms.RandomResizedCrop(32, interpolation="random")
-    turn = pictorial.pictorial(_augment(), 32, (0.5, 0.5, 0.5))
+    turn = augment.pictorial(_augment(), 32, (0.5, 0.5, 0.5))
 
     def made():
-        with seeds.global_draws("one"):
+        with rng.seeded_global("one"):
             return [turn(crop(content)).tobytes() for _ in range(20)]
 
     fast = made()
-    monkeypatch.setattr(resample, "order_of_pillow", lambda: None)
-    monkeypatch.setattr(resample, "bends_alike", lambda: False)
+    monkeypatch.setattr(fast_pil, "order_of_pillow", lambda: None)
+    monkeypatch.setattr(fast_pil, "bends_alike", lambda: False)
     assert made() == fast
-    monkeypatch.setattr(resample, "decodes_alike", lambda: False)
+    monkeypatch.setattr(fast_pil, "decodes_alike", lambda: False)
     assert made() == fast
 
 
 def _augment():
-    from lsa_study.config import Augment
+    from lsa_study.config.settings import Augment
 
     return Augment(crop="random_resized", rand_augment="rand-m9-mstd0.5-inc1")
 
 
 @need_kernels
 def test_a_route_that_moves_a_pixel_is_not_taken(monkeypatch):
-    for check in (resample.decodes_alike, resample.order_of_pillow, resample.bends_alike):
+    for check in (fast_pil.decodes_alike, fast_pil.order_of_pillow, fast_pil.bends_alike):
         check.cache_clear()
-    right = resample._decoded, resample.lsa_kernels.resized_crop, resample.lsa_kernels.warped
+    right = fast_pil._decoded, fast_pil.lsa_kernels.resized_crop, fast_pil.lsa_kernels.warped
 
     def wrong(function):
         def call(*given, **options):
@@ -194,15 +194,15 @@ def test_a_route_that_moves_a_pixel_is_not_taken(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(resample, "_decoded", wrong(right[0]))
-    monkeypatch.setattr(resample.lsa_kernels, "resized_crop", wrong(right[1]))
-    monkeypatch.setattr(resample.lsa_kernels, "warped", wrong(right[2]))
+    monkeypatch.setattr(fast_pil, "_decoded", wrong(right[0]))
+    monkeypatch.setattr(fast_pil.lsa_kernels, "resized_crop", wrong(right[1]))
+    monkeypatch.setattr(fast_pil.lsa_kernels, "warped", wrong(right[2]))
     try:
-        assert not resample.decodes_alike()
-        assert resample.order_of_pillow() is None
-        assert not resample.bends_alike()
+        assert not fast_pil.decodes_alike()
+        assert fast_pil.order_of_pillow() is None
+        assert not fast_pil.bends_alike()
     finally:
-        for check in (resample.decodes_alike, resample.order_of_pillow, resample.bends_alike):
+        for check in (fast_pil.decodes_alike, fast_pil.order_of_pillow, fast_pil.bends_alike):
             check.cache_clear()
 
 
@@ -229,11 +229,11 @@ def test_planes_are_the_channels():
 def test_changes_of_pictures_go_to_other_processes():
     """Loading processes that are started anew, not forked, get them pickled."""
     settings = study.load("table1", tier="paper", only="swin", seeds=[0]).runs()[0].settings
-    change = pictorial.pictorial(settings.augment, 32, (0.5, 0.5, 0.5))
+    change = augment.pictorial(settings.augment, 32, (0.5, 0.5, 0.5))
     again = pickle.loads(pickle.dumps(change))
     for seed in range(8):
-        with seeds.global_draws(seed):
+        with rng.seeded_global(seed):
             one = change(picture(32, 32))
-        with seeds.global_draws(seed):
+        with rng.seeded_global(seed):
             other = again(picture(32, 32))
         assert one.tobytes() == other.tobytes()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lsa_study import data
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.paths import DataLacks
 
 
 def test_digits_need_nothing(settings):

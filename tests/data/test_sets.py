@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import Mixup
 
 from lsa_study import data
-from lsa_study.data import augment, seeds, tensors
+from lsa_study.data import augment, in_memory, rng
 from lsa_study.data.sets import Batch
 
 
@@ -69,7 +69,7 @@ def test_global_generators_are_left_alone(settings):
 
 def test_no_augmentation_gives_the_pictures(settings):
     sets = data.load(settings())
-    train = tensors._read("digits", ())[0]
+    train = in_memory._read("digits", ())[0]
     (share,) = list(sets.epoch(0, 1300).shares())
     (batch,) = epoch_of(sets, batch_size=1300)
     want = train.pixels[share.indices].float()
@@ -80,7 +80,7 @@ def test_no_augmentation_gives_the_pictures(settings):
 def test_padded_crops_are_cut_from_the_padded_picture(settings):
     """Every crop is found, flipped or not, at a place in the zero-padded picture; places vary."""
     sets = data.load(settings(augment__crop="pad", augment__crop_pad=2, augment__hflip=0.5))
-    train = tensors._read("digits", ())[0]
+    train = in_memory._read("digits", ())[0]
     (share,) = list(sets.epoch(0, 40).shares())[:1]
     batch = epoch_of(sets, batch_size=40)[0]
     places = set()
@@ -160,7 +160,7 @@ def test_mixing_is_timms(settings):
     mixer = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=10)
     kinds = set()
     for one, other in zip(plain, mixed, strict=True):
-        with seeds.global_draws(0, 0, one.step, "mix", 0):
+        with rng.seeded_global(0, 0, one.step, "mix", 0):
             images, targets = mixer(one.images.clone(), one.targets)
         assert torch.equal(other.images, images)
         assert torch.equal(other.targets, targets)
@@ -183,7 +183,7 @@ def test_rand_augment_and_jitter_change_single_pictures(settings):
 def test_the_test_set_is_the_centre_of_the_resized_picture(settings):
     """crop_share 0.875 of a 32-pixel side is 28: the centre itself, without resizing."""
     sets = data.load(settings(data__image_size=14, evaluation__crop_share=0.5))
-    whole = tensors._read("digits", ())[1].pixels
+    whole = in_memory._read("digits", ())[1].pixels
     assert torch.equal(sets._test, whole[:, :, 7:21, 7:21])
     smaller = data.load(settings(data__image_size=14))
     assert smaller._test.shape[2:] == (14, 14)
@@ -208,10 +208,9 @@ def test_the_strongest_posterize_is_black(settings):
     """Pillow 13 refuses the 0 bits that timm's RandAugment asks for at its strongest."""
     from timm.data.auto_augment import LEVEL_TO_ARG
 
-    from lsa_study.data.pictorial import pictorial
-
     wanted = settings(augment__rand_augment="rand-m10-inc1").augment
-    (op,) = [op for op in pictorial(wanted, 28, (0.5,) * 3).ops if op.name == "PosterizeIncreasing"]
+    ops = augment.pictorial(wanted, 28, (0.5,) * 3).ops
+    (op,) = [op for op in ops if op.name == "PosterizeIncreasing"]
     picture = Image.fromarray(np.full((4, 4, 3), 200, np.uint8))
     (bits,) = LEVEL_TO_ARG[op.name](10, {})
     assert bits == 0

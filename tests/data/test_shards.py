@@ -1,7 +1,4 @@
-"""ImageNet in shards: the same images, order, draws and words as from folders."""
-
-import io
-import tarfile
+"""ImageNet in shards: the same images, order, draws and messages as from folders."""
 
 import numpy as np
 import pyarrow as arrow
@@ -9,9 +6,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from lsa_study import data, doctor
-from lsa_study.data import imagenet, pack, roots, shards
-from lsa_study.data.roots import DataLacks
+from lsa_study import data
+from lsa_study.cli import doctor
+from lsa_study.data import imagenet, paths, shards
+from lsa_study.data.paths import DataLacks
 
 CLASSES = {"n00000001": 3, "n00000002": 1, "n00000003": 2}
 
@@ -53,11 +51,8 @@ def small(settings):
 
 @pytest.fixture
 def packed(root, tmp_path):
-    def make(form):
-        pack.pack(root, tmp_path / form, form=form, images=4)
-        return tmp_path / form
-
-    return make
+    assert shards.write_shards(root, tmp_path / "shards", images=4) == 3
+    return tmp_path / "shards"
 
 
 def batches(sets):
@@ -69,13 +64,11 @@ def batches(sets):
 def test_every_layout_gives_the_same_batches(small, root, packed):
     plain = data.load(small(root))
     wanted = batches(plain)
-    for form in ("tar", "parquet"):
-        place = packed(form)
-        for workers in (0, 1):
-            sets = data.load(small(place, runtime__workers=workers))
-            assert sets.source == plain.source
-            for ours, theirs in zip(batches(sets), wanted, strict=True):
-                assert all(map(torch.equal, ours, theirs)), form
+    for workers in (0, 1):
+        sets = data.load(small(packed, runtime__workers=workers))
+        assert sets.source == plain.source
+        for ours, theirs in zip(batches(sets), wanted, strict=True):
+            assert all(map(torch.equal, ours, theirs))
 
 
 def test_the_layout_of_data_set_hubs_is_read(small, root, pictures, tmp_path):
@@ -101,23 +94,20 @@ def test_the_layout_of_data_set_hubs_is_read(small, root, pictures, tmp_path):
 
 
 def test_files_are_found_in_split_folders_too(small, packed):
-    shards_of = packed("tar")
-    home = shards_of / "imagenet"
+    home = packed / "imagenet"
     for split in ("train", "val"):
         (home / split).mkdir()
-        for path in home.glob(f"{split}-*.tar"):
+        for path in home.glob(f"{split}-*.parquet"):
             path.rename(home / split / path.name)
-    layout = roots.layout_of_imagenet(shards_of)
-    assert (layout.kind, len(layout.train), len(layout.test)) == ("tar", 2, 1)
-    assert data.load(small(shards_of)).source.train_images == 6
+    layout = paths.layout_of_imagenet(packed)
+    assert (layout.kind, len(layout.train), len(layout.test)) == ("parquet", 2, 1)
+    assert data.load(small(packed)).source.train_images == 6
 
 
 def test_two_layouts_are_refused(small, root, packed, monkeypatch):
-    for path in (packed("tar") / "imagenet").iterdir():
+    for path in (packed / "imagenet").iterdir():
         path.rename(root / "imagenet" / path.name)
-    wanted = (
-        r"imagenet: holds ImageNet as folders \(imagenet/train\) and tar \(imagenet/train-00000"
-    )
+    wanted = r": holds ImageNet as folders \(imagenet/train\) and parquet \(imagenet/train-00000"
     with pytest.raises(DataLacks, match=wanted):
         data.check(small(root))
     with pytest.raises(DataLacks, match="keep one of them"):
@@ -129,41 +119,24 @@ def test_two_layouts_are_refused(small, root, packed, monkeypatch):
 def test_doctor_tells_the_layout(root, packed, monkeypatch):
     for place, words in (
         (root, "imagenet found as folders"),
-        (packed("parquet"), "imagenet found as parquet, 2 + 1 shards"),
+        (packed, "imagenet found as parquet, 2 + 1 shards"),
         (root.parent, "imagenet missing (wants imagenet/train/<wnid>/"),
     ):
         monkeypatch.setenv("LSA_DATA", str(place))
         assert words in doctor._data()
 
 
-@pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_missing_images_are_counted(small, packed, form):
+def test_missing_images_are_counted(small, packed):
     with pytest.raises(DataLacks) as told:
-        data.check(small(packed(form), data__train_limit="null"))
+        data.check(small(packed, data__train_limit="null"))
     words = str(told.value)
     assert "train has 6 images in 3 classes, expected 1,281,167 in 1000: 1,281,161 missing" in words
     assert "the smallest class is n00000002 with 1" in words
 
 
-def test_a_damaged_member_is_named(small, packed):
-    folder = packed("tar")
-    data.load(small(folder))
-    path = folder / "imagenet" / "train-00000-of-00002.tar"
-    with tarfile.open(path) as shard:
-        member = shard.getmember("n00000001/n00000001_9.JPEG")
-    with path.open("r+b") as file:
-        file.seek(member.offset_data)
-        file.write(bytes(member.size))
-    imagenet.listings.cache_clear()
-    with pytest.raises(DataLacks, match="cannot be decoded") as told:
-        batches(data.load(small(folder)))
-    assert str(told.value).startswith(f"{path}: n00000001/n00000001_9.JPEG: cannot be decoded")
-
-
 def test_a_damaged_row_is_named(small, packed):
-    folder = packed("parquet")
-    sets = data.load(small(folder))
-    path = folder / "imagenet" / "train-00001-of-00002.parquet"
+    sets = data.load(small(packed))
+    path = packed / "imagenet" / "train-00001-of-00002.parquet"
     content = path.read_bytes()
     start = content.index(b"\xff\xd8\xff")
     path.write_bytes(content[:start] + bytes(100) + content[start + 100 :])
@@ -174,36 +147,24 @@ def test_a_damaged_row_is_named(small, packed):
     assert str(told.value).startswith(str(path))
 
 
-def write_tar(root, members, split="train"):
-    path = root / "imagenet" / f"{split}-0.tar"
+def write_split(root, labels, picture, split="train"):
+    path = root / "imagenet" / f"{split}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, content in members.items():
-            head = tarfile.TarInfo(name)
-            head.size = len(content)
-            shard.addfile(head, io.BytesIO(content))
-    return path
+    shards.write_parquet(path, [(f"{label}.JPEG", label, picture) for label in labels])
 
 
-def test_strange_shards_are_refused(small, tmp_path, encoded):
+def test_shards_of_other_images_are_refused(small, tmp_path, encoded):
     picture = encoded(1, form="JPEG")
-    write_tar(tmp_path, {"a.jpg": picture, "a.cls": b"3"}, "val")
-    for members, words in (
-        ({"a.jpg": picture}, "a.jpg has no class; wanted is a member a.cls"),
-        ({"a.jpg": picture, "a.cls": b"cat"}, "a.cls holds 'cat'; wanted is a class's number"),
-        ({"a.cls": b"0"}, "holds no images"),
-        (
-            {"a.jpg": picture, "a.cls": b"2"},
-            "val: holds images of class 3, of which train has none",
-        ),
+    write_split(tmp_path, [3], picture, "val")
+    for labels, words in (
+        ([], "train: holds no images"),
+        ([-1], "train.parquet: some rows have no image.path or no label"),
+        ([2], "val: holds images of class 3, of which train has none"),
     ):
-        write_tar(tmp_path, members)
+        write_split(tmp_path, labels, picture)
         with pytest.raises(DataLacks) as told:
             data.check(small(tmp_path))
         assert words in str(told.value)
-    (tmp_path / "imagenet" / "train-0.tar").write_bytes(b"not a tar file" * 100)
-    with pytest.raises(DataLacks, match=r"train-0\.tar: is no whole tar file"):
-        data.check(small(tmp_path))
 
 
 def test_strange_tables_are_refused(small, tmp_path):
@@ -219,33 +180,28 @@ def test_strange_tables_are_refused(small, tmp_path):
         data.check(small(tmp_path))
 
 
-def test_the_list_of_members_is_kept_until_a_shard_changes(small, packed, monkeypatch):
-    folder = packed("tar")
-    data.check(small(folder))
-    imagenet.listings.cache_clear()
-    seen = []
-    index = shards._index
-    monkeypatch.setattr(shards, "_index", lambda paths: seen.append(paths) or index(paths))
-    data.check(small(folder))
-    assert seen == []
-    imagenet.listings.cache_clear()
-    path = next((folder / "imagenet").glob("val*.tar"))
-    path.write_bytes(path.read_bytes() + bytes(10240))
-    data.check(small(folder))
-    assert len(seen) == 1
-
-
-def test_a_set_is_packed_once(root, packed, capsys, monkeypatch):
-    folder = packed("tar")
-    again = folder.parent / "again"
-    monkeypatch.setattr("sys.argv", ["pack", str(folder), str(again), "--format", "parquet"])
-    assert pack.main() == 0
+def test_folders_are_written_once(root, small, capsys, monkeypatch):
+    """By the command; what it wrote has the same names and bytes."""
+    again = root.parent / "again"
+    monkeypatch.setattr("sys.argv", ["shards", str(root), str(again)])
+    assert shards.main() == 0
     assert "2 shards" in capsys.readouterr().out
-    assert pack.main() == 3
+    assert shards.main() == 3
     assert "holds ImageNet already; choose an empty folder" in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", ["pack", str(folder.parent / "nowhere"), str(again)])
-    assert pack.main() == 3
-    train = imagenet.listings(roots.layout_of_imagenet(again))[0]
-    plain = imagenet.listings(roots.layout_of_imagenet(root))[0]
+    for source in (root.parent / "nowhere", again):  # which holds shards already
+        monkeypatch.setattr("sys.argv", ["shards", str(source), str(root.parent / "third")])
+        assert shards.main() == 3
+        assert "holds no folders imagenet/train and imagenet/val" in capsys.readouterr().err
+    train = imagenet.listings(paths.layout_of_imagenet(again))[0]
+    plain = imagenet.listings(paths.layout_of_imagenet(root))[0]
     np.testing.assert_array_equal(train.names, plain.names)
     assert [train.read(i) for i in range(6)] == [plain.read(i) for i in range(6)]
+
+
+def test_an_image_that_cannot_be_read_is_named_and_no_shard_is_left(root, tmp_path):
+    path = root / "imagenet" / "train" / "n00000002" / "n00000002_9.JPEG"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataLacks, match=r"n00000002_9.JPEG: cannot be read \("):
+        shards.write_shards(root, tmp_path / "shards")
+    assert list((tmp_path / "shards" / "imagenet").iterdir()) == []

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from lsa_study import data
-from lsa_study.data import imagenet, token_maps
-from lsa_study.data.roots import DataLacks
+from lsa_study.data import imagenet, token_labels
+from lsa_study.data.paths import DataLacks
 
 CLASSES = {"n01": 3, "n02": 1, "n03": 2}
 SIZE = (90, 70)
@@ -145,7 +145,7 @@ def test_answers_match_loops(rows, columns, side):
     classes = draw.random((3, 6, rows, columns)).argsort(1)[:, :2]
     cuts = np.array([[0.1, 0.2, 0.8, 0.7, 0], [0.0, 0.0, 1.0, 1.0, 1], [0.33, 0.5, 0.9, 0.95, 1]])
     maps = torch.from_numpy(np.stack([scores, classes], axis=1)).float()
-    images, tokens = token_maps.answers(
+    images, tokens = token_labels.answers(
         maps, torch.from_numpy(cuts).float(), num_classes=6, side=side
     )
     for n in range(3):
@@ -156,10 +156,10 @@ def test_answers_match_loops(rows, columns, side):
 
 def test_smoothing_and_the_share_of_the_truth(small):
     """The released formulas on numbers a person can check: K = 4, e = 0.2."""
-    told = token_maps.smoothed(torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 1.0, 0]]), 0.2)
+    told = token_labels.smoothed(torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 1.0, 0]]), 0.2)
     torch.testing.assert_close(told, torch.tensor([[0.475, 0.475, 0.05, 0.05],
                                                    [0.05, 0.05, 0.9, 0.05]]))  # fmt: skip
-    mixed = token_maps.with_truth(told, torch.tensor([3, 2]), 0.2)
+    mixed = token_labels.with_truth(told, torch.tensor([3, 2]), 0.2)
     disagreeing = 0.9 * told[0] + 0.1 * torch.tensor([0.05, 0.05, 0.05, 0.85])
     agreeing = torch.tensor([0.05, 0.05, 0.875, 0.05])
     torch.testing.assert_close(mixed, torch.stack([disagreeing, agreeing]))
@@ -168,7 +168,7 @@ def test_smoothing_and_the_share_of_the_truth(small):
         batches(data.load(small(labels, **asked)))[0]
         for labels in ("plain", "maps", "maps_and_truth")
     )
-    want = token_maps.with_truth(maps.targets, plain.targets, 0.2)
+    want = token_labels.with_truth(maps.targets, plain.targets, 0.2)
     torch.testing.assert_close(truth.targets, want)
     assert torch.equal(truth.tokens, maps.tokens)
     torch.testing.assert_close(maps.tokens.sum(2), torch.full((3, 16), 1 + 0.2 / 3))

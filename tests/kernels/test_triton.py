@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
 from lsa_kernels import gpu
-from lsa_study import flops, measure
+from lsa_study import measure
 
 pytestmark = pytest.mark.skipif(gpu.why_missing() is not None, reason=str(gpu.why_missing()))
 
@@ -164,7 +164,7 @@ def test_windows_on_a_gpu_are_accepted_counted_and_foretold():
     assert "not together" in apart
     assert (out.shape, out.dtype, out.device.type) == (q.shape, torch.bfloat16, "cuda")
     products = 3 * q.numel() * 12
-    assert counter.get_total_flops() == flops.FLOPS_PER_PRODUCT * products
+    assert counter.get_total_flops() == measure.FLOPS_PER_PRODUCT * products
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import pytest
 
+from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
 from lsa_study.launch import cluster
 from lsa_study.launch.cluster import Cluster, sbatch_parameters
-from lsa_study.study import Resources
 
 
 def test_the_sample_asks_for_nothing_special():

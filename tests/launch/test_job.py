@@ -4,14 +4,16 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from lsa_study import study
-from lsa_study.launch.causes import judge
-from lsa_study.launch.job import Place, RunTask, _signature, rank_variables
+from lsa_study.config import study
+from lsa_study.launch.job import JobContext, RunTask, rank_variables
+from lsa_study.launch.records import Failure
 from lsa_study.launch.scheduler import Ended, plain_words
+from lsa_study.launch.status import Job, why_gone
 from lsa_study.rundir import RunDir
 
 TWO_NODES = {
@@ -43,11 +45,11 @@ def test_the_port_moves_with_every_restart_and_job():
 def test_an_element_of_an_array_knows_its_name(monkeypatch):
     for name, value in TWO_NODES.items():
         monkeypatch.setenv(name, value)
-    assert Place.here().job == "812"
+    assert JobContext.here().job == "812"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "800")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    place = Place.here()
+    place = JobContext.here()
     assert (place.job, place.restart, place.rank, place.count) == ("800_12", 3, 9, 16)
 
 
@@ -63,8 +65,8 @@ def test_the_payload_is_a_path():
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_the_first_signal_counts(number):
     code = (
-        "import os, signal, sys; from lsa_study.launch.job import Leave\n"
-        "leave = Leave(); before = leave()\n"
+        "import os, signal, sys; from lsa_study.training import StopOnSignals\n"
+        "leave = StopOnSignals().install(); before = leave()\n"
         "for n in (int(sys.argv[1]), signal.SIGTERM): os.kill(os.getpid(), n)\n"
         "sys.exit(0 if not before and leave() and leave.signal == int(sys.argv[1]) else 1)"
     )
@@ -85,7 +87,8 @@ def test_equal_errors_have_equal_signatures(tmp_path):
         folder.create(run.settings, variant=run.variant)
         with folder.owned() as attempt:
             (folder.attempt_folder(attempt) / "log.txt").write_text(TRACE.format(line=line))
-        signatures.append(_signature(folder, f"{folder.root}: KeyError 'rel_pos'"))
+        failure = Failure.of(folder, "bug", f"{folder.root}: KeyError 'rel_pos'")
+        signatures.append(failure.signature)
     assert signatures[0] == signatures[1] != signatures[2]
 
 
@@ -107,9 +110,9 @@ def test_equal_errors_have_equal_signatures(tmp_path):
     ],
 )  # fmt: skip
 def test_why_a_run_is_gone(end, last, state, cause):
-    verdict = judge(end, last, had_job=True)
+    verdict = why_gone(Job("7", Path("7_0_log.out"), ended=end, last=last))
     assert (verdict.state, verdict.cause) == (state, cause)
-    assert verdict.words
+    assert verdict.note
 
 
 def test_complaints_lose_the_names_of_programs():

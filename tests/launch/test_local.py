@@ -6,15 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.local import Queue, visible_gpus
+from lsa_study.record import Status
 
 SMALL = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
 
@@ -34,7 +37,7 @@ def test_only_what_is_missing_is_trained(tmp_path):
     first = Queue(tmp_path, jobs=1, console=quiet()).work([*runs("swin"), wild])
     assert list(first.finished.values()) == ["done", "diverged"]
     assert first.exit_code == 0
-    assert "epoch" in rundir.existing(tmp_path, "toy")[wild.identity].result()["reason"]
+    assert "epoch" in rundir.existing(tmp_path, "toy")[wild.identity].result().reason
     second = Queue(tmp_path, jobs=2, console=quiet()).work([*runs("swin,net1"), wild])
     assert second.already == 2
     assert [name.split("-")[0] for name in second.finished] == ["net1"]
@@ -51,31 +54,6 @@ def test_missing_data_is_told_before_anything_is_made(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_killed_worker_takes_only_its_own_run(tmp_path):
-    """The first run's process is killed for real; the second still trains."""
-    asked = runs("swin,net1", "train.epochs=40")
-    queue = Queue(tmp_path, jobs=1, console=quiet())
-    seen: list[str] = []
-    original = queue._next
-
-    def kill_first(worker):
-        original(worker)
-        if worker.run is not None and not seen:
-            seen.append(worker.run.name)
-            os.kill(worker.process.pid, signal.SIGKILL)
-        elif worker.run is not None:
-            seen.append(worker.run.name)
-
-    queue._next = kill_first
-    asked = [asked[0], runs("net1")[0]]
-    summary = queue.work(asked)
-    assert summary.finished == {asked[0].name: "failed", asked[1].name: "done"}
-    status = rundir.existing(tmp_path, "toy")[asked[0].identity].status()
-    assert status["state"] == "failed"
-    assert "SIGKILL" in status["message"]
-    assert summary.exit_code == 1
-
-
 def wait_for(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -83,6 +61,26 @@ def wait_for(condition, seconds=60.0):
             return
         time.sleep(0.1)
     raise AssertionError("waited in vain")
+
+
+def test_a_killed_run_takes_no_other_with_it(tmp_path):
+    """The first run's process is killed for real; the second still trains."""
+    (long,), (short,) = runs("swin", "train.epochs=400"), runs("net1")
+    folder = rundir.RunDir(rundir.runs_folder(tmp_path, "toy") / long.name)
+
+    def kill():
+        wait_for(folder.metrics)
+        os.kill(folder.status().pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = Queue(tmp_path, jobs=1, console=quiet()).work([long, short])
+    killer.join()
+    assert summary.finished == {long.name: "failed", short.name: "done"}
+    status = folder.status()
+    assert (status.state, status.cause) == ("failed", "oom-host")
+    assert "SIGKILL" in status.message
+    assert summary.exit_code == 1
 
 
 def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
@@ -93,22 +91,22 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    def status() -> dict:
-        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), {})
+    def status() -> Status:
+        return next((f.status() for f in rundir.existing(tmp_path, "toy").values()), Status())
 
-    wait_for(lambda: status().get("epoch", 0) >= 2)
+    wait_for(lambda: status().epoch >= 2)
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopping after this step..." in told
-    assert status()["state"] == "stopped"
+    assert status().state == "stopped"
     (folder,) = rundir.existing(tmp_path, "toy").values()
     assert folder.last_checkpoint.exists()
     before = len(folder.metrics())
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert folder.result()["outcome"] == "done"
-    assert folder.result()["attempts"] == 2
+    assert folder.result().outcome == "done"
+    assert folder.result().attempts == 2
     assert len(folder.metrics()) == 20
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
 
@@ -131,6 +129,6 @@ def test_equal_failures_hold_the_rest(tmp_path):
         (folder / "checkpoint").write_text("in the way")
     summary = Queue(tmp_path, jobs=1, console=quiet()).work(asked)
     assert summary.exit_code == 1
-    assert len(summary.finished) + summary.held == len(asked)
+    assert (list(summary.finished.values()), summary.held) == (["failed"] * 3, 1)
     assert json.dumps(summary.errors)
     assert Path(tmp_path).exists()

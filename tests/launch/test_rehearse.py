@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lsa_study import contract, plan, rehearsal, study
-from lsa_study.launch import rehearse
-from lsa_study.rehearsal import Rehearsed
+from lsa_study.config import contrast, study
+from lsa_study.launch import plan, rehearse
+from lsa_study.launch.rehearse import Rehearsed
+from lsa_study.record import Result
 from lsa_study.rundir import RunDir
 
 SMALL = ["train.batch_size=16"]
@@ -47,7 +48,7 @@ def test_a_good_row_passes_and_plan_shows_its_cost(tmp_path):
     assert "killed, resumed at epoch" in told.stdout
     assert [p.name for p in (tmp_path / "results/toy").iterdir()] == ["rehearsal.json"]
     loaded = study.load("table1", only="swin,net1", overrides=SMALL)
-    (row,) = rehearsal.read(tmp_path / "results", "toy").values()
+    (row,) = rehearse.read(tmp_path / "results", "toy").values()
     assert (row.variant, row.state, row.device_kind) == ("swin", "ok", "cpu")
     assert 0 < row.step_seconds < row.test_seconds * 20
     assert row.peak_bytes > 1e8
@@ -59,7 +60,7 @@ def test_a_good_row_passes_and_plan_shows_its_cost(tmp_path):
 
 FAULTS = """
 import sys
-if "forkserver" in " ".join(sys.orig_argv):
+if "lsa_study.launch.process" in sys.orig_argv:
     import os
     from lsa_study.training import checkpoint, run
     from lsa_study.training.step import Stepper
@@ -98,7 +99,7 @@ def test_planted_faults_are_caught(tmp_path):
     }
     told = rehearsed(tmp_path, *words, fault=FAULTS)
     assert told.returncode == 1, told.stdout + told.stderr
-    rows = {row.variant: row for row in rehearsal.read(tmp_path / "results", "toy").values()}
+    rows = {row.variant: row for row in rehearse.read(tmp_path / "results", "toy").values()}
     assert set(rows) == set(words)
     for variant, row in rows.items():
         (line,) = [line for line in told.stdout.splitlines() if f"/4  {variant}" in line]
@@ -119,31 +120,12 @@ def test_missing_data_end_with_exit_code_3(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_rows_with_and_without_label_maps_are_looked_at_apart(monkeypatch):
-    """Table 6 has both on the same images."""
-    asked = []
-
-    class Looking:
-        def __init__(self, *_):
-            self.process, self.close = self, lambda: None
-
-        def kill(self):
-            pass
-
-        def check_data(self, settings):
-            asked.append(settings.train.tokens is not None)
-
-    monkeypatch.setattr(rehearse, "Worker", Looking)
-    rehearse.check_data(study.load("table6", tier="paper").runs())
-    assert sorted(asked) == [False, True]
-
-
 def test_a_row_keeps_all_but_its_length():
     """One device does the parts of eight in turn: the batch and every part of it stay."""
     run = run_of(tier="paper")
     short = rehearse.shortened(run, checkpoints=1.0)
     changed = {"train.epochs", "data.train_limit", "data.test_limit"}
-    assert set(contract.differing(run.settings, short)) == changed
+    assert set(contrast.differing(run.settings, short)) == changed
     assert (short.train.epochs, short.data.train_limit) == (2, 2 * 1024)
     assert short.data.test_limit == 5000
     assert short.runtime.accumulate == 8
@@ -154,11 +136,11 @@ def test_a_row_keeps_all_but_its_length():
 
 def test_the_sizes_are_those_of_the_sets():
     from lsa_study import data
-    from lsa_study.data import listing
+    from lsa_study.data import index
 
     source = data.load(run_of().settings).source
-    assert rehearsal.IMAGES["digits"] == (source.train_images, source.test_images)
-    assert rehearsal.IMAGES["imagenet"] == (listing.EXPECTED["train"], listing.EXPECTED["val"])
+    assert rehearse.IMAGES["digits"] == (source.train_images, source.test_images)
+    assert rehearse.IMAGES["imagenet"] == (index.EXPECTED["train"], index.EXPECTED["val"])
 
 
 def row(**changes):
@@ -169,8 +151,8 @@ def row(**changes):
 
 def test_the_cost_of_a_grid_by_hand(tmp_path):
     """1,281,167 images are 1,251 steps; 310 epochs of them and of the test set; three seeds."""
-    rows = {rehearsal.key(run_of(tier="paper").settings): row()}
-    rehearsal.note(tmp_path, "paper", rows)
+    rows = {rehearse.key(run_of(tier="paper").settings): row()}
+    rehearse.note(tmp_path, "paper", rows)
     loaded = study.load("table1", tier="paper", only="swin,net7", seeds=[0, 1, 2])
     text = plan.as_text([loaded], tmp_path)
     seconds = 310 * (1251 * 2 + 100)
@@ -180,7 +162,7 @@ def test_the_cost_of_a_grid_by_hand(tmp_path):
 
 def test_a_run_that_two_studies_share_costs_once(tmp_path):
     loaded = [study.load(name, only="swin") for name in ("table1", "table3")]
-    rehearsal.note(tmp_path, "toy", {rehearsal.key(run_of().settings): row()})
+    rehearse.note(tmp_path, "toy", {rehearse.key(run_of().settings): row()})
     (*_, last) = plan.as_text(loaded, tmp_path).split("\n")
     seconds = 12 * (40 * 2 + 100)
     assert last.startswith("1 distinct runs, 12 epochs in all, 1 to do; ")
@@ -191,20 +173,20 @@ def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
     loaded = study.load("table1", only="swin")
     assert "lsa rehearse table1 --tier toy" in plan.as_text([loaded], tmp_path)
     bad = Rehearsed(variant="swin", state="failed", words="weights differ")
-    rehearsal.note(tmp_path, "toy", {rehearsal.key(run_of().settings): bad})
+    rehearse.note(tmp_path, "toy", {rehearse.key(run_of().settings): bad})
     assert "swin: failed: weights differ" in plan.as_text([loaded], tmp_path)
 
 
 def test_rows_add_up_and_a_damaged_file_counts_as_none(tmp_path):
-    rehearsal.note(tmp_path, "toy", {"a": row()})
-    path = rehearsal.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
-    found = rehearsal.read(tmp_path, "toy")
+    rehearse.note(tmp_path, "toy", {"a": row()})
+    path = rehearse.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
+    found = rehearse.read(tmp_path, "toy")
     assert sorted(found) == ["a", "b"]
     assert found["a"].step_seconds == 1.0
     content = json.loads(path.read_text())
     for damaged in ("{", "[]", json.dumps({"rows": [content]}), '{"rows": {"a": {}}}'):
         path.write_text(damaged)
-        assert rehearsal.read(tmp_path, "toy") == {}
+        assert rehearse.read(tmp_path, "toy") == {}
 
 
 # -- on a GPU a resumed run has to be as near as a repeated one --------------------------------
@@ -216,7 +198,7 @@ def finished(folder, shift):
     save_file({"weight": np.arange(12, dtype=np.float32).reshape(3, 4) + shift}, run.weights)
     numbers = {"epoch": 1, "attempt": 1, "step": 2, "lr": 0.1, "train_loss": 1.0, "loss": 1.0}
     run.log_metrics({**numbers, "acc1": 5.0, "acc5": 9.0, "ema_acc1": None})
-    run.write_result({"outcome": "done", "device_kind": "cuda"})
+    run.write_result(Result(outcome="done", device_kind="cuda"))
     return run
 
 

@@ -3,15 +3,17 @@
 import pytest
 from tuned import written
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
+from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError, Refused
+from lsa_study.launch.cancel import discard, gc
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.logs import logs
 from lsa_study.launch.records import Array, LaunchFolder
 from lsa_study.launch.retry import retry
-from lsa_study.launch.trash import discard, gc
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir, runs_folder
-from lsa_study.study import Resources
 
 
 @pytest.fixture
@@ -24,10 +26,12 @@ def made(tmp_path):
 
 
 def test_the_cause_decides(tmp_path, made):
-    made["swin"].write_status("failed", cause="node", message="torch can use no GPU here")
-    made["net1"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
-    made["net2"].write_status("stopped", cause="cancelled")
-    made["net3"].write_result({"outcome": "diverged", "seconds": 1.0})
+    made["swin"].write_status(
+        Status(state="failed", cause="node", message="torch can use no GPU here")
+    )
+    made["net1"].write_status(Status(state="failed", cause="bug", message="KeyError: 'rel_pos'"))
+    made["net2"].write_status(Status(state="stopped", cause="cancelled"))
+    made["net3"].write_result(Result(outcome="diverged", seconds=1.0))
     by_itself = retry(tmp_path, (), Cluster())
     assert [run.variant for run in by_itself.local] == ["swin"]
     assert {reason.split(";")[0] for reason in by_itself.refused} == {"bug", "cancelled"}
@@ -40,7 +44,7 @@ def test_the_cause_decides(tmp_path, made):
 
 
 def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
-    made["swin"].write_result({"outcome": "oom", "reason": "epoch 1, step 1", "seconds": 1.0})
+    made["swin"].write_result(Result(outcome="oom", reason="epoch 1, step 1", seconds=1.0))
     before = made["swin"].settings()
     offered = retry(tmp_path, (), Cluster(), causes=["oom"])
     assert offered.local == []
@@ -52,21 +56,21 @@ def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
     assert after.science() == before.science()
     assert made["swin"].result() is None
     (old,) = (tmp_path / "toy" / ".trash").iterdir()
-    assert RunDir(old).result()["outcome"] == "oom"
+    assert RunDir(old).result().outcome == "oom"
 
 
 def test_a_finer_run_still_begins_from_its_row(tmp_path):
     later, first = study.load(written(tmp_path)).runs()
     folder = RunDir(runs_folder(tmp_path, "toy") / later.name)
     folder.create(later.settings, variant=later.variant, start=later.start)
-    folder.write_result({"outcome": "oom"})
+    folder.write_result(Result(outcome="oom"))
     (run,) = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=2).local
     assert (run.identity, run.start) == (later.identity, first.identity)
     assert folder.config()["start"] == first.identity
 
 
 def test_lives_that_gain_nothing_end_the_retries(tmp_path, made):
-    made["swin"].write_status("running", epoch=1, step=3)
+    made["swin"].write_status(Status(state="running", epoch=1, step=3))
     identity = made["swin"].root.name[-10:]
     records = LaunchFolder.of(tmp_path, "toy")
     with records.lock():
@@ -105,14 +109,14 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
     path.write_text("submitit\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
     pieces = []
     logs(tmp_path, run, pieces.append, attempt=2)
-    made["swin"].write_result({"outcome": "done", "seconds": 1.0})
+    made["swin"].write_result(Result(outcome="done", seconds=1.0))
     logs(tmp_path, run, pieces.append, mode="follow")
     assert pieces == ["=== life 2: job 7_1\nsaved\n", path.read_text()]
 
 
 def test_nothing_is_deleted(tmp_path, made):
-    made["swin"].write_result({"outcome": "done", "seconds": 1.0})
-    made["net1"].write_status("failed", cause="bug")
+    made["swin"].write_result(Result(outcome="done", seconds=1.0))
+    made["net1"].write_status(Status(state="failed", cause="bug"))
     records = LaunchFolder.of(tmp_path, "toy")
     with records.lock():
         names = (made["swin"].root.name,)

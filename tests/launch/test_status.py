@@ -10,14 +10,16 @@ import time
 import pytest
 from rich.console import Console
 
-from lsa_study import rundir, study
-from lsa_study.asked import remember
+from lsa_study import rundir
+from lsa_study.config import study
+from lsa_study.config.selection import remember
+from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
-from lsa_study.launch import select, status_table
-from lsa_study.launch.records import Array, LaunchFolder, Life
-from lsa_study.launch.status import as_json, status
+from lsa_study.files import write_json
+from lsa_study.launch.records import Array, LaunchFolder, Life, chosen_runs, one_run
+from lsa_study.launch.status import as_json, page, status, watch
+from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
-from lsa_study.study import Resources
 
 SETTINGS = ["train.epochs=3"]
 DONE = {
@@ -41,11 +43,11 @@ def states(results, *names):
 
 
 def test_each_state_is_told(tmp_path, made):
-    made["swin"].write_result(DONE)
-    made["net1"].write_result({"outcome": "diverged", "reason": "epoch 1", "seconds": 1})
-    made["net2"].write_status("stopped", epoch=1, cause="preempted")
-    made["net3"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
-    made["net4"].write_status("running", epoch=2, epochs=3)
+    made["swin"].write_result(Result(**DONE))
+    made["net1"].write_result(Result(outcome="diverged", reason="epoch 1", seconds=1))
+    made["net2"].write_status(Status(state="stopped", epoch=1, cause="preempted"))
+    made["net3"].write_status(Status(state="failed", cause="bug", message="KeyError: 'rel_pos'"))
+    made["net4"].write_status(Status(state="running", epoch=2, epochs=3))
     (made["net5"].root / "status.json").write_bytes(os.urandom(64))
     (made["net6"].root / "result.json").write_text("{")
     assert states(tmp_path) == {
@@ -60,17 +62,17 @@ def test_each_state_is_told(tmp_path, made):
 
 def test_a_writer_is_running_however_silent(tmp_path, made):
     with made["swin"].owned():
-        made["swin"].write_status("running", epoch=1, eta_seconds=60.0)
+        made["swin"].write_status(Status(state="running", epoch=1, eta_seconds=60.0))
         assert states(tmp_path)["swin"] == "running"
         old = {"state": "running", "heartbeat": time.time() - 500, "epoch": 1}
-        rundir.write_json(made["swin"].root / "status.json", old)
+        write_json(made["swin"].root / "status.json", old)
         (row,) = status(tmp_path, ["swin"])
         assert (row.state, row.note) == ("running", "no heartbeat 8 min")
     assert states(tmp_path)["swin"] == "lost"
 
 
 def test_the_answer_in_json(tmp_path, made):
-    made["net2"].write_status("stopped", epoch=1, attempt=4, cause="cancelled")
+    made["net2"].write_status(Status(state="stopped", epoch=1, attempt=4, cause="cancelled"))
     told = json.loads(json.dumps(as_json(status(tmp_path))))
     (run,) = [run for run in told["runs"] if run["variant"] == "net2"]
     assert run["name"] == made["net2"].root.name
@@ -96,12 +98,12 @@ def test_a_study_lists_what_has_not_begun(tmp_path, made):
 def test_runs_are_found_by_how_they_begin(tmp_path, made):
     identity = made["net3"].root.name[-10:]
     for text in ("net3", "net3-s0", identity[:5], identity):
-        assert select.one(tmp_path, text).variant == "net3"
+        assert one_run(tmp_path, text).variant == "net3"
     with pytest.raises(ConfigError, match="7 runs begin so; write more"):
-        select.one(tmp_path, "net")
+        one_run(tmp_path, "net")
     with pytest.raises(ConfigError, match="no run under"):
-        select.one(tmp_path, "table1")
-    assert len(select.chosen(tmp_path, ["net3", "table2"])) == 2
+        one_run(tmp_path, "table1")
+    assert len(chosen_runs(tmp_path, ["net3", "table2"])) == 2
     with pytest.raises(ConfigError, match="no run under"):
         status(tmp_path, ["tabel1"])
 
@@ -127,15 +129,15 @@ def test_lives_are_summed(tmp_path, made):
 
 
 def test_the_table_says_what_to_do(tmp_path, made):
-    made["swin"].write_status("failed", cause="bug", message="KeyError: 'rel_pos'")
-    made["net1"].write_status("running", epoch=1)
+    made["swin"].write_status(Status(state="failed", cause="bug", message="KeyError: 'rel_pos'"))
+    made["net1"].write_status(Status(state="running", epoch=1))
     words = io.StringIO()
     rows = status(tmp_path)
-    status_table.show(rows, tmp_path, Console(file=words, width=160))
+    Console(file=words, width=160).print(page(rows, tmp_path), soft_wrap=True)
     assert "bug: KeyError: 'rel_pos'" in words.getvalue()
     assert "6 waiting  1 failed  1 lost" in words.getvalue()
     assert "again: lsa retry --cause bug,lost" in words.getvalue()
-    status_table.watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
+    watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
 
 
 def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
@@ -162,7 +164,7 @@ def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["status", "status_table", "select", "logs", "cancel", "retry", "trash", "slurm"]
+    "module", ["status", "records", "logs", "cancel", "retry", "slurm", "local", "plan"]
 )
 def test_no_answer_needs_torch(module):
     code = f"import sys, lsa_study.launch.{module}; sys.exit('torch' in sys.modules)"

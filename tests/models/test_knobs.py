@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lsa_study import plan, study
-from lsa_study.config_ops import OutlookOp
+from lsa_study.config import study
+from lsa_study.config.operators import OutlookOp
+from lsa_study.launch import plan
 from lsa_study.models import operators
-from lsa_study.models.knobs import dead_options
+from lsa_study.models.ablation_check import inactive_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -28,7 +29,7 @@ def lsa(*arguments, **environment):
 @pytest.mark.parametrize("name", [*study.ARTICLE])
 def test_rows_of_the_article_all_differ(name):
     loaded = study.load(name, tier="toy")
-    assert dead_options(loaded.variants) == []
+    assert inactive_options(loaded.variants) == []
 
 
 def seconds_of_children():
@@ -56,7 +57,7 @@ def test_an_option_that_a_builder_forgets_is_found(monkeypatch):
 
     whole = operators.BUILDERS["unified"]
     monkeypatch.setitem(operators.BUILDERS, "unified", forgetful)
-    found = dead_options(study.load("table2", tier="toy").variants)
+    found = inactive_options(study.load("table2", tier="toy").variants)
     assert len(found) == 3  # of three norms, every pair
     assert found[0].startswith("net7_identity and net7_filter_norm differ in model.op.norm, but ")
 
@@ -70,17 +71,17 @@ def variant(**changes):
 def test_an_option_that_volo_forgets_is_found(monkeypatch):
     """Stride changes no weight: only the answer of a VOLO shows it."""
     volo = {f"stride{n}": variant(backbone="volo_d1", op=OutlookOp(stride=n)) for n in (1, 2)}
-    assert dead_options(volo) == []
+    assert inactive_options(volo) == []
     whole = operators.BUILDERS["outlook"]
     monkeypatch.setitem(operators.BUILDERS, "outlook", lambda op, place: whole(OutlookOp(), place))
-    (words,) = dead_options(volo)
+    (words,) = inactive_options(volo)
     assert words.startswith("stride1 and stride2 differ in model.op.stride, but their networks do")
 
 
 def test_sizes_and_depths_count_too():
     swin = variant()
     rows = {"swin": swin, "small": variant(backbone="swin_small"), "deep": variant(drop_path=0.3)}
-    assert dead_options(rows) == []
+    assert inactive_options(rows) == []
 
 
 def test_a_rate_that_reaches_no_block_is_found(monkeypatch):
@@ -88,13 +89,13 @@ def test_a_rate_that_reaches_no_block_is_found(monkeypatch):
     monkeypatch.setattr(
         operators, "build_block", lambda op, place, drop_path, **kw: whole(op, place, **kw)
     )
-    (words,) = dead_options({"swin": variant(), "deep": variant(drop_path=0.3)})
+    (words,) = inactive_options({"swin": variant(), "deep": variant(drop_path=0.3)})
     assert words.startswith("swin and deep differ in model.drop_path, but their networks do not")
 
 
 def test_two_ways_to_compute_the_same_are_no_dead_option():
     op = variant().model.op.model_copy(update={"implementation": "reference"})
-    assert dead_options({"auto": variant(), "reference": variant(op=op)}) == []
+    assert inactive_options({"auto": variant(), "reference": variant(op=op)}) == []
 
 
 STUDY = """
@@ -124,4 +125,4 @@ def test_plan_refuses_a_row_whose_option_does_nothing(tmp_path):
     assert "differ in model.op.last_stage_window, but their networks do not" in told.stderr
     assert "Traceback" not in told.stderr
     wide = study.load(path, tier="paper", overrides=["data.image_size=384"])
-    assert dead_options(wide.variants) == []
+    assert inactive_options(wide.variants) == []

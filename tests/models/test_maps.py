@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lsa_study import ops, study
+from lsa_study import ops
+from lsa_study.config import study
 from lsa_study.errors import ConfigError
 from lsa_study.models import from_settings
-from lsa_study.models.maps import attention, effective_area, inputs, load_run
+from lsa_study.models.attention_maps import attention, effective_area, inputs, load_run
 from lsa_study.rundir import RunDir
 from lsa_study.training.checkpoint import save_weights
 

@@ -10,8 +10,8 @@ import timm
 import torch
 from layouts import as_released_by_elsa, as_released_by_swin
 
-from lsa_study.config import Model
-from lsa_study.config_ops import DwNetOp, DynamicDwConvOp, ElsaOp
+from lsa_study.config.operators import DwNetOp, DynamicDwConvOp, ElsaOp
+from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official, read_checkpoint
 from lsa_study.models.blocks import SpatialBlock

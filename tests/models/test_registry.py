@@ -8,8 +8,8 @@ import timm
 import torch
 from networks import on_meta
 
-from lsa_study.config import Model
-from lsa_study.config_ops import DwConvOp, UnifiedOp
+from lsa_study.config.operators import DwConvOp, UnifiedOp
+from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import MODELS, TIMM_MODELS, build_model, from_settings
 

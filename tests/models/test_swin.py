@@ -5,11 +5,11 @@ import itertools
 import pytest
 import timm
 import torch
-from networks import on_meta
+from networks import on_meta, shallow  # noqa: F401  # a fixture
 
-from lsa_study import ops, study
-from lsa_study.config import Model
-from lsa_study.config_ops import (
+from lsa_study import ops
+from lsa_study.config import study
+from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
@@ -18,9 +18,10 @@ from lsa_study.config_ops import (
     OutlookOp,
     UnifiedOp,
 )
+from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official
-from lsa_study.models.operators import Place, build
+from lsa_study.models.operators import BlockContext, build_block
 
 LSA = {"terms": ("qk", "bias"), "norm": "softmax", "application": "window"}
 STUDIES = study.ARTICLE
@@ -64,6 +65,7 @@ def rows():
 
 
 @pytest.mark.parametrize("settings", rows())
+@pytest.mark.usefixtures("shallow")
 def test_every_row_of_the_article_builds(settings):
     side = settings.data.image_size
     model = on_meta(from_settings, settings.model, image_size=side, num_classes=10)
@@ -98,9 +100,9 @@ def test_gradients_reach_every_parameter(backbone, op):
 
 
 def test_heads_that_do_not_divide_are_refused():
-    place = Place(dim=16, heads=3, map_size=(14, 14), odd=False, last_stage=False)
+    place = BlockContext(dim=16, heads=3, map_size=(14, 14), odd=False, last_stage=False)
     with pytest.raises(ConfigError, match=r"model\.op\.heads = '2x': 6 heads do not divide 16"):
-        build(DwConvOp(heads="2x"), place)
+        build_block(DwConvOp(heads="2x"), place)
 
 
 def test_stochastic_depth_grows_from_zero():

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from lsa_study import ops
-from lsa_study.config import Model
-from lsa_study.config_ops import DwConvOp, ElsaOp, OutlookOp, UnifiedOp
+from lsa_study.config.operators import DwConvOp, ElsaOp, OutlookOp, UnifiedOp
+from lsa_study.config.settings import Model
 from lsa_study.models import build_model, from_settings, load_official
 from lsa_study.models.blocks import SpatialBlock
 

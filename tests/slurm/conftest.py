@@ -13,7 +13,8 @@ import pytest
 from slurm_site import missing, running, wait_for
 from slurm_summary import Faults, prove
 
-from lsa_study import rundir, study
+from lsa_study import rundir
+from lsa_study.config import study
 from lsa_study.launch import slurm
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.records import LaunchFolder, identity_of
@@ -131,7 +132,7 @@ class Trial:
 
     @property
     def pid(self):
-        return int(self.folder.status()["pid"])
+        return int(self.folder.status().pid)
 
     def process_of(self, rank):
         """The process id of one rank of the running job."""
@@ -159,7 +160,7 @@ class Trial:
 
         wait_for(done, 180, lambda: f"{epochs} epochs: {self.log()}")
         os.kill(self.pid, signal.SIGSTOP)
-        assert self.folder.status()["state"] == "running", self.log()
+        assert self.folder.status().state == "running", self.log()
 
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
@@ -169,7 +170,7 @@ class Trial:
 
     def wait_done(self):
         wait_for(self.folder.result, 240, lambda: f"a result: {self.row} {self.log()}")
-        assert self.folder.result()["outcome"] == "done"
+        assert self.folder.result().outcome == "done"
         wait_for(lambda: self.ends()[-1:] != [None], 30, lambda: "the end of its life")
 
     def log(self):

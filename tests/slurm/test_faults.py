@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from lsa_study.config.study import find as study_file
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import cancel
 from lsa_study.launch.logs import logs
 from lsa_study.rundir import RunDir
-from lsa_study.study import find as study_file
 
 pytestmark = pytest.mark.slurm
 
@@ -60,7 +60,7 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
     requeued.cause("SIGTERM by scontrol requeue")
     site.run("scontrol", "requeue", requeued.row.job)  # this wakes the process too
     signalled.wait_state("queued")
-    assert signalled.folder.status()["state"] == "stopped"
+    assert signalled.folder.status().state == "stopped"
     kill_and_damage(site, killed, monkeypatch, tmp_path)
     ended_as_if_nothing_had_happened(killed, undisturbed, "lost")
     ended_as_if_nothing_had_happened(signalled, undisturbed, "preempted")
@@ -146,7 +146,7 @@ def test_the_controller_may_restart(site, trial, undisturbed):
     assert trial.row.state == "running", "the heartbeat is enough"
     os.kill(trial.pid, signal.SIGUSR2)
     trial.go_on()
-    site.wait_for(lambda: trial.folder.status()["state"] == "stopped", what=trial.log)
+    site.wait_for(lambda: trial.folder.status().state == "stopped", what=trial.log)
     time.sleep(3)
     site.start_controller()
     ended_as_if_nothing_had_happened(trial, undisturbed, "preempted")
@@ -202,7 +202,7 @@ def one_process_agrees(together, tmp_path):
     alone.create(settings.model_copy(update={"runtime": runtime}), variant="swin")
     assert alone.settings().identity() == settings.identity()
     train_together(alone, processes=1)
-    assert alone.result()["effective_batch"] == together.result()["effective_batch"] == 32
+    assert alone.result().effective_batch == together.result().effective_batch == 32
     for mine, theirs in zip(alone.metrics(), together.metrics(), strict=True):
         for key in ("train_loss", "loss"):
             assert mine[key] == pytest.approx(theirs[key], abs=1e-4)

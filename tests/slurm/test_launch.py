@@ -15,7 +15,7 @@ from slurm_site import wait_for
 from slurm_summary import prove
 from tuned import written
 
-from lsa_study import study
+from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import cancel
@@ -148,8 +148,8 @@ def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
     folders = [RunDir(runs_folder(trial.results, "toy") / run.name) for run in runs]
     wait_for(lambda: all(f.result() for f in folders), 240, lambda: f"two results: {trial.log()}")
     later, first = (folder.result() for folder in folders)
-    assert later["start"] == runs[1].name
-    assert later["acc1"] == first["acc1"]
+    assert later.start == runs[1].name
+    assert later.acc1 == first.acc1
 
 
 LAUNCH = """

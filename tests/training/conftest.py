@@ -6,7 +6,7 @@ import torch
 from lives import live
 from PIL import Image
 
-from lsa_study import study
+from lsa_study.config import study
 from lsa_study.rundir import RunDir
 
 SMALL = {"train.epochs": 2, "data.train_limit": 96, "train.batch_size": 32}

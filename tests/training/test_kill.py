@@ -73,7 +73,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(make_run, start):
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert killed.result() is None
-    assert killed.status()["state"] == "running"
+    assert killed.status().state == "running"
     last = start(live, killed.root)
     last.join(60)
     unharmed.join(60)
@@ -84,5 +84,5 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(make_run, start):
     for first, second in zip(whole.metrics(), killed.metrics(), strict=True):
         for key in ("epoch", "step", "lr", "train_loss", "loss", "acc1", "acc5", "ema_acc1"):
             assert first[key] == second[key], f"seed {seed}: {key}"
-    assert killed.result()["attempts"] == 5
+    assert killed.result().attempts == 5
     assert sorted(p.name for p in (killed.root / "checkpoint").iterdir()) == ["weights.safetensors"]

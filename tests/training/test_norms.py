@@ -10,7 +10,7 @@ from torch import nn
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm
 from lsa_study.training import train
-from lsa_study.training.norms import Norms
+from lsa_study.training.batch_norm import Norms
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, ChannelsLastBatchNorm])
@@ -83,8 +83,8 @@ def test_whole_parts_move_the_statistics_once_a_step(make_run):
 def test_parts_that_are_no_whole_groups_are_refused(make_run):
     folder = make_run(runtime__accumulate=8, **ROW)
     assert train(folder) == "failed"
-    assert folder.status()["cause"] == "config"
-    assert "train.norm_batch=8: a part of a step has 4 images; give" in folder.status()["message"]
+    assert folder.status().cause == "config"
+    assert "train.norm_batch=8: a part of a step has 4 images; give" in folder.status().message
     with pytest.raises(ConfigError, match=r"runtime\.compile=True: train\.norm_batch"):
         Norms(nn.BatchNorm2d(2), images=2, part=4, compiled=True)
     Norms(nn.LayerNorm(2), images=2, part=4, compiled=True)

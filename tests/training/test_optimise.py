@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lsa_study import study
-from lsa_study.training import optimise
+from lsa_study.config import study
+from lsa_study.training import optim
 
 
 def rates(tier="paper", steps=10, **changes):
@@ -16,9 +16,9 @@ def rates(tier="paper", steps=10, **changes):
     (run,) = study.load("table1", tier=tier, only="swin", seeds=[0], overrides=overrides).runs()
     train = run.settings.train
     optimizer = torch.optim.AdamW(
-        [nn.Parameter(torch.zeros(1))], lr=optimise.peak_rate(train)
+        [nn.Parameter(torch.zeros(1))], lr=optim.peak_rate(train)
     )  # fmt: skip
-    schedule = optimise.Schedule(optimizer, train, steps=steps)
+    schedule = optim.Schedule(optimizer, train, steps=steps)
     found = []
     for epoch in range(train.epochs):
         for step in range(steps):
@@ -76,7 +76,7 @@ def test_what_is_decayed(no_decay, tables_decayed):
     (run,) = study.load("table1", only="net7", seeds=[0]).runs()
     model = models.from_settings(run.settings.model, image_size=28, num_classes=10)
     train = run.settings.train.model_copy(update={"no_decay": no_decay})
-    optimizer = optimise.optimiser(model, train)
+    optimizer = optim.optimiser(model, train)
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optimizer.defaults["eps"] == 1e-8

@@ -1,6 +1,5 @@
 """One run by several real processes that talk to each other."""
 
-import importlib.util
 import itertools
 import socket
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from trackers import read
 
 from lsa_study import data
-from lsa_study.data.roots import DataLacks
+from lsa_study.data.paths import DataLacks
 from lsa_study.models import volo
 from lsa_study.rundir import RunDir
 from lsa_study.training import train
 
-TRACKER = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
 STATES = {"done": 0, "stopped": 10, "failed": 11, "diverged": 12, "oom": 13}
 
 
@@ -49,7 +46,7 @@ HARD = {
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 1), (2, 2)])
 def test_processes_do_what_one_does_in_as_many_parts(make_run, start, count, accumulate):
     one = make_run("one", runtime__accumulate=count * accumulate, **HARD)
-    two = make_run("two", runtime__accumulate=accumulate, runtime__tracker=TRACKER, **HARD)
+    two = make_run("two", runtime__accumulate=accumulate, **HARD)
     assert train(one) == "done"
     assert together(start, two, count, (None,) * count) == [0] * count
     first, second = load_file(one.weights), load_file(two.weights)
@@ -61,9 +58,7 @@ def test_processes_do_what_one_does_in_as_many_parts(make_run, start, count, acc
         for key in ("acc1", "acc5", "ema_acc1"):
             assert mine[key] == pytest.approx(theirs[key], abs=0.5)
     assert len(two.attempts()) == 1
-    assert two.result()["effective_batch"] == 32
-    if TRACKER != "none":
-        assert sorted(read(TRACKER, two).curve) == [1, 2]  # from one file: the first process's
+    assert two.result().effective_batch == 32
 
 
 def small_volo():
@@ -98,7 +93,7 @@ def test_if_one_is_asked_to_stop_all_do_and_another_number_goes_on(make_run, sta
     """Steps are whole, so two processes can begin what one ends."""
     whole, cut = make_run("whole", model__drop_path=0.0), make_run("cut", model__drop_path=0.0)
     assert together(start, cut, prepare=(None, stop_at_the_second_question)) == [10, 10]
-    assert (cut.status()["state"], cut.status()["step"]) == ("stopped", 2)
+    assert (cut.status().state, cut.status().step) == ("stopped", 2)
     assert [train(cut), train(whole)] == ["done", "done"]
     first, second = load_file(whole.weights), load_file(cut.weights)
     for name in first:
@@ -132,8 +127,8 @@ def fail_in_the_second_step():
 def test_if_one_fails_all_end_and_its_words_are_kept(make_run, start, fault, cause, words):
     folder = make_run()
     assert together(start, folder, prepare=(None, fault)) == [11, 11]
-    assert folder.status()["cause"] == cause
-    assert words in folder.status()["message"]
+    assert folder.status().cause == cause
+    assert words in folder.status().message
     assert not Path(folder.root / "owner.json").exists()
 
 
@@ -155,12 +150,12 @@ def die_in_the_second_step():
 def test_if_one_dies_the_other_says_so(make_run, start):
     folder = make_run()
     assert together(start, folder, prepare=(None, die_in_the_second_step)) == [11, 9]
-    assert folder.status()["cause"] == "node"
-    assert "lost the other processes" in folder.status()["message"]
+    assert folder.status().cause == "node"
+    assert "lost the other processes" in folder.status().message
 
 
 def test_the_wrong_number_of_processes_is_the_users_fault(make_run, start):
     folder = make_run(train__batch_size=33)
     assert together(start, folder) == [11, 11]
-    assert folder.status()["cause"] == "config"
-    assert "cannot be cut into 2 parts" in folder.status()["message"]
+    assert folder.status().cause == "config"
+    assert "cannot be cut into 2 parts" in folder.status().message

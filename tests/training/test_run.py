@@ -1,7 +1,6 @@
 """Whole runs on real digits: their records, their results, their failures."""
 
 import io
-import json
 import re
 import time
 
@@ -14,6 +13,7 @@ from rich.console import Console
 import lsa_kernels
 from lsa_study import data, models
 from lsa_study.errors import ConfigError, Refused
+from lsa_study.record import Status
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, evaluate, run, train
 from lsa_study.training.step import Stepper
@@ -38,7 +38,7 @@ METRIC_KEYS = {
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """One finished run, looked at by several tests."""
-    from lsa_study import study
+    from lsa_study.config import study
 
     overrides = ["train.epochs=2", "data.train_limit=96", "train.batch_size=32"]
     (asked,) = study.load("table1", only="net7", seeds=[3], overrides=overrides).runs()
@@ -53,21 +53,21 @@ def done(tmp_path_factory):
 def test_the_result_says_all_that_tables_need(done):
     folder, _ = done
     result = folder.result()
-    assert set(result) == RESULT_KEYS
-    assert result["outcome"] == "done"
-    assert (result["epoch"], result["epochs"], result["attempts"]) == (2, 2, 1)
-    assert (result["train_images"], result["test_images"]) == (96, 497)
-    assert (result["variant"], result["seed"]) == ("net7", 3)
-    assert result["identity"] == folder.settings().identity()
-    assert (result["weights"], result["selected"], result["ema_acc1"]) == ("model", "last", None)
-    assert (result["precision"], result["effective_batch"]) == ("float32", 32)
-    assert result["params"] == 45058
-    assert result["macs"] > 1e6
-    assert result["reason"] is None
-    assert "UnifiedSpatialOp" in result["implementation"]
-    assert 0 < result["seconds"] < 600
-    assert result["peak_memory_bytes"] > 1e8
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", result["finished"])
+    assert set(result.as_json()) == RESULT_KEYS
+    assert result.outcome == "done"
+    assert (result.epoch, result.epochs, result.attempts) == (2, 2, 1)
+    assert (result.train_images, result.test_images) == (96, 497)
+    assert (result.variant, result.seed) == ("net7", 3)
+    assert result.identity == folder.settings().identity()
+    assert (result.weights, result.selected, result.ema_acc1) == ("model", "last", None)
+    assert (result.precision, result.effective_batch) == ("float32", 32)
+    assert result.params == 45058
+    assert result.macs > 1e6
+    assert result.reason is None
+    assert "UnifiedSpatialOp" in result.implementation
+    assert 0 < result.seconds < 600
+    assert result.peak_memory_bytes > 1e8
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", result.finished)
 
 
 def test_the_metrics_agree_with_the_result(done):
@@ -76,9 +76,9 @@ def test_the_metrics_agree_with_the_result(done):
     assert [set(record) for record in records] == [METRIC_KEYS] * 2
     assert [(r["epoch"], r["step"], r["attempt"]) for r in records] == [(1, 3, 1), (2, 6, 1)]
     result = folder.result()
-    assert records[-1]["acc1"] == result["acc1"]
-    assert records[-1]["loss"] == result["loss"]
-    assert result["best_acc1"] == max(record["acc1"] for record in records)
+    assert records[-1]["acc1"] == result.acc1
+    assert records[-1]["loss"] == result.loss
+    assert result.best_acc1 == max(record["acc1"] for record in records)
 
 
 def test_one_bit_per_test_image(done):
@@ -95,12 +95,12 @@ def test_one_bit_per_test_image(done):
         image = sets._normalise(sets._test[row : row + 1])
         with torch.no_grad():
             assert bits[row] == (model(image).argmax() == sets._test_labels[row])
-    assert 100 * bits.mean() == pytest.approx(folder.result()["acc1"])
+    assert 100 * bits.mean() == pytest.approx(folder.result().acc1)
     scores = evaluate.evaluate(model, sets, 64)
     assert scores.correct.tolist() == bits.tolist()
     assert scores.acc5 >= scores.acc1
-    assert scores.acc5 == pytest.approx(folder.result()["acc5"])
-    assert scores.loss == pytest.approx(folder.result()["loss"], rel=1e-5)
+    assert scores.acc5 == pytest.approx(folder.result().acc5)
+    assert scores.loss == pytest.approx(folder.result().loss, rel=1e-5)
 
 
 def test_the_folder_is_left_tidy(done):
@@ -111,13 +111,15 @@ def test_the_folder_is_left_tidy(done):
         "checkpoint/weights.safetensors", "attempts/001/log.txt", "attempts/001/environment.json",
     }  # fmt: skip
     status = folder.status()
-    assert set(status) == STATUS_KEYS
-    assert (status["state"], status["epoch"], status["cause"]) == ("done", 2, None)
-    facts = json.loads((folder.root / "attempts/001/environment.json").read_text())
-    assert facts["kernels"] == lsa_kernels.build_info()
-    assert facts["threads"] == 1
-    assert facts["packages"]["torch"]
-    assert len(facts["commit"] or 40 * "x") == 40
+    assert set(status.as_json()) == STATUS_KEYS
+    assert (status.state, status.epoch, status.cause) == ("done", 2, None)
+    environment = folder.environment(1)
+    assert environment.kernels == lsa_kernels.build_info()
+    assert environment.threads == 1
+    assert environment.packages["torch"]
+    assert len(environment.commit or 40 * "x") == 40
+    assert environment.test_images == folder.result().test_images
+    assert folder.environment(2) is None
     assert re.search(r"epoch 2/2  loss \d\.\d+  test \d\.\d+  acc1 \d+\.\d+ %", told)
     assert re.search(r"done: acc1 \d+\.\d+ % after epoch 2", told)
 
@@ -126,12 +128,12 @@ def test_a_run_that_has_ended_is_left_alone(done):
     folder, _ = done
     before = folder.result()
     checkpoint.save(folder, {"left": torch.ones(1)})
-    folder.write_status("running", epoch=2)
+    folder.write_status(Status(state="running", epoch=2))
     assert train(folder) == "done"
     assert folder.result() == before
     assert len(folder.attempts()) == 1
     assert not folder.last_checkpoint.exists()
-    assert folder.status()["state"] == "done"
+    assert folder.status().state == "done"
 
 
 # -- results that are not done ---------------------------------------------------------------
@@ -142,12 +144,12 @@ def test_divergence_is_a_result_with_its_first_step(make_run):
     folder = make_run(train__lr="1.0e+30", train__warmup_epochs=0)
     assert train(folder) == "diverged"
     result = folder.result()
-    assert set(result) == RESULT_KEYS
-    assert (result["outcome"], result["acc1"], result["loss"]) == ("diverged", None, None)
+    assert set(result.as_json()) == RESULT_KEYS
+    assert (result.outcome, result.acc1, result.loss) == ("diverged", None, None)
     assert re.fullmatch(
-        r"epoch 1, step 2: training loss (nan|inf) at lr \d\.\d+e\+30", result["reason"]
+        r"epoch 1, step 2: training loss (nan|inf) at lr \d\.\d+e\+30", result.reason
     )
-    assert folder.status()["state"] == "diverged"
+    assert folder.status().state == "diverged"
     assert not folder.correct_bits.exists()
     assert train(folder) == "diverged"
     assert len(folder.attempts()) == 1
@@ -158,7 +160,7 @@ def test_divergence_in_the_last_step_is_seen_on_the_test_set(make_run):
         train__lr="1.0e+30", train__warmup_epochs=0, train__epochs=1, data__train_limit=32
     )
     assert train(folder) == "diverged"
-    assert "after step 1: test loss" in folder.result()["reason"]
+    assert "after step 1: test loss" in folder.result().reason
 
 
 def test_out_of_memory_is_a_result(make_run, monkeypatch):
@@ -175,7 +177,7 @@ def test_out_of_memory_is_a_result(make_run, monkeypatch):
 
     monkeypatch.setattr(Stepper, "_loss", greedy)
     assert train(folder) == "oom"
-    reason = folder.result()["reason"]
+    reason = folder.result().reason
     assert reason.startswith("epoch 1, step 2: out of memory at a batch of 32 in 1 part")
     assert reason.endswith("runtime.accumulate=2")
 
@@ -192,8 +194,8 @@ def test_missing_data_fail_before_training(make_run, tmp_path):
     console = Console(file=io.StringIO())
     assert train(folder, console=console) == "failed"
     status = folder.status()
-    assert (status["state"], status["cause"]) == ("failed", "data")
-    assert "CIFAR-10 not found at" in status["message"]
+    assert (status.state, status.cause) == ("failed", "data")
+    assert "CIFAR-10 not found at" in status.message
     assert "Traceback" not in log_of(folder) + console.file.getvalue()
     assert "CIFAR-10 not found at" in " ".join(console.file.getvalue().split())
 
@@ -201,8 +203,8 @@ def test_missing_data_fail_before_training(make_run, tmp_path):
 def test_a_batch_that_cannot_be_cut_is_the_users_fault(make_run):
     folder = make_run(runtime__accumulate=3)
     assert train(folder) == "failed"
-    assert folder.status()["cause"] == "config"
-    assert "train.batch_size = 32 cannot be cut into 3 parts" in folder.status()["message"]
+    assert folder.status().cause == "config"
+    assert "train.batch_size = 32 cannot be cut into 3 parts" in folder.status().message
 
 
 def test_a_gpu_that_is_not_there(make_run):
@@ -210,8 +212,8 @@ def test_a_gpu_that_is_not_there(make_run):
         pytest.skip("there is one")
     folder = make_run(runtime__device="cuda")
     assert train(folder) == "failed"
-    assert folder.status()["cause"] == "node"
-    assert "set runtime.device: auto or cpu" in folder.status()["message"]
+    assert folder.status().cause == "node"
+    assert "set runtime.device: auto or cpu" in folder.status().message
 
 
 @pytest.mark.parametrize(
@@ -227,13 +229,13 @@ def test_a_crash_keeps_its_traceback_in_the_log(make_run, monkeypatch, error, ca
     monkeypatch.setattr(run.Loop, "_train_epoch", lambda self: (_ for _ in ()).throw(error))
     assert train(folder) == "failed"
     status = folder.status()
-    assert status["cause"] == cause
-    assert type(error).__name__ in status["message"]
+    assert status.cause == cause
+    assert type(error).__name__ in status.message
     assert "Traceback (most recent call last)" in log_of(folder)
     monkeypatch.undo()
     assert train(folder) == "done"
-    assert folder.status()["cause"] is None
-    assert folder.result()["attempts"] == 2
+    assert folder.status().cause is None
+    assert folder.result().attempts == 2
 
 
 def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
@@ -247,8 +249,8 @@ def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     assert train(folder) == "failed"
-    assert folder.status()["cause"] == "disk"
-    assert "No space left on device" in folder.status()["message"]
+    assert folder.status().cause == "disk"
+    assert "No space left on device" in folder.status().message
     assert folder.last_checkpoint.read_bytes() == kept
     monkeypatch.undo()
     whole = make_run("whole")
@@ -259,15 +261,15 @@ def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
 def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):
     folder = make_run()
     assert train(folder, stop=StopAfter(1)) == "stopped"
-    monkeypatch.setattr(data.tensors.digits, "VERSION", "digits-other")
-    data.tensors._read.cache_clear()
+    monkeypatch.setattr(data.in_memory.digits, "VERSION", "digits-other")
+    data.in_memory._read.cache_clear()
     assert train(folder) == "failed"
-    assert folder.status()["cause"] == "data"
+    assert folder.status().cause == "data"
     assert re.search(
-        "was begun with data digits-1-.*, found are digits-other-", folder.status()["message"]
+        "was begun with data digits-1-.*, found are digits-other-", folder.status().message
     )
     monkeypatch.undo()
-    data.tensors._read.cache_clear()
+    data.in_memory._read.cache_clear()
     assert train(folder) == "done"
 
 
@@ -301,9 +303,9 @@ def test_the_heart_beats_within_long_epochs(make_run, monkeypatch):
     seen = []
     original = RunDir.write_status
 
-    def watch(self, state, **facts):
-        seen.append((state, facts["epoch"], facts["step"]))
-        original(self, state, **facts)
+    def watch(self, status):
+        seen.append((status.state, status.epoch, status.step))
+        original(self, status)
 
     monkeypatch.setattr(RunDir, "write_status", watch)
     console = Console(file=io.StringIO())

@@ -29,13 +29,13 @@ def test_a_signal_saves_and_leaves(make_run, start, number):
     process.join(30)
     assert process.exitcode == 130
     status = folder.status()
-    assert status["state"] == "stopped"
-    assert status["message"].startswith("saved at epoch")
+    assert status.state == "stopped"
+    assert status.message.startswith("saved at epoch")
     log = (folder.root / "attempts/001/log.txt").read_text()
     assert "Stopping after this step... saved at epoch" in log
     assert folder.last_checkpoint.exists()
     assert not (folder.root / "owner.json").exists()
-    assert next_one.status()["state"] == "waiting"
+    assert next_one.status().state == "waiting"
 
 
 def main_with_a_long_step(folders):
@@ -60,8 +60,8 @@ def test_a_second_interrupt_leaves_at_once(make_run, start):
     process.join(30)
     assert process.exitcode == 130
     assert time.monotonic() - asked < 30
-    assert folder.status()["state"] == "stopped"
-    assert folder.status()["message"] == "left at once; the last checkpoint stands"
+    assert folder.status().state == "stopped"
+    assert folder.status().message == "left at once; the last checkpoint stands"
     assert not (folder.root / "owner.json").exists()
 
 
@@ -72,11 +72,11 @@ def test_a_signal_to_the_whole_job_is_no_failure(make_run, start, tmp_path, imag
         train__batch_size=2, train__epochs=100, model__backbone="swin_micro", runtime__workers=2,
     )  # fmt: skip
     process = start(main_of_a_group, [str(folder.root)])
-    wait_for(lambda: folder.status().get("step", 0) > 2 or begun(folder)(), process)
+    wait_for(lambda: folder.status().step > 2 or begun(folder)(), process)
     os.killpg(process.pid, signal.SIGTERM)
     process.join(30)
     assert process.exitcode == 130, (folder.attempts()[0] / "log.txt").read_text()
-    assert folder.status()["state"] == "stopped"
+    assert folder.status().state == "stopped"
 
 
 def main_of_a_group(folders):
@@ -103,7 +103,7 @@ def test_the_command(make_run, start, tmp_path):
         command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "1000"}
     )  # fmt: skip
     assert told.returncode == 1
-    assert good.result()["outcome"] == "done"
+    assert good.result().outcome == "done"
     assert "CIFAR-10 not found at" in told.stderr
     assert "is not a run's configuration" in told.stderr
     assert "Traceback" not in told.stderr

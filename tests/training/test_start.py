@@ -10,11 +10,12 @@ from rich.console import Console
 from safetensors.torch import save_file
 from tuned import written
 
-from lsa_study import study
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.provenance import why, why_text
+from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.evidence.collect import collect
-from lsa_study.evidence.why import as_text, why
 from lsa_study.launch.local import Queue
+from lsa_study.record import Result
 from lsa_study.rundir import RunDir, runs_folder
 from lsa_study.training import train
 
@@ -39,9 +40,9 @@ def test_the_row_is_trained_first_and_its_weights_are_gone_on_with(tuned):
     """At a rate of zero nothing but the weights that it began from is left."""
     loaded, results = tuned
     later, first = (run_folder(results, run) for run in loaded.runs())
-    assert later.result()["start"] == first.root.name
-    assert first.result()["start"] is None
-    assert later.result()["acc1"] == first.result()["acc1"]
+    assert later.result().start == first.root.name
+    assert first.result().start is None
+    assert later.result().acc1 == first.result().acc1
     for name, tensor in weights_of(first).items():
         torch.testing.assert_close(weights_of(later)[name], tensor, rtol=0, atol=1e-9)
 
@@ -49,9 +50,9 @@ def test_the_row_is_trained_first_and_its_weights_are_gone_on_with(tuned):
 def test_the_row_s_origin_is_traced(tuned):
     loaded, results = tuned
     first = loaded.runs()[1]
-    told = as_text(why(loaded, "tuned", collect(results, "toy"), results))
+    told = why_text(why(loaded, "tuned", collect(results, "toy"), results))
     assert f"begins    from whole ({first.identity})" in told
-    assert "begins" not in as_text(why(loaded, "whole", collect(results, "toy"), results))
+    assert "begins" not in why_text(why(loaded, "whole", collect(results, "toy"), results))
 
 
 def test_a_resumed_run_needs_its_start_no_more(tuned, tmp_path):
@@ -72,7 +73,7 @@ def test_a_resumed_run_needs_its_start_no_more(tuned, tmp_path):
             link.unlink()
         assert train(folder, console=None) == "done"
     assert equal(weights_of(lives["whole"]), weights_of(lives["cut"]))
-    assert lives["cut"].result()["start"] == first.name
+    assert lives["cut"].result().start == first.name
     assert not equal(weights_of(lives["whole"]), weights_of(run_folder(results, first)))
 
 
@@ -90,11 +91,11 @@ def test_a_start_that_diverged_is_told(tmp_path):
     folder = run_folder(tmp_path, later)
     assert train(folder, console=None) == "failed"
     words = f"{later.name}: begins from whole ({first.identity}), which has not been trained; train"
-    assert folder.status()["cause"] == "data"
-    assert folder.status()["message"].startswith(words)
-    run_folder(tmp_path, first).write_result({"outcome": "diverged"})
+    assert folder.status().cause == "data"
+    assert folder.status().message.startswith(words)
+    run_folder(tmp_path, first).write_result(Result(outcome="diverged"))
     assert train(folder, console=None) == "failed"
-    assert f"{first.name} ({first.identity}), which ended diverged; " in folder.status()["message"]
+    assert f"{first.name} ({first.identity}), which ended diverged; " in folder.status().message
 
 
 def from_file(tmp_path, monkeypatch, more=""):
@@ -117,7 +118,7 @@ def test_a_file_is_gone_on_with_and_its_digest_kept(tuned, tmp_path, monkeypatch
     folder = from_file(tmp_path, monkeypatch)
     digest = put(tmp_path, before)
     assert train(folder, console=None) == "done"
-    assert folder.result()["start"] == f"mine/w.safetensors sha256:{digest}"
+    assert folder.result().start == f"mine/w.safetensors sha256:{digest}"
     for name, tensor in weights_of(folder).items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-9)
 
@@ -127,12 +128,12 @@ def test_a_file_that_is_missing_or_does_not_fit(tuned, tmp_path, monkeypatch):
     loaded, results = tuned
     folder = from_file(tmp_path, monkeypatch)
     assert train(folder, console=None) == "failed"
-    assert folder.status()["cause"] == "data"
-    assert "weights/mine/w.safetensors not found (from LSA_DATA)" in folder.status()["message"]
+    assert folder.status().cause == "data"
+    assert "weights/mine/w.safetensors not found (from LSA_DATA)" in folder.status().message
     weights = weights_of(run_folder(results, loaded.runs()[1]))
     weights |= {"head.fc.weight": torch.zeros(12, weights["head.fc.weight"].shape[1])}
     put(tmp_path, weights | {"head.fc.bias": torch.zeros(12)})
     assert train(folder, console=None) == "failed"
-    assert folder.status()["cause"] == "config"
-    assert "shapes differ: head.fc.weight (12, " in folder.status()["message"]
+    assert folder.status().cause == "config"
+    assert "shapes differ: head.fc.weight (12, " in folder.status().message
     assert train(from_file(tmp_path, monkeypatch, ", head: drawn"), console=None) == "done"

@@ -6,10 +6,10 @@ import torch
 from lives import StopAfter
 from safetensors.torch import load_file
 
-from lsa_study.config import TokenLabels
-from lsa_study.config_ops import OutlookOp
+from lsa_study.config.operators import OutlookOp
+from lsa_study.config.settings import TokenLabels
 from lsa_study.models import volo
-from lsa_study.training import tokens, train
+from lsa_study.training import token_labeling, train
 
 SMALL = volo.VoloSize((1, 1, 1, 1), (16, 32), (2, 4), stem_dim=8)
 
@@ -68,8 +68,8 @@ def test_loss_and_gradients_are_those_of_the_definition(box, labels):
         asked = asked[0], None
     logits = [torch.from_numpy(z).requires_grad_() for z in (images, each)]
     wanted = TokenLabels(labels="plain", class_weight=0.7, dense_weight=0.3)
-    answers = tokens.Answers(*logits, box)
-    got = tokens.loss(answers, *asked, wanted, smoothing=smoothing)
+    answers = token_labeling.Answers(*logits, box)
+    got = token_labeling.loss(answers, *asked, wanted, smoothing=smoothing)
     got.backward()
     want, *slopes = by_hand(images, each, box, targets, of_tokens, (0.7, 0.3))
     assert got.item() == pytest.approx(want, rel=1e-6)
@@ -83,7 +83,9 @@ def test_no_box_mixes_nothing_and_a_whole_one_reverses_the_batch():
     only = TokenLabels(labels="plain", dense_weight=0.0)
 
     def loss(box, classes):
-        return tokens.loss(tokens.Answers(images, each, box), classes, None, only, smoothing=0.1)
+        return token_labeling.loss(
+            token_labeling.Answers(images, each, box), classes, None, only, smoothing=0.1
+        )
 
     plain = torch.nn.functional.cross_entropy(images, classes, label_smoothing=0.1)
     torch.testing.assert_close(loss((0, 0, 0, 0), classes), plain)
@@ -100,7 +102,7 @@ def network(mix_token=1.0):
     # Both heads begin with the same small weights: made large, each is seen.
     for head in (model.head, model.aux_head):
         torch.nn.init.normal_(head.weight)
-    tokens.prepare(model, TokenLabels(labels="plain", mix_token=mix_token))
+    token_labeling.prepare(model, TokenLabels(labels="plain", mix_token=mix_token))
     return model.train()
 
 
@@ -112,7 +114,7 @@ def pictures(count=3):
 def a_box(model, images):
     """Words whose box is neither empty, nor square, nor the whole map of 4 x 6 tokens."""
     for number in range(100):
-        top, left, bottom, right = tokens.answer(model, images, "box", number).box
+        top, left, bottom, right = token_labeling.answer(model, images, "box", number).box
         if 0 < bottom - top < 4 and 0 < right - left < 6 and bottom - top != right - left:
             return number, (top, left, bottom, right)
     raise AssertionError("no such box")
@@ -122,7 +124,7 @@ def test_tokens_are_mixed_and_put_back():
     """The stem's map mixed by hand, and every token's answer fetched from where it was pasted."""
     model, images = network(), pictures()
     number, (top, left, bottom, right) = a_box(model, images)
-    got = tokens.answer(model, images, "box", number)
+    got = token_labeling.answer(model, images, "box", number)
     stem = model.patch_embed(images)
     mixed = stem.clone()
     for n in range(3):
@@ -142,7 +144,7 @@ def test_tokens_are_mixed_and_put_back():
 
 def test_without_mixing_the_answers_are_those_of_timms_forward():
     model, images = network(mix_token=0.0), pictures()
-    got = tokens.answer(model, images, "any")
+    got = token_labeling.answer(model, images, "any")
     assert got.box == (0, 0, 0, 0)
     torch.testing.assert_close(got.images + 0.5 * got.tokens.max(1).values, model(images))
 
@@ -163,11 +165,13 @@ def test_the_words_alone_draw_the_box():
         torch.manual_seed(number)
         np.random.seed(number)
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-        boxes.add(tokens.answer(model, images, "box", 5).box)
+        boxes.add(token_labeling.answer(model, images, "box", 5).box)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.random.get_state()[1].tolist() == before[1]
     assert len(boxes) == 1
-    assert len({tokens.answer(model, images, "box", number).box for number in range(12)}) > 4
+    assert (
+        len({token_labeling.answer(model, images, "box", number).box for number in range(12)}) > 4
+    )
 
 
 def test_the_beta_draw_is_the_one_asked_for():
@@ -175,7 +179,7 @@ def test_the_beta_draw_is_the_one_asked_for():
     images, largest = pictures(1), {}
     for mix_token in (1.0, 1000.0):
         model = network(mix_token)
-        boxes = [tokens.answer(model, images, number).box for number in range(20)]
+        boxes = [token_labeling.answer(model, images, number).box for number in range(20)]
         sides = [(bottom - top, right - left) for top, left, bottom, right in boxes]
         largest[mix_token] = tuple(map(max, zip(*sides, strict=True)))
     assert largest[1000.0] == (2, 4)
@@ -184,9 +188,9 @@ def test_the_beta_draw_is_the_one_asked_for():
 
 def test_gradients_reach_every_parameter():
     model, images = network(), pictures(4)
-    answers = tokens.answer(model, images, "any")
+    answers = token_labeling.answer(model, images, "any")
     wanted = TokenLabels(labels="plain")
-    tokens.loss(answers, torch.arange(4), None, wanted, smoothing=0.1).backward()
+    token_labeling.loss(answers, torch.arange(4), None, wanted, smoothing=0.1).backward()
     for name, tensor in model.named_parameters():
         assert tensor.grad is not None, name
         assert tensor.grad.abs().max() > 0, name
@@ -252,6 +256,6 @@ def test_runs_on_label_maps_resume_too(make_run, image_folder, labels):
     assert train(whole) == "done"
     pieces = make_run("pieces", **files, runtime__workers=1)
     assert train(pieces, stop=StopAfter(1)) == "stopped"
-    assert pieces.status()["step"] == 2
+    assert pieces.status().step == 2
     assert train(pieces) == "done"
     same_end(whole, pieces)

@@ -31,15 +31,15 @@ def test_stopping_anywhere_changes_nothing(make_run):
     for lives, calls in enumerate((1, 3, 0, 2), start=1):
         assert train(pieces, stop=StopAfter(calls)) == "stopped"
         status = pieces.status()
-        assert (status["state"], status["attempt"]) == ("stopped", lives)
-        assert status["message"].startswith("saved at epoch")
+        assert (status.state, status.attempt) == ("stopped", lives)
+        assert status.message.startswith("saved at epoch")
         assert pieces.result() is None
     assert train(pieces) == "done"
     assert equal(weights_of(whole), weights_of(pieces))
     assert without_times(whole.metrics()) == without_times(pieces.metrics())
     assert whole.correct_bits.read_bytes() == pieces.correct_bits.read_bytes()
-    assert pieces.result()["attempts"] == 5
-    assert pieces.result()["acc1"] == whole.result()["acc1"]
+    assert pieces.result().attempts == 5
+    assert pieces.result().acc1 == whole.result().acc1
 
 
 def test_stopping_in_mid_epoch_with_loading_processes_changes_nothing(make_run, image_folder):
@@ -53,7 +53,7 @@ def test_stopping_in_mid_epoch_with_loading_processes_changes_nothing(make_run, 
     pieces = make_run("pieces", **files, runtime__workers=2)
     for calls, step in ((1, 2), (0, 3)):
         assert train(pieces, stop=StopAfter(calls)) == "stopped"
-        assert (pieces.status()["epoch"], pieces.status()["step"]) == (0, step)
+        assert (pieces.status().epoch, pieces.status().step) == (0, step)
     assert train(pieces) == "done"
     assert equal(weights_of(whole), weights_of(pieces))
     assert without_times(whole.metrics()) == without_times(pieces.metrics())
@@ -96,13 +96,13 @@ def test_averaged_weights_and_best_epoch(make_run):
     assert train(folder) == "done"
     result, records = folder.result(), folder.metrics()
     best = max(records, key=lambda record: record["acc1"])
-    assert (result["weights"], result["selected"]) == ("ema", "best")
-    assert (result["acc1"], result["epoch"]) == (best["acc1"], best["epoch"])
-    assert result["ema_acc1"] == result["acc1"] == result["best_acc1"]
+    assert (result.weights, result.selected) == ("ema", "best")
+    assert (result.acc1, result.epoch) == (best["acc1"], best["epoch"])
+    assert result.ema_acc1 == result.acc1 == result.best_acc1
     settings = folder.settings()
     model = models.from_settings(settings.model, image_size=28, num_classes=10)
     model.load_state_dict(weights_of(folder))
-    assert evaluate.evaluate(model, data.load(settings), 256).acc1 == pytest.approx(result["acc1"])
+    assert evaluate.evaluate(model, data.load(settings), 256).acc1 == pytest.approx(result.acc1)
 
 
 def test_an_averaged_run_keeps_the_accuracy_of_its_trained_weights(make_run):
@@ -128,4 +128,4 @@ def test_a_decay_of_zero_averages_nothing(make_run):
     for folder in (plain, averaged):
         assert train(folder) == "done"
     assert equal(weights_of(plain), weights_of(averaged))
-    assert averaged.result()["ema_acc1"] == plain.result()["acc1"]
+    assert averaged.result().ema_acc1 == plain.result().acc1

@@ -1,0 +1,140 @@
+"""One self-contained page: claims, tables with the runs behind every cell, figures. Offline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from lsa_study.analysis import claims
+from lsa_study.analysis.claims import Verdict
+from lsa_study.analysis.collect import Collected, RunRecord
+from lsa_study.analysis.notes import MEANING
+from lsa_study.analysis.plots import figures, style
+from lsa_study.analysis.rows import Row, with_runs
+from lsa_study.analysis.statistics import signed
+from lsa_study.analysis.table import build
+from lsa_study.config.study import Study
+from lsa_study.files import write_whole
+
+CAPTIONS: Mapping[str, str] = {
+    "accuracy": "Accuracy of every row beside the article's.",
+    "differences": "Differences to the reference rows beside the article's.",
+    "curves": "Test accuracy after every epoch.",
+    "seeds": "Accuracy of every seed.",
+    "heads": "Accuracy over the number of heads beside the article's.",
+    "costs": "Accuracy of every row against the multiply-adds of one image.",
+    "throughput": "Accuracy of every row against the images a second in training.",
+    "layers": "Accuracy, parameters and multiply-adds of the layers of the article's Fig. 1.",
+}
+"""By the last word of a figure's name: what it shows, also for those who cannot see it."""
+
+
+def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
+    """Write ``DIR/<tier>/report.html``, a page of claims, tables and figures, for each tier.
+
+    The page needs no network and no other file.
+    """
+    paths = []
+    for tier, pairs in with_runs(studies, results).items():
+        judged = claims.judge_tier(results, tier, collected=pairs[0][1])
+        paths.append(results / tier / "report.html")
+        write_whole(paths[-1], page(pairs, judged))
+    return paths
+
+
+def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) -> str:
+    """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
+    tier = pairs[0][0].tier
+    tables = [build(study, collected) for study, collected in pairs]
+    drawn = figures([(table.study, table.rows) for table in tables])
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lsa_study.analysis", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals.update(zip=zip, signed=signed, behind=behind, sort_key=sort_key)
+    return environment.get_template("report.html.j2").render(
+        tier=tier,
+        meaning=MEANING[tier],
+        verdicts=judged,
+        counts=claims.as_json(judged, tier)["counts"],
+        tables=tables,
+        pictures={
+            study.name: _pictures(drawn, [n for n in drawn if n.startswith(f"{study.name}-")])
+            for study, _ in pairs
+        },
+        overview=_pictures(drawn, ["fig1-layers", "costs", "throughput"]),
+        broken=sorted({line for _, collected in pairs for line in collected.broken}),
+        light={variable(colour): colour for colour in style.DARK},
+        dark={variable(colour): dark for colour, dark in style.DARK.items()},
+    )
+
+
+def behind(row: Row, title: str) -> list[str]:
+    """What is shown on hover and focus over a row's cell: the runs that it rests on."""
+    if title == "Acc@1 (%)":
+        return [_run(run) for run in row.runs]
+    if title != "Δ" or row.contrast is None:
+        return []
+    contrast = row.contrast
+    lines = [
+        f"seed {seed}: {signed(value, 2)} against {row.reference}"
+        for seed, value in zip(contrast.seeds, contrast.difference.values, strict=True)
+    ]
+    if contrast.p is not None:
+        lines.append(f"paired t test over seeds: p = {contrast.p:.2g}")
+    if (images := contrast.by_image) is not None:
+        lines.append(
+            f"over test images: {signed(images.low, 2)} to {signed(images.high, 2)}, "
+            f"p = {images.p:.2g}; {images.gained} gained, {images.lost} lost"
+        )
+    return lines
+
+
+def _run(run: RunRecord) -> str:
+    accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
+    commit = f"commit {run.commit[:10]}" if run.commit else "commit unknown"
+    changed = " with local changes" if run.dirty else ""
+    reason = f", {run.reason}" if run.reason else ""
+    return (
+        f"seed {run.seed}: {accuracy}, run {run.identity}, {commit}{changed}, {run.device}{reason}"
+    )
+
+
+def sort_key(text: str) -> str:
+    """The number that a cell begins with; empty for a word, which stands last in either order."""
+    number = re.match(r"[+−-]?\d+(\.\d+)?", text)
+    return number.group().replace("−", "-") if number else ""
+
+
+def _pictures(drawn: Mapping[str, Figure], names: Sequence[str]) -> list[tuple[Markup, str]]:
+    """The figures that there are, each inline with its caption."""
+    captions = {name: CAPTIONS[name.rsplit("-", 1)[-1]] for name in names if name in drawn}
+    return [(inline(style.svg(drawn[name]), name, text), text) for name, text in captions.items()]
+
+
+def variable(colour: str) -> str:
+    """The name of a colour in the page's style sheet."""
+    return f"figure-{colour[1:]}"
+
+
+def inline(svg: str, name: str, caption: str) -> Markup:
+    """Fit an SVG into a page: no prolog, own ids, a text for screen readers, the page's colours."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour in style.DARK:
+        body = re.sub(colour, f"var(--{variable(colour)})", body)
+    size = re.search(r'viewBox="[^"]*"', body)
+    assert size is not None
+    opening = f'<svg role="img" aria-label="{escape(caption)}" {size.group()}>'
+    body = re.sub(r"<svg [^>]*>", lambda _: opening, body, count=1)
+    return Markup(body)

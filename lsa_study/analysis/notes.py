@@ -1,0 +1,172 @@
+"""The notes under a table: tier, data, environment, seeds, and what a reader must know of a row."""
+
+from __future__ import annotations
+
+import statistics
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lsa_study.analysis import comparability
+from lsa_study.analysis.collect import Collected, RunRecord
+from lsa_study.analysis.costs import rates_of
+from lsa_study.analysis.rows import Row
+from lsa_study.analysis.statistics import kendall, pooled_deviation, resolvable
+from lsa_study.config.study import Study
+
+MEANING: Mapping[str, str] = {
+    "toy": "Tier toy: a check that the pipeline works, never a reproduction of the article.",
+    "proxy": "Tier proxy: small images and a small network, never a reproduction of the article; "
+    "it can only show whether the order of the rows reappears.",
+    "paper": "Tier paper: the article's data set and protocol.",
+}
+"""What the results of a tier may be taken for."""
+COSTS_NOTE = (
+    "Costs: parameters; 10⁹ multiply-adds of one image; seconds of training an epoch (median "
+    "over seeds); peak memory in 2³⁰ bytes."
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line under a table; ``mark`` is the sign beside the rows it is about, or empty."""
+
+    text: str
+    mark: str = ""
+
+
+def marked(study: Study, rows: Sequence[Row]) -> tuple[list[Note], list[Row]]:
+    """Notes on single rows in order, and the rows with their marks."""
+    marks: dict[str, tuple[str, ...]] = {}
+    notes: list[Note] = []
+    for row in rows:
+        if row.note:
+            marks[row.variant] = (string.ascii_lowercase[len(notes) % 26],)
+            notes.append(Note(row.note, *marks[row.variant]))
+    if reasons := comparability.mismatches(study, rows):
+        names = {row.variant: row.name for row in rows}
+        listed = [f"{names[variant]}: {'; '.join(found)}" for variant, found in reasons.items()]
+        text = f"Not made as the row it is compared with, beside the factor. {'. '.join(listed)}."
+        notes.append(Note(text, "†"))
+        marks |= {variant: (*marks.get(variant, ()), "†") for variant in reasons}
+    return notes, [replace(row, marks=marks.get(row.variant, ())) for row in rows]
+
+
+def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> list[Note]:
+    """Notes on the whole table: what its numbers are, and what they rest on."""
+    ran = [run for row in rows for run in row.runs]
+    article = (
+        f"Article: the values printed in {study.file.article.source}. Δ, and the article's value "
+        "in brackets: difference to the reference row (–), in points."
+    )
+    reading = "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
+    if any(row.accuracy.n > 1 for row in rows):
+        reading = (
+            "Acc@1: mean over n seeds ± half of the 95 % t interval; Δ: the same of the paired "
+            "differences over shared seeds. One seed has no interval."
+        )
+    broken = ""
+    if number := len(collected.broken):
+        plural, verb = ("s", "are") if number > 1 else ("", "is")
+        broken = f"{number} file{plural} could not be read and {verb} left out."
+    texts = [
+        MEANING[study.tier],
+        article,
+        reading,
+        _noise(rows),
+        _order(rows),
+        _data(study, ran),
+        *((_environment(ran), COSTS_NOTE) if ran else ()),
+        _missing(study, rows),
+        broken,
+        rates_of(study)[1],
+    ]
+    return [Note(text) for text in texts if text]
+
+
+def _noise(rows: Sequence[Row]) -> str:
+    """The two noises of a difference, apart, and what the seeds can tell."""
+    found = [row.contrast for row in rows if row.contrast]
+    parts = []
+    spread = pooled_deviation(contrast.difference for contrast in found)
+    if spread is not None:
+        parts.append(f"from seed to seed {spread:.2f} (standard deviation)")
+    errors = [contrast.by_image.noise for contrast in found if contrast.by_image]
+    if errors:
+        parts.append(f"from the finite test set {statistics.median(errors):.2f} (standard error)")
+    if not parts:
+        return ""
+    text = f"Noise of a difference, in points: {', '.join(parts)}."
+    seeds = min(contrast.difference.n for contrast in found)
+    smallest = resolvable(seeds)
+    if spread is not None and smallest is not None:
+        text += (
+            f" {seeds} seeds find a difference of {smallest * spread:.2f} points in 4 of 5 cases; "
+            "smaller ones mostly stay unresolved."
+        )
+    return text
+
+
+def _order(rows: Sequence[Row]) -> str:
+    """Whether the rows stand in the article's order, of those with a number on both sides."""
+    pairs = [
+        (row.accuracy.mean, row.article.value)
+        for row in rows
+        if row.accuracy.mean is not None and row.article.value is not None
+    ]
+    found = kendall([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
+    if found is None:
+        return ""
+    chance = f"p = {found.p:.2g}" if found.p >= 1e-4 else "p < 0.0001"
+    return (
+        f"Order: Kendall's tau with the article's is {found.tau:.2f} over {found.rows} rows "
+        f"({chance}, one-sided, {found.method})."
+    )
+
+
+def _data(study: Study, ran: Sequence[RunRecord]) -> str:
+    rows = list(study.variants.values())
+
+    def every(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(map(str, values)))
+
+    prints = distinct(run.data_fingerprint for run in ran) or "none yet"
+    both = {(run.train_images, run.test_images) for run in ran}
+    sizes = sorted((a, b) for a, b in both if a is not None and b is not None)
+    images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
+    return (
+        f"Data: {rows[0].data.name} at {every(one.data.image_size for one in rows)} px"
+        + (f", {images}" if images else "")
+        + f"; fingerprint {prints}. Network: {every(one.model.backbone for one in rows)}, "
+        f"{every(one.train.epochs for one in rows)} epochs, "
+        f"batch {every(one.train.batch_size for one in rows)}, "
+        f"peak lr {every(f'{one.train.lr:g}' for one in rows)}."
+    )
+
+
+def _environment(ran: Sequence[RunRecord]) -> str:
+    known = sorted({run.commit for run in ran if run.commit is not None})
+    changed = {run.commit for run in ran if run.dirty}
+    commits = [f"{commit[:10]}{' with local changes' * (commit in changed)}" for commit in known]
+    return (
+        f"Device: {distinct(run.device for run in ran)}; "
+        f"precision: {distinct(run.precision for run in ran)}; "
+        f"torch: {distinct(run.torch for run in ran)}; "
+        f"commit: {', '.join(commits) or 'unknown'}; "
+        f"seeds: {', '.join(map(str, sorted({run.seed for run in ran})))}."
+    )
+
+
+def _missing(study: Study, rows: Sequence[Row]) -> str:
+    lacking = []
+    for row in rows:
+        ran = {run.seed for run in row.runs}
+        absent = [seed for seed in study.seeds if seed in row.seeds and seed not in ran]
+        if ran and absent:
+            lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
+    return f"Not finished: {'; '.join(lacking)}." if lacking else ""
+
+
+def distinct(found: Iterable[str | None]) -> str:
+    """The distinct texts of a fact, sorted; missing ones are left out."""
+    return ", ".join(sorted({text for text in found if text is not None}))

@@ -1,0 +1,50 @@
+"""The figures of a tier: which there are, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lsa_study.analysis.plots import costs, curves, rows, style
+from lsa_study.analysis.rows import Row, rows_of, with_runs
+from lsa_study.config.study import Study
+from lsa_study.files import write_whole
+
+
+def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
+    """Draw every figure of the studies; each is written as SVG and PNG.
+
+    Rows without an accuracy stand in the figures as words. The figures of studies at one tier
+    lie in ``DIR/<tier>/plots``; the figures of costs and throughput hold the rows of all of them.
+    """
+    paths = []
+    for tier, pairs in with_runs(studies, results).items():
+        folder = results / tier / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, drawn in figures([(one, rows_of(one, runs)) for one, runs in pairs]).items():
+            for kind, content in (("svg", style.svg(drawn)), ("png", style.png(drawn))):
+                paths.append(folder / f"{name}.{kind}")
+                write_whole(paths[-1], content)
+    return paths
+
+
+def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
+    """The figures of studies at one tier, by file name."""
+    drawn: dict[str, Figure] = {}
+    with style.styled():
+        for study, of_study in pairs:
+            drawn[f"{study.name}-accuracy"] = rows.accuracy(study, of_study)
+            if any(row.reference != row.variant for row in of_study):
+                drawn[f"{study.name}-differences"] = rows.differences(study, of_study)
+            drawn[f"{study.name}-curves"] = curves.curves(study, of_study)
+            if any(row.accuracy.n > 1 for row in of_study):
+                drawn[f"{study.name}-seeds"] = rows.seeds(study, of_study)
+            if study.file.factor == ["model.op.heads"]:
+                drawn[f"{study.name}-heads"] = rows.heads(study, of_study)
+        if (figure := rows.layers(pairs)) is not None:
+            drawn["fig1-layers"] = figure
+        drawn["costs"] = costs.costs(pairs)
+        drawn["throughput"] = costs.throughput(pairs)
+    return drawn

@@ -1,0 +1,130 @@
+"""Accuracy against multiply-adds and against speed, for the rows of all studies of a tier."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from lsa_study.analysis.plots import style
+from lsa_study.analysis.rows import Row
+from lsa_study.analysis.statistics import Estimate, t_interval
+from lsa_study.config.study import Study
+
+SIZE = (8.2, 4.8)
+"""Inches."""
+
+
+def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
+    """Draw accuracy over MACs; a row that several studies share is drawn once."""
+    counts = [(row, row.done[0].macs) for row in _distinct(pairs)]
+    largest = max((macs for _, macs in counts if macs is not None), default=0)
+    unit, name = (1e9, "GMACs: 10⁹") if largest >= 1e8 else (1e6, "MMACs: 10⁶")
+    places = [(row, t_interval([macs / unit])) for row, macs in counts if macs is not None]
+    drawn, axes = _frame(pairs, "Accuracy against cost")
+    axes.set_xlabel(f"Cost of one image ({name} multiply-adds)")
+    _draw(axes, places)
+    return drawn
+
+
+def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
+    """Draw accuracy over images a second in training, with intervals over seeds of both.
+
+    Runs of several devices cannot be compared: the device that most rows ran on is drawn, and the
+    axis names it.
+    """
+    rows = _distinct(pairs)
+    devices = Counter(run.device or "unknown" for row in rows for run in row.done)
+    device = max(devices, key=lambda name: (devices[name], name), default="no device")
+    speeds = [
+        t_interval(
+            [
+                run.train_images / run.seconds_per_epoch
+                for run in row.done
+                if (run.device or "unknown") == device
+                and run.train_images
+                and run.seconds_per_epoch
+            ]
+        )
+        for row in rows
+    ]
+    drawn, axes = _frame(pairs, "Accuracy against speed")
+    axes.set_xlabel(f"Images a second in training (on {style.short(device, 60)})")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _draw(axes, [(row, speed) for row, speed in zip(rows, speeds, strict=True) if speed.n])
+    return drawn
+
+
+def _distinct(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> list[Row]:
+    found = {row.identities[0]: row for _, rows in pairs for row in rows if row.done}
+    return list(found.values())
+
+
+def _frame(pairs: Sequence[tuple[Study, Sequence[Row]]], title: str) -> tuple[Figure, Axes]:
+    drawn = style.figure(*SIZE, style.title(pairs[0][0], title))
+    axes = drawn.subplots()
+    axes.set_ylabel(style.ACCURACY)
+    return drawn, axes
+
+
+def _draw(axes: Axes, places: Sequence[tuple[Row, Estimate]]) -> None:
+    """Draw rows at their places with the intervals that both quantities have, and name them."""
+    points = []
+    look: dict[str, Any] = {"color": style.OURS, "lw": 1.6, "alpha": 0.3}
+    for row, across in places:
+        up = row.accuracy
+        if across.mean is None or up.mean is None:
+            continue
+        points.append((across.mean, up.mean, style.short(row.variant)))
+        if up.low is not None and up.high is not None:
+            axes.plot([across.mean, across.mean], [up.low, up.high], **look)
+        if across.low is not None and across.high is not None:
+            axes.plot([across.low, across.high], [up.mean, up.mean], **look)
+    if not points:
+        style.empty(axes, "no run has finished")
+        return
+    for x, y, _ in points:
+        axes.plot(x, y, "o", color=style.OURS)
+    axes.margins(x=0.12, y=0.08)
+    _names(axes, points)
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top, in points of the page."""
+
+
+def _names(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each name beside its point, where the fewest others are."""
+    width, height = (inches * 72 * 0.85 for inches in SIZE)
+    axes.autoscale_view()  # else the limits are set only when the figure is saved
+    across = axes.transData + axes.transAxes.inverted()
+    spots = [(x * width, y * height) for x, y in across.transform([one[:2] for one in points])]
+    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+
+    def clashes(box: Box) -> int:
+        over = sum(
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+            for other in taken
+        )
+        return over + 2 * (box[0] < 0 or box[2] > width)
+
+    for (x, y, name), (left, up) in zip(points, spots, strict=True):
+        size = 4.6 * len(name)
+        boxes: dict[tuple[int, int, str], Box] = {}
+        for dy in (0, 8, -8, 14, -14, 20, -20):
+            for dx, side, start in ((7, "left", left + 7), (-7, "right", left - 7 - size)):
+                boxes[dx, dy, side] = (start, up + dy - 4.5, start + size, up + dy + 4.5)
+        offset = min(boxes, key=lambda one: (clashes(boxes[one]), abs(one[1])))
+        taken.append(boxes[offset])
+        dx, dy, side = offset
+        axes.annotate(
+            name, (x, y), (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=7.5,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": style.QUIET} if dy else None,
+        )  # fmt: skip

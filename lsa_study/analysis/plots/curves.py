@@ -1,0 +1,103 @@
+"""Learning curves of a study: test accuracy after every epoch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lsa_study.analysis.plots import style
+from lsa_study.analysis.rows import Row
+from lsa_study.config.study import Study
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracies of a row's seeds by epoch, and their mean where every seed has one."""
+
+    row: Row
+    look: style.Look
+    seeds: list[dict[int, float]]
+
+    @cached_property
+    def mean(self) -> dict[int, float]:
+        """By epoch; empty if no seed has finished one."""
+        common = set.intersection(*map(set, self.seeds)) if self.seeds else set()
+        return {e: sum(s[e] for s in self.seeds) / len(self.seeds) for e in sorted(common)}
+
+
+def curves(study: Study, rows: Sequence[Row]) -> Figure:
+    """Draw the whole training on the left and its second half, enlarged and labelled, right."""
+    drawn = style.figure(8.6, 3.9, style.title(study))
+    left, right = drawn.subplots(1, 2, width_ratios=(1, 1.25))
+    every = [Curve(row, style.look(at), _seeds(row)) for at, row in enumerate(rows)]
+    found = [curve for curve in every if curve.mean]
+    left.set_title("Whole training")
+    right.set_title("Second half")
+    for axes in (left, right):
+        axes.set_xlabel("Epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    left.set_ylabel(style.ACCURACY)
+    if not found:
+        for axes in (left, right):
+            style.empty(axes, "no run has finished an epoch")
+        return drawn
+    finished = [curve for curve in found if curve.row.done]
+    for axes, shown in ((left, found), (right, finished)):
+        for curve in shown:
+            _draw(axes, curve)
+    last = max(max(curve.mean) for curve in found)
+    left.set_xlim(0, last)
+    right.set_xlim(last / 2, last)
+    seeds = [seed for curve in finished for seed in curve.seeds]
+    if late := [y for seed in seeds for x, y in seed.items() if x >= last / 2]:
+        margin = 0.06 * (max(late) - min(late)) or 1.0
+        right.set_ylim(min(late) - margin, max(late) + margin)
+    _label(right, every)
+    return drawn
+
+
+def _seeds(row: Row) -> list[dict[int, float]]:
+    curves = [json.loads(run.curve) for run in row.done or row.runs]
+    points = [
+        {int(r["epoch"]): float(r["acc1"]) for r in records if r.get("acc1") is not None}
+        for records in curves
+    ]
+    return [seed for seed in points if seed]
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    colour, mean = curve.look.colour, curve.mean
+    for seed in curve.seeds if len(curve.seeds) > 1 else ():
+        axes.plot(list(seed), list(seed.values()), color=colour, lw=0.6, alpha=0.35)
+    marker = curve.look.marker if len(mean) < 4 else ""
+    axes.plot(list(mean), list(mean.values()), color=colour, ls=curve.look.dash, marker=marker)
+    if not curve.row.done:
+        end = max(mean)
+        axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
+        style.note(axes, curve.row.word, end, mean[end], colour)
+
+
+def _label(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Name the curves at their ends, and under these the rows that have none."""
+    shown = [curve for curve in curves if curve.row.done and curve.mean]
+    ends = [curve.mean[max(curve.mean)] for curve in shown]
+    low, high = axes.get_ylim()
+    line = (high - low) * 0.056
+    heights = style.spread(ends, line, high - line / 2)
+    across = axes.get_yaxis_transform()
+    for curve, end, height in zip(shown, ends, heights, strict=True):
+        ways: dict[str, Any] = {"transform": across, "color": curve.look.colour, "clip_on": False}
+        axes.plot([1.0, 1.03], [end, height], lw=0.8, **ways)
+        axes.text(1.04, height, style.short(curve.row.name), va="center", fontsize=8, **ways)
+    lowest = min([low + line, *(height - line for height in heights)])
+    for step, curve in enumerate(curve for curve in curves if curve not in shown):
+        text = f"{style.short(curve.row.name)}: {curve.row.word}"
+        place = lowest - line * step
+        axes.text(1.04, place, text, transform=across, va="center", fontsize=8, color=style.QUIET)

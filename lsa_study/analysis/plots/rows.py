@@ -1,0 +1,243 @@
+"""Rows from the top down, ours and the article's: accuracy, differences, seeds, layers, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lsa_study.analysis.article import read_csv
+from lsa_study.analysis.plots import style
+from lsa_study.analysis.rows import Row, digits_of
+from lsa_study.analysis.statistics import number, shown, signed
+from lsa_study.config.study import Study
+
+LAYERS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "LSA": (("table4", "swin"), ("table1", "swin")),
+    "DwConv": (("table5", "dwconv"), ("fig2", "dwconv")),
+    "DDF": (("table6", "ddf"),),
+    "ELSA": (("table4", "elsa"),),
+}
+"""The layers of Fig. 1 and the rows, by study and variant, that stand for them."""
+PANELS = (
+    "Accuracy\nagainst LSA's (points)",
+    "Parameters\nin % of LSA's",
+    "Multiply-adds\nin % of LSA's",
+)
+Span = tuple[float | None, float | None, float, float]
+"""An interval's ends, and the width and opacity of its line."""
+
+
+def _point(
+    axes: Axes,
+    place: float,
+    value: float | None,
+    text: str,
+    *,
+    article: bool = False,
+    size: float | None = None,
+    spans: Iterable[Span] = (),
+) -> None:
+    """Draw a value with its intervals and ``text`` beside them, ours or the article's.
+
+    Without a value the text stands alone, as a word.
+    """
+    if value is None:
+        style.word(axes, place, text)
+        return
+    colour, marker = (style.ARTICLE, "D") if article else (style.OURS, "o")
+    right = value
+    for low, high, width, alpha in spans:
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colour, lw=width, alpha=alpha)
+            right = max(right, high)
+    axes.plot(value, place, marker, color=colour, ms=size)
+    style.beside(axes, text, right, place)
+
+
+def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
+    """Draw one line per row: ours on the left, the article's right, each on its own scale."""
+    drawn = style.figure(8.2, 1.3 + 0.34 * len(rows), style.title(study))
+    left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    several = any(row.accuracy.n > 1 for row in rows)
+    left.set_title("Ours: mean, 95 % interval and seeds" if several else "Ours: one seed")
+    left.set_xlabel(style.ACCURACY)
+    right.set_title(f"The article: {study.file.article.source}")
+    right.set_xlabel(style.ARTICLE_ACCURACY)
+    right.xaxis.set_major_locator(MaxNLocator(5))
+    digits = digits_of(rows)
+    for place, row in enumerate(rows):
+        found, printed = row.accuracy, row.article.value
+        if found.n > 1:
+            ticks = [place + 0.18] * found.n
+            left.plot(found.values, ticks, "|", color=style.QUIET, ms=5, mew=1)
+        text = shown(found, digits) + (f"  ({row.outcome})" if row.ends else "")
+        interval = (found.low, found.high, 2.4, 0.5)
+        _point(left, place, found.mean, row.word or text, spans=[interval])
+        absent = row.article.word or "not in the article"
+        _point(right, place, printed, number(printed, 1) or absent, article=True)
+    style.widen(left, room=0.5)
+    low, high = left.get_xlim()
+    left.set_xticks([tick for tick in left.get_xticks() if low <= tick <= min(high, 100)])
+    style.widen(right, room=0.3)
+    style.rows_down((left, right), [style.short(row.name) for row in rows])
+    return drawn
+
+
+def differences(study: Study, rows: Sequence[Row]) -> Figure:
+    """Draw each row's paired difference to its reference, in points.
+
+    Thick: the interval over seeds; thin: over test images; a diamond: the article's difference.
+    """
+    compared = [row for row in rows if row.reference != row.variant]
+    drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), style.title(study))
+    axes = drawn.subplots()
+    style.key(axes, "ours, with intervals over seeds (thick) and over test images (thin)")
+    axes.axvline(0, color=style.QUIET, lw=0.8)
+    digits = digits_of(rows)
+    names = []
+    for place, row in enumerate(compared):
+        base = row.base
+        names.append(
+            f"{style.short(row.name)} − {style.short(base.name if base else row.reference)}"
+        )
+        if row.article_delta is not None:
+            text = signed(row.article_delta, 1)
+            _point(axes, place + 0.2, row.article_delta, text, article=True, size=4)
+        if row.contrast is None:
+            word = base.word if base else "not in this table"
+            absent = row.word or (f"{row.reference}: {word}" if word else "no seed in common")
+            _point(axes, place - 0.2, None, absent)
+            continue
+        found, images = row.contrast.difference, row.contrast.by_image
+        spans: list[Span] = [(found.low, found.high, 3, 0.5)]
+        if images is not None:
+            spans.append((images.low, images.high, 0.9, 1))
+        text = signed(found.mean, digits) + ("" if found.n > 1 else "  (one seed)")
+        _point(axes, place - 0.2, found.mean, text, spans=spans)
+    style.rows_down((axes,), names)
+    axes.set_xlabel("Difference in top-1 accuracy (points)")
+    style.widen(axes, room=0.2)
+    return drawn
+
+
+def seeds(study: Study, rows: Sequence[Row]) -> Figure:
+    """Draw one line per seed through the rows; lines that run side by side share their luck."""
+    drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), style.title(study))
+    axes = drawn.subplots()
+    axes.set_xlabel(f"{style.ACCURACY}; a bar: the mean")
+    known = sorted({run.seed for row in rows for run in row.done})
+    for at, seed in enumerate(known):
+        look = style.look(at)
+        points = [
+            (run.accuracy, place)
+            for place, row in enumerate(rows)
+            for run in row.done
+            if run.seed == seed
+        ]
+        axes.plot(
+            *zip(*points, strict=True), color=look.colour, ls=look.dash, marker=look.marker,
+            lw=0.9, ms=4, label=f"seed {seed}",
+        )  # fmt: skip
+    for place, row in enumerate(rows):
+        if row.accuracy.mean is None:
+            style.word(axes, place, row.word)
+        else:
+            bar = [place - 0.22, place + 0.22]
+            axes.plot([row.accuracy.mean] * 2, bar, color=style.INK, lw=2)
+    style.legend(axes, columns=min(len(known), 8))
+    style.rows_down((axes,), [style.short(row.name) for row in rows])
+    return drawn
+
+
+def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
+    """Draw the three quantities of Fig. 1 relative to LSA, ours and the article's together.
+
+    Relative, because other tiers train smaller networks on other images. None without the rows
+    of LSA and ELSA.
+    """
+    known = {(study.name, row.variant): row for study, rows in pairs for row in rows}
+    rows = {}
+    for name, places in LAYERS.items():
+        if here := [known[place] for place in places if place in known]:
+            rows[name] = next((row for row in here if row.runs), here[0])
+    if not {"LSA", "ELSA"} <= rows.keys():
+        return None
+    study = pairs[0][0]
+    path = (study.document.path.parent / study.file.article.csv).parent / "fig1.csv"
+    lines = read_csv(path).to_dict("records") if path.exists() else []
+    theirs = {
+        str(line["layer"]): [float(line[name]) for name in ("acc1", "params_m", "flops_g")]
+        for line in lines
+    }
+    ours = {
+        name: [row.accuracy.mean, row.costs["params_m"], row.costs["gmacs"]]
+        for name, row in rows.items()
+    }
+    drawn = style.figure(8.6, 2.9, style.title(study, "Fig. 1: Comparison of different layers"))
+    panels = drawn.subplots(1, 3, sharey=True)
+    for at, (axes, title) in enumerate(zip(panels, PANELS, strict=True)):
+        axes.set_title(title, fontsize=9)
+        axes.axvline(0 if at == 0 else 100, color=style.QUIET, lw=0.8)
+        for place, name in enumerate(LAYERS):
+            for facts, shift in ((ours, -0.17), (theirs, 0.17)):
+                base, value = (facts[one][at] if one in facts else None for one in ("LSA", name))
+                if value is not None and base:
+                    value = value - base if at == 0 else 100 * value / base
+                    text = signed(value, 1) if at == 0 else f"{value:.0f}"
+                    _point(axes, place + shift, value, text, article=facts is theirs, size=5)
+                elif facts is ours and at == 0:
+                    word = rows[name].word if name in rows else "not run"
+                    style.word(axes, place + shift, word)
+        style.widen(axes, room=0.25)
+    style.rows_down(panels, LAYERS)
+    style.key(drawn, "ours")
+    return drawn
+
+
+def heads(study: Study, rows: Sequence[Row]) -> Figure:
+    """Draw Fig. 2, a line per layer over its heads: ours on the left, the article's right."""
+    drawn = style.figure(8.2, 3.7, style.title(study))
+    left, right = drawn.subplots(1, 2)
+    left.set_title("Ours")
+    left.set_ylabel(style.ACCURACY)
+    right.set_title(f"The article: {study.file.article.source}")
+    right.set_ylabel(style.ARTICLE_ACCURACY)
+    settings = list(dict.fromkeys(row.columns.get("Heads", "") for row in rows))
+    for at, layer in enumerate(dict.fromkeys(row.label for row in rows)):
+        mine = [
+            (settings.index(row.columns.get("Heads", "")), row)
+            for row in rows
+            if row.label == layer
+        ]
+        look, name = style.look(at), style.short(layer)
+        _line(left, name, look, [(place, row.accuracy.mean, row.word) for place, row in mine])
+        for place, row in mine:
+            if row.accuracy.low is not None:
+                ends = [row.accuracy.low, row.accuracy.high]
+                left.plot([place, place], ends, color=look.colour, lw=2.4, alpha=0.45)
+        printed = [(place, row.article.value, row.article.word) for place, row in mine]
+        _line(right, name, look, printed)
+    for axes in (left, right):
+        axes.set_xticks(range(len(settings)), settings)
+        axes.set_xlim(-0.4, len(settings) - 0.3)
+        axes.set_xlabel("Heads (1x: the backbone's own; C: one a channel)")
+        axes.margins(y=0.2)
+    return drawn
+
+
+def _line(
+    axes: Axes, name: str, look: style.Look, points: Sequence[tuple[int, float | None, str]]
+) -> None:
+    known = [(place, value) for place, value, _ in points if value is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), color=look.colour, ls=look.dash, marker=look.marker)
+        style.note(axes, name, *known[-1], look.colour)
+    for place, value, word in points:
+        if value is None and word:
+            axes.text(
+                place, 0.03, f"{name}:\n{word}", transform=axes.get_xaxis_transform(),
+                ha="center", va="bottom", fontsize=8, color=look.colour,
+            )  # fmt: skip

@@ -1,0 +1,226 @@
+"""One look for every figure: colour-blind safe, no dates, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
+
+from lsa_study.config.study import Study
+
+PAPER = "#ffffff"
+INK = "#1b1f24"
+QUIET = "#57606a"
+GRID = "#d8dee4"
+OURS = "#0072b2"
+ARTICLE = "#b25400"
+COLOURS = (
+    OURS, "#c44e00", "#007f5c", "#b3478c", "#7a5c00", "#2f7cb0", "#8a3b00", "#4b4b9f",
+)  # fmt: skip
+"""After Okabe and Ito, darkened until text in them can be read on white (contrast 4.5)."""
+DARK: Mapping[str, str] = {
+    PAPER: "#14181d",
+    INK: "#e6e9ec",
+    QUIET: "#9aa4ae",
+    GRID: "#343b43",
+    ARTICLE: "#ffb066",
+    OURS: "#58b1e8",
+    "#c44e00": "#ff9a52",
+    "#007f5c": "#3fcf9f",
+    "#b3478c": "#f29bd0",
+    "#7a5c00": "#d6b44a",
+    "#2f7cb0": "#8fd0f5",
+    "#8a3b00": "#e0a080",
+    "#4b4b9f": "#aab0ff",
+}
+"""Every colour of a figure and what stands for it on a dark page."""
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+"""Beside colours, so that lines can be told apart without them."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+TIERS = {
+    "toy": "tier toy: a check of the pipeline, never a reproduction",
+    "proxy": "tier proxy: small images, never a reproduction",
+    "paper": "tier paper: the article's data set and protocol",
+}
+ACCURACY = "Top-1 accuracy on the test set (%)"
+ARTICLE_ACCURACY = "Top-1 accuracy on ImageNet-1K (%)"
+
+_SETTINGS: Any = {
+    "svg.hashsalt": "lsa_study",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    # Labels are what users write: a dollar sign in one is a dollar sign.
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save in the project's look, whatever the user's own settings are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS)
+        yield
+
+
+def figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of this many inches with a title, that needs no display."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    made.suptitle(title, x=0.01, ha="left", weight="bold")
+    return made
+
+
+def svg(drawn: Figure) -> str:
+    """The figure as SVG text, without date or version."""
+    text = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with styled():
+        drawn.savefig(text, format="svg", metadata=metadata)
+    # Where a reader lacks the font, one of about the same width must stand in, not a serif.
+    return text.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+
+def png(drawn: Figure) -> bytes:
+    """The figure as PNG, without date or version."""
+    content = io.BytesIO()
+    with styled():
+        drawn.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def spread(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
+    """Move label heights apart to at least ``gap`` and below ``highest``, keeping their order."""
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    # Heights that keep their distances are those that rise, once the steps between are taken off.
+    rising = isotonic_regression(np.asarray(wanted)[order] - steps).x if len(order) else steps
+    placed = np.empty(len(order))
+    placed[order] = np.minimum(rising + steps, highest - steps[::-1])
+    return [float(height) for height in placed]
+
+
+def empty(axes: Axes, words: str) -> None:
+    """Say in the middle of an empty plot why nothing is there."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=QUIET)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one line of several is told apart: by colour, dashes and markers together."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+
+def look(at: int) -> Look:
+    """The look of the line with this number."""
+    dash = DASHES[(at // 2) % len(DASHES)]
+    return Look(COLOURS[at % len(COLOURS)], dash, MARKERS[at % len(MARKERS)])
+
+
+def title(study: Study, text: str = "") -> str:
+    """What a figure says first: ``text``, or else the study's own title, and the tier."""
+    text = text or short(f"{study.file.article.source}: {study.file.title}", 72)
+    return f"{text}\n{TIERS[study.tier]}"
+
+
+def short(text: str, most: int = 34) -> str:
+    """Cut a text that would leave the plot no room."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def word(axes: Axes, place: float, text: str) -> None:
+    """Write a word where a row has no number."""
+    axes.text(
+        0.03, place, text, transform=axes.get_yaxis_transform(), va="center", color=QUIET,
+        fontsize=8, style="italic",
+    )  # fmt: skip
+
+
+def beside(axes: Axes, text: str, x: float, y: float) -> None:
+    """Write a value to the right of its point, readable where it lies over a line."""
+    patch = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}
+    axes.annotate(
+        text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=8, bbox=patch
+    )
+
+
+def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
+    """Name a line at its last point."""
+    axes.annotate(
+        text, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, weight="bold"
+    )
+
+
+def key(of: Axes | Figure, ours: str) -> None:
+    """Say which sign is ours and which the article's, above a plot or under a figure."""
+    marks = [
+        Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
+        Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
+    ]
+    legend(of, columns=2, handles=marks)
+
+
+def legend(of: Axes | Figure, *, columns: int, **given: Any) -> None:
+    """Name what is drawn, above a plot or under a figure."""
+    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, **given}
+    if isinstance(of, Axes):
+        of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
+    else:
+        of.legend(loc="outside lower center", **ways)
+
+
+def rows_down(panels: Sequence[Axes], names: Iterable[str]) -> None:
+    """Give panels that share their height a line for each name, from the top down."""
+    names = list(names)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+
+
+def widen(axes: Axes, *, room: float) -> None:
+    """Leave ``room``, a share of the width, right for words; an empty axis loses its ticks."""
+    if not axes.lines:
+        axes.set_xticks([])
+        return
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + room * (high - low))

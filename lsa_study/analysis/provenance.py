@@ -1,0 +1,203 @@
+"""Where numbers come from: the runs behind a table's row, and what differs between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsa_study import rundir
+from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
+from lsa_study.analysis.contrasts import Contrast
+from lsa_study.analysis.rows import Row, rows_of
+from lsa_study.analysis.statistics import signed
+from lsa_study.config.study import TIERS, Study
+from lsa_study.errors import ConfigError
+from lsa_study.record import Result
+
+Sections = dict[str, dict[str, tuple[Any, Any]]]
+
+FACTS = tuple(name for _, name, fact in Result.facts() if fact and fact.why)
+"""What ``why`` says of each run."""
+
+
+def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str, Any]:
+    """Name everything a row of a study's table rests on.
+
+    Args:
+        study: as the table was made, overrides included.
+        row: the variant, or a label that only one row has.
+        collected: the finished runs of the study's tier.
+        results: the folder that holds the runs.
+
+    Raises:
+        ConfigError: the study has no such row, or several with that label.
+    """
+    rows = rows_of(study, collected)
+    found = _find(study, row, rows)
+    here = rundir.existing(results, study.tier)
+    ran = {run.seed: run.as_json() for run in found.runs}
+    stored = dict.fromkeys(ran, str(parquet_path(results, study.tier)))
+    identities = study.variants[found.variant].identities(found.seeds)
+    return {
+        "study": study.name,
+        "tier": study.tier,
+        "row": found.variant,
+        "label": found.name,
+        "outcome": found.outcome,
+        "mean": found.accuracy.mean,
+        "low": found.accuracy.low,
+        "high": found.accuracy.high,
+        "article": found.article.value,
+        "reference": found.reference,
+        "difference": _difference(found.contrast),
+        "settings": str(study.document.where("variants", found.variant)),
+        "begins_from": _start(study, found.variant, found.seeds),
+        "runs": [
+            {
+                "seed": seed,
+                "identity": identity,
+                **{name: ran[seed][name] if seed in ran else None for name in FACTS},
+                "outcome": ran[seed]["outcome"] if seed in ran else "not run",
+                "files": str(here[identity].root) if identity in here else stored.get(seed),
+            }
+            for seed, identity in identities.items()
+        ],
+    }
+
+
+def _find(study: Study, name: str, rows: Sequence[Row]) -> Row:
+    exact = [row for row in rows if row.variant == name]
+    named = exact or [row for row in rows if name.lower() in (row.label.lower(), row.name.lower())]
+    if len(named) == 1:
+        return named[0]
+    known = ", ".join(row.variant for row in rows)
+    many = f"is {len(named)} rows" if named else "is no row"
+    raise ConfigError(f"{name}: {many} of {study.name}; known: {known}")
+
+
+def _difference(compared: Contrast | None) -> dict[str, Any] | None:
+    if compared is None:
+        return None
+    found = compared.difference
+    return {
+        "seeds": list(compared.seeds),
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "p": compared.p,
+        "images_p": compared.by_image.p if compared.by_image else None,
+    }
+
+
+def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
+    start, before = study.variants[variant].train.start, study.starts.get(variant)
+    if start is None or before is None:
+        return None if start is None else start.weights
+    identities = before.identities(seeds)
+    return f"{start.row} ({', '.join(identities[seed] for seed in seeds)})"
+
+
+def why_text(found: dict[str, Any]) -> str:
+    """The answer as lines for a terminal."""
+    title = f"{found['study']} {found['row']} ({found['label']}, tier {found['tier']})"
+    lines = [f"{title}: {found['outcome']}", f"settings  {found['settings']}"]
+    if found["begins_from"] is not None:
+        lines.append(f"begins    from {found['begins_from']}")
+    if found["mean"] is not None:
+        values = ", ".join(f"{r['acc1']:.4f}" for r in found["runs"] if r["outcome"] == "done")
+        lines.append(f"acc1      {found['mean']:.4f} = mean of {values}")
+    if found["article"] is not None:
+        lines.append(f"article   {found['article']}")
+    if (difference := found["difference"]) is not None:
+        p = "" if difference["p"] is None else f", p = {difference['p']:.3g}"
+        seeds = ", ".join(map(str, difference["seeds"]))
+        lines.append(
+            f"against   {found['reference']}: {signed(difference['mean'], 4)} "
+            f"over seed{'s' * (len(difference['seeds']) > 1)} {seeds}{p}"
+        )
+    for run in found["runs"]:
+        lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
+        known = {name: run[name] for name in ("files", *FACTS) if run[name] is not None}
+        if not known.get("dirty"):
+            known.pop("dirty", None)
+        lines += [f"  {name}: {'yes' if v is True else v}" for name, v in known.items()]
+    return "\n".join(lines)
+
+
+def diff(results: Path, one: str, other: str) -> Sections:
+    """Compare two finished runs of any tiers.
+
+    Args:
+        results: the folder that holds the tiers.
+        one: the start of a run's name (``net7-s0``) or of its identity, if only one run has it.
+        other: the same for the second run.
+
+    Returns:
+        ``config``, ``code``, ``environment`` and ``metrics``: what differs, with both values.
+
+    Raises:
+        ConfigError: no finished run is called so, or several are.
+    """
+    known = {
+        identity: (f"{run.variant}-s{run.seed}-{identity}", run)
+        for tier in TIERS
+        for collected in [collect(results, tier)]
+        for identity, run in collected.of(collected.runs.index).items()
+    }
+    return differences(_find_run(known, one, results), _find_run(known, other, results))
+
+
+def _find_run(known: Mapping[str, tuple[str, RunRecord]], start: str, results: Path) -> RunRecord:
+    """The one run whose name or identity starts so."""
+    if start in known:
+        return known[start][1]
+    found = {
+        identity: run
+        for identity, (name, run) in known.items()
+        if name.startswith(start) or identity.startswith(start)
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        names = ", ".join(sorted(known[identity][0] for identity in found)[:5])
+        raise ConfigError(f"{start}: is the start of {len(found)} runs ({names}, ...); write more")
+    started = [
+        run.root.name
+        for tier in TIERS
+        for identity, run in rundir.existing(results, tier).items()
+        if run.root.name.startswith(start) or identity.startswith(start)
+    ]
+    if started:
+        raise ConfigError(f"{started[0]}: has not finished, or cannot be read; see lsa status")
+    raise ConfigError(f"{start}: no run under {results} is called so; lsa status lists them")
+
+
+def differences(one: RunRecord, other: RunRecord) -> Sections:
+    """What differs between two runs, by section; ``runtime`` settings are left out."""
+    found: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
+    for name in sorted({*one.settings, *other.settings}):
+        values = one.settings.get(name), other.settings.get(name)
+        if values[0] != values[1] and not name.startswith("runtime."):
+            found["config"][name] = values
+    for name, shown, fact in Result.facts():
+        values = getattr(one, name), getattr(other, name)
+        if fact is not None and values[0] != values[1]:
+            found[fact.section][shown] = values
+    return found
+
+
+def diff_text(found: Sections) -> str:
+    """The differences as lines for a terminal."""
+    lines = []
+    for section, values in found.items():
+        lines.append(f"{section}: {'equal' if not values else ''}".rstrip())
+        width = max(map(len, values), default=0)
+        lines += [f"  {name:<{width}}  {_cell(a)} -> {_cell(b)}" for name, (a, b) in values.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

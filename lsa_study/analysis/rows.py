@@ -1,0 +1,182 @@
+"""The rows of a study: runs matched by identity, and all that any format shows of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from lsa_study.analysis.article import Printed, printed
+from lsa_study.analysis.collect import Collected, RunRecord, refresh
+from lsa_study.analysis.contrasts import Contrast, compare
+from lsa_study.analysis.costs import columns_and_note, rates_of
+from lsa_study.analysis.statistics import Estimate, decimals, t_interval
+from lsa_study.config.study import Study
+
+ENDS = {"diverged": "diverged", "oom": "out of memory"}
+"""How the ends of runs that have no accuracy are called."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of a row: the fact of a result that it follows from, and how it is shown."""
+
+    title: str
+    fact: Callable[[RunRecord], float | None]
+    unit: float
+    digits: int
+    """Decimals in a table."""
+    exact: int = 4
+    """Decimals in files of data."""
+
+
+COSTS: Mapping[str, Cost] = {
+    "params_m": Cost("Params (M)", lambda run: run.params, 1e6, 2),
+    "gmacs": Cost("GMACs", lambda run: run.macs, 1e9, 3, exact=6),
+    "seconds_per_epoch": Cost("s/epoch", lambda run: run.seconds_per_epoch, 1, 1, exact=3),
+    "peak_memory_gib": Cost("GiB", lambda run: run.peak_memory_bytes, 2**30, 2),
+}
+"""By their names in files of data."""
+MEASURED = ("(article)", "(images/s)")
+"""Ends of the titles of columns that hold figures, and so no part of a row's name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a study with the runs behind it."""
+
+    variant: str
+    label: str
+    columns: dict[str, str]
+    """Further cells in words, by title."""
+    reference: str
+    """The row it is compared with; itself for a baseline."""
+    seeds: tuple[int, ...]
+    """The seeds that were looked for."""
+    runs: tuple[RunRecord, ...]
+    """Those of its runs that have ended, by seed."""
+    article: Printed
+    note: str | None = None
+    base: Row | None = None
+    """The reference row; None for a baseline, and where it is not in the table."""
+    marks: tuple[str, ...] = ()
+    """Signs that lead to the notes under a table."""
+
+    @cached_property
+    def done(self) -> tuple[RunRecord, ...]:
+        """Its runs that have an accuracy."""
+        return tuple(run for run in self.runs if run.outcome == "done")
+
+    @property
+    def identities(self) -> list[str]:
+        """Of its runs that have ended."""
+        return [run.identity for run in self.runs]
+
+    @cached_property
+    def accuracy(self) -> Estimate:
+        """Top-1 accuracy over the seeds that have one, in percent."""
+        return t_interval([run.accuracy for run in self.done])
+
+    @cached_property
+    def contrast(self) -> Contrast | None:
+        """Against the reference row over shared seeds; None for a baseline or without any."""
+        return compare(self.done, self.base.done) if self.base else None
+
+    @property
+    def article_delta(self) -> float | None:
+        """The article's own difference to the reference row, points."""
+        if self.base is None or self.article.value is None or self.base.article.value is None:
+            return None
+        return self.article.value - self.base.article.value
+
+    @cached_property
+    def costs(self) -> dict[str, float | None]:
+        """Medians over its runs, by the names of ``COSTS``; None where no run knows one."""
+        found: dict[str, float | None] = {}
+        for name, cost in COSTS.items():
+            values = [fact for run in self.runs if (fact := cost.fact(run)) is not None]
+            # The median: one seed that shared its machine must not make a row look slow.
+            found[name] = float(statistics.median(values)) / cost.unit if values else None
+        return found
+
+    @cached_property
+    def ends(self) -> dict[str, int]:
+        """How many of its runs ended without an accuracy, by outcome."""
+        outcomes = [run.outcome for run in self.runs]
+        return {name: outcomes.count(name) for name in ENDS if name in outcomes}
+
+    @property
+    def outcome(self) -> str:
+        """``done``, ``not run``, or what else happened with counts, as ``diverged 1/3``."""
+        if not self.runs:
+            return "not run"
+        counts = [f"{name} {count}/{len(self.runs)}" for name, count in self.ends.items()]
+        return ", ".join(counts) or "done"
+
+    @property
+    def word(self) -> str:
+        """What stands in place of an accuracy: empty if there is one."""
+        if self.done:
+            return ""
+        return " / ".join(ENDS[name] for name in self.ends) or "not run"
+
+    @property
+    def name(self) -> str:
+        """Label and further cells as one text, such as ``Net7 (neighboring, unfold)``."""
+        cells = [cell for title, cell in self.columns.items() if not title.endswith(MEASURED)]
+        return f"{self.label} ({', '.join(cells)})" if cells else self.label
+
+
+def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None = None) -> list[Row]:
+    """The rows of a study in its order, each with its finished runs.
+
+    Args:
+        study: resolved at the tier that was collected; overrides are part of its identities.
+        collected: the finished runs of that tier.
+        seeds: the seeds that count; None: the study's own and every other that was run.
+
+    Raises:
+        ConfigError: a row's place in the article's table or its costs are not found.
+    """
+    if seeds is None:
+        seeds = sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())})
+    identities = {
+        variant: {identity: seed for seed, identity in settings.identities(seeds).items()}
+        for variant, settings in study.variants.items()
+    }
+    found = collected.of([identity for of_row in identities.values() for identity in of_row])
+    rates, _ = rates_of(study)
+    rows = {}
+    for variant, of_row in identities.items():
+        written = study.file.variants[variant]
+        columns, note = columns_and_note(study, variant)
+        rows[variant] = Row(
+            variant=variant,
+            label=written.label,
+            columns=columns | rates.get(variant, {}),
+            reference=study.reference_of(variant),
+            seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
+            runs=tuple(found[identity] for identity in of_row if identity in found),
+            article=printed(study, variant),
+            note=note,
+        )
+    return [
+        row if row.reference == row.variant else replace(row, base=rows.get(row.reference))
+        for row in rows.values()
+    ]
+
+
+def digits_of(rows: Iterable[Row]) -> int:
+    """Decimals that the accuracies of these rows can carry."""
+    return decimals(max((run.test_images or 0 for row in rows for run in row.done), default=0))
+
+
+def with_runs(studies: Iterable[Study], results: Path) -> dict[str, list[tuple[Study, Collected]]]:
+    """Studies with the finished runs of their tiers, by tier; every tier is read once."""
+    by_tier: dict[str, list[tuple[Study, Collected]]] = {}
+    for study in studies:
+        known = by_tier.setdefault(study.tier, [])
+        known.append((study, known[0][1] if known else refresh(results, study.tier)))
+    return by_tier

@@ -1,0 +1,192 @@
+"""Means and t intervals over seeds, what they can resolve, and how they are written."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
+
+LEVEL = 0.95
+"""Share of repeated experiments whose interval would hold the true mean."""
+POWER = 0.8
+"""Chance to find a difference of the size that is called resolvable."""
+MOST_SEEDS = 1000
+ORDERS = math.factorial(8)
+"""Orders of rows that a rank correlation is held against: all of them up to 8 rows."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its interval; ``mean`` is None without, the bounds below two values."""
+
+    values: tuple[float, ...] = ()
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def n(self) -> int:
+        """How many values it rests on."""
+        return len(self.values)
+
+    @property
+    def half(self) -> float | None:
+        """Half the interval's width."""
+        return None if self.mean is None or self.high is None else self.high - self.mean
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the values; None below two."""
+        if self.mean is None or self.n < 2:
+            return None
+        squares = math.fsum((value - self.mean) ** 2 for value in self.values)
+        return math.sqrt(squares / (self.n - 1))
+
+
+def t_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """Mean of ``values`` with Student's t interval: mean ± t(n-1) s / sqrt(n).
+
+    Unlike the bootstrap or "mean ± std", which hold the true mean in three of four cases at three
+    seeds, it keeps its level however few values there are; one value has no interval.
+
+    Raises:
+        ValueError: a value is not finite, or the level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}; give a share between 0 and 1, such as 0.95")
+    values = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"values {values} are not all finite; leave out runs without an accuracy")
+    if not values:
+        return Estimate()
+    # Exact for equal values: math.fsum(...) / n may miss them by one rounding.
+    mean = values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
+    found = Estimate(values, mean)
+    if found.deviation is None:
+        return found
+    half = t_edge(found.n - 1, level) * found.deviation / math.sqrt(found.n)
+    return replace(found, low=mean - half, high=mean + half)
+
+
+@functools.lru_cache(maxsize=4096)
+def t_edge(freedom: int, level: float) -> float:
+    """Where the middle ``level`` of Student's t distribution ends."""
+    return float(stats.t.ppf(0.5 + level / 2, freedom))
+
+
+@functools.lru_cache(maxsize=1024)
+def resolvable(seeds: int) -> float | None:
+    """The smallest difference a paired t test over this many seeds finds in 4 of 5 cases.
+
+    In units of the standard deviation of a paired difference over seeds; None below two seeds.
+    Solves for the non-centrality at which the two-sided test rejects with probability ``POWER``.
+    """
+    if seeds < 2:
+        return None
+    edge = t_edge(seeds - 1, LEVEL)
+
+    def missing(size: float) -> float:
+        # The other tail is below 1e-4 where the power is near 0.8.
+        return float(stats.nct.sf(edge, seeds - 1, size)) - POWER
+
+    return float(optimize.brentq(missing, 0.0, 50 * edge)) / math.sqrt(seeds)
+
+
+def seeds_needed(distance: float, deviation: float) -> int | None:
+    """Seeds at which an interval of this deviation is half as wide as ``distance`` on each side.
+
+    None if more than 1000 would be needed.
+    """
+    if deviation == 0:
+        return 2
+
+    # Every seed more narrows the interval, so the first that is enough can be bisected.
+    def enough(seeds: int) -> bool:
+        return t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
+
+    seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
+    return seeds if seeds <= MOST_SEEDS else None
+
+
+def pooled_deviation(found: Iterable[Estimate]) -> float | None:
+    """Standard deviation over seeds, pooled over estimates by their degrees of freedom."""
+    known = [(one.deviation**2, one.n - 1) for one in found if one.deviation is not None]
+    freedom = sum(weight for _, weight in known)
+    return math.sqrt(sum(square * weight for square, weight in known) / freedom) if known else None
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Kendall's tau-b between two orders of the same rows."""
+
+    tau: float
+    p: float
+    """Chance of a tau at least this high if one order had nothing to do with the other."""
+    rows: int
+    method: str
+    """exact: all orders were counted; sampled: random ones."""
+
+
+def kendall(ours: Sequence[float], theirs: Sequence[float]) -> RankCorrelation | None:
+    """Tau-b with a one-sided permutation p that respects ties; None below three or if all tie."""
+    n = len(ours)
+    # Rounded: 81.3 + 0.1 and 81.4 must tie.
+    one, other = (np.round(np.asarray(side, float), 9) for side in (ours, theirs))
+    tau = stats.kendalltau(one, other).statistic if n > 2 else math.nan
+    if math.isnan(tau):
+        return None
+
+    def signs(values: npt.NDArray[np.float64]) -> Any:
+        return np.sign(values[..., :, None] - values[..., None, :])
+
+    def score(order: npt.NDArray[np.float64], axis: int) -> Any:
+        return (signs(order) * wanted).sum((-2, -1))
+
+    wanted = signs(other)
+    found = stats.permutation_test(
+        (one,), score, permutation_type="pairings", alternative="greater", vectorized=True,
+        n_resamples=ORDERS, batch=5040, random_state=0,
+    )  # fmt: skip
+    method = "exact" if math.factorial(n) <= ORDERS else "sampled"
+    return RankCorrelation(float(tau), float(found.pvalue), n, method)
+
+
+def decimals(test_images: int | None) -> int:
+    """Decimals of a percentage that a test set of this size can carry.
+
+    One image of 50,000 is 0.002 points, one of 360 is 0.3: more digits would be noise.
+    """
+    return 2 if test_images is not None and test_images >= 10_000 else 1
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with this many decimals; empty without one."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def shown(estimate: Estimate, digits: int, *, sign: bool = False) -> str:
+    """The mean with half its interval, such as ``81.3 ± 0.4``; empty without a value."""
+    half = "" if estimate.half is None else f" ± {estimate.half:.{digits}f}"
+    return f"{(signed if sign else number)(estimate.mean, digits)}{half}"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """A difference with its sign, such as ``+0.4``, ``−0.3`` or ``0.0``; empty without a value."""
+    if value is None:
+        return ""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else '−'}{text}"
+
+
+def rounded(value: float | None, digits: int = 4) -> float | None:
+    """Round for files that people compare; -0.0 becomes 0.0."""
+    return None if value is None else round(value, digits) + 0.0

@@ -1,0 +1,99 @@
+"""One table of a study: rows with our numbers beside the article's, and the notes under them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from lsa_study.analysis.collect import Collected
+from lsa_study.analysis.notes import Note, general_notes, marked
+from lsa_study.analysis.rows import COSTS, Row, digits_of, rows_of
+from lsa_study.analysis.statistics import number, shown, signed
+from lsa_study.config.study import Study
+
+
+@dataclass(frozen=True)
+class Table:
+    """A study's table at one tier; every format is written from this."""
+
+    study: Study
+    rows: tuple[Row, ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def caption(self) -> str:
+        """The title with its tier and place in the article."""
+        file = self.study.file
+        return f"{file.title} ({file.article.source}; tier {self.study.tier})"
+
+    @cached_property
+    def label_columns(self) -> list[str]:
+        """The titles of the columns in words that stand beside the model's."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.columns))
+
+    def header(self) -> list[str]:
+        """The titles of the columns, units in brackets."""
+        return [title for title, _ in self._columns()]
+
+    def texts(self) -> list[list[str]]:
+        """The cells as shown, row by row; the model's marks are not among them."""
+        columns = self._columns()
+        return [[cell(row) for _, cell in columns] for row in self.rows]
+
+    def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
+        digits = digits_of(self.rows)
+
+        def accuracy(row: Row) -> str:
+            if row.accuracy.mean is None:
+                return row.outcome
+            also = "" if row.outcome == "done" else f" ({row.outcome})"
+            return f"{shown(row.accuracy, digits)}{also}"
+
+        def delta(row: Row) -> str:
+            if row.reference == row.variant:
+                return "–"
+            return shown(row.contrast.difference, digits, sign=True) if row.contrast else ""
+
+        def article(row: Row) -> str:
+            text = row.article.word or number(row.article.value, 1)
+            change = row.article_delta
+            return text if change is None else f"{text} ({signed(change, 1)})"
+
+        def cost(name: str, decimals: int) -> Callable[[Row], str]:
+            return lambda row: number(row.costs[name], decimals)
+
+        def label(name: str) -> Callable[[Row], str]:
+            return lambda row: row.columns.get(name, "")
+
+        # Tables 6 and 8 bring their own columns of counted costs beside the article's.
+        counted = {title.split()[0] for title in self.label_columns if "(article)" in title}
+        return [
+            ("Model", lambda row: row.label),
+            *((name, label(name)) for name in self.label_columns),
+            ("Acc@1 (%)", accuracy),
+            ("n", lambda row: str(row.accuracy.n) if row.runs else ""),
+            ("Δ", delta),
+            ("Article", article),
+            *(
+                (
+                    one.title,
+                    cost(name, one.digits - (name == "gmacs" and self.study.tier == "paper")),
+                )
+                for name, one in COSTS.items()
+                if one.title.split()[0] not in counted
+                and any(row.costs[name] is not None for row in self.rows)
+            ),
+        ]
+
+
+def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = None) -> Table:
+    """Make a study's table from the collected runs of its tier.
+
+    Args:
+        study: resolved at that tier; its rows find their runs by identity, overrides included.
+        collected: the finished runs.
+        seeds: the seeds that count; None: every seed that was run.
+    """
+    notes, rows = marked(study, rows_of(study, collected, seeds=seeds))
+    return Table(study, tuple(rows), (*notes, *general_notes(study, rows, collected)))

@@ -1,0 +1,90 @@
+"""What this machine has: the answer of ``lsa doctor``. Looks, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from lsa_study.data.paths import DataLacks, layout_of_imagenet
+from lsa_study.launch.local import visible_gpus
+from lsa_study.launch.track import TRACKERS
+
+
+def report(results: Path) -> list[tuple[str, str]]:
+    """Facts of this machine, each with its topic."""
+    import torch
+
+    import lsa_kernels
+
+    cores = len(os.sched_getaffinity(0))
+    here = results if results.exists() else Path()
+    return [
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("packages", _versions("torch", "timm", "triton", "submitit", "pandas")),
+        ("trackers", _versions(*TRACKERS)),
+        ("cpu", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"),
+        ("gpu", _gpus()),
+        ("kernels", str(lsa_kernels.build_info())),
+        ("slurm", _slurm()),
+        ("data", _data()),
+        ("disk", f"{shutil.disk_usage(here).free / 1e9:.0f} GB free for {results}"),
+    ]
+
+
+def _versions(*names: str) -> str:
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} missing")
+    return ", ".join(found)
+
+
+def _gpus() -> str:
+    gpus = visible_gpus()
+    if not gpus:
+        return "none: runs use one CPU worker"
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names) or f"{len(gpus)} seen by the driver, none by torch"
+
+
+def _slurm() -> str:
+    if shutil.which("sbatch") is None:
+        return "no sbatch on PATH: lsa launch will not work here, lsa run will"
+    version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=20
+    )
+    state = (answer.stdout.strip() or answer.stderr.strip()).splitlines()
+    return f"{version.stdout.strip()}; {state[0] if state else 'the controller does not answer'}"
+
+
+def _data() -> str:
+    root = os.environ.get("LSA_DATA")
+    if root is None:
+        return "LSA_DATA is not set: only the toy tier runs (it needs no data)"
+    cifar10 = "missing (wants cifar10/train.parquet or cifar10/cifar-10-batches-py)"
+    if (Path(root) / "cifar10").is_dir():
+        cifar10 = "found"
+    try:
+        layout = layout_of_imagenet(Path(root))
+    except DataLacks as error:
+        imagenet = str(error)
+    else:
+        if layout is None:
+            imagenet = (
+                "missing (wants imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards)"
+            )
+        elif layout.kind == "folders":
+            imagenet = "found as folders"
+        else:
+            shards = f"{len(layout.train)} + {len(layout.test)}"
+            imagenet = f"found as {layout.kind}, {shards} shards"
+    return f"{root}: cifar10 {cifar10}; imagenet {imagenet}"

@@ -1,0 +1,80 @@
+"""What several commands share: their options, and how they read studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsa_study.config import contrast, selection, study
+from lsa_study.config.study import Study
+from lsa_study.errors import ConfigError
+
+Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]
+MaybeStudies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]")]
+Tier = Annotated[str, typer.Option(help="toy, proxy or paper")]
+MaybeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else all")]
+FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a study's first")]
+Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
+Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
+Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
+RESULTS = Path("results")
+Confound = Annotated[
+    list[str] | None, typer.Option(help="a setting that may differ too; the table gets a dagger")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="workers; else one per GPU, or what fits")]
+Site = Annotated[Path | None, typer.Option(help="your cluster; else experiments/cluster.yaml")]
+Partition = Annotated[str | None, typer.Option(help="SLURM partition")]
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Read ``0-2`` or ``0,3,5`` as a list of seeds."""
+    if text is None:
+        return None
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(f"--seeds {text}: not seeds; write 0-2 or 0,3,5")
+        seeds += range(int(first), int(last if dash else first) + 1)
+    if not seeds:
+        raise ConfigError(f"--seeds {text}: holds no seed; write the smaller one first, as 0-2")
+    return list(dict.fromkeys(seeds))
+
+
+def load_all(
+    names: Sequence[str],
+    tier: str | None,
+    *,
+    seeds: str | None = None,
+    only: str | None = None,
+    overrides: Sequence[str] | None = None,
+    allowed: Sequence[str] | None = None,
+    recall: Path | None = None,
+) -> list[Study]:
+    """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
+
+    Without a tier, each study is read at its first. ``allowed`` may differ beside the factor.
+    ``recall`` is a results folder: seeds and overrides that are not given are those last asked
+    for there.
+    """
+    loaded, unmatched = [], []
+    for name in study.expand_names(names):
+        at = tier or study.tiers_of(name)[0]
+        try:
+            one = selection.load_recalled(
+                recall, at, name, seeds=parse_seeds(seeds), only=only, overrides=overrides
+            )
+        except study.NoVariant as error:
+            unmatched.append(error)
+            continue
+        contrast.check_contrast(one, allowed or ())
+        loaded.append(one)
+    if not loaded:
+        raise ConfigError(*(mistake for error in unmatched for mistake in error.mistakes))
+    return loaded

@@ -1,0 +1,172 @@
+"""Commands that turn finished runs into tables, verdicts, figures and answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsa_study.cli import options as opt
+from lsa_study.cli.options import load_all
+
+
+def table(
+    study: opt.Studies,
+    tier: opt.FirstTier = None,
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    allow_confound: opt.Confound = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")
+    ] = False,
+) -> None:
+    """Write the tables of finished runs (csv, tex, md, json) and print them."""
+    from lsa_study.analysis import formats
+    from lsa_study.analysis.check import check_tables
+
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound,
+        recall=results,
+    )  # fmt: skip
+    if check:
+        differing = check_tables(loaded, results)
+        for line in differing:
+            typer.echo(line)
+        number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
+        typer.echo(number if differing else "all cells rebuilt")
+        raise typer.Exit(1 if differing else 0)
+    for path in formats.write_tables(loaded, results):
+        if path.suffix == ".md":
+            typer.echo(path.read_text("utf-8"))
+    for folder in dict.fromkeys(formats.tables_folder(results, one.tier) for one in loaded):
+        typer.echo(f"written to {folder}")
+
+
+def plots(
+    study: opt.MaybeStudies = None,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+) -> None:
+    """Draw the figures of finished runs, as SVG and PNG."""
+    from lsa_study.analysis.plots import write_plots
+
+    loaded = load_all(study or ["all"], tier, seeds=seeds, overrides=overrides, recall=results)
+    for path in write_plots(loaded, results):
+        typer.echo(path)
+
+
+def doctor(results: opt.Results = opt.RESULTS) -> None:
+    """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
+    from lsa_study.cli.doctor import report
+
+    for topic, fact in report(results):
+        typer.echo(f"{topic:<9} {fact}")
+
+
+def why(
+    table: Annotated[str, typer.Argument(help="a study, such as table3")],
+    row: Annotated[str, typer.Argument(help="a variant, such as net6_n")],
+    tier: opt.Tier = "toy",
+    results: opt.Results = opt.RESULTS,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Name everything a table's row rests on: runs, seeds, commits, files."""
+    from lsa_study.analysis import provenance
+    from lsa_study.analysis.collect import collect
+
+    (study,) = load_all([table], tier, recall=results)
+    found = provenance.why(study, row, collect(results, tier), results)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
+
+
+def diff(
+    one: Annotated[str, typer.Argument(metavar="RUN")],
+    other: Annotated[str, typer.Argument(metavar="RUN")],
+    results: opt.Results = opt.RESULTS,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Compare two finished runs: settings, code, environment, metrics."""
+    from lsa_study.analysis import provenance
+
+    found = provenance.diff(results, one, other)
+    typer.echo(json.dumps(found, indent=2) if as_json else provenance.diff_text(found))
+
+
+def claims(
+    tier: opt.Tier = "toy", results: opt.Results = opt.RESULTS, as_json: opt.AsJson = False
+) -> None:
+    """Judge the article's claims by the finished runs of a tier."""
+    from lsa_study.analysis import claims as ledger
+
+    found = ledger.judge_tier(results, tier)
+    shown = json.dumps(ledger.as_json(found, tier), indent=2) if as_json else None
+    typer.echo(shown or ledger.as_text(found, tier))
+
+
+def report(
+    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.Results = opt.RESULTS
+) -> None:
+    """Write one self-contained HTML page: claims, tables, figures."""
+    from lsa_study.analysis.html import write_report
+
+    loaded = load_all(study or ["all"], tier, recall=results)
+    for path in write_report(loaded, results):
+        typer.echo(path)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a network's name, such as elsa_swin_tiny")],
+    weights: Annotated[Path, typer.Option(help="the released checkpoint")],
+    source: Annotated[str, typer.Option(help="timm, swin, elsa, dwnet, ddf, involution or volo")],
+    data: Annotated[str | None, typer.Option(help="holds imagenet/; else LSA_DATA")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="pixels of the crop; else its own")
+    ] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="the crop's share of the shorter side; else its own")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="pixels of a window, such as 12 at 384; else its own")
+    ] = None,
+    results: opt.Results = opt.RESULTS,
+) -> None:
+    """Measure top-1 and top-5 of released weights."""
+    from lsa_study.training.evaluate_released import evaluate_weights
+
+    found = evaluate_weights(
+        model, weights, source=source, root=data, image_size=size, crop_share=crop, window=window,
+        results=results,
+    )  # fmt: skip
+    scores = f"top-1 {found['acc1']:.2f} %  top-5 {found['acc5']:.2f} %  {found['images']} images"
+    typer.echo(f"{model}: {scores}")
+
+
+def bench(
+    layer: Annotated[
+        list[str] | None, typer.Argument(metavar="[LAYER...]", help="networks; else Table 7's")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, help="pixels of an image's side")] = 224,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images at once; else 128 on a GPU, 8 on a CPU")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU if there is")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="of timing, for each mode")] = 60.0,
+    results: opt.Results = opt.RESULTS,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Time networks in turns with window attention: params, MACs, images/s, peak memory."""
+    from lsa_study.models import throughput as benchmark
+
+    found = benchmark.bench(
+        layer or (), size=size, batch=batch, device=device, seconds=seconds, results=results
+    )
+    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.as_text(found))
+
+
+COMMANDS = (table, why, diff, claims, plots, report, doctor, bench)

@@ -1,0 +1,273 @@
+"""Commands that plan, start and follow runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lsa_study.cli import options as opt
+from lsa_study.cli.options import load_all
+from lsa_study.config import selection
+from lsa_study.config import study as studies
+from lsa_study.errors import ConfigError
+from lsa_study.files import guard_output
+from lsa_study.launch import plan as planning
+from lsa_study.launch.track import require
+
+
+def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
+    """The distinct runs, once it is known that their tracker is installed."""
+    runs = studies.distinct(loaded)
+    for tracker in {run.settings.runtime.tracker for run in runs}:
+        require(tracker)
+    return runs
+
+
+def plan(
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    allow_confound: opt.Confound = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Show what would run, and check everything; write nothing."""
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
+    )
+    # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
+    models = planning.check_models(loaded) if tier == "paper" else None
+    if not as_json:
+        typer.echo(planning.as_text(loaded, results))
+        if models:
+            typer.echo(f"models: {models}")
+        return
+    documents = [planning.as_json(one) for one in loaded]
+    typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+
+
+def rehearse(
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    allow_confound: opt.Confound = None,
+) -> None:
+    """Train a few steps of every row, kill it, resume it, compare; predict what the grid costs."""
+    from lsa_study.launch.rehearse import Rehearsal
+
+    guard_output(needed=False)
+    loaded = load_all(study, tier, only=only, overrides=overrides, allowed=allow_confound)
+    found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
+    plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
+    typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
+               f"what the runs will cost: {plan}")  # fmt: skip
+    raise typer.Exit(int(any(row.state == "failed" for row in found)))
+
+
+def run(
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    jobs: opt.Jobs = None,
+    allow_confound: opt.Confound = None,
+) -> None:
+    """Train here what is missing, seed 0 of every row first; call again to go on."""
+    from lsa_study.launch.local import Queue
+
+    guard_output(needed=False)
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
+    )
+    console = Console(soft_wrap=True)
+    summary = Queue(results, jobs=jobs, console=console).work(
+        _asked_for(loaded),
+        started=lambda: selection.remember(results, loaded, overrides or ()),
+    )
+    counts = sorted(Counter(summary.finished.values()).items())
+    counts += [("were done before", summary.already), ("held", summary.held)]
+    done = (f"{number} {state}" for state, number in counts if number)
+    typer.echo(", ".join(done) or ("interrupted" if summary.interrupted else "nothing to do"))
+    if summary.interrupted:
+        typer.echo(f"Continue with the same command: lsa {' '.join(sys.argv[1:])}")
+    raise typer.Exit(summary.exit_code)
+
+
+def launch(
+    study: opt.Studies,
+    tier: opt.Tier = "toy",
+    seeds: opt.Seeds = None,
+    only: opt.Only = None,
+    overrides: opt.Overrides = None,
+    results: opt.Results = opt.RESULTS,
+    cluster: Annotated[str, typer.Option(help="slurm")] = "slurm",
+    site: opt.Site = None,
+    partition: opt.Partition = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    constraint: Annotated[str | None, typer.Option()] = None,
+    nice: Annotated[int | None, typer.Option(min=0)] = None,
+    throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
+    allow_confound: opt.Confound = None,
+    dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
+) -> None:
+    """Submit to SLURM what is missing and return; call again to go on."""
+    from lsa_study.launch import cluster as sites
+    from lsa_study.launch import slurm
+
+    if cluster != "slurm":
+        raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
+    loaded = load_all(
+        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
+    )
+    flags = {
+        "partition": partition, "account": account, "qos": qos, "constraint": constraint,
+        "nice": nice, "throttle": throttle,
+    }  # fmt: skip
+    site_settings = sites.read(site, flags)
+    mode: Any = "dry-run" if dry_run else "submit"
+    launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
+    if not dry_run:
+        selection.remember(results, loaded, overrides or ())
+    for line in (*launched.scripts, *launched.words()):
+        typer.echo(line)
+    raise typer.Exit(launched.exit_code)
+
+
+def status(
+    study: opt.MaybeStudies = None,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    watch: Annotated[bool, typer.Option(help="show it anew until nothing is under way")] = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Tell where runs stand; without a study, all that are there."""
+    from lsa_study.launch import status as states
+
+    names = study or []
+    if as_json:
+        rows = states.status(results, names, tier=tier)
+        typer.echo(json.dumps(states.as_json(rows), indent=2))
+    elif watch:
+        console = Console()
+        states.watch(lambda: states.status(results, names, tier=tier), results, console)
+    else:
+        rows = states.status(results, names, tier=tier)
+        Console().print(states.page(rows, results), soft_wrap=True)
+
+
+def logs(
+    run: Annotated[str, typer.Argument(help="the beginning of a run's name or identity")],
+    results: opt.Results = opt.RESULTS,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the run ends")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="which process")] = 0,
+    attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
+) -> None:
+    """Print what a run printed."""
+    from lsa_study.launch.logs import logs as show
+
+    mode = "follow" if follow else "all"
+    show(results, run, sys.stdout.write, mode=mode, rank=rank, attempt=attempt)
+
+
+def track(
+    run: Annotated[list[str], typer.Argument(metavar="RUN|STUDY...", help="or run folders")],
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the runs end")] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb or trackio; else runtime.tracker")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="of wandb: offline or online")] = None,
+    project: Annotated[str | None, typer.Option(help="of wandb, as the next three")] = None,
+    entity: Annotated[str | None, typer.Option()] = None,
+    group: Annotated[str | None, typer.Option()] = None,
+    tag: Annotated[list[str] | None, typer.Option()] = None,
+) -> None:
+    """Mirror runs in TensorBoard, Weights & Biases or trackio."""
+    from lsa_study.launch.track import track as mirror
+
+    if mode not in (None, "offline", "online"):
+        raise ConfigError(f"--mode {mode}: no such mode; known: offline, online")
+    given = {"mode": mode, "project": project, "entity": entity, "group": group, "tags": tag}
+    flags = {name: value for name, value in given.items() if value}
+    good = mirror(results, run, typer.echo, tier=tier, follow=follow, tracker=tracker, flags=flags)
+    raise typer.Exit(int(not good))
+
+
+def retry(
+    study: opt.MaybeStudies = None,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    cause: Annotated[str | None, typer.Option(help="causes, such as oom-host,node")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=2, help="for oom: parts of a step; same effective batch")
+    ] = None,
+    site: opt.Site = None,
+    partition: opt.Partition = None,
+    jobs: opt.Jobs = None,
+) -> None:
+    """Run again what failed, and nothing else."""
+    from lsa_study.launch import cluster as sites
+    from lsa_study.launch.local import Queue
+    from lsa_study.launch.retry import retry as again
+
+    guard_output(needed=False)
+    cluster = sites.read(site, {"partition": partition})
+    causes = cause.split(",") if cause else []
+    done = again(results, study or [], cluster, causes=causes, tier=tier, accumulate=accumulate)
+    for line in done.words():
+        typer.echo(line)
+    code = done.launched.exit_code if done.launched is not None else 0
+    if done.local:
+        console = Console(soft_wrap=True)
+        code = max(code, Queue(results, jobs=jobs, console=console).work(done.local).exit_code)
+    raise typer.Exit(code)
+
+
+def cancel(
+    study: opt.Studies,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
+    yes: opt.Yes = False,
+) -> None:
+    """Stop runs: what runs saves first."""
+    from lsa_study.launch.cancel import cancel as stop
+
+    how: Any = "now" if now else "save"
+    done = stop(results, study, how=how, confirm=lambda q: yes or typer.confirm(q), tier=tier)
+    for line in done.words():
+        typer.echo(line)
+
+
+def gc(
+    study: opt.MaybeStudies = None,
+    tier: opt.MaybeTier = None,
+    results: opt.Results = opt.RESULTS,
+    dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
+    yes: opt.Yes = False,
+) -> None:
+    """Move old job files, and failed runs of the named studies, to .trash."""
+    from lsa_study.launch.cancel import gc as clear
+
+    def confirm(question: str) -> bool:
+        return not dry_run and (yes or typer.confirm(question))
+
+    for garbage in clear(results, study or [], confirm=confirm, tier=tier):
+        typer.echo(garbage.path)
+
+
+COMMANDS = (plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)

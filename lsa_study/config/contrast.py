@@ -1,0 +1,72 @@
+"""The contrast contract: two rows that are compared differ in the declared factor and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lsa_study.config.settings import Settings, flatten
+from lsa_study.config.study import Study
+from lsa_study.errors import Refused
+
+START = "train.start: "
+"""Stands before a setting in which not two rows differ but the rows that they begin from."""
+
+
+def under(path: str, factors: Iterable[str]) -> bool:
+    """Whether a dotted setting is one of these or inside one of them."""
+    plain = path.removeprefix(START)
+    return any(plain == f or plain.startswith(f"{f}.") for f in factors)
+
+
+def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
+    """The dotted science settings in which two runs differ, with both values."""
+    a, b = flatten(one.science()), flatten(other.science())
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+
+
+def differing_rows(one: tuple[Study, str], other: tuple[Study, str]) -> dict[str, tuple[Any, Any]]:
+    """``differing`` of two rows, each a study and a variant.
+
+    Where both begin from rows, it counts in what these differ: ``train.start: train.epochs``.
+    """
+    settings = [study.variants[variant] for study, variant in (one, other)]
+    starts = [study.starts.get(variant) for study, variant in (one, other)]
+    found = differing(settings[0], settings[1])
+    if starts[0] is None or starts[1] is None:
+        return found
+    plain = {k: v for k, v in found.items() if k not in ("train.start.row", "train.start.recipe")}
+    before = differing(starts[0], starts[1])
+    return plain | {f"{START}{k}": v for k, v in before.items() if k not in plain}
+
+
+def confounds(study: Study, allowed: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Per variant, the settings that differ from its reference beside the factor, as text."""
+    found: dict[str, list[str]] = {}
+    for name in study.variants:
+        reference = study.reference_of(name)
+        if reference == name or reference not in study.variants:
+            continue
+        differences = differing_rows((study, reference), (study, name))
+        found[name] = [
+            f"{key} ({old} -> {new})"
+            for key, (old, new) in differences.items()
+            if key != "seed" and not under(key, study.file.factor) and not under(key, allowed)
+        ]
+    return {name: changes for name, changes in found.items() if changes}
+
+
+def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
+    """Hold the contract: the rows differ in the declared factor only.
+
+    Raises:
+        Refused: a row changes something else too; all such rows are named.
+    """
+    factor = ", ".join(study.file.factor)
+    lines = [
+        f"{study.document.where('variants', name)}: {name} also changes {'; '.join(changes)}. "
+        f"The declared factor is {factor}. Fix it, or declare it with --allow-confound KEY"
+        for name, changes in confounds(study, allowed).items()
+    ]
+    if lines:
+        raise Refused("\n".join(lines))

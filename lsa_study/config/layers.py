@@ -1,0 +1,181 @@
+"""Compose settings from layers (tier, experiment, variant, command line) and name who set what.
+
+A layer replaces what stands at its dotted path; it never merges into it, so ``model.op: {...}``
+is the whole operator and leaves nothing of an earlier one behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from lsa_study.config.operators import OP_KINDS
+from lsa_study.config.settings import Settings
+from lsa_study.config.yaml import Document, Keys
+from lsa_study.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+Place = Callable[..., str]
+"""From the keys of a setting to where it was written."""
+
+
+@dataclass
+class Layers:
+    """Nested settings, and for every key the place (``file:line``) that set it."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    origin: dict[Keys, Place] = field(default_factory=dict)
+
+    def copy(self) -> Layers:
+        """Return layers that can grow without touching these."""
+        return Layers(copy.deepcopy(self.data), dict(self.origin))
+
+    def set(self, path: str, value: Any, where: str | Place) -> None:
+        """Put ``value`` at the dotted ``path``, replacing what stands there.
+
+        Args:
+            path: such as ``model.op``.
+            value: a plain value, a list or a mapping.
+            where: the place that wrote it, or of each key inside it.
+        """
+        *parents, last = keys = tuple(path.split("."))
+        here = self.data
+        for depth, key in enumerate(parents, start=1):
+            here = here.setdefault(key, {})
+            if not isinstance(here, dict):
+                name = ".".join(keys[:depth])
+                place = where() if callable(where) else where
+                raise ConfigError(
+                    f"{place}: {path}: {name} is a value, not a group; drop '.{last}'"
+                )
+        here[last] = copy.deepcopy(value)
+        for old in [k for k in self.origin if k[: len(keys)] == keys]:
+            del self.origin[old]
+        self.origin[keys] = where if callable(where) else lambda *_: where
+
+    def add(self, document: Document, settings: Mapping[str, Any], at: Keys = ()) -> None:
+        """Add a mapping of dotted paths written in ``document`` under the keys ``at``."""
+        for path, value in settings.items():
+            self.set(path, value, functools.partial(document.where, *at, path))
+
+    def use(self, presets: Document, names: Sequence[str], where: str) -> None:
+        """Add presets, mappings of dotted settings in ``presets``, that are named at ``where``.
+
+        Raises:
+            ConfigError: there is no such preset, or two of them disagree on a setting.
+        """
+        used: dict[str, str] = {}
+        for name in names:
+            if name not in presets.data:
+                close = difflib.get_close_matches(name, presets.data, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(presets.data)}"
+                raise ConfigError(f"{where}: {name} is no preset of {presets.path}; {hint}")
+            preset = presets.data[name]
+            if not isinstance(preset, dict):
+                raise ConfigError(f"{presets.where(name)}: {name} = {preset!r}; give it settings")
+            for path, value in preset.items():
+                for other, source in used.items():
+                    inside = path.startswith(f"{other}.") or other.startswith(f"{path}.")
+                    if inside or (path == other and value != presets.data[source][path]):
+                        places = presets.where(source, other), presets.where(name, path)
+                        raise ConfigError(
+                            f"{where}: presets {source} and {name} disagree on {path} "
+                            f"({' and '.join(places)}); use one of them"
+                        )
+                used[path] = name
+            self.add(presets, preset, (name,))
+
+    def where(self, *keys: str) -> str:
+        """Name the place that set ``keys`` or the nearest group around it."""
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.origin:
+                return self.origin[keys[:end]](*keys[end:])
+        inside = (place() for known, place in self.origin.items() if known[: len(keys)] == keys)
+        return next(inside, "settings")
+
+
+def validate(kind: type[Model], data: dict[str, Any], where: Place) -> Model:
+    """Build ``kind`` from ``data``.
+
+    Raises:
+        ConfigError: every mistake at once, each with the place that wrote it, ``where(*keys)``.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        mistakes = (_mistake(kind, detail, where) for detail in error.errors())
+        raise ConfigError(*dict.fromkeys(mistakes)) from None
+
+
+def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
+    # A discriminated union puts the chosen kind into the location; users never wrote it.
+    loc = tuple(str(k) for k in detail["loc"])
+    keys = (*loc[:2], *loc[3:]) if loc[:2] == ("model", "op") and loc[2:3] else loc
+    name = ".".join(keys) or "settings"
+    value = detail.get("input")
+    shown = "a group of settings" if isinstance(value, dict) else repr(value)
+    message = detail["msg"].replace("Input should be ", "").replace("a valid ", "a ")
+    said = f"{name} = {shown} will not do; it should be {message}"
+    match detail["type"]:
+        case "extra_forbidden":
+            said = f"{name} is not a setting; {_nearest(kind, loc, keys)}"
+        case "missing":
+            said = f"{name} is missing; it has no default"
+        case "value_error":
+            said = f"{name}: {detail['ctx']['error']}"
+        case "union_tag_not_found":
+            said = f"{name}.kind is missing; give one of {', '.join(OP_KINDS)}"
+        case "union_tag_invalid":
+            tag = detail["ctx"]["tag"]
+            said = f"{name}.kind = {tag!r} is no operator; known: {', '.join(OP_KINDS)}"
+        case "float_type" | "int_type" if isinstance(value, str):
+            said = f"{name} = {value!r} {_as_number(value)}"
+    return f"{where(*keys)}: {said}"
+
+
+def _as_number(text: str) -> str:
+    try:
+        float(text)
+    except ValueError:
+        return "is not a number; give one"
+    return "was read as text: YAML wants a dot and a sign in exponents; write it like 1.0e-3"
+
+
+def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
+    groups = [kind]
+    for key in loc[:-1]:
+        if len(groups) > 1:  # operators, of which the location names the chosen one
+            groups = [OP_KINDS[key]]
+        elif key in groups[0].model_fields:
+            groups = _groups(groups[0].model_fields[key]) or groups
+    known = sorted(groups[0].model_fields)
+    if close := difflib.get_close_matches(keys[-1], known, n=1):
+        return f"did you mean {'.'.join((*keys[:-1], close[0]))}?"
+    everywhere = {path.split(".")[-1]: path for path in known_paths()}
+    if kind is Settings and (close := difflib.get_close_matches(keys[-1], everywhere, n=1)):
+        return f"did you mean {everywhere[close[0]]}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _groups(spec: FieldInfo) -> list[type[BaseModel]]:
+    """The groups of settings that a field may hold: none, one, or any of the operators."""
+    kinds = (k for k in (spec.annotation, *get_args(spec.annotation)) if isinstance(k, type))
+    return [kind for kind in kinds if issubclass(kind, BaseModel)]
+
+
+def known_paths(kind: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """List every dotted path that can be set, a group of settings included."""
+    paths = set()
+    for name, spec in kind.model_fields.items():
+        paths.add(f"{prefix}{name}")
+        for group in _groups(spec):
+            paths |= {*known_paths(group, f"{prefix}{name}.")}
+    return sorted(paths)

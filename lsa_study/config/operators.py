@@ -1,0 +1,173 @@
+"""The settings of operators: which layer stands where attention stood.
+
+A published layer is a point in this space. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Term = Literal["qk", "q_rk", "rq_k", "bias"]
+TERMS: tuple[Term, ...] = get_args(Term)
+Norm = Literal["identity", "filter_norm", "softmax"]
+Application = Literal["window", "neighboring"]
+Border = Literal["zero", "mask"]
+Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
+Heads = Literal["1", "1x", "2x", "C"]
+
+
+def _centred(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"{size} is even; an area around a pixel needs an odd size")
+    return size
+
+
+OddSize = Annotated[PositiveInt, AfterValidator(_centred)]
+
+
+class Group(BaseModel):
+    """A group of settings: no unknown ones, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _article_order(terms: Any) -> Any:
+    if isinstance(terms, list | tuple) and len(set(map(str, terms))) == len(terms):
+        return tuple(sorted(terms, key=lambda t: TERMS.index(t) if t in TERMS else -1))
+    return terms
+
+
+class UnifiedOp(Group):
+    """Eq. 4 of the article: logits from ``terms``, normalised by ``norm``, applied to an area."""
+
+    kind: Literal["unified"] = "unified"
+    terms: Annotated[tuple[Term, ...], BeforeValidator(_article_order), Field(min_length=1)]
+    """Which summands make the logits: q.k, q.r^k, r^q.k, bias r^b."""
+    norm: Norm
+    application: Application
+    """window: the pixels of a tile share one area; neighboring: every pixel has its own."""
+    border: Border = "zero"
+    """neighboring only. zero: taps outside the map stay in the norm; mask: they are excluded."""
+    size: PositiveInt = 7
+    """Side of the area in pixels of the stage's map."""
+    heads: Heads = "1x"
+    """Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."""
+    last_stage: Literal["window", "same"] = "window"
+    """Table 3 switches the area in all stages but the last, which stays a window."""
+    implementation: Implementation = "auto"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.application == "neighboring" and self.size % 2 == 0:
+            raise ValueError(
+                f"size={self.size}: 'neighboring' centres an area on every pixel; "
+                "give an odd size (window accepts even sizes)"
+            )
+        if self.application == "window":
+            for key, idle in (("border", ("mask",)), ("implementation", ("unfold", "sdc"))):
+                if getattr(self, key) in idle:
+                    raise ValueError(
+                        f"{key}={getattr(self, key)!r} changes nothing in a window; drop it, "
+                        "or set application: neighboring"
+                    )
+        if self.implementation == "sdc" and self.border != "mask":
+            raise ValueError(
+                "implementation='sdc' excludes pixels outside the map; set border: mask beside it"
+            )
+        return self
+
+
+class ElsaOp(Group):
+    """Enhanced local self-attention: Hadamard attention and the ghost head."""
+
+    kind: Literal["elsa"] = "elsa"
+    variant: Literal["conv", "eq7"] = "conv"
+    """conv: the released module, with the article's parameter counts; eq7: the printed formula."""
+    kernel_size: OddSize = 7
+    group_width: PositiveInt = 8
+    ghost_mul: NonNegativeFloat = 0.0
+    """The article's lambda, the power of the multiplied ghost matrix; 0 means absent."""
+    ghost_add: NonNegativeFloat = 1.0
+    """The article's gamma, the weight of the added ghost matrix; 0 means absent."""
+    heads: Heads = "1x"
+    last_stage: Literal["lsa", "same"] = "lsa"
+    """The article keeps window attention in Swin's last stage."""
+    last_stage_window: PositiveInt = 7
+    """Side of that attention's window; 12 at an image size of 384."""
+    implementation: Literal["auto", "reference", "unfold", "fused"] = "auto"
+
+    @model_validator(mode="after")
+    def _window_is_read(self) -> Self:
+        if self.last_stage == "same" and self.last_stage_window != 7:
+            raise ValueError(
+                f"last_stage_window={self.last_stage_window} changes nothing where the last stage "
+                "holds the operator itself; drop it, or set last_stage: lsa"
+            )
+        return self
+
+
+class DwConvOp(Group):
+    """Eq. 4 with the bias term alone, identity norm, neighboring area: depthwise convolution."""
+
+    kind: Literal["dwconv"] = "dwconv"
+    kernel_size: OddSize = 7
+    heads: Heads = "C"
+    """Channels of one head share a filter; C gives every channel its own."""
+    last_stage: Literal["same", "lsa"] = "same"
+
+
+class DwNetOp(Group):
+    """Depthwise convolution as DWNet has it: batch norm and ReLU around it, no norm before it."""
+
+    kind: Literal["dwnet"] = "dwnet"
+    kernel_size: OddSize = 7
+
+
+class DynamicDwConvOp(Group):
+    """DWNet with filters made from the image: one per image and channel (D-DwConv)."""
+
+    kind: Literal["ddwconv"] = "ddwconv"
+    kernel_size: OddSize = 7
+
+
+class DdfOp(Group):
+    """Decoupled dynamic filters, one per pixel times one per channel, in DWNet's shell."""
+
+    kind: Literal["ddf"] = "ddf"
+    kernel_size: OddSize = 7
+    heads: Heads = "1"
+    """Filters per pixel; the channels of one head share it."""
+    combine: Literal["mul", "add"] = "mul"
+    reduction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Hidden channels of the channel filters' generator against all."""
+
+
+class OutlookOp(Group):
+    """VOLO's outlook attention: every coarse place writes to the pixels around it."""
+
+    kind: Literal["outlook"] = "outlook"
+    kernel_size: OddSize = 3
+    stride: PositiveInt = 2
+    """Pixels between two places that make weights."""
+    heads: Heads = "1x"
+
+
+Op = Annotated[
+    UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DynamicDwConvOp | DdfOp | OutlookOp,
+    Field(discriminator="kind"),
+]
+OP_KINDS: dict[str, type[Group]] = {
+    op.model_fields["kind"].default: op for op in get_args(get_args(Op)[0])
+}
+"""``kind`` in the YAML -> settings of that operator."""

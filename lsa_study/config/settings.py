@@ -1,0 +1,301 @@
+"""The settings of one run: what they mean, what is allowed, and which make its identity.
+
+A published method is a point in this space. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from lsa_study.config.operators import Group, Op
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a setting changes; part of every identity."""
+
+Backbone = Literal[
+    "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
+    "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
+]  # fmt: skip
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Pair = Annotated[
+    tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+
+
+class Data(Group):
+    """Which images, and how large."""
+
+    name: Literal["digits", "cifar10", "imagenet"]
+    image_size: PositiveInt
+    """Side of the square the network sees, in pixels."""
+    train_limit: PositiveInt | None = None
+    """Use only the first N training images."""
+    test_limit: PositiveInt | None = None
+    """Use only the first N test images, as rehearsals do."""
+    root: str | None = None
+    """Folder of the data sets; else the environment variable LSA_DATA. Not in the identity."""
+
+
+class Model(Group):
+    """The network: a backbone that receives an operator."""
+
+    backbone: Backbone
+    op: Op
+    drop_path: Share
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+
+    @model_validator(mode="after")
+    def _last_stage_is_read(self) -> Self:
+        if self.backbone.startswith("volo"):
+            for key in ("last_stage", "last_stage_window"):
+                field = type(self.op).model_fields.get(key)
+                if field is not None and getattr(self.op, key) != field.default:
+                    raise ValueError(
+                        f"op.{key}={getattr(self.op, key)!r} changes nothing: {self.backbone} "
+                        "holds operators in its first stage only; drop it"
+                    )
+        return self
+
+
+class TokenLabels(Group):
+    """VOLO's recipe: every token answers for its own place, and tokens of two images are mixed."""
+
+    labels: Literal["plain", "maps", "maps_and_truth"]
+    """plain: every token gets its image's class; maps: a trained network's answers for each place,
+    from the data's folder; maps_and_truth: the image's own target also takes in its class."""
+    class_weight: PositiveFloat = 1.0
+    dense_weight: NonNegativeFloat = 0.5
+    """Of the mean over all tokens."""
+    mix_token: NonNegativeFloat = 1.0
+    """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
+
+
+class Start(Group):
+    """Trained weights that training begins from, in place of random ones; all else begins anew.
+
+    Of another row of the study (``row``), or of a file (``weights`` and ``source``). Tables and
+    position maps of another size are interpolated.
+    """
+
+    row: str | None = None
+    """A variant of the same study: the run of the same seed, the weights that it reports."""
+    recipe: str | None = None
+    """What that row's settings are, its seed aside; filled in when the study is read."""
+    weights: str | None = None
+    """A file under ``weights/`` in the data sets' folder, such as ``imagenet21k/swin_l.pth``."""
+    source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
+    """Whose layout the file has: lsa is this project's, the others are releases."""
+    head: Literal["kept", "drawn"] = "kept"
+    """drawn: the classifier is initialised at random, as it must be for other classes."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.row is None) == (self.weights is None):
+            raise ValueError("give either row or weights")
+        if (self.weights is None) != (self.source is None):
+            raise ValueError("weights and source belong together; give both or neither")
+        path = self.weights or ""
+        if path.startswith(("/", "~")) or ".." in path.split("/"):
+            raise ValueError(
+                f"weights={self.weights!r} leaves the folder weights/ of the data sets; give a "
+                "path inside it"
+            )
+        return self
+
+
+class Train(Group):
+    """The optimisation protocol; the same for every row of a table."""
+
+    epochs: PositiveInt
+    """All epochs: warm-up, cosine and cool-down together."""
+    batch_size: PositiveInt
+    """Effective batch: images per optimiser step over all devices and accumulation steps."""
+    lr: PositiveFloat
+    """Peak learning rate at ``lr_batch`` images a step; scaled linearly to ``batch_size``."""
+    lr_batch: PositiveInt = 1024
+    min_lr: NonNegativeFloat
+    warmup_lr: NonNegativeFloat
+    warmup_epochs: NonNegativeFloat
+    """Linear. If it and the cool-down pass half of ``epochs``, both shrink in proportion."""
+    cooldown_epochs: NonNegativeFloat
+    """Epochs at ``min_lr`` at the end."""
+    schedule: Literal["epoch", "step"]
+    """Whether the rate moves once an epoch (the article) or at every step."""
+    weight_decay: NonNegativeFloat
+    no_decay: Literal["timm", "swin"] = "timm"
+    """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
+    code of ELSA and VOLO); swin: nor are position tables."""
+    clip_grad: PositiveFloat | None = None
+    norm_batch: PositiveInt | None = None
+    """Images over which batch norm takes its statistics in training, such as what one GPU of the
+    article held: on fewer or larger devices these stay the same. null: all images of a part."""
+    ema_decay: Share | None = None
+    tokens: TokenLabels | None = None
+    """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
+    start: Start | None = None
+    """Fine-tuning: weights to begin from; null: random ones."""
+    precision: Literal["float32", "amp"] = "float32"
+    """amp: bfloat16 autocast on a GPU, float32 on a CPU; the run records which it was."""
+
+
+class Augment(Group):
+    """What is done to training images and labels."""
+
+    crop: Literal["none", "pad", "random_resized"]
+    crop_pad: NonNegativeInt = 4
+    crop_scale: Pair = (0.08, 1.0)
+    crop_ratio: Pair = (0.75, 1.3333333333333333)
+    hflip: Share = 0.0
+    rand_augment: str | None = None
+    color_jitter: NonNegativeFloat = 0.0
+    erasing: Share = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_prob: Share = 1.0
+    mix_switch: Share = 0.5
+    label_smoothing: Share = 0.0
+
+
+class Evaluation(Group):
+    """How the reported accuracy is measured."""
+
+    crop_share: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Centre crop: the image is resized so that the crop is this share of its shorter side."""
+    weights: Literal["model", "ema"] = "model"
+    """Which weights the reported accuracy belongs to."""
+    epoch: Literal["last", "best"] = "last"
+
+    batch_size: PositiveInt = 256
+
+
+class Runtime(Group):
+    """How a run is carried out; never part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: NonNegativeInt = 0
+    accumulate: PositiveInt = 1
+    """Split every step in this many parts; the effective batch stays."""
+    compile: bool = False
+    log_seconds: PositiveFloat = 30.0
+    checkpoint_seconds: PositiveFloat = 60.0
+    trace_steps: NonNegativeInt = 0
+    """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
+
+
+class Settings(Group):
+    """Everything that says what a run is."""
+
+    tier: Literal["toy", "proxy", "paper"]
+    seed: NonNegativeInt = 0
+    data: Data
+    model: Model
+    train: Train
+    augment: Augment
+    evaluation: Evaluation = Evaluation()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.evaluation.weights == "ema" and self.train.ema_decay is None:
+            raise ValueError(
+                "evaluation.weights='ema' but train.ema_decay is null; give a decay such as 0.9999"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _token_labels_fit(self) -> Self:
+        tokens, augment = self.train.tokens, self.augment
+        if tokens is None:
+            return self
+        maps = tokens.labels != "plain"
+        for wrong, message in (
+            (not self.model.backbone.startswith("volo"),
+             f"model.backbone={self.model.backbone}: token labels need VOLO's token head; give a "
+             "volo backbone, or drop train.tokens"),
+            (augment.mixup > 0 or augment.cutmix > 0,
+             f"augment.mixup={augment.mixup}, augment.cutmix={augment.cutmix}: mixed images have "
+             "no token labels; set both to 0.0, or drop train.tokens"),
+            (maps and self.data.name != "imagenet",
+             f"train.tokens.labels={tokens.labels!r}: there are no label maps of "
+             f"{self.data.name}; give labels: plain"),
+            (maps and augment.crop != "random_resized",
+             f"augment.crop={augment.crop!r}: label maps follow random_resized crops alone; give "
+             "that, or train.tokens.labels: plain"),
+            (self.runtime.compile,
+             "runtime.compile=True: tokens are mixed in another box at every step, for each of "
+             "which torch.compile would begin anew; set runtime.compile: false"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(message)
+        return self
+
+    def reads(self) -> tuple[Data, bool, str | None]:
+        """What of the data folder is read: the set, whether its label maps, and a start's file."""
+        tokens, start = self.train.tokens, self.train.start
+        maps = tokens is not None and tokens.labels != "plain"
+        return self.data, maps, None if start is None else start.weights
+
+    def science(self) -> dict[str, Any]:
+        """The settings that can move a number: all but how and where the run is carried out."""
+        settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
+        del settings["data"]["root"]
+        # Left out where they are off: the identities of runs made before there were such settings
+        # stand.
+        for group, name in (
+            ("train", "tokens"), ("train", "start"), ("train", "norm_batch"),
+            ("data", "test_limit"),
+        ):  # fmt: skip
+            if settings[group][name] is None:
+                del settings[group][name]
+        return settings
+
+    def identity(self) -> str:
+        """Ten hex digits that two runs share if and only if their science settings are equal."""
+        return self.identities([self.seed])[self.seed]
+
+    def identities(self, seeds: Iterable[int]) -> dict[int, str]:
+        """``identity()`` as it would be with each of these seeds."""
+        # Thousands of seeds are looked for in a moment: the settings become text only once.
+        text = self._canonical()
+        return {seed: _digits(text.replace('"seed":"?"', f'"seed":{seed}')) for seed in seeds}
+
+    def recipe(self) -> str:
+        """Ten hex digits that the runs of a row share, whatever their seed."""
+        return _digits(self._canonical())
+
+    def _canonical(self) -> str:
+        settings = {"schema": SCHEMA_VERSION, **self.science(), "seed": "?"}
+        return json.dumps(settings, sort_keys=True, separators=(",", ":"))
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into ``{"model.op.norm": ...}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat

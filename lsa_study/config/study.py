@@ -1,0 +1,360 @@
+"""From an experiment file to its runs: variants x seeds, and identities."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from lsa_study.config import yaml
+from lsa_study.config.layers import Layers, known_paths, validate
+from lsa_study.config.settings import Settings
+from lsa_study.errors import ConfigError
+
+Tier = Literal["toy", "proxy", "paper"]
+TIERS: tuple[Tier, ...] = ("toy", "proxy", "paper")
+ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
+"""What ``all`` means: the studies whose rows are trained."""
+
+
+class NoVariant(ConfigError):
+    """``--only`` matches no variant of a study."""
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Resources(_Written):
+    """What one run asks of a cluster; never part of its identity."""
+
+    nodes: PositiveInt = 1
+    gpus: PositiveInt = 1
+    """GPUs per node."""
+    cpus: PositiveInt = 8
+    """CPU cores per GPU."""
+    memory_gb: PositiveInt = 32
+    hours: PositiveFloat = 24.0
+
+
+class Variant(_Written):
+    """One row: what it sets, and which row of the article's table it stands beside."""
+
+    label: str
+    """The article's name of the row."""
+    use: list[str] = []
+    """Presets that come before ``set``; see :class:`StudyFile`."""
+    set: dict[str, Any] = {}
+    against: str | None = None
+    """The row it is compared with where that is not the study's baseline."""
+    paper: dict[str, str | int | float] = {}
+    """Columns and values that single out the article's row in its CSV; empty: it has none."""
+    columns: dict[str, str] = {}
+    """Further cells shown beside the label, such as the article's check marks."""
+    note: str | None = None
+    """What a reader must know of the row. Holds ``{name}`` for a text of the study's ``notes`` or,
+    where it has ``costs``, a count."""
+    network: str | None = None
+    """Its name in the study's benchmark, whose figures then stand in its row."""
+    resources: dict[str, Any] = {}
+
+
+class Article(_Written):
+    """Where the article's numbers stand."""
+
+    csv: str
+    """Path relative to the experiment file."""
+    column: str = "acc1"
+    source: str
+
+
+class StudyFile(_Written):
+    """An experiment file as written.
+
+    A row's settings are layered: the tier, then ``use`` and ``set`` of the study, then those of the
+    row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
+    in ``base/presets.yaml`` beside the file, else in the repository's ``experiments``. Two presets
+    of one ``use`` may not set the same setting, or one inside the other, to different values.
+    """
+
+    study: str
+    title: str
+    question: str
+    factor: list[str] = Field(min_length=1)
+    """Dotted settings that may differ between the rows; nothing else may."""
+    baseline: str
+    tiers: list[Tier] = list(TIERS)
+    use: list[str] = []
+    set: dict[str, Any] = {}
+    variants: dict[str, Variant] = Field(min_length=1)
+    article: Article
+    benchmark: str | None = None
+    """What ``lsa bench`` wrote, as a path relative to the experiment file."""
+    costs: str | None = None
+    """What ``benchmarks/costs.py`` counted, as such a path; shown beside the article's counts."""
+    notes: dict[str, str] = {}
+    """Texts that the notes of several rows hold, by name."""
+    resources: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a variant with a seed."""
+
+    study: str
+    variant: str
+    label: str
+    seed: int
+    settings: Settings
+    identity: str
+    resources: Resources
+    start: str | None = None
+    """Identity of the run whose weights it begins from, if it does."""
+
+    @property
+    def name(self) -> str:
+        """The name of its folder; only the identity at the end matters."""
+        return f"{self.variant}-s{self.seed}-{self.identity}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at one tier: its file, its variants' settings (seed left at 0) and its seeds."""
+
+    file: StudyFile
+    document: yaml.Document
+    tier: str
+    seeds: tuple[int, ...]
+    variants: dict[str, Settings]
+    resources: dict[str, Resources]
+    starts: dict[str, Settings]
+    """Of the variants that begin from another row: the settings of that row."""
+
+    @property
+    def name(self) -> str:
+        """The study's stem, such as ``table1``."""
+        return self.file.study
+
+    def runs(self) -> list[Run]:
+        """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
+        runs = []
+        for seed in self.seeds:
+            for variant, settings in self.variants.items():
+                seeded = settings.model_copy(update={"seed": seed})
+                label, resources = self.file.variants[variant].label, self.resources[variant]
+                start = self.starts.get(variant)
+                before = None if start is None else start.identities([seed])[seed]
+                identity = seeded.identity()
+                runs.append(
+                    Run(self.name, variant, label, seed, seeded, identity, resources, before)
+                )
+        return runs
+
+    def reference_of(self, variant: str) -> str:
+        """The row that ``variant`` is compared with; itself for a baseline."""
+        return self.file.variants[variant].against or self.file.baseline
+
+
+def repository_folder(name: str) -> Path:
+    """Find ``experiments`` or ``results``: under the working directory, else beside the package."""
+    here = Path(name)
+    return here if here.exists() else Path(__file__).resolve().parents[2] / name
+
+
+def find(study: str) -> Path:
+    """Find an experiment file by path or stem.
+
+    Raises:
+        ConfigError: there is none; the message lists those that exist.
+    """
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    folder = repository_folder("experiments")
+    known = sorted({p.stem for p in folder.glob("*.yaml")} - {"cluster", "claims"})
+    if study in known:
+        return folder / f"{study}.yaml"
+    raise ConfigError(
+        f"{study}: no such study; known: all, {', '.join(known)}, or a path to a .yaml"
+    )
+
+
+def expand_names(names: Sequence[str]) -> list[str]:
+    """Replace ``all`` by the article's studies; keep the order, drop repeats."""
+    wide = [inner for name in names for inner in (ARTICLE if name == "all" else (name,))]
+    return list(dict.fromkeys(wide))
+
+
+def tiers_of(study: str) -> list[str]:
+    """The tiers a study can be run at; the first is shown where none is asked for."""
+    tiers = yaml.read(find(study)).data.get("tiers")
+    return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
+
+
+def load(
+    study: str | Path,
+    *,
+    tier: str = "toy",
+    seeds: Sequence[int] | None = None,
+    only: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Study:
+    """Read an experiment file and resolve every variant at a tier.
+
+    Args:
+        study: a path or a stem.
+        tier: one that the study has.
+        seeds: None: the tier's.
+        only: globs of variants to keep, separated by commas; None: all.
+        overrides: ``key=value`` for every variant, over all that is written.
+
+    Raises:
+        ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
+    """
+    if tier not in TIERS:
+        raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
+    path = find(str(study))
+    document = yaml.read(path)
+    file = validate(StudyFile, document.data, document.where)
+    _check_names(file, document)
+    if tier not in file.tiers:
+        raise ConfigError(
+            f"{path}: {file.study} has no tier {tier}; it has {', '.join(file.tiers)}"
+        )
+    globs = ("*",) if only is None else only.split(",")
+    chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, glob) for glob in globs)]
+    if not chosen:
+        known = ", ".join(file.variants)
+        raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
+    rows = _Rows(file, document, tier, overrides)
+    variants: dict[str, Settings] = {}
+    resources: dict[str, Resources] = {}
+    mistakes: dict[str, list[str]] = {}
+    for name in chosen:
+        try:
+            variants[name] = rows.settings(name)
+            resources[name] = rows.resources(name)
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                mistakes.setdefault(mistake, []).append(name)
+    if mistakes:
+        raise ConfigError(
+            *(m if of == chosen else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
+        )
+    seen: dict[str, str] = {}
+    for name, settings in variants.items():
+        first = seen.setdefault(settings.identity(), name)
+        if first != name:
+            raise ConfigError(
+                f"{document.where('variants', name)}: {name} has the same settings as {first}; "
+                "change one of them, or drop it"
+            )
+    return Study(file, document, tier, tuple(seeds or rows.seeds), variants, resources, rows.starts)
+
+
+class _Rows:
+    """Resolves the rows of an experiment file at a tier."""
+
+    def __init__(
+        self, file: StudyFile, document: yaml.Document, tier: str, overrides: Sequence[str]
+    ) -> None:
+        self.file, self.document, self.overrides = file, document, overrides
+        self.starts: dict[str, Settings] = {}
+        base = self._base(tier)
+        data = dict(base.data)
+        self.seeds = data.pop("seeds", [0])
+        if not isinstance(self.seeds, list) or not all(
+            isinstance(seed, int) and seed >= 0 for seed in self.seeds
+        ):
+            raise ConfigError(
+                f"{base.where('seeds')}: seeds = {self.seeds!r}; give a list like [0, 1, 2]"
+            )
+        self._resources, self._settings = Layers(), Layers()
+        self._resources.add(base, data.pop("resources", {}), ("resources",))
+        self._resources.add(document, file.resources, ("resources",))
+        self._settings.set("tier", tier, str(base.path))
+        self._settings.add(base, data)
+        if file.use:
+            self._settings.use(self._presets, file.use, document.where("use"))
+        self._settings.add(document, file.set, ("set",))
+
+    def resources(self, name: str) -> Resources:
+        """What a run of this row asks of a cluster."""
+        layers = self._resources.copy()
+        asked = self.file.variants[name].resources
+        layers.add(self.document, asked, ("variants", name, "resources"))
+        return validate(Resources, layers.data, layers.where)
+
+    def settings(self, name: str, later: tuple[str, ...] = ()) -> Settings:
+        """One row; where it begins from another, that one first, and so on to ``later``."""
+        layers, variant = self._settings.copy(), self.file.variants[name]
+        if variant.use:
+            layers.use(self._presets, variant.use, self.document.where("variants", name, "use"))
+        layers.add(self.document, variant.set, ("variants", name, "set"))
+        for override in self.overrides:
+            key, equals, text = override.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"--set {override}: not a setting; write --set key=value")
+            layers.set(key.strip(), yaml.scalar(text), f"--set {override}")
+        settings = validate(Settings, layers.data, layers.where)
+        start = settings.train.start
+        if start is None:
+            return settings
+        place = self.document.where("variants", name)
+        if start.recipe is not None:
+            raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
+        if start.row is None:
+            return settings
+        if start.row not in self.file.variants:
+            known = ", ".join(self.file.variants)
+            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; known: {known}")
+        if start.row in (name, *later):
+            circle = " from ".join([*later, name, start.row])
+            raise ConfigError(
+                f"{place}: {circle}: no row is first; let one be initialised at random"
+            )
+        before = self.starts[name] = self.settings(start.row, (*later, name))
+        start = start.model_copy(update={"recipe": before.recipe()})
+        train = settings.train.model_copy(update={"start": start})
+        return settings.model_copy(update={"train": train})
+
+    @cached_property
+    def _presets(self) -> yaml.Document:
+        return self._base("presets")
+
+    def _base(self, name: str) -> yaml.Document:
+        file = Path("base") / f"{name}.yaml"
+        beside = self.document.path.parent / file
+        return yaml.read(beside if beside.exists() else repository_folder("experiments") / file)
+
+
+def _check_names(file: StudyFile, document: yaml.Document) -> None:
+    known = ", ".join(file.variants)
+    mistakes = []
+    if file.baseline not in file.variants:
+        place = document.where("baseline")
+        mistakes.append(f"{place}: baseline {file.baseline!r} is not a variant; known: {known}")
+    for name, variant in file.variants.items():
+        if variant.against is not None and variant.against not in file.variants:
+            place = document.where("variants", name, "against")
+            mistakes.append(f"{place}: {variant.against!r} is not a variant; known: {known}")
+    for factor in file.factor:
+        if factor not in known_paths():
+            place = document.where("factor")
+            mistakes.append(f"{place}: factor {factor!r} is not a setting; give a dotted path")
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def distinct(studies: Iterable[Study]) -> list[Run]:
+    """The runs of several studies, each identity once, seed 0 of every row first."""
+    runs: dict[str, Run] = {}
+    for study in studies:
+        for run in study.runs():
+            runs.setdefault(run.identity, run)
+    return sorted(runs.values(), key=lambda run: run.seed)

@@ -1,0 +1,187 @@
+"""The same pixels as Pillow's in less time: decoding by simplejpeg, resampling by our kernels.
+
+Nothing here may move a pixel. Each route is tried against Pillow on a few pictures before it is
+used, once in a process; where one pixel differs, or a part is missing, Pillow does the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import lsa_kernels
+from lsa_kernels.pictures import Pixels
+
+Box = tuple[int, int, int, int]
+"""Left, top, width, height."""
+Order = Callable[[tuple[int, int], tuple[int, int]], bool]
+"""Whether Pillow resizes columns before rows, from the (width, height) before and after."""
+
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+
+ORDERS: tuple[Order, ...] = (
+    lambda before, after: before[1] - after[1] > max(0, 2 * (before[0] - after[0])),
+    lambda before, after: False,
+)
+"""Of newer and of older Pillows, as seen from their pixels."""
+
+
+def decode(file: Image.Image, content: bytes) -> Pixels | None:
+    """Decode a JPEG into (H, W, 3), or None where that is Pillow's to do.
+
+    Args:
+        file: ``content`` as Pillow opened it, not yet loaded.
+    """
+    if file.format != "JPEG" or file.mode not in {"RGB", "L"} or not decodes_alike():
+        return None
+    try:
+        return _decoded(content)
+    except ValueError:
+        # Damaged, or of an odd kind: Pillow decides, and reports it.
+        return None
+
+
+def resized_crop(pixels: Pixels, box: Box, size: tuple[int, int], filter_: int) -> Image.Image:
+    """Cut ``box`` out of pixels (H, W, 3) and resize it to ``size`` (width, height)."""
+    order = order_of_pillow()
+    if order is None or filter_ not in FILTERS:
+        left, top, width, height = box
+        cut = Image.fromarray(pixels[top : top + height, left : left + width])
+        return cut.resize(size, Image.Resampling(filter_))
+    cubic = filter_ == Image.Resampling.BICUBIC
+    down_first = order(box[2:], size)
+    return _picture(lsa_kernels.resized_crop(pixels, box, size, cubic=cubic, down_first=down_first))
+
+
+@dataclass(frozen=True)
+class Bending:
+    """An operation on a picture whose affine transforms are done by the kernels."""
+
+    operation: Callable[..., Image.Image]
+
+    def __call__(self, picture: Image.Image, *given: Any, **options: Any) -> Image.Image:
+        """Do what the operation does."""
+        if picture.mode == "RGB" and bends_alike():
+            picture.load()
+            canvas = _Canvas()
+            canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
+            picture = canvas
+        return self.operation(picture, *given, **options)
+
+
+def prepare() -> None:
+    """Compile and try every route now, once for all processes that will be forked."""
+    decodes_alike()
+    order_of_pillow()
+    bends_alike()
+
+
+@functools.cache
+def decodes_alike() -> bool:
+    """Whether simplejpeg gives Pillow's pixels: with odd sides, colour halved or not."""
+    for subsampling, mode in itertools.product((0, 1, 2), ("RGB", "L")):
+        picture = _noise(37, 51).resize((87, 61)).convert(mode)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90, subsampling=subsampling)
+        try:
+            found = _decoded(buffer.getvalue())
+        except (ImportError, ValueError):
+            return False
+        if not np.array_equal(found, np.asarray(Image.open(buffer).convert("RGB"))):
+            return False
+    return True
+
+
+@functools.cache
+def order_of_pillow() -> Order | None:
+    """The order in which this Pillow resizes, or None where the kernels cannot do as it does."""
+    if lsa_kernels.why_not_pictures():
+        return None
+    picture, draw = _noise(90, 120), np.random.default_rng(1)
+    pixels, orders = np.asarray(picture), list(ORDERS)
+    for number, filter_ in itertools.product(range(24), FILTERS):
+        size = (31, 31) if number % 2 else (29, 40)
+        width, height = (int(draw.integers(1, side + 1)) for side in picture.size)
+        left = int(draw.integers(0, picture.width - width + 1))
+        top = int(draw.integers(0, picture.height - height + 1))
+        cut = picture.crop((left, top, left + width, top + height))
+        wanted = np.asarray(cut.resize(size, filter_))
+        for order in tuple(orders):
+            found = lsa_kernels.resized_crop(
+                pixels, (left, top, width, height), size, down_first=order((width, height), size),
+                cubic=filter_ == Image.Resampling.BICUBIC,
+            )  # fmt: skip
+            if not np.array_equal(found[..., :3], wanted):
+                orders.remove(order)
+    return next(iter(orders), None)
+
+
+@functools.cache
+def bends_alike() -> bool:
+    """Whether the kernels bend pictures as Pillow does."""
+    if lsa_kernels.why_not_pictures():
+        return False
+    picture = _noise(33, 47)
+    matrices = [
+        matrix
+        for share in (-0.31, 0.07, 0.29)
+        for matrix in (
+            (1, share, 0, 0, 1, 0),
+            (1, 0, 0, share, 1, 0),
+            (1, 0, 47 * share, 0, 1, 33 * share),
+            (1 - share**2, share, -7 * share, -share, 1 - share**2, 9 * share),
+        )
+    ]
+    for resample, matrix in itertools.product(FILTERS, matrices):
+        wanted = picture.transform(
+            picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=(1, 2, 3)
+        )
+        if _warped(picture, matrix, resample, (1, 2, 3)).tobytes() != wanted.tobytes():
+            return False
+    return True
+
+
+class _Canvas(Image.Image):
+    """A picture that bends by the kernels; all else, and what comes of it, is Pillow's."""
+
+    def transform(
+        self, size: tuple[int, int], method: Any, data: Any = None, resample: int = 0,
+        fill: int = 1, fillcolor: Any = None,
+    ) -> Image.Image:  # fmt: skip
+        ours = method == Image.Transform.AFFINE and resample in FILTERS and size == self.size
+        if not ours or not isinstance(fillcolor, tuple):
+            return super().transform(size, method, data, resample, fill, fillcolor)
+        return _warped(self, data, resample, fillcolor)
+
+
+def _warped(
+    picture: Image.Image, matrix: Sequence[float], resample: int, fill: Sequence[int]
+) -> Image.Image:
+    shape = (picture.height, picture.width, 4)
+    pixels = np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint8).reshape(shape)
+    cubic = resample == Image.Resampling.BICUBIC
+    return _picture(lsa_kernels.warped(pixels, tuple(matrix), cubic=cubic, fill=fill))
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    size = (pixels.shape[1], pixels.shape[0])
+    return Image.frombytes("RGB", size, pixels.data, "raw", "RGBX")
+
+
+def _decoded(content: bytes) -> Pixels:
+    from simplejpeg import decode_jpeg
+
+    pixels: Pixels = decode_jpeg(content, "RGB")
+    return pixels
+
+
+def _noise(height: int, width: int) -> Image.Image:
+    draw = np.random.default_rng(0)
+    return Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -1,0 +1,149 @@
+"""Sets small enough to hold as one uint8 tensor: the digits and CIFAR-10."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsa_study.config.settings import Settings
+from lsa_study.data import augment, cifar, digits, rng
+from lsa_study.data.paths import require
+from lsa_study.data.sampler import Epoch, Share
+from lsa_study.data.sets import Pixels, Sets, Source
+
+STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
+    "digits": ((0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+"""Mean and standard deviation per channel, of pixels in 0..1."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A split: uint8 pixels (N, 3, H, W) and labels (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+def load(settings: Settings, *, device: str) -> TensorSets:
+    """Read a small set whole.
+
+    Raises:
+        DataLacks: the files are missing or damaged.
+    """
+    *splits, fingerprint = _read(settings.data.name, require(settings.data))
+    limits = settings.data.train_limit, settings.data.test_limit
+    train, test = (
+        Pictures(pictures.pixels[:limit], pictures.labels[:limit])
+        for pictures, limit in zip(splits, limits, strict=True)
+    )
+    mean, std = STATISTICS[settings.data.name]
+    source = Source(
+        settings.data.name, len(train.labels), len(test.labels), num_classes=10,
+        fingerprint=fingerprint, mean=mean, std=std,
+    )  # fmt: skip
+    return TensorSets(source, settings, device, train=train, test=test)
+
+
+@lru_cache(maxsize=1)
+def _read(name: str, paths: tuple[Path, ...]) -> tuple[Pictures, Pictures, str]:
+    # Kept, because one process may train many runs of the same set in turn.
+    if name == "cifar10":
+        tensors, fingerprint = cifar.read(paths)
+        return (
+            Pictures(tensors["train.pixels"], tensors["train.labels"]),
+            Pictures(tensors["test.pixels"], tensors["test.labels"]),
+            fingerprint,
+        )
+    train, test = (Pictures(*map(torch.from_numpy, digits.make(s))) for s in ("train", "test"))
+    content = [t for split in (train, test) for t in (split.labels, split.pixels)]
+    return train, test, rng.fingerprint(digits.VERSION, *(t.numpy().data for t in content))
+
+
+class TensorSets(Sets):
+    """A set in memory, on the device where its batches are wanted."""
+
+    def __init__(
+        self, source: Source, settings: Settings, device: str, *, train: Pictures, test: Pictures
+    ) -> None:
+        super().__init__(source, settings, device)
+        size = settings.data.image_size
+        scaled = math.floor(size / settings.evaluation.crop_share)
+        self._pictorial = augment.pictorial(settings.augment, size, source.mean)
+        self._train_labels = train.labels.to(self.device)
+        self._test_labels = test.labels.to(self.device)
+        self._test = _centre(_resize(test.pixels, scaled), size).to(self.device)
+        if settings.augment.crop == "random_resized":
+            self._train = train.pixels.to(self.device)
+            return
+        margin = settings.augment.crop_pad if settings.augment.crop == "pad" else 0
+        pixels = _resize(train.pixels, scaled)
+        pixels = _centre(pixels, size) if settings.augment.crop == "none" else pixels
+        self._train = F.pad(pixels, [margin] * 4).to(self.device)
+
+    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, None]]:
+        for share in epoch.shares():
+            chosen = share.indices.to(self.device)
+            draw = rng.generator(self.seed, "crop", epoch.epoch, share.step)
+            pixels = self._crop(chosen, share.positions, epoch.batch, draw)
+            flips = torch.rand(epoch.batch, generator=draw) < self.augment.hflip
+            if self.augment.hflip > 0:
+                flip = flips[share.positions].to(self.device).view(-1, 1, 1, 1)
+                pixels = torch.where(flip, pixels.flip(-1), pixels)
+            if self._pictorial is not None:
+                changed = []
+                bytes_ = pixels.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+                for picture, index in zip(bytes_, share.indices.tolist(), strict=True):
+                    with rng.seeded_global(self.seed, "picture", epoch.epoch, index):
+                        changed.append(np.asarray(self._pictorial(Image.fromarray(picture))))
+                pixels = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(self.device)
+            yield share, pixels, self._train_labels[chosen], None
+
+    def _crop(self, chosen: Tensor, positions: Tensor, batch: int, draw: torch.Generator) -> Tensor:
+        height, width = self._train.shape[2:]
+        if self.augment.crop == "random_resized":
+            box = augment.boxes(
+                batch, height=height, width=width, area=self.augment.crop_scale,
+                ratio=self.augment.crop_ratio, draw=draw,
+            )[positions]  # fmt: skip
+            return augment.crop_resized(self._train[chosen], box, self.image_size)
+        size = self.image_size
+        # A view of every crop at every place, of which the chosen ones are copied.
+        windows = self._train.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
+        top = torch.randint(height - size + 1, (batch,), generator=draw)[positions]
+        left = torch.randint(width - size + 1, (batch,), generator=draw)[positions]
+        crops: Tensor = windows[chosen, top.to(self.device), left.to(self.device)]
+        return crops
+
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for numbers in rows:
+            chosen = numbers.to(self.device)
+            yield numbers, self._test[chosen], self._test_labels[chosen]
+
+
+def _resize(pixels: Tensor, side: int) -> Tensor:
+    if pixels.shape[2:] == (side, side):
+        return pixels
+    parts = [
+        F.interpolate(part.to(torch.float32), (side, side), mode="bicubic", antialias=True)
+        for part in torch.split(pixels, 1000)
+    ]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def _centre(pixels: Tensor, size: int) -> Tensor:
+    """The central size x size pixels; black where the pictures are smaller."""
+    short = max(0, size - pixels.shape[2])
+    pixels = F.pad(pixels, [short // 2, short - short // 2] * 2)
+    start = (pixels.shape[2] - size) // 2
+    return pixels[:, :, start : start + size, start : start + size].contiguous()

@@ -1,0 +1,208 @@
+"""Which images ImageNet has, in which order, whether they lie in folders or in shards."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsa_study.data import rng
+from lsa_study.data.paths import DataLacks
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+EXPECTED = {"train": 1_281_167, "val": 50_000}
+CLASSES = 1000
+
+
+class Store(Protocol):
+    """Bytes of images by place: a number of the store's own."""
+
+    @property
+    def root(self) -> Path:
+        """The split's folder, for messages."""
+        ...
+
+    def read(self, place: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
+    def where(self, place: int) -> str:
+        """File, or shard and row, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class SplitContents:
+    """What a store holds, in its own order."""
+
+    store: Store
+    labels: NDArray[np.int64]
+    """Class numbers, of which some may be absent."""
+    names: list[str]
+    """Class folder / file, as ``canonical`` makes them; of a shard perhaps the file alone."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes where folders say them; the labels count in them."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one split: the first of every class, then the second, and so on.
+
+    So the first N of a limited run come from all classes alike. Names are held as fixed-width
+    bytes: lists of Python strings are copied into every worker as soon as it counts references.
+    """
+
+    store: Store
+    names: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+    places: NDArray[np.int64]
+    """Of each image in the store."""
+    classes: tuple[str, ...]
+    numbers: NDArray[np.int64]
+    """The store's number of each class."""
+
+    def read(self, index: int) -> bytes:
+        """The encoded image with this number."""
+        return self.store.read(int(self.places[index]))
+
+    def where(self, index: int) -> str:
+        """Where the image with this number lies."""
+        return self.store.where(int(self.places[index]))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images in files of their own."""
+
+    root: Path
+    names: NDArray[np.bytes_]
+
+    def read(self, place: int) -> bytes:
+        """The content of a file."""
+        return Path(self.where(place)).read_bytes()
+
+    def where(self, place: int) -> str:
+        """Its path."""
+        return str(self.root / os.fsdecode(self.names[place]))
+
+
+def find_in_folders(root: Path, classes: Sequence[str] | None) -> SplitContents:
+    """List the images of a split that lie as ``<wnid>/<file>``.
+
+    Args:
+        root: holds one folder for every class.
+        classes: of the training split; None for the training split itself.
+
+    Raises:
+        DataLacks: a folder is none of ``classes``, or there is none.
+    """
+    found = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir()))
+    if not found or (classes is not None and not set(found) <= set(classes)):
+        extra = ", ".join(sorted({*found} - {*(classes or ())})[:3]) or "no class folder"
+        raise DataLacks(
+            f"{root}: holds {extra}; wanted are the same <wnid>/ folders of images as in train"
+        )
+    classes = tuple(classes or found)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels: list[int] = []
+    names: list[str] = []
+    for name in found:
+        files = [e.name for e in os.scandir(root / name) if e.name.lower().endswith(SUFFIXES)]
+        names += [f"{name}/{file}" for file in files]
+        labels += [numbers[name]] * len(files)
+    if not names:
+        raise DataLacks(f"{root}: holds no images; wanted are <wnid>/ folders of .JPEG files")
+    encoded = np.array([os.fsencode(name) for name in names])
+    return SplitContents(Files(root, encoded), np.array(labels, np.int64), names, classes)
+
+
+def canonical(name: str) -> str:
+    """A recorded name as folders have it: data set hubs append the class to the file's name."""
+    *folders, file = name.split("/")
+    if parts := re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", file):
+        return f"{parts[2]}/{parts[1]}{parts[3]}"
+    return "/".join([*folders[-1:], file])
+
+
+def ordered(found: SplitContents, like: Listing | None) -> Listing:
+    """Put a split in order.
+
+    Args:
+        like: the training split, whose classes count; None for the training split itself.
+
+    Raises:
+        DataLacks: there are no images, or some of a class that ``like`` lacks.
+    """
+    if not len(found.labels):
+        raise DataLacks(f"{found.store.root}: holds no images; wanted are encoded images by class")
+    numbers = np.unique(found.labels) if like is None else like.numbers
+    if extra := sorted(set(found.labels.tolist()) - set(numbers.tolist())):
+        shown = ", ".join(map(str, extra[:3]))
+        raise DataLacks(
+            f"{found.store.root}: holds images of class {shown}, of which train has none; wanted "
+            "are the same classes as in train"
+        )
+    labels = np.searchsorted(numbers, found.labels)
+    encoded = np.array([name.encode("utf-8", "surrogateescape") for name in found.names])
+    by_class = np.lexsort((encoded, labels))
+    starts = np.searchsorted(labels[by_class], np.arange(len(numbers)))
+    turn = np.empty(len(labels), np.int64)
+    turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+    rows = np.lexsort((encoded, labels, turn))
+    if like is not None:
+        classes = like.classes
+    elif found.classes is not None:
+        classes = tuple(found.classes[number] for number in numbers)
+    else:
+        named = {int(n): name for n, name in zip(found.labels, found.names, strict=True)}
+        classes = tuple(
+            named[n].split("/")[0] if "/" in named[n] else str(n) for n in numbers.tolist()
+        )
+    return Listing(found.store, encoded[rows], labels[rows], rows, classes, numbers)
+
+
+def complete(split: str, listing: Listing) -> None:
+    """Check that all of ImageNet is there.
+
+    Raises:
+        DataLacks: images are missing, or too many; the message counts them.
+    """
+    found, wanted = len(listing.labels), EXPECTED[split]
+    if found == wanted and len(listing.classes) == CLASSES:
+        return
+    counts = np.bincount(listing.labels, minlength=len(listing.classes))
+    fewest = int(counts.argmin())
+    difference = f"{abs(wanted - found):,} {'missing' if found < wanted else 'too many'}"
+    raise DataLacks(
+        f"{listing.store.root}: {split} has {found:,} images in {len(counts)} classes, expected "
+        f"{wanted:,} in {CLASSES}: {difference}; the smallest class is {listing.classes[fewest]} "
+        f"with {counts[fewest]}. Complete it, or ask for a part with data.train_limit"
+    )
+
+
+def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
+    """Hash all names, the size and first 4 kB of every thousandth image, and ``more``.
+
+    Raises:
+        DataLacks: an image cannot be read.
+    """
+    content: list[Any] = []
+    try:
+        for listing in (train, test):
+            content += [np.sort(listing.names)]
+            for index in range(0, len(listing.names), 1000):
+                encoded = listing.read(index)
+                content += [str(len(encoded)), encoded[:4096]]
+    except OSError as error:
+        raise DataLacks(f"{train.store.root}: cannot be read ({error})") from error
+    return rng.fingerprint("imagenet", *content, *more)

@@ -1,0 +1,142 @@
+"""Where data sets lie on this machine. Needs no torch, so that ``lsa plan`` can ask."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lsa_study.config.settings import Data
+from lsa_study.errors import EnvironmentLacks
+
+TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
+
+CURE = "set LSA_DATA or data.root; `lsa run table1 --tier toy` needs no data"
+
+LAYOUTS = {
+    "cifar10": (
+        ("cifar10/train.parquet", "cifar10/test.parquet"),
+        ("cifar10/cifar-10-batches-py",),
+        ("cifar-10-batches-py",),
+    ),
+    "imagenet": (
+        ("imagenet/train", "imagenet/val"),
+        ("imagenet/train*.parquet", "imagenet/val*.parquet"),
+    ),
+}
+"""Accepted layouts under the root: all paths of one of them exist. The first is preferred.
+
+Of ImageNet there may be one only; shards may also lie in ``imagenet/train`` and ``imagenet/val``.
+"""
+
+
+class DataLacks(EnvironmentLacks):
+    """The data set is missing, incomplete or damaged."""
+
+    cause = "data"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How ImageNet lies under a root."""
+
+    kind: Literal["folders", "parquet"]
+    root: Path
+    """The folder ``imagenet``."""
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]
+    """The split's folder, or its shards in the order of their names."""
+
+
+def require(data: Data) -> tuple[Path, ...]:
+    """Find a data set's files or folders; none for the embedded digits.
+
+    Raises:
+        DataLacks: they are not there; the message names the place and who gave it.
+    """
+    if data.name not in LAYOUTS:
+        return ()
+    if data.name == "imagenet":
+        found = imagenet(data)
+        return (*found.train, *found.test)
+    root, _ = _root(data)
+    for layout in LAYOUTS[data.name]:
+        if all((root / part).exists() for part in layout):
+            return tuple(root / part for part in layout)
+    raise _missing(data)
+
+
+def weights(data: Data, name: str) -> Path:
+    """Find a file of weights under the data sets' folder.
+
+    Raises:
+        DataLacks: it is not there.
+    """
+    root, origin = _root(data)
+    path = root / "weights" / name
+    if not path.is_file():
+        raise DataLacks(
+            f"train.start.weights: {path} not found (from {origin}); put the weights there, or "
+            "drop train.start to begin with randomly initialised ones"
+        )
+    return path
+
+
+def imagenet(data: Data) -> Layout:
+    """Find ImageNet as folders or shards.
+
+    Raises:
+        DataLacks: it is not there, or there twice in two layouts.
+    """
+    found = layout_of_imagenet(_root(data)[0])
+    if found is None:
+        raise _missing(data)
+    return found
+
+
+def layout_of_imagenet(root: Path) -> Layout | None:
+    """The layout in which ``root`` holds ImageNet, or None where it does not.
+
+    Raises:
+        DataLacks: there are two.
+    """
+    home = root / "imagenet"
+    folders, shards = {}, {}
+    for split in ("train", "val"):
+        folder = home / split
+        paths = sorted((*home.glob(f"{split}*.parquet"), *folder.glob("*.parquet")))
+        if paths:
+            shards[split] = tuple(paths)
+        # An empty folder counts: what it lacks is reported where it is listed.
+        if folder.is_dir() and (not paths or any(part.is_dir() for part in folder.iterdir())):
+            folders[split] = (folder,)
+    if folders and shards:
+        one, other = (next(iter(f.values()))[0].relative_to(root) for f in (folders, shards))
+        raise DataLacks(
+            f"{home}: holds ImageNet as folders ({one}) and parquet ({other}); keep one of them"
+        )
+    found = folders or shards
+    if len(found) < 2:
+        return None
+    return Layout("folders" if folders else "parquet", home, found["train"], found["val"])
+
+
+def _root(data: Data) -> tuple[Path, str]:
+    """The data sets' folder, and the setting or variable that names it."""
+    origin = "LSA_DATA" if data.root is None else "data.root"
+    given = os.environ.get("LSA_DATA") if data.root is None else data.root
+    if not given:
+        raise DataLacks(
+            f"{TITLES[data.name]} not found: neither data.root nor LSA_DATA is set; {CURE}"
+        )
+    return Path(given).expanduser(), origin
+
+
+def _missing(data: Data) -> DataLacks:
+    root, origin = _root(data)
+    wanted = " or ".join(" and ".join(layout) for layout in LAYOUTS[data.name])
+    return DataLacks(
+        f"{TITLES[data.name]} not found at {root / data.name} (from {origin}); {CURE}. "
+        f"Wanted under {root}: {wanted}"
+    )

@@ -1,0 +1,65 @@
+"""Random numbers that depend on what they are for, never on what was drawn before.
+
+Every draw of a run belongs to words such as (seed, "order", epoch) or (seed, "step", epoch, step),
+so a resumed run, or one with another number of workers, draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def derive(*words: int | str) -> int:
+    """A seed of 63 bits from words; different words give unrelated seeds."""
+    text = "/".join(map(str, words)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+def generator(*words: int | str) -> torch.Generator:
+    """A private CPU generator for these words."""
+    return torch.Generator().manual_seed(derive(*words))
+
+
+@contextmanager
+def seeded_global(*words: int | str) -> Iterator[None]:
+    """Seed the global generators for a library that draws from them; put them back afterwards."""
+    with preserve_rng():
+        seed_global(*words)
+        yield
+
+
+def seed_global(*words: int | str) -> None:
+    """Seed the global generators; only inside ``preserve_rng``."""
+    seed = derive(*words)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Put the global generators back as they were, whatever is drawn meanwhile."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def fingerprint(name: str, *content: Any) -> str:
+    """A name and 16 hex digits of the SHA-256 of ``content``."""
+    digest = hashlib.sha256()
+    for piece in content:
+        data = piece.encode() if isinstance(piece, str) else memoryview(piece)
+        digest.update(f"{memoryview(data).nbytes}:".encode())
+        digest.update(data)
+    return f"{name}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,214 @@
+"""Label maps: what a trained network answers for each place of every training image, as released.
+
+A map lies in ``imagenet/token_labels/<wnid>/<image>.pt`` and is a tensor (2, k, rows, columns): the
+k best scores of every cell, as logits, and their classes (Jiang et al., "All Tokens Matter", 2021).
+It covers the whole picture; an image shows a box of it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from lsa_study.data.augment import soft
+from lsa_study.data.paths import DataLacks
+
+TOKEN_PIXELS = 16
+"""Pixels per side of the image that one of VOLO's tokens stands for."""
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """The label maps of some images."""
+
+    root: Path
+    num_classes: int
+    truth: bool
+    """Whether images' targets take in their classes."""
+    shape: tuple[int, ...]
+    """Of the first map; a batch needs all to have it."""
+
+    @classmethod
+    def find(cls, root: Path, names: list[str], *, num_classes: int, truth: bool) -> LabelMaps:
+        """Look whether each image has a map; the first is read.
+
+        Args:
+            root: holds a folder for each class.
+            names: the images, as class folder / file.
+            num_classes: K.
+            truth: whether images' targets take in their classes.
+
+        Raises:
+            DataLacks: maps are missing, or the first cannot be read.
+        """
+        cure = (
+            "unpack the released maps (label_top5_train_nfnet) to it, or set "
+            "train.tokens.labels: plain, which needs none"
+        )
+        if not root.is_dir():
+            raise DataLacks(f"{root}: no such folder of label maps; {cure}")
+        folders = {name.partition("/")[0] for name in names}
+        there = {
+            f"{folder}/{entry.name}"
+            for folder in folders
+            if (root / folder).is_dir()
+            for entry in os.scandir(root / folder)
+        }
+        missing = [name for name in map(_beside, names) if name not in there]
+        if missing:
+            raise DataLacks(
+                f"{root / missing[0]}: no such label map, nor for {len(missing) - 1:,} more of "
+                f"{len(names):,} images; {cure}"
+            )
+        first = _load(root / _beside(names[0]))
+        maps = cls(root, num_classes, truth, tuple(first.shape))
+        maps.read(names[0])
+        return maps
+
+    def read(self, name: str) -> Tensor:
+        """The map of an image: (2, k, rows, columns), float32.
+
+        Raises:
+            DataLacks: it is damaged, or no map like the others.
+        """
+        path = self.root / _beside(name)
+        found = _load(path)
+        if wrong := self._wrong(found):
+            raise DataLacks(
+                f"{path}: {wrong}; wanted is a tensor (2, k, rows, columns) of scores and of "
+                "classes, the same size for all images"
+            )
+        return found.float()
+
+    def placed(self, name: str, transform: Any) -> tuple[Tensor, Tensor]:
+        """The map of the image that ``transform`` made last, and what the image shows of it.
+
+        Args:
+            name: class folder / file.
+            transform: begins with a ``RandomResizedCrop`` and a ``RandomFlip``.
+
+        Returns:
+            (2, k, rows, columns), float32; and (5,), the box's left, top, right and bottom as
+            shares of the picture, and 1 if the image is flipped.
+
+        Raises:
+            DataLacks: see ``read``.
+        """
+        crop, flip = transform.transforms[:2]
+        return self.read(name), torch.tensor([*crop.box, float(flip.flipped)])
+
+    def targets(
+        self, labels: Tensor, maps: Tensor, cuts: Tensor, *, image_size: int, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Smoothed targets of a batch: (N, K) of its images, (N, tokens, K) of their tokens.
+
+        Args:
+            labels: (N,) class numbers.
+            maps: (N, 2, k, rows, columns) and
+            cuts: (N, 5), see ``placed``.
+            image_size: side of the images in pixels.
+            smoothing: see ``smoothed``.
+        """
+        side = image_size // TOKEN_PIXELS
+        images, tokens = (
+            smoothed(shares, smoothing)
+            for shares in answers(maps, cuts, num_classes=self.num_classes, side=side)
+        )
+        return with_truth(images, labels, smoothing) if self.truth else images, tokens
+
+    def content(self, names: list[str]) -> list[Any]:
+        """Size and first 4 kB of every thousandth map, for a fingerprint."""
+        found: list[Any] = []
+        for name in names[::1000]:
+            path = self.root / _beside(name)
+            with path.open("rb") as file:
+                found += [str(path.stat().st_size), file.read(4096)]
+        return found
+
+    def _wrong(self, found: Tensor) -> str | None:
+        if found.ndim != 4 or len(found) != 2 or not found.is_floating_point():
+            return f"holds numbers of type {found.dtype}, shape {tuple(found.shape)}"
+        if tuple(found.shape) != self.shape:
+            return f"has the shape {tuple(found.shape)}, the first map {self.shape}"
+        scores, classes = found.float()
+        if not scores.isfinite().all():
+            return "holds scores that are not finite"
+        if not ((classes >= 0) & (classes < self.num_classes) & (classes == classes.round())).all():
+            return f"holds classes that are not whole numbers from 0 to {self.num_classes - 1}"
+        if (classes.sort(dim=0).values.diff(dim=0) == 0).any():
+            return "names a class twice in one cell"
+        return None
+
+
+def _beside(name: str) -> str:
+    return str(Path(name).with_suffix(".pt"))
+
+
+def _load(path: Path) -> Tensor:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        # Its kind only: of a file that holds more than tensors, torch invites to trust it.
+        kind = type(error).__name__
+        raise DataLacks(f"{path}: cannot be read as a tensor ({kind}); unpack it again") from error
+    if not isinstance(found, Tensor):
+        raise DataLacks(f"{path}: holds no tensor but a {type(found).__name__}; unpack it again")
+    return found
+
+
+# -- targets -------------------------------------------------------------------------------------
+
+
+def answers(maps: Tensor, cuts: Tensor, *, num_classes: int, side: int) -> tuple[Tensor, Tensor]:
+    """What the network that made the maps says of images cut from their pictures.
+
+    As released: scores are put back to all classes, 0 elsewhere, averaged by RoI align over each
+    token's part of the box, or over all of it, and become shares by softmax. The released code
+    hands rows to RoI align as columns, which mirrors boxes at the diagonal; here they are the
+    image's own.
+
+    Args:
+        maps: (N, 2, k, rows, columns), scores and classes.
+        cuts: (N, 5): left, top, right and bottom as shares of the picture, 1 where flipped.
+        num_classes: K.
+        side: tokens per side of an image.
+
+    Returns:
+        (N, K) of the whole images and (N, side**2, K) of their tokens, row by row from the top
+        left; each sums to 1 over the classes.
+    """
+    scores, classes = maps.unbind(1)
+    count, _, rows, columns = scores.shape
+    whole = scores.new_zeros(count, num_classes, rows, columns).scatter_(1, classes.long(), scores)
+    boxes = cuts[:, :4] * cuts.new_tensor([columns, rows, columns, rows])
+    boxes = torch.cat([torch.arange(count, device=cuts.device)[:, None], boxes], dim=1)
+    images: Tensor = roi_align(whole, boxes, 1, aligned=True)
+    tokens: Tensor = roi_align(whole, boxes, side, aligned=True)
+    tokens = torch.where(cuts[:, 4].view(-1, 1, 1, 1) > 0, tokens.flip(-1), tokens)
+    return images.flatten(1).softmax(1), tokens.flatten(2).softmax(1).transpose(1, 2)
+
+
+def smoothed(shares: Tensor, smoothing: float) -> Tensor:
+    """Smooth shares s of K classes as released: s (1 - e + e/K) + e/K; so they sum to 1 + e/K."""
+    least = smoothing / shares.shape[-1]
+    return shares * (1 - smoothing + least) + least
+
+
+def with_truth(images: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mix whole images' targets (N, K), smoothed, with their classes (N,), smoothed.
+
+    VOLO's fine-tuning: half of each where both name the same class, else 9 parts of 10 of the
+    former remain.
+    """
+    truth = soft(labels, images.shape[1], smoothing)
+    kept = torch.where(images.argmax(1) == labels, 0.5, 0.9)[:, None]
+    return kept * images + (1 - kept) * truth

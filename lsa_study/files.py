@@ -1,0 +1,157 @@
+"""Files that a reader sees whole or not at all, on disks that may be full or read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Buffer, override
+
+from lsa_study.errors import EnvironmentLacks
+
+
+def read_whole(path: Path) -> bytes | None:
+    """What a file holds; None if there is no such file.
+
+    Raises:
+        OSError: it is there but cannot be read.
+    """
+    try:
+        # A buffer costs a quarter of the time where thousands of small files are read.
+        with path.open("rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never half."""
+    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file by temporary name, fsync and rename.
+
+    Raises:
+        EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
+    """
+    with writable(path), replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it is flushed and takes ``path``'s place at the end.
+
+    If the block fails, the old file stands and the temporary one is removed.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; see ``writable``.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Report a full disk or a folder without permission as ``EnvironmentLacks``."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "free some space or choose another --results folder"
+        ) from error
+
+
+def cpu_name() -> str:
+    """The name of this machine's processor."""
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a JSON file holds; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class OutputLost(EnvironmentLacks):
+    """Standard output takes no more: its disk is full, or its reader has gone."""
+
+
+class _Output(io.RawIOBase):
+    """Bytes for a file descriptor; once it fails, what is written is lost."""
+
+    def __init__(self, descriptor: int, *, needed: bool) -> None:
+        self.descriptor, self.needed = descriptor, needed
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def fileno(self) -> int:
+        return self.descriptor
+
+    @override
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, content: Buffer) -> int:
+        try:
+            return os.write(self.descriptor, content)
+        except OSError as error:
+            needed, self.needed = self.needed, False
+            if needed and isinstance(error, BrokenPipeError):
+                sys.exit(0)  # as in ``lsa status | head``: its reader has seen enough
+            if needed:
+                raise OutputLost(f"standard output: cannot be written ({error.strerror})") from None
+            return memoryview(content).nbytes
+
+
+def guard_output(*, needed: bool) -> None:
+    """Have a closed or full standard output end a command without a traceback, or not at all.
+
+    Args:
+        needed: whether what is printed is what the command is for: then it ends with
+            ``OutputLost``, or quietly where a reader has gone. Else it goes on.
+    """
+    # Where they were closed, the next file to be opened would take their place.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is not None:
+            stream.flush()
+            try:
+                descriptor = stream.fileno()
+            except OSError:  # not a file: whoever put it there sees to it
+                continue
+        raw = _Output(descriptor, needed=needed and name == "stdout")
+        text = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=getattr(stream, "encoding", "utf-8"),
+            errors=getattr(stream, "errors", "replace"),
+            line_buffering=name == "stderr" or raw.isatty(),
+        )
+        setattr(sys, name, text)

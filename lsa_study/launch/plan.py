@@ -1,0 +1,156 @@
+"""What would run: the answer of ``lsa plan``, as data and as words. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsa_study import rundir
+from lsa_study.config.study import Run, Study, distinct
+from lsa_study.errors import LsaError, Refused
+from lsa_study.launch import rehearse
+from lsa_study.record import OUTCOMES
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """One study's runs with their resolved settings."""
+    return {
+        "study": study.name,
+        "tier": study.tier,
+        "factor": ", ".join(study.file.factor),
+        "baseline": study.file.baseline,
+        "runs": [
+            {
+                "name": run.name,
+                "identity": run.identity,
+                "variant": run.variant,
+                "seed": run.seed,
+                "settings": run.settings.model_dump(mode="json"),
+            }
+            for run in study.runs()
+        ],
+    }
+
+
+def as_text(studies: Sequence[Study], results: Path) -> str:
+    """A block for each study and a last line that counts the distinct runs."""
+    states = _states(studies, results)
+    rehearsed = {tier: rehearse.read(results, tier) for tier in {one.tier for one in studies}}
+    blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
+    runs = distinct(studies)
+    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
+    epochs = sum(run.settings.train.epochs for run in runs)
+    last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
+    if len(studies) > 1:
+        # The studies' own costs count a shared run in each.
+        rows = {name: row for of_tier in rehearsed.values() for name, row in of_tier.items()}
+        predicted = rehearse.predicted(todo, rows)
+        last += [words for topic, words in predicted if topic == "cost"]
+    blocks.append("; ".join(last))
+    return "\n".join(blocks)
+
+
+def check_models(studies: Sequence[Study]) -> str:
+    """Build every distinct network in a process of its own and prove that each differs.
+
+    Raises:
+        Refused: some option does not reach the network; all such rows are named.
+    """
+    # Two studies may call different networks the same, so it is not the names that count.
+    networks = {(r.settings.model, r.settings.data.image_size): r for r in distinct(studies)}
+    variants = {run.name: run.settings.model_dump_json() for run in networks.values()}
+    # A process of its own: planning does not import torch.
+    command = [sys.executable, "-m", "lsa_study.models.ablation_check"]
+    told = subprocess.run(
+        command, input=json.dumps(variants), capture_output=True, text=True, check=False
+    )
+    if told.returncode != 0:
+        raise LsaError(f"the models cannot be built: {told.stderr.strip().splitlines()[-1]}")
+    answer = json.loads(told.stdout)
+    if answer["inactive"]:
+        raise Refused("\n".join(answer["inactive"]))
+    return f"{answer['built']} networks built; no two of them are the same"
+
+
+def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for tier in {study.tier for study in studies}:
+        for identity, folder in rundir.existing(results, tier).items():
+            result = folder.result()
+            states[identity] = result.outcome if result else folder.status().state
+    return states
+
+
+def _block(
+    study: Study,
+    studies: Sequence[Study],
+    states: dict[str, str],
+    rehearsed: Mapping[str, rehearse.Rehearsed],
+) -> str:
+    runs = study.runs()
+    done = [run for run in runs if states.get(run.identity) in OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
+    running = [run for run in runs if states.get(run.identity) == "running"]
+    rows = [
+        ("contrast", f"ok: only {', '.join(study.file.factor)} differ{_s(study.file.factor)}"),
+        ("reuse", f"{len(done)} done, {len(running)} running, {len(todo)} to do"),
+        ("shared", _shared(runs, study, studies)),
+        ("train", _protocol(runs[0])),
+        ("start", _starts(study)),
+        *_cost(study, todo, rehearsed),
+    ]
+    head = (
+        f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
+        f"seed{'s' if len(study.seeds) != 1 else ''} = {len(runs)} runs   "
+        f"baseline: {study.file.baseline}"
+    )
+    return "\n".join([head, *(f"  {name:<9} {words}" for name, words in rows if words)])
+
+
+def _starts(study: Study) -> str:
+    found = []
+    for variant, settings in study.variants.items():
+        start = settings.train.start
+        if start is not None:
+            found.append(f"{variant} from {start.row or start.weights}")
+    return "; ".join(found)
+
+
+def _cost(
+    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearse.Rehearsed]
+) -> list[tuple[str, str]]:
+    if not todo:
+        return []
+    unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
+    return rehearse.predicted(todo, rehearsed) or [("cost", unknown)]
+
+
+def _s(words: Sequence[str]) -> str:
+    return "s" if len(words) == 1 else ""
+
+
+def _shared(runs: Sequence[Run], study: Study, studies: Sequence[Study]) -> str:
+    mine = {run.identity: run.variant for run in runs}
+    found = []
+    for other in studies:
+        if other is study:
+            continue
+        common = {mine[run.identity] for run in other.runs() if run.identity in mine}
+        if common:
+            found.append(f"{', '.join(sorted(common))} with {other.name}")
+    return "; ".join(found)
+
+
+def _protocol(run: Run) -> str:
+    data, train = run.settings.data, run.settings.train
+    limits = {"images": data.train_limit, "test images": data.test_limit}
+    parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)
+    limit = f" ({parts})" if parts else ""
+    return (
+        f"{data.name}{limit} at {data.image_size} px, {run.settings.model.backbone}, "
+        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
+    )

@@ -1,0 +1,134 @@
+"""Prove that a study's options reach its networks: rows that should differ do.
+
+Every variant is built as it will be trained, on the meta device, which costs no memory. Then its
+operator is put into a micro network of the same kind, whose weights follow from their names alone,
+and sees one fixed picture. Two variants whose operators differ must answer differently or have
+other weights; other backbones must have other weights, other stochastic depths other rates. Where
+they have not, an option does nothing.
+
+Run as ``python -m lsa_study.models.ablation_check``: reads ``{"variant": settings, ...}`` as JSON
+and prints ``{"built": number, "inactive": [message, ...]}``. Planning itself need not import torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lsa_study.config.settings import Model, Settings, flatten
+from lsa_study.models.registry import from_settings
+from lsa_study.models.volo import Volo, VoloSize
+
+MICRO_SIDE = 28
+MICRO_VOLO = VoloSize((2, 1, 1, 1), (16, 32), (2, 4), stem_dim=8)
+MICRO_VOLO_SIDE = 112
+"""Its first stage then has 14 x 14 pixels: more than one window."""
+
+SAME = ("implementation",)
+"""Options of an operator that choose how to compute, not what is computed."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What shows of a variant: its weights, its drop rates, and its operator's answer."""
+
+    model: Model
+    shapes: dict[str, torch.Size]
+    rates: list[float]
+    answer: Tensor
+
+    def shows(self, option: str, other: Built) -> bool:
+        """Whether the two networks differ where ``option`` should make them."""
+        if option == "drop_path":
+            return self.rates != other.rates
+        if self.shapes != other.shapes:
+            return True
+        return option == "op" and not torch.allclose(
+            self.answer, other.answer, rtol=1e-5, atol=1e-7
+        )
+
+
+class Unbounded(TorchFunctionMode):
+    """Leaves out the clamp of truncated normals: on meta it costs more than all the rest."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run every other call as it is."""
+        return args[0] if func is Tensor.clamp_ else func(*args, **(kwargs or {}))
+
+
+def inactive_options(variants: Mapping[str, Settings]) -> list[str]:
+    """Name every pair of variants with an option that changes nothing; none if all is well.
+
+    Raises:
+        ConfigError: a variant cannot be built.
+    """
+    built = {name: _build(settings) for name, settings in variants.items()}
+    return [
+        f"{one} and {other} differ in {', '.join(changes)}, but their networks do not: the option "
+        "does not reach them. Fix the option, or drop a row"
+        for one, other in itertools.combinations(built, 2)
+        for option, changes in _changes(built[one].model, built[other].model).items()
+        if not built[one].shows(option, built[other])
+    ]
+
+
+def _changes(one: Model, other: Model) -> dict[str, list[str]]:
+    """backbone, op or drop_path -> the settings under it that differ."""
+    ours, theirs = (flatten(model.model_dump(mode="json")) for model in (one, other))
+    found: dict[str, list[str]] = {}
+    for path in {**ours, **theirs}:
+        part, _, option = path.partition(".")
+        if option not in SAME and ours.get(path) != theirs.get(path):
+            found.setdefault(part, []).append(f"model.{path}")
+    return found
+
+
+def _build(settings: Settings) -> Built:
+    model, op = settings.model, settings.model.op
+    with torch.device("meta"), Unbounded():
+        whole = from_settings(model, image_size=settings.data.image_size, num_classes=1000)
+    shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
+    rates = [part.drop_prob for part in whole.modules() if isinstance(part, DropPath)]
+    # By the definition, in float64: planning must not wait for kernels to be compiled.
+    if "implementation" in type(op).model_fields:
+        op = op.model_copy(update={"implementation": "reference"})
+    micro = model.model_copy(update={"backbone": "swin_micro", "op": op, "drop_path": 0.0})
+    volo = model.backbone.startswith("volo")
+    side = MICRO_VOLO_SIDE if volo else MICRO_SIDE
+    network: nn.Module = (
+        Volo(MICRO_VOLO, op, img_size=side, num_classes=10)
+        if volo
+        else from_settings(micro, image_size=side, num_classes=10)
+    )
+    network.double().eval()
+    with torch.inference_mode():
+        for name, parameter in network.named_parameters():
+            draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
+        draw = torch.Generator().manual_seed(0)
+        picture = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64)
+        return Built(model, shapes, rates, network(picture))
+
+
+def main() -> None:
+    """Answer one question from standard input."""
+    settings = json.load(sys.stdin)
+    variants = {name: Settings.model_validate_json(text) for name, text in settings.items()}
+    answer = {"built": len(variants), "inactive": inactive_options(variants)}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

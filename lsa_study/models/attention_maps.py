@@ -1,0 +1,200 @@
+"""What a trained operator looks at: the weight of every pixel for every other, term by term."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lsa_study.models.blocks import SpatialBlock
+from lsa_study.models.pretrained import read_checkpoint
+from lsa_study.models.registry import from_settings
+from lsa_study.ops import ELSA, DwConv, UnifiedSpatialOp
+from lsa_study.ops.checks import sides
+from lsa_study.ops.functional import apply_filters, spatial_attention
+from lsa_study.rundir import RunDir
+
+Floats = npt.NDArray[np.float32]
+MOST_PIXELS = 4096
+"""A map of more has over 16 million pairs."""
+GHOST = "ghost"
+
+
+def load_run(run: RunDir) -> nn.Module:
+    """The network of a finished run with its final weights, ready to be looked at.
+
+    Raises:
+        ConfigError: the run's weights or its configuration are not there.
+    """
+    settings, weights = run.settings(), read_checkpoint(run.weights)
+    (head,) = (weights[name] for name in ("head.fc.weight", "head.weight") if name in weights)
+    network = from_settings(
+        settings.model, image_size=settings.data.image_size, num_classes=len(head)
+    )
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+@torch.no_grad()
+def inputs(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Every spatial operator of a network, by name, with what it reads for these images.
+
+    Args:
+        network: of :mod:`lsa_study.models`; blocks hold their operator as ``attn``.
+        images: (B, 3, H, W), normalised as the network was trained.
+
+    Returns:
+        Such as ``{"layers.0.blocks.1.attn": (operator, x)}``, x (B, H, W, C).
+    """
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    hooks = []
+    for name, block in network.named_modules():
+        if isinstance(block, SpatialBlock):
+
+            def keep(op: nn.Module, given: tuple[Tensor, ...], name: str = f"{name}.attn") -> None:
+                found[name] = (op, given[0])
+
+            hooks.append(block.attn.register_forward_pre_hook(keep))
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@torch.no_grad()
+def attention(op: nn.Module, x: Tensor, *, without: Collection[str] = ()) -> Floats:
+    r"""The weight with which each pixel reads each other one: the bracket of Eq. 4 or Eq. 5.
+
+    .. math:: f'_i = \sum_j w_{i,j} \, v_j
+
+    Read off the operator's own definition by giving it one-hot values. A part that is left out is
+    left out of the trained operator; nothing is trained again.
+
+    Args:
+        op: ``UnifiedSpatialOp``, ``ELSA`` or ``DwConv``.
+        x: (1, H, W, C), what the operator reads; H and W whole windows, at most 4096 pixels.
+        without: of a unified operator some of its terms, of ELSA ``ghost``.
+
+    Returns:
+        (G, H, W, H, W): group, reading pixel, read pixel. Groups are heads; with a ghost head
+        they are channels, each its head's weights times one matrix plus another.
+
+    Raises:
+        ValueError: the operator has no such weights or no such part, or the map does not fit.
+    """
+    batch, height, width, _ = x.shape
+    if batch != 1 or height * width > MOST_PIXELS:
+        raise ValueError(f"x {tuple(x.shape)}: give one map of at most {MOST_PIXELS} pixels")
+    if unknown := sorted(set(without) - _parts(op)):
+        parts = ", ".join(sorted(_parts(op))) or "none"
+        raise ValueError(f"without={unknown}: no parts of {type(op).__name__}; it has {parts}")
+    if isinstance(op, UnifiedSpatialOp):
+        found = _of_terms(op, x, op.terms - set(without))
+    else:
+        found = _of_filters(_filters(op, x, without))
+    return found.reshape(-1, height, width, height, width).float().cpu().numpy()
+
+
+def _parts(op: nn.Module) -> set[str]:
+    if isinstance(op, UnifiedSpatialOp):
+        return set(op.terms)
+    return {GHOST} if isinstance(op, ELSA) and op.ghost_head is not None else set()
+
+
+def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> Tensor:
+    # What the layer itself does to project is not told apart from outside.
+    q, k, v = op._project(x)
+    pixels = x.shape[1] * x.shape[2]
+    shift = _shift(op, x.shape[1], x.shape[2])
+    columns = []
+    for start in range(0, pixels, op.depth):
+        ones = _one_hot(v[0, 0], start, op.depth)
+        mixed = spatial_attention(
+            q, k, ones.expand_as(v), rel_k=op.rel_k if "q_rk" in terms else None,
+            rel_q=op.rel_q if "rq_k" in terms else None,
+            rel_bias=op.rel_bias if "bias" in terms else None, use_qk="qk" in terms, norm=op.norm,
+            application=op.application, size=op.size, shift=shift, border=op.border,
+            scale=op.scale, implementation="reference",
+        )  # fmt: skip
+        columns.append(mixed[0].flatten(1, 2))
+    return torch.cat(columns, -1)[..., :pixels]
+
+
+def _shift(op: UnifiedSpatialOp, height: int, width: int) -> int:
+    rows, columns = sides(op.size)
+    down, right = op.shift * (height > rows), op.shift * (width > columns)
+    if op.application == "window" and down != right:
+        raise ValueError(
+            f"a map of {height} x {width} is shifted by {down} and {right}; give one that is "
+            "longer than a window on both axes or on none"
+        )
+    return down
+
+
+def _filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
+    """Filters of every pixel, (1, H, W, G, K*K)."""
+    height, width = x.shape[1:3]
+    if isinstance(op, DwConv):
+        return op.weight.flatten(1).expand(1, height, width, -1, -1)
+    if not isinstance(op, ELSA):
+        raise ValueError(
+            f"{type(op).__name__} has no weights of this form; give a UnifiedSpatialOp, ELSA or "
+            "DwConv"
+        )
+    projected = op.pre_proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    q, k, _ = torch.split(projected, [op.dim_qk, op.dim_qk, op.dim], -1)
+    filters = op.attention_maps(q * k * op.scale)
+    mul, add = op.ghost()
+    if GHOST in without or (mul is None and add is None):
+        return filters
+    filters = filters.repeat_interleave(op.dim // op.num_heads, 3)
+    if mul is not None:
+        filters = filters * mul.flatten(1)
+    return filters if add is None else filters + add.flatten(1)
+
+
+def _of_filters(filters: Tensor) -> Tensor:
+    height, width, groups, taps = filters.shape[1:]
+    side = round(taps**0.5)
+    pixels = height * width
+    columns = []
+    for start in range(0, pixels, side):
+        ones = _one_hot(filters.new_empty(height, width, side), start, side)
+        mixed = apply_filters(
+            ones.repeat(1, 1, groups)[None], filters, kernel_size=side, implementation="reference"
+        )
+        columns.append(mixed.view(pixels, groups, side).transpose(0, 1))
+    return torch.cat(columns, -1)[..., :pixels]
+
+
+def _one_hot(like: Tensor, start: int, count: int) -> Tensor:
+    """Values (H, W, count) whose channel c is 1 at pixel ``start + c`` alone."""
+    height, width = like.shape[:2]
+    ones = like.new_zeros(height * width + count, count)
+    ones[torch.arange(start, start + count), torch.arange(count)] = 1
+    return ones[: height * width].view(height, width, count)
+
+
+def effective_area(weights: Floats) -> Floats:
+    r"""How many pixels a group reads, whatever the size of its area.
+
+    .. math:: \frac{(\sum_j |w_{i,j}|)^2}{\sum_j w_{i,j}^2}, \quad averaged over i
+
+    One for a group that reads a single pixel, K*K for one that weighs its whole area alike.
+
+    Args:
+        weights: (G, H, W, H, W), as ``attention`` gives them.
+
+    Returns:
+        (G,), pixels. Readers whose weights are all zero are left out.
+    """
+    size = np.abs(weights).reshape(*weights.shape[:3], -1)
+    squares = np.square(size).sum(-1)
+    area = np.square(size.sum(-1)) / np.where(squares > 0, squares, np.nan)
+    found: Floats = np.nanmean(area.reshape(len(weights), -1), axis=1)
+    return found

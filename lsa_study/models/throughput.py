@@ -1,0 +1,203 @@
+"""Throughput of whole networks, interleaved with window attention: the answer of ``lsa bench``."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import lsa_kernels
+from lsa_study import measure
+from lsa_study.errors import ConfigError, EnvironmentLacks
+from lsa_study.files import cpu_name, writable, write_json
+
+LSA = "lsa_swin_tiny"
+LAYERS = (
+    LSA, "swin_tiny_patch4_window7_224", "dwconv_swin_tiny", "net7_swin_tiny_n", "elsa_swin_tiny",
+)  # fmt: skip
+"""The networks of the article's Table 7, and timm's own Swin-T."""
+MODES = ("inference", "training")
+
+Contender = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, and the quartiles around it; peak extra memory if known."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+    peak_bytes: int | None = None
+
+
+def interleaved(
+    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
+) -> dict[str, Timing]:
+    """Time contenders in turns, A B C A B C, so that what the machine does affects them alike.
+
+    Each is called twice before, apart. Rounds go on for ``seconds`` in all, three at least.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for call in contenders.values():
+        for _ in range(2):
+            call()
+    wait()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
+            for name, call in contenders.items():
+                begun = time.perf_counter()
+                call()
+                wait()
+                taken[name].append(time.perf_counter() - begun)
+    finally:
+        gc.enable()
+    found: dict[str, Timing] = {}
+    for name, times in taken.items():
+        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+        peak = _peak_bytes(contenders[name], device)
+        found[name] = Timing(median, low, high, len(times), peak)
+    return found
+
+
+def _peak_bytes(call: Contender, device: torch.device) -> int:
+    """Most memory a call holds beyond what was there before.
+
+    On a CPU this is what torch's allocator handed out, as its profiler saw it; scratch memory that
+    a kernel takes by itself is not in it.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would write to the terminal
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What figures must be read with: device, threads, versions."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def bench(
+    layers: Sequence[str], *, size: int, batch: int | None, device: str | None, seconds: float,
+    results: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Time networks in turns on the same images, forward alone and forward with backward.
+
+    bfloat16 by autocast on a GPU, float32 on a CPU. The figures are also written to
+    ``benchmarks/networks.json`` under ``results``, where Table 7 finds them.
+
+    Args:
+        layers: names of ``lsa_study.models`` or of timm; window attention is always among them.
+        size: side of the images, in pixels.
+        batch: images at once; None means 128 on a GPU, 8 on a CPU.
+        device: None means a GPU where there is one.
+        seconds: how long all networks together are timed in each mode.
+        results: the results folder.
+
+    Raises:
+        ConfigError: a network is unknown.
+        EnvironmentLacks: the device is not here, or the results cannot be written.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentLacks(f"--device {device}: torch finds no GPU here; give cpu")
+    number = batch or (128 if place.type == "cuda" else 8)
+    sized = {} if size == 224 else {"img_size": size}
+    torch.manual_seed(0)
+    networks: dict[str, nn.Module] = {}
+    for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "elsa_swin_tiny"
+            raise ConfigError(f"{name}: no such network; such as {near}")
+        networks[name] = timm.create_model(name, **sized).to(place)
+    images = torch.randn(number, 3, size, size, device=place)
+    found: dict[str, dict[str, Any]] = {}
+    for name, network in networks.items():
+        counted = measure.count(network, (1, 3, size, size))
+        found[name] = {"params": counted.params, "macs": counted.macs}
+    for mode in MODES:
+        calls = {name: _step(network, images, mode) for name, network in networks.items()}
+        timed = interleaved(calls, seconds=seconds, device=place)
+        for name, taken in timed.items():
+            found[name][mode] = asdict(taken) | {"images_per_second": number / taken.median}
+    answer = {
+        "machine": machine(place) | {"kernels": lsa_kernels.build_info().split(",")[0]},
+        "precision": "bfloat16" if place.type == "cuda" else "float32",
+        "batch": number, "size": size, "networks": found,
+    }  # fmt: skip
+    path = results / "benchmarks" / "networks.json"
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, answer)
+    return answer
+
+
+def _step(network: nn.Module, images: Tensor, mode: str) -> Contender:
+    wide = torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda)
+
+    def infer() -> None:
+        with torch.inference_mode(), wide:
+            network.eval()(images)
+
+    def train() -> None:
+        with wide:
+            loss = network.train()(images).float().square().mean()
+        loss.backward()
+        network.zero_grad()
+
+    return infer if mode == "inference" else train
+
+
+def as_text(answer: dict[str, Any]) -> str:
+    """The figures as lines for a terminal."""
+    machine, networks = answer["machine"], answer["networks"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
+        f"{machine['kernels']}; {answer['batch']} x 3 x {answer['size']} x {answer['size']}, "
+        f"{answer['precision']}",
+        f"{'':30}{'params':>9}{'GMACs':>7}"
+        + "".join(f"{mode + ' img/s':>22}{'x LSA':>7}{'MiB':>8}" for mode in MODES),
+    ]
+    for name, one in networks.items():
+        cells = f"{name:30}{one['params'] / 1e6:8.2f}M{one['macs'] / 1e9:7.2f}"
+        for mode in MODES:
+            timed, of_lsa = one[mode], networks[LSA][mode]["images_per_second"]
+            low, high = answer["batch"] / timed["high"], answer["batch"] / timed["low"]
+            rate = f"{timed['images_per_second']:.2f} ({low:.2f}-{high:.2f})"
+            peak = (timed["peak_bytes"] or 0) / 2**20
+            cells += f"{rate:>22}{timed['images_per_second'] / of_lsa:7.2f}{peak:8.0f}"
+        lines.append(cells)
+    return "\n".join(lines)

@@ -1,0 +1,202 @@
+"""What a run records, field by field: its result, its state, and what each attempt ran on.
+
+Reading is lenient about what is missing (None) or unknown (ignored), and strict about values: a
+wrong type is an error that names the field. What reports do with a field stands beside it, as a
+``Fact``: the sections of ``lsa diff``, the answer of ``lsa why`` and the notes on rows that were
+not made alike all follow from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from lsa_study.errors import ConfigError
+
+Outcome = Literal["done", "diverged", "oom"]
+State = Literal["waiting", "running", "stopped", "failed", "done", "diverged", "oom"]
+"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""States that end a run for good: they stand in tables and are not run again."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def _finite(value: float | None) -> float | None:
+    """NaN is a value that is missing."""
+    if value is not None and math.isinf(value):
+        raise ValueError("must be finite")
+    return None if value != value else value
+
+
+Number = Annotated[float | None, AfterValidator(_finite)]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What reports do with a field of a result."""
+
+    section: Literal["code", "environment", "metrics"]
+    """Where ``lsa diff`` lists it."""
+    why: bool = False
+    """``lsa why`` shows it of each run."""
+    mismatch: str = ""
+    """Must be equal in two rows for their difference to mean the factor; its name where it is not.
+    """
+
+
+class _Record(BaseModel):
+    """A JSON object of the run folder; keys that a reader does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+
+    @classmethod
+    def read(cls, content: bytes) -> Self:
+        """Make the record from a file's content.
+
+        Raises:
+            ConfigError: it is no JSON object, or a value has a wrong type or range; says which.
+        """
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            found = {one["loc"][0]: one["input"] for one in error.errors() if one["loc"]}
+            values = ", ".join(f"{name} = {value!r:.50}" for name, value in found.items())
+            readable = found and "outcome" not in found
+            raise ConfigError(f"holds {values}" if readable else "is unreadable") from None
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        return self.model_dump(by_alias=True)
+
+
+class Facts(_Record):
+    """What is known of a run before it trains: of its data, its network, its code and machine."""
+
+    device: Annotated[str | None, Fact("environment", why=True)] = None
+    """The name of the chip."""
+    device_kind: Annotated[str | None, Fact("environment", mismatch="device kind")] = None
+    """cpu or cuda."""
+    precision: Annotated[str | None, Fact("environment", why=True, mismatch="precision")] = None
+    """The type of the matrix products: float32 or bfloat16."""
+    torch: Annotated[str | None, Fact("code", why=True, mismatch="torch")] = None
+    """Its version."""
+    commit: Annotated[str | None, Fact("code", why=True, mismatch="commit")] = None
+    """Of the code that ran, 40 hex digits; None outside a repository."""
+    dirty: Annotated[bool | None, Fact("code", why=True)] = None
+    """Whether the code had changed since the commit."""
+    implementation: Annotated[str | None, Fact("code", why=True)] = None
+    """What computed the operators, such as ``UnifiedSpatialOp: auto``."""
+    effective_batch: Annotated[Count | None, Fact("environment", mismatch="effective batch")] = None
+    """Images of a step, over all parts and processes."""
+    weights: Annotated[str | None, Fact("metrics", mismatch="reported weights")] = None
+    """Which weights are reported: model or ema."""
+    selected: Annotated[str | None, Fact("metrics", mismatch="reported epoch")] = None
+    """Which epoch is reported: last or best."""
+    data_fingerprint: Annotated[str | None, Fact("environment", why=True, mismatch="data")] = None
+    """Equal for equal images and labels in equal order."""
+    train_images: Annotated[Count | None, Fact("metrics")] = None
+    test_images: Annotated[Count | None, Fact("metrics", mismatch="test images")] = None
+    params: Annotated[Count | None, Fact("metrics")] = None
+    """Trainable numbers of the network."""
+    macs: Annotated[Count | None, Fact("metrics")] = None
+    """Multiply-adds of one image, in the article's convention."""
+    epochs: Annotated[Count | None, Fact("metrics")] = None
+    """How many the settings ask for."""
+    schema_version: Annotated[Count | None, Field(alias="schema"), Fact("code")] = None
+    """``SCHEMA_VERSION`` of the settings; ``schema`` in the file."""
+    identity: str | None = None
+    variant: str | None = None
+    """The row that asked for the run first."""
+    seed: Count | None = None
+
+
+class Result(Facts):
+    """``result.json``: how a run ended, for good; written once."""
+
+    outcome: Annotated[Outcome, Fact("metrics")]
+    """done, diverged (a loss was not finite) or oom (the device's memory was too small)."""
+    reason: Annotated[str | None, Fact("metrics", why=True)] = None
+    """Why it is not done, as a message with epoch and step."""
+    start: str | None = None
+    """What its weights were initialised from: a run's name, or a file and its SHA-256."""
+    acc1: Annotated[Percent | None, Fact("metrics", why=True)] = None
+    """Top-1 accuracy of the reported weights on the test images, percent; None unless done."""
+    acc5: Annotated[Number, Fact("metrics")] = None
+    """Top-5 accuracy of the same, percent."""
+    loss: Annotated[Number, Fact("metrics")] = None
+    """Cross entropy of the same, mean over test images."""
+    best_acc1: Annotated[Number, Fact("metrics")] = None
+    """Highest top-1 accuracy of any epoch, percent."""
+    ema_acc1: Annotated[Number, Fact("metrics")] = None
+    """Top-1 accuracy of the averaged weights, percent; None if there are none."""
+    epoch: Annotated[Count | None, Fact("metrics")] = None
+    """The reported epoch, or the one in which the run ended, from 1."""
+    seconds: Annotated[Number, Fact("metrics")] = None
+    """Of training and evaluation, over all attempts."""
+    seconds_per_epoch: Annotated[Number, Fact("metrics")] = None
+    peak_memory_bytes: Annotated[Count | None, Fact("metrics")] = None
+    """Most that was held: tensors on a GPU, the process on a CPU."""
+    attempts: Annotated[Count | None, Fact("metrics", why=True)] = None
+    """How often the run was started."""
+    finished: Annotated[str | None, Fact("metrics", why=True)] = None
+    """When, in UTC as ISO 8601 writes it."""
+
+    @classmethod
+    def facts(cls) -> Iterator[tuple[str, str, Fact | None]]:
+        """Each field: its name in Python, its name in files and answers, its ``Fact``."""
+        for name, field in cls.model_fields.items():
+            fact = next((one for one in field.metadata if isinstance(one, Fact)), None)
+            yield name, field.alias or name, fact
+
+
+class Status(_Record):
+    """``status.json``: where a run stands, as its writer last reported; replaced whole."""
+
+    state: State = "waiting"
+    heartbeat: Number = None
+    """Seconds since 1970 of the last report."""
+    epoch: Count = 0
+    """Epochs done."""
+    step: Count = 0
+    """Steps done of the running epoch."""
+    epochs: Count | None = None
+    attempt: Count | None = None
+    """The number of the running attempt, from 1."""
+    host: str | None = None
+    job: str | None = None
+    """The scheduler's name of the job, where one started it."""
+    pid: int | None = None
+    cause: str | None = None
+    """Why it stopped or failed, such as config, data, node, preempted."""
+    message: str | None = None
+    eta_seconds: Number = None
+    """Left at the pace of this attempt."""
+    acc1: Number = None
+    """Top-1 accuracy of the last epoch that was tested, percent."""
+
+
+class Attempt(Facts):
+    """``attempts/NNN/environment.json``: what one attempt ran on."""
+
+    host: str | None = None
+    pid: int | None = None
+    platform: str | None = None
+    python: str | None = None
+    """Its version."""
+    packages: dict[str, str] = {}
+    """Versions by name."""
+    cuda: str | None = None
+    """Version that torch was built for; None on a CPU."""
+    threads: Count | None = None
+    """Of torch, on the CPU."""
+    processes: Count | None = None
+    """That train together."""
+    kernels: str | None = None
+    """Which fused kernels there were for the device, or why there were none."""

@@ -1,1 +1,0 @@
-"""Tables, plots and one page from the evidence. Never imports torch."""

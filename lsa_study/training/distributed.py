@@ -1,0 +1,142 @@
+"""The processes that train one run together: one alone, or several with their sums and votes.
+
+Every process holds the whole network, computes its parts of every step and averages gradients with
+the others, so all stay equal bit by bit. Processes find each other by the variables that torchrun
+sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as torch_distributed
+
+from lsa_study.errors import EnvironmentLacks, LsaError
+
+Value = TypeVar("Value")
+
+
+class PeerLost(EnvironmentLacks):
+    """Another process of the run has gone or cannot be reached."""
+
+    cause = "node"
+
+
+class PeerFailed(RuntimeError):
+    """Another process of the run failed, in these words."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    """This process among those on its machine."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the run's folder."""
+        return self.rank == 0
+
+    def parts(self, accumulate: int) -> tuple[int, range]:
+        """Into how many parts a step is cut, and which of them are this process's."""
+        return self.count * accumulate, range(self.rank * accumulate, (self.rank + 1) * accumulate)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Replace ``tensor`` by its sum over all processes.
+
+        Raises:
+            PeerLost: another process has gone.
+        """
+        if self.count > 1:
+            with _peers():
+                torch_distributed.all_reduce(tensor)
+        return tensor
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes, in one exchange."""
+        if self.count == 1:
+            return
+        flat = self.sum(torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])) / self.count
+        sizes = [t.numel() for t in tensors]
+        for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process wishes it."""
+        if self.count == 1:
+            return wish
+        return bool(self.sum(torch.tensor(float(wish))).item())
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """Do ``work`` in every process; if it fails in one, the same error is raised in all.
+
+        So no process waits for ever for another that has given up.
+        """
+        if self.count == 1:
+            return work()
+        error: Exception | None = None
+        try:
+            value = work()
+        except Exception as caught:
+            error = caught
+        if not self.any(error is not None):
+            return value
+        told: list[Exception | None] = [None] * self.count
+        with _peers():
+            torch_distributed.all_gather_object(told, _portable(error))
+        raise error or next(other for other in told if other is not None)
+
+
+ALONE = Ranks()
+"""One process for the whole run."""
+
+
+@contextmanager
+def join() -> Iterator[Ranks]:
+    """Meet the other processes of this run, if there are any.
+
+    Raises:
+        PeerLost: they do not come.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _peers():
+        torch_distributed.init_process_group(backend, rank=rank, world_size=count)
+    try:
+        yield Ranks(rank, count, local)
+    finally:
+        torch_distributed.destroy_process_group()
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PeerLost(
+            f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: lost the other "
+            f"processes of this run ({words}); call the same again, the last checkpoint stands"
+        ) from error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    # Errors of libraries may not survive the way to another process; their words do.
+    if error is None or isinstance(error, LsaError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return type(error)(str(error))
+    return PeerFailed(f"{type(error).__name__}: {error}")

@@ -1,0 +1,61 @@
+"""Weights that a run begins from: those of another run, or a file's."""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import nn
+
+from lsa_study.config.settings import Settings
+from lsa_study.data import DataLacks, paths
+from lsa_study.errors import ConfigError
+from lsa_study.models.pretrained import begin_from, read_checkpoint
+from lsa_study.rundir import RunDir
+
+
+def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
+    """Fill a network, randomly initialised so far, from what ``train.start`` names.
+
+    Returns:
+        What it begins from, for the result: a run's name, or a file and its SHA-256; None where
+        the weights stay as they are.
+
+    Raises:
+        DataLacks: the run has not been trained, or the file is not there.
+        ConfigError: the weights do not fit.
+    """
+    start = settings.train.start
+    if start is None:
+        return None
+    if start.weights is None:
+        before = _trained(run_dir, str(start.row))
+        path, source, begun = before.weights, "lsa", before.root.name
+    else:
+        assert start.source is not None
+        path, source = paths.weights(settings.data, start.weights), start.source
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        begun = f"{start.weights} sha256:{digest}"
+    try:
+        begin_from(network, read_checkpoint(path), source=source, head=start.head)  # type: ignore[arg-type]
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
+            "train.start.head: drawn"
+        ) from None
+    return begun
+
+
+def _trained(run_dir: RunDir, row: str) -> RunDir:
+    identity = str(run_dir.config().get("start"))
+    before = run_dir.sibling(identity)
+    result = None if before is None else before.result()
+    if before is not None and result is not None and result.outcome == "done":
+        return before
+    name = row if before is None else before.root.name
+    state = "has not been trained; train it first"
+    if result is not None:
+        state = f"ended {result.outcome}; give another row, or mend that one"
+    raise DataLacks(f"{run_dir.root.name}: begins from {name} ({identity}), which {state}")

@@ -1,0 +1,67 @@
+"""Optimiser, learning rate and averaged weights, as the settings ask for them; all from timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.optim._param_groups import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from lsa_study.config.settings import Train
+from lsa_study.models.swin import POSITION_TABLES
+
+
+def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+    """AdamW with the learning rate scaled to the effective batch.
+
+    Not decayed are biases, 1-D parameters and what the network names in its ``no_weight_decay``,
+    such as VOLO's position map and class token; but Swin's position tables are spared only with
+    ``no_decay: swin``.
+    """
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    if train.no_decay == "timm":
+        spared = {name for name in spared if name.rpartition(".")[2] not in POSITION_TABLES}
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
+        model,
+        train.weight_decay,
+        no_weight_decay_list=spared,
+    )
+    made: torch.optim.Optimizer = create_optimizer_v2(
+        groups, opt="adamw", lr=peak_rate(train), weight_decay=train.weight_decay, fused=True
+    )
+    return made
+
+
+def peak_rate(train: Train) -> float:
+    """The peak learning rate: ``lr`` scaled linearly from ``lr_batch`` to ``batch_size``."""
+    return train.lr * train.batch_size / train.lr_batch
+
+
+class Schedule:
+    """Linear warm-up, cosine, then ``min_lr`` for the cool-down.
+
+    The cosine is counted from epoch 0 over ``epochs - cooldown_epochs``, warm-up included, so it
+    has already fallen a little when the warm-up ends: with the article's 20 + 280 + 10 epochs the
+    first rate after it is 9.89e-4 of a peak of 1e-3. If warm-up and cool-down pass half of the
+    epochs, both shrink in proportion.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, train: Train, *, steps: int) -> None:
+        around = train.warmup_epochs + train.cooldown_epochs
+        shrink = min(1.0, train.epochs / 2 / around) if around else 1.0
+        self.unit = 1 if train.schedule == "epoch" else steps
+        self.steps = steps
+        self.by_epoch = train.schedule == "epoch"
+        cosine = round((train.epochs - train.cooldown_epochs * shrink) * self.unit)
+        self._scheduler = CosineLRScheduler(
+            optimizer, t_initial=cosine, lr_min=train.min_lr, t_in_epochs=False,
+            warmup_t=round(train.warmup_epochs * shrink * self.unit),
+            warmup_lr_init=train.warmup_lr,
+        )  # fmt: skip
+
+    def set(self, epoch: int, step: int) -> None:
+        """Give the optimiser the rate of a step; both are counted from 0."""
+        self._scheduler.step_update(epoch if self.by_epoch else epoch * self.steps + step)

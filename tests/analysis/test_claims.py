@@ -1,0 +1,219 @@
+"""Claims: the article's own numbers satisfy them, and verdicts follow from intervals."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from synthetic import write_run, write_study
+
+from lsa_study.analysis import claims, verdicts
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.rows import rows_of
+from lsa_study.analysis.statistics import t_interval
+from lsa_study.config import selection, study
+from lsa_study.errors import ConfigError
+
+CLAIMS = claims.read()
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_the_article_s_own_numbers_satisfy_every_claim(tmp_path, claim):
+    printed = []
+    for name in claim.rows:
+        stem, variant = name.split("/")
+        loaded = study.load(stem, tier=claim.tiers[-1])
+        rows = {row.variant: row for row in rows_of(loaded, collect(tmp_path, "paper"))}
+        printed.append(rows[variant].article)
+    if claim.relation == "ends":
+        assert printed[0].word == {"diverged": "crash", "oom": "out of memory"}[claim.outcome]
+    elif claim.metric == "acc1":
+        difference = printed[0].value - printed[1].value
+        if claim.relation == "above":
+            assert difference > claim.margin
+        else:
+            assert abs(difference) < claim.margin + 1e-9
+
+
+def test_there_are_claims_of_every_table_and_their_names_differ():
+    assert len(CLAIMS) >= 20
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
+    assert len({claim.text for claim in CLAIMS}) == len(CLAIMS)
+    places = " ".join(claim.source for claim in CLAIMS)
+    for place in ("Fig. 1", "Fig. 2", *(f"Table {n}" for n in range(1, 9)), "Section 3"):
+        assert place in places
+
+
+def values(*numbers):
+    return t_interval(numbers)
+
+
+@pytest.mark.parametrize(
+    ("found", "relation", "margin", "word"),
+    [
+        (values(0.5, 0.6, 0.7), "above", 0.0, "supported"),
+        (values(0.5, 0.6, 0.7), "above", 0.55, "unresolved"),
+        (values(0.5, 0.6, 0.7), "above", 0.9, "contradicted"),
+        (values(-0.5, -0.6, -0.7), "above", 0.0, "contradicted"),
+        (values(-0.5, 0.6), "above", 0.0, "unresolved"),
+        (values(0.0, 0.1, 0.2), "within", 0.4, "supported"),
+        (values(0.0, 0.1, 0.2), "within", 0.3, "unresolved"),
+        (values(0.5, 0.6, 0.7), "within", 0.3, "contradicted"),
+        (values(-0.5, -0.6, -0.7), "within", 0.3, "contradicted"),
+        (values(9.0), "above", 0.0, "unresolved"),
+    ],
+)
+def test_verdicts_follow_from_the_interval(found, relation, margin, word):
+    assert verdicts.decide(found, relation, margin, None).word == word
+
+
+def test_unresolved_says_how_many_seeds_would_do():
+    found = values(0.1, 0.5, 0.3, 0.6, -0.2)
+    judged = verdicts.decide(found, "above", 0.0, None)
+    words, number, *_ = judged.needs.split()
+    assert words == "about"
+    repeated = values(*(found.values * 20)[: 5 + int(number)])
+    assert repeated.low > -0.03  # with as many of the same kind the interval ends near zero
+    assert verdicts.decide(values(0.2), "above", 0.0, None).needs == "at least 2 more seeds"
+    assert verdicts.decide(values(0.2), "above", 0.0, 0.1).needs == "about 3 more seeds"
+    assert verdicts.decide(values(0.0, 1e-9), "above", 1e-4, None).word == "contradicted"
+    assert "more than 1000" in verdicts.decide(values(-1.0, 1.0001), "above", 0.0, None).needs
+
+
+def judged(results, tier="toy", name=None):
+    found = {verdict.claim.id: verdict for verdict in claims.judge_tier(results, tier)}
+    return found if name is None else found[name].judged
+
+
+def test_nothing_was_run_yet(tmp_path):
+    for tier in study.TIERS:
+        found = judged(tmp_path, tier)
+        assert {verdict.judged.verdict for verdict in found.values()} == {"not run"}
+        document = claims.as_json(list(found.values()), tier)
+        assert ("never a reproduction" in document["caution"]) == (tier != "paper")
+
+
+def test_invented_runs_are_judged(tmp_path):
+    for name in ("table1", "table2", "fig2"):
+        write_study(tmp_path, name, tier="proxy", seeds=[0, 1, 2])
+    found = judged(tmp_path, "proxy")
+    assert found["table1-net4-below"].judged.verdict == "supported"
+    assert found["table1-net4-below"].article == pytest.approx(1.5)
+    assert found["table2-identity-crashes"].judged.verdict == "supported"
+    assert found["fig2-lsa-memory"].judged.reason == "has a meaning at tier paper only"
+    assert found["table4-ghost"].judged.verdict == "not run"
+    first = claims.as_json(list(found.values()), "proxy")["claims"][0]
+    assert {"id", "text", "source", "verdict", "estimate", "low", "high"} <= set(first)
+    text = claims.as_text(list(found.values()), "proxy")
+    assert "table1-net4-below" in text
+    assert "never a reproduction" in text
+
+
+def test_estimates_are_the_paired_differences(tmp_path):
+    loaded = write_study(tmp_path, "table4", tier="proxy", seeds=[0, 1, 2])
+    rows = {row.variant: row for row in rows_of(loaded, collect(tmp_path, "proxy"))}
+    want = [
+        a.accuracy - b.accuracy for a, b in zip(rows["elsa"].runs, rows["swin"].runs, strict=True)
+    ]
+    got = judged(tmp_path, "proxy", "table4-elsa")
+    assert got.estimate == pytest.approx(sum(want) / 3)
+    assert (got.low, got.high) == (t_interval(want).low, t_interval(want).high)
+    assert got.n == 3
+
+
+def test_a_claim_is_contradicted_by_runs_that_say_otherwise(tmp_path):
+    loaded = write_study(tmp_path, "table4", tier="proxy", seeds=[0, 1, 2])
+    for run in loaded.runs():
+        if run.variant == "elsa":
+            write_run(tmp_path, run, changes={"acc1": 70.0 + run.seed / 100})
+    assert judged(tmp_path, "proxy", "table4-elsa").verdict == "contradicted"
+    loaded = write_study(tmp_path, "table2", tier="proxy", seeds=[0, 1])
+    for run in loaded.runs()[:1]:
+        write_run(tmp_path, run, changes={"outcome": "done", "acc1": 70.0})
+    assert judged(tmp_path, "proxy", "table2-identity-crashes").verdict == (
+        "unresolved (diverged 1/2)"
+    )
+
+
+def test_a_row_that_diverged_cannot_be_compared(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0])
+    for run in loaded.runs():
+        if run.variant == "elsa":
+            write_run(tmp_path, run, changes={"outcome": "diverged", "acc1": None})
+    got = judged(tmp_path, name="table4-elsa")
+    assert got.verdict == "unresolved (table4/elsa: diverged 1/1)"
+
+
+def test_studies_are_read_as_they_were_asked_for(tmp_path):
+    changed = ["train.epochs=2"]
+    loaded = [write_study(tmp_path, name, overrides=changed) for name in ("table4", "table5")]
+    assert judged(tmp_path, name="table4-elsa").verdict == "not run"
+    selection.remember(tmp_path, loaded[:1], changed)
+    assert judged(tmp_path, name="table4-elsa").n == 3
+    # Table 5 was last asked for with other epochs: its rows cannot stand against those of Table 4.
+    write_study(tmp_path, "table5")
+    got = judged(tmp_path, name="fig1-elsa-beats-dwconv")
+    assert got.verdict == "unresolved (the rows also differ in train.epochs)"
+
+
+def test_whole_networks_are_compared_in_what_the_claim_names(tmp_path):
+    """Only that, and it stands beside the verdict; anything else that differs forbids it."""
+    write_study(tmp_path, "table8", tier="paper")
+    got = judged(tmp_path, "paper", "table8-small-matches-base")
+    assert got.n == 3
+    assert got.notes[0] == "evaluation.weights model, the other ema"
+    assert {note.split()[0] for note in got.notes[:4]} == {
+        "model.backbone", "model.drop_path", "train.ema_decay", "evaluation.weights",
+    }  # fmt: skip
+    path = tmp_path / "claims.yaml"
+    words = (study.repository_folder("experiments") / "claims.yaml").read_text()
+    path.write_text(words.replace("besides: [model.backbone, ", "besides: ["))
+    (fewer,) = [
+        verdict.judged
+        for verdict in claims.judge_tier(tmp_path, "paper", path=path)
+        if verdict.claim.id == "table8-small-matches-base"
+    ]
+    assert fewer.verdict == "unresolved (the rows also differ in model.backbone)"
+
+
+def test_speed_is_compared_on_one_device_only(tmp_path):
+    for name in ("table4", "table5"):
+        loaded = write_study(tmp_path, name, tier="proxy", seeds=[0, 1])
+    got = judged(tmp_path, "proxy", "table7-elsa-faster-than-net7n")
+    assert got.n == 2
+    write_run(tmp_path, loaded.runs()[-1], changes={"device": "Other chip"})
+    got = judged(tmp_path, "proxy", "table7-elsa-faster-than-net7n")
+    assert got.verdict == "unresolved (the rows ran on different devices)"
+
+
+def test_unlike_environments_are_noted(tmp_path):
+    loaded = write_study(tmp_path, "table4", tier="proxy", seeds=[0, 1])
+    for run in loaded.runs():
+        if run.variant == "elsa":
+            write_run(tmp_path, run, changes={"torch": "1.0"})
+    assert judged(tmp_path, "proxy", "table4-elsa").notes == ("torch 1.0, reference 2.9.0",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"relation": "over"}, "relation = 'over'"),
+        ({"rows": ["table1/net7"]}, "the others two rows"),
+        ({"rows": ["net7", "swin"]}, "write study/variant"),
+        ({"relation": "within"}, "'within' needs one above 0"),
+        ({"besides": ["model.backbon"]}, "no such settings; give dotted paths"),
+        ({"margn": 1}, "margn is not a setting"),
+    ],
+)
+def test_mistakes_in_the_file_are_named_with_their_line(tmp_path, change, words):
+    claim = {"id": "a", "text": "b", "source": "c", "rows": ["table1/net7", "table1/swin"]}
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"claims": [claim | {"relation": "above"} | change]}))
+    with pytest.raises(ConfigError, match=words) as caught:
+        claims.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_judging_needs_no_torch():
+    code = "import sys, lsa_study.analysis.claims; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

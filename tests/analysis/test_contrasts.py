@@ -1,0 +1,274 @@
+"""Comparisons against hand computation, scipy's own tests and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic import write_run, write_study
+
+from lsa_study.analysis import comparability
+from lsa_study.analysis.article import Printed
+from lsa_study.analysis.collect import RunRecord, collect
+from lsa_study.analysis.contrasts import agresti_min, by_image, compare, mcnemar
+from lsa_study.analysis.rows import Row, rows_of
+from lsa_study.analysis.statistics import (
+    kendall,
+    pooled_deviation,
+    resolvable,
+    seeds_needed,
+    t_interval,
+)
+from lsa_study.analysis.table import build
+from lsa_study.config import study
+
+
+def run_of(seed, bits):
+    bits = np.asarray(bits, bool)
+    return RunRecord(
+        identity=f"{seed}",
+        variant="row",
+        seed=seed,
+        outcome="done",
+        acc1=100 * bits.mean(),
+        correct=np.packbits(bits).tobytes(),
+        correct_count=len(bits),
+        data_fingerprint="f",
+    )
+
+
+def accuracies(values, base=None):
+    """A row of runs with these accuracies by seed, compared with another."""
+    runs = [
+        run_of(seed, [1]).model_copy(update={"acc1": value, "correct_count": None})
+        for seed, value in values.items()
+    ]
+    return Row("row", "Row", {}, "base", tuple(values), tuple(runs), Printed(), base=base)
+
+
+def test_differences_are_paired_by_seed_over_the_shared_ones():
+    base = accuracies({0: 80.0, 1: 81.0, 2: 82.0, 7: 10.0})
+    found = accuracies({2: 82.7, 0: 80.4, 1: 81.4, 9: 99.0}, base).contrast
+    assert found.seeds == (0, 1, 2)
+    assert found.difference.values == pytest.approx((0.4, 0.4, 0.7))
+    assert found.difference.mean == pytest.approx(0.5)
+    assert found.p == pytest.approx(stats.ttest_rel([80.4, 81.4, 82.7], [80, 81, 82]).pvalue)
+    assert found.difference.deviation == pytest.approx(math.sqrt(0.03))
+    assert found.by_image is None
+
+
+def test_rows_without_a_common_seed_are_not_compared():
+    base = accuracies({0: 80.0})
+    assert accuracies({1: 80.0}, base).contrast is None
+    assert accuracies({0: 81.0}, base).contrast is not None
+    assert base.contrast is None
+    assert compare(base.done, ()) is None
+
+
+def test_one_seed_or_equal_differences_have_no_p():
+    one = accuracies({0: 81.0}, accuracies({0: 80.0})).contrast
+    assert (one.p, one.difference.low, one.difference.deviation) == (None, None, None)
+    equal = accuracies({0: 81.3, 1: 80.3}, accuracies({0: 81.1, 1: 80.1})).contrast
+    assert equal.p is None
+
+
+def test_mcnemar_by_hand():
+    # 10 images changed sides, 1 of them for the better: 2 (1 + 10) / 2**10.
+    assert mcnemar(1, 9) == pytest.approx(22 / 1024)
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5, 5) == pytest.approx(1.0)
+
+
+def test_agresti_min_by_hand():
+    low, high = agresti_min(10, 5, 100)
+    error = math.sqrt(16 - 25 / 102) / 102
+    assert (low, high) == pytest.approx((5 / 102 - 1.959964 * error, 5 / 102 + 1.959964 * error))
+
+
+def test_bits_say_who_changed_sides():
+    one, other = [1, 1, 1, 0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 1, 1, 0, 0, 1]
+    found = by_image([(run_of(0, one), run_of(0, other))])
+    assert (found.gained, found.lost, found.images, found.seeds) == (3, 1, 9, 1)
+    assert found.difference == pytest.approx(100 * 2 / 9)
+    assert found.p == mcnemar(3, 1)
+
+
+def test_several_seeds_average_each_image_first():
+    one = [run_of(0, [1, 1, 0, 1]), run_of(1, [1, 0, 0, 1])]
+    other = [run_of(0, [0, 1, 0, 1]), run_of(1, [1, 0, 1, 1])]
+    found = by_image(list(zip(one, other, strict=True)))
+    each = np.array([0.5, 0.0, -0.5, 0.0])
+    assert (found.gained, found.lost, found.seeds) == (1, 1, 2)
+    assert found.difference == pytest.approx(0.0)
+    assert found.noise == pytest.approx(100 * each.std(ddof=1) / 2)
+
+
+@pytest.mark.parametrize("change", [{"data_fingerprint": "g"}, {"correct_count": 4}])
+def test_other_test_sets_are_not_compared_by_image(change):
+    assert (
+        by_image([(run_of(0, [1, 0, 1]), run_of(0, [1, 0, 1]).model_copy(update=change))]) is None
+    )
+    missing = {"correct": None, "correct_count": None}
+    assert (
+        by_image(
+            [(run_of(0, [1]).model_copy(update=missing), run_of(0, [1]).model_copy(update=missing))]
+        )
+        is None
+    )
+
+
+def test_mcnemar_rarely_sees_what_is_not_there():
+    draws = np.random.default_rng(3)
+    wrong = 0
+    for _ in range(2000):
+        hard = draws.random(400)
+        one, other = (draws.random((2, 400)) < 0.6 + 0.35 * (hard > 0.3)).astype(bool)
+        wrong += mcnemar(int((one & ~other).sum()), int((~one & other).sum())) < 0.05
+    assert wrong / 2000 <= 0.06
+
+
+@pytest.mark.parametrize("images", [60, 360])
+def test_image_intervals_hold_the_truth(images):
+    draws, held = np.random.default_rng(images), 0
+    gain, loss = 0.09, 0.05
+    for _ in range(2000):
+        gained, lost, _ = draws.multinomial(images, [gain, loss, 1 - gain - loss])
+        low, high = agresti_min(gained, lost, images)
+        held += low <= gain - loss <= high
+    assert 0.93 <= held / 2000 <= 0.98
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_paired_intervals_hold_the_truth(n):
+    draws, held = np.random.default_rng(n), 0
+    for _ in range(2000):
+        shared = draws.normal(0, 0.3, n)
+        base = {s: 80 + shared[s] + draws.normal(0, 0.2) for s in range(n)}
+        row = {s: 80.5 + shared[s] + draws.normal(0, 0.2) for s in range(n)}
+        found = accuracies(row, accuracies(base)).contrast.difference
+        held += found.low <= 0.5 <= found.high
+    assert 0.93 <= held / 2000 <= 0.97
+
+
+# -- order ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [3, 5, 7])
+def test_tau_and_its_p_are_scipy_s_without_ties(n):
+    draws = np.random.default_rng(n)
+    for _ in range(5):
+        one, other = draws.normal(size=(2, n))
+        found = kendall(one, other)
+        want = stats.kendalltau(one, other, alternative="greater", method="exact")
+        assert (found.tau, found.p) == pytest.approx((want.statistic, want.pvalue))
+        assert found.method == "exact"
+
+
+def test_ties_are_respected():
+    one, other = [1, 2, 3, 4, 5], [1, 2, 2, 3, 3]
+    found = kendall(one, other)
+    assert found.tau == pytest.approx(stats.kendalltau(one, other).statistic)
+    score = lambda order: sum(  # noqa: E731
+        np.sign(order[j] - order[i]) * np.sign(other[j] - other[i])
+        for i, j in itertools.combinations(range(5), 2)
+    )
+    scores = [score(order) for order in itertools.permutations(one)]
+    assert found.p == pytest.approx(np.mean([s >= score(one) for s in scores]))
+
+
+def test_seven_rows_need_a_tau_above_0_6():
+    """The 5 % edge that Kendall's own tables print for seven rows is 13 of 21 (0.619)."""
+    orders = list(itertools.permutations(range(7)))[::211]
+    found = [kendall(range(7), order) for order in orders]
+    assert any(one.p < 0.05 for one in found)
+    assert all((one.p < 0.05) == (one.tau > 0.6) for one in found)
+
+
+def test_many_rows_are_sampled_near_the_exact_value():
+    draws = np.random.default_rng(1)
+    one = draws.normal(size=12)
+    other = one + draws.normal(size=12) * 1.2
+    found = kendall(one, other)
+    want = stats.kendalltau(one, other, alternative="greater", method="exact").pvalue
+    assert found.method == "sampled"
+    assert found.p == pytest.approx(want, rel=0.2)
+
+
+def test_too_few_or_tied_rows_have_no_order():
+    assert kendall([1, 2], [1, 2]) is None
+    assert kendall([1, 1, 1], [1, 2, 3]) is None
+
+
+# -- power ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_resolvable_differences_are_found_in_four_of_five_cases(n):
+    draws = np.random.default_rng(n).normal(resolvable(n), 1.0, (4000, n))
+    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.025)
+
+
+def test_one_seed_resolves_nothing():
+    assert resolvable(1) is None
+
+
+def test_seeds_needed_is_the_first_number_whose_interval_is_short_enough():
+    needed = seeds_needed(0.3, 0.4)
+    half = [stats.t.ppf(0.975, n - 1) * 0.4 / math.sqrt(n) for n in (needed - 1, needed)]
+    assert half[0] >= 0.3 > half[1]
+    assert seeds_needed(0.001, 1.0) is None
+
+
+def test_noise_is_pooled_by_degrees_of_freedom():
+    found = [t_interval(values) for values in ([1.0, 3.0], [1.0, 2.0, 3.0], [7.0], [])]
+    assert pooled_deviation(found) == pytest.approx(math.sqrt((2 + 2 * 1) / 3))
+    assert pooled_deviation(found[2:]) is None
+
+
+# -- alike ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device_kind": "cuda"}, "device kind cpu and cuda, reference cpu"),
+        ({"precision": "bfloat16"}, "precision bfloat16 and float32, reference float32"),
+        ({"torch": "2.1.0"}, "torch 2.1.0 and 2.9.0, reference 2.9.0"),
+        ({"commit": "f" * 40}, "commit 0123456789 and ffffffffff, reference 0123456789"),
+        ({"dirty": True}, "commit 0123456789 and 0123456789 with local changes, reference"),
+        ({"effective_batch": 48}, "effective batch 32 and 48, reference 32"),
+        ({"weights": "ema"}, "reported weights ema and model, reference model"),
+        ({"selected": "best"}, "reported epoch best and last, reference last"),
+        ({"data_fingerprint": "other"}, "data f1f2f3f4f5 and other, reference f1f2f3f4f5"),
+    ],
+)
+def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, words):
+    loaded = write_study(tmp_path, "table4", seeds=[0, 1])
+    run = next(run for run in loaded.runs() if run.variant == "elsa")
+    write_run(tmp_path, run, changes=change)
+    collected = collect(tmp_path, "toy")
+    reasons = comparability.mismatches(loaded, rows_of(loaded, collected))
+    assert list(reasons) == ["elsa"]
+    assert words in reasons["elsa"][0]
+    table = build(loaded, collected)
+    marks = {row.variant: row.marks for row in table.rows}
+    assert marks == {"swin": (), "elsa_noghost": (), "elsa": ("†",)}
+    (note,) = [note for note in table.notes if note.mark == "†"]
+    assert words in note.text
+    assert "HA + GH" in note.text
+
+
+def test_alike_rows_have_no_dagger(tmp_path):
+    loaded = write_study(tmp_path, "table4")
+    assert comparability.mismatches(loaded, rows_of(loaded, collect(tmp_path, "toy"))) == {}
+
+
+def test_a_second_factor_is_a_dagger_too(tmp_path):
+    loaded = study.load("table4")
+    elsa = loaded.variants["elsa"]
+    changed = elsa.model_copy(update={"train": elsa.train.model_copy(update={"lr": 5e-4})})
+    loaded.variants["elsa"] = changed
+    reasons = comparability.mismatches(loaded, rows_of(loaded, collect(tmp_path, "toy")))
+    assert reasons == {"elsa": ["also changes train.lr (0.002 -> 0.0005)"]}

@@ -1,0 +1,193 @@
+"""Tables: rows found by identity, honest cells, four formats that say the same."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from synthetic import COMMIT, write_run, write_study
+
+from lsa_study import rundir
+from lsa_study.analysis.collect import collect
+from lsa_study.analysis.formats import FORMATS, contents, write_tables
+from lsa_study.analysis.table import build
+from lsa_study.config import study
+
+
+def table_of(results, name, **how):
+    return build(study.load(name, **how), collect(results, how.get("tier", "toy")))
+
+
+def shown(table, variant):
+    at = [row.variant for row in table.rows].index(variant)
+    return dict(zip(table.header(), table.texts()[at], strict=True))
+
+
+def test_rows_stand_in_the_study_s_order_with_the_article_beside(tmp_path):
+    write_study(tmp_path, "table1")
+    table = table_of(tmp_path, "table1")
+    assert [row.label for row in table.rows] == [
+        "Swin-T", "Net1", "Net2", "Net3", "Net4", "Net5", "Net6", "Net7",
+    ]  # fmt: skip
+    assert [row.article.value for row in table.rows] == [
+        81.3, 80.1, 80.9, 80.9, 79.8, 81.1, 81.3, 81.8,
+    ]  # fmt: skip
+    swin, net7 = table.rows[0], table.rows[-1]
+    assert swin.contrast is None
+    difference = net7.contrast.difference
+    assert difference.mean == pytest.approx(net7.accuracy.mean - swin.accuracy.mean)
+    shown_delta = shown(table, "net7")["Δ"]
+    assert shown_delta == f"+{difference.mean:.1f} ± {difference.half:.1f}"
+    assert net7.article_delta == pytest.approx(0.5)
+
+
+def test_numbers_are_those_of_the_run_folders(tmp_path):
+    write_study(tmp_path, "table4", seeds=[0, 1, 2])
+    row = next(row for row in table_of(tmp_path, "table4").rows if row.variant == "elsa")
+    results = [
+        run.result()
+        for run in rundir.existing(tmp_path, "toy").values()
+        if run.result().variant == "elsa"
+    ]
+    assert sorted(row.accuracy.values) == sorted(result.acc1 for result in results)
+    assert row.accuracy.n == 3
+    first = min(results, key=lambda result: result.seed)
+    assert row.costs["params_m"] == first.params / 1e6
+    assert row.costs["gmacs"] == sorted(result.macs for result in results)[1] / 1e9
+    assert set(row.identities) == {result.identity for result in results}
+
+
+def test_seeds_beyond_the_tier_s_count_unless_others_are_asked_for(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0, 4])
+    collected = collect(tmp_path, "toy")
+    plain = study.load("table4")
+    assert plain.seeds == (0,)
+    assert {row.accuracy.n for row in build(plain, collected).rows} == {2}
+    assert {row.accuracy.n for row in build(loaded, collected, seeds=[4]).rows} == {1}
+
+
+def test_runs_are_found_by_identity_never_by_name(tmp_path):
+    changed = ["train.epochs=2"]
+    write_study(tmp_path, "table4", overrides=changed)
+    assert {row.outcome for row in table_of(tmp_path, "table4").rows} == {"not run"}
+    found = table_of(tmp_path, "table4", overrides=changed)
+    assert {row.outcome for row in found.rows} == {"done"}
+    # Table 3 calls the same run of Swin by the same identity, whoever asked for it first.
+    shared = table_of(tmp_path, "table3", overrides=changed)
+    assert [row.variant for row in shared.rows if row.outcome == "done"] == ["swin"]
+
+
+def test_ends_without_an_accuracy_are_words_with_counts(tmp_path):
+    loaded = write_study(tmp_path, "table2")
+    cells = shown(table_of(tmp_path, "table2"), "net7_identity")
+    assert cells["Acc@1 (%)"] == "diverged 3/3"
+    assert (cells["n"], cells["Article"], cells["Δ"]) == ("0", "crash", "")
+    run = next(run for run in loaded.runs() if run.variant == "net7")
+    write_run(tmp_path, run, changes={"outcome": "diverged", "acc1": None})
+    row = next(row for row in table_of(tmp_path, "table2").rows if row.variant == "net7")
+    assert (row.outcome, row.accuracy.n) == ("diverged 1/3", 2)
+    assert shown(table_of(tmp_path, "table2"), "net7")["Acc@1 (%)"].endswith("(diverged 1/3)")
+
+
+def test_out_of_memory_and_not_run_are_told_apart(tmp_path):
+    write_study(tmp_path, "fig2", seeds=[0], only="lsa_heads_c,swin")
+    table = table_of(tmp_path, "fig2")
+    assert shown(table, "lsa_heads_c")["Acc@1 (%)"] == "oom 1/1"
+    assert shown(table, "lsa_heads_c")["Article"] == "out of memory"
+    assert shown(table, "dwconv")["Acc@1 (%)"] == "not run"
+    assert shown(table, "dwconv")["n"] == ""
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    write_study(tmp_path, "table4", seeds=[0])
+    table = table_of(tmp_path, "table4")
+    assert table.rows[0].accuracy.low is None
+    assert "±" not in shown(table, "swin")["Acc@1 (%)"]
+    assert any("one seed, so no interval" in note.text for note in table.notes)
+
+
+def test_the_foot_says_what_the_numbers_rest_on(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0, 3])
+    write_run(tmp_path, loaded.runs()[0], changes={"device": "Other chip", "dirty": True})
+    (tmp_path / "toy" / "runs" / loaded.runs()[-1].name / "result.json").write_text("{")
+    text = " ".join(note.text for note in table_of(tmp_path, "table4", seeds=[0, 3]).notes)
+    for words in (
+        "never a reproduction", "digits at 28 px", "1,437 training and 360 test images",
+        "fingerprint f1f2f3f4f5", "Other chip, Processor 9000", f"{COMMIT[:10]} with local changes",
+        "seeds: 0, 3", "torch: 2.9.0", "float32", "Not finished: elsa (seed 3)",
+        "1 file could not be read", "Table 4",
+    ):  # fmt: skip
+        assert words in text
+
+
+@pytest.mark.parametrize("tier", ["toy", "proxy"])
+def test_small_tiers_are_labelled_in_every_text_format(tmp_path, tier):
+    write_study(tmp_path, "table4", tier=tier, seeds=[0])
+    files = contents(table_of(tmp_path, "table4", tier=tier))
+    for kind in ("tex", "md", "json"):
+        assert "never a reproduction" in files[f"table4.{kind}"]
+        assert f"tier {tier}" in files[f"table4.{kind}"] or kind == "json"
+    assert {row["tier"] for row in rows_of_csv(files["table4.csv"])} == {tier}
+
+
+def rows_of_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_all_formats_say_the_same(tmp_path):
+    write_study(tmp_path, "table3")
+    table = table_of(tmp_path, "table3")
+    files = contents(table)
+    document = json.loads(files["table3.json"])
+    flat = rows_of_csv(files["table3.csv"])
+    body = [line for line in files["table3.md"].splitlines() if line.startswith("| ")][2:]
+    tex = [line for line in files["table3.tex"].splitlines() if line.endswith(r"\\")][1:]
+    assert len(document["rows"]) == len(flat) == len(body) == len(tex) == 7
+    for record, line, md, latex in zip(document["rows"], flat, body, tex, strict=True):
+        assert float(line["acc1_mean"]) == record["acc1"]["mean"]
+        assert line["runs"].split() == record["runs"]
+        assert [float(v) for v in line["acc1_values"].split()] == record["acc1"]["values"]
+        assert f"{record['acc1']['mean']:.1f} ± " in md
+        assert rf"{record['acc1']['mean']:.1f} \ensuremath{{\pm}} " in latex
+        assert record["Application"] in md
+
+
+def test_json_has_the_promised_shape(tmp_path):
+    write_study(tmp_path, "table2")
+    document = json.loads(contents(table_of(tmp_path, "table2"))["table2.json"])
+    assert set(document["columns"]) >= {"model", "acc1", "paper", "outcome", "runs"}
+    for row in document["rows"]:
+        assert set(document["columns"]) <= set(row)
+        assert set(row["acc1"]) == {"mean", "low", "high", "n", "values"}
+        assert row["paper"] is None or isinstance(row["paper"], float)
+        assert len(row["runs"]) == 3
+        assert row["reference"] == "net7"
+
+
+def test_every_study_is_written_four_times_and_the_runs_once(tmp_path):
+    loaded = [write_study(tmp_path, name, seeds=[0]) for name in ("table1", "table4")]
+    paths = write_tables(loaded, tmp_path)
+    folder = tmp_path / "toy" / "tables"
+    assert paths == [folder / f"{name}.{kind}" for name in ("table1", "table4") for kind in FORMATS]
+    before = {path: path.read_bytes() for path in paths}
+    assert (tmp_path / "toy" / "runs.parquet").exists()
+    write_tables(loaded, tmp_path)
+    assert before == {path: path.read_bytes() for path in paths}
+
+
+def test_a_table_without_runs_is_still_a_table(tmp_path):
+    (path, *_) = write_tables([study.load("table5")], tmp_path)
+    assert [row["outcome"] for row in rows_of_csv(path.read_text())] == ["not run"] * 4
+
+
+def test_reports_need_no_torch():
+    code = (
+        "import importlib, sys\n"
+        "for module in ('formats', 'plots', 'html', 'plots.attention'):\n"
+        "    importlib.import_module(f'lsa_study.analysis.{module}')\n"
+        "    assert 'torch' not in sys.modules, module\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,117 @@
+"""The command line as a user meets it: exit codes, messages, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsa_study.cli import options
+from lsa_study.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lsa(*arguments, **environment):
+    """Run the command in its own process, as a shell would."""
+    return subprocess.run(
+        [sys.executable, "-m", "lsa_study.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def test_plan_names_every_run():
+    found = lsa("plan", "table1", "table3")
+    assert found.returncode == 0, found.stderr
+    assert "table1 (toy): 8 variants x 1 seed = 8 runs   baseline: swin" in found.stdout
+    assert "contrast  ok: only model.op.terms differs" in found.stdout
+    assert "12 distinct runs" in found.stdout
+
+
+def test_plan_as_json_has_the_promised_keys():
+    found = json.loads(lsa("plan", "table2", "--json", "--seeds", "0-1").stdout)
+    assert {"study", "factor", "baseline", "runs"} <= set(found)
+    assert (found["study"], found["factor"], found["baseline"]) == (
+        "table2",
+        "model.op.norm",
+        "net7",
+    )
+    assert len(found["runs"]) == 6
+    assert {"name", "identity", "variant", "seed", "settings"} <= set(found["runs"][0])
+    assert [run["seed"] for run in found["runs"]] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["plan", "table99"], 2, "lsa: table99: no such study; known: all,"),
+        (["plan", "table1", "--tier", "big"], 2, "no such tier; known: toy, proxy, paper"),
+        (["plan", "table1", "--only", "zzz"], 2, "matches no variant of table1"),
+        (["plan", "table1", "--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
+        (["plan", "table1", "--set", "train.lr=1e-3"], 2, "write it like 1.0e-3"),
+        (["plan", "table3", "--set", "model.op.size=8"], 2, "give an odd size"),
+        (["plan", "table1", "--seeds", "two"], 2, "not seeds; write 0-2 or 0,3,5"),
+        (["plan", "table1", "--seeds", "3-1"], 2, "holds no seed"),
+        (["plan", "table1", "--nonsense"], 2, "No such option"),
+        (["plan"], 2, "Missing argument"),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_exit_code_2(arguments, code, message):
+    found = lsa(*arguments, COLUMNS="200")
+    assert found.returncode == code
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_two_factors_are_refused_with_exit_code_4(tmp_path):
+    text = (ROOT / "experiments/table2.yaml").read_text()
+    text = text.replace("set: {model.op.norm: identity}", "set: {model.op.norm: identity, seed: 3}")
+    text = text.replace("{model.op.norm: filter_norm}", "{model.op.norm: filter_norm, train.lr: 1}")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("../results", str(ROOT / "results")))
+    found = lsa("plan", path)
+    assert found.returncode == 4
+    assert "net7_filter_norm also changes train.lr (0.002 -> 1.0)" in found.stderr
+    assert lsa("plan", path, "--allow-confound", "train.lr").returncode == 0
+
+
+def test_an_unknown_preset_ends_with_exit_code_2(tmp_path):
+    text = (ROOT / "experiments/table4.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("baseline: swin", "baseline: swin\nuse: [swin_smal]"))
+    found = lsa("plan", path)
+    assert found.returncode == 2
+    message = "swin_smal is no preset of experiments/base/presets.yaml; did you mean swin_small?"
+    assert found.stderr == f"lsa: {path}:7: {message}\n"
+    assert "Traceback" not in found.stderr
+
+
+def test_missing_data_ends_with_exit_code_3_and_leaves_nothing(tmp_path):
+    found = lsa("run", "table1", "--tier", "proxy", "--only", "swin", "--results", tmp_path / "r",
+               LSA_DATA=str(tmp_path))  # fmt: skip
+    assert found.returncode == 3, found.stderr
+    assert str(tmp_path) in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_results_folder_that_cannot_be_made_ends_with_exit_code_3(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    found = lsa("run", "table1", "--only", "swin", "--results", tmp_path / "file")
+    assert found.returncode == 3, found.stderr
+    assert "cannot be written" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_seeds_are_read():
+    assert options.parse_seeds(None) is None
+    assert options.parse_seeds("0-2") == [0, 1, 2]
+    assert options.parse_seeds("4,0-1,4") == [4, 0, 1]
+    with pytest.raises(ConfigError):
+        options.parse_seeds("1-")

@@ -1,0 +1,238 @@
+"""Experiment files: their runs, shared rows, and the contrast contract."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from lsa_study.config import contrast, study
+from lsa_study.config.yaml import read as read_strictly
+from lsa_study.errors import ConfigError, Refused
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+STUDIES = [path for path in EXPERIMENTS if path.stem not in ("claims", "cluster")]
+
+
+def write(tmp_path, **changes) -> Path:
+    """A small experiment of two rows, changed as asked."""
+    document = {
+        "study": "mine",
+        "title": "Mine",
+        "question": "Which?",
+        "factor": ["model.op.norm"],
+        "baseline": "soft",
+        "set": {"model.op": {"kind": "unified", "terms": ["qk"], "application": "window"}},
+        "article": {"csv": str(ROOT / "results/paper/table1.csv"), "source": "none"},
+        "variants": {
+            "soft": {"label": "Soft", "set": {"model.op.norm": "softmax"}},
+            "filter": {"label": "Filter", "set": {"model.op.norm": "filter_norm"}},
+        },
+    }
+    document.update(changes)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_experiment_keeps_its_contract(path):
+    file = read_strictly(path).data
+    for tier in study.tiers_of(str(path)):
+        loaded = study.load(path, tier=tier)
+        contrast.check_contrast(loaded)
+        assert [run.variant for run in loaded.runs()[: len(file["variants"])]] == list(
+            file["variants"]
+        )
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_row_finds_its_one_row_of_the_article(path):
+    loaded = study.load(path, tier="paper")
+    table = pd.read_csv(path.parent / loaded.file.article.csv, dtype=str)
+    for name, variant in loaded.file.variants.items():
+        found = table
+        for column, value in variant.paper.items():
+            found = found[found[column] == str(value)]
+        assert not variant.paper or len(found) == 1, name
+
+
+@pytest.mark.parametrize("tier", study.TIERS)
+def test_one_identity_has_one_name_over_the_articles_studies(tier):
+    names: dict[str, set[str]] = {}
+    for stem in study.ARTICLE:
+        for run in study.load(stem, tier=tier).runs():
+            names.setdefault(run.identity, set()).add(run.name)
+    assert all(len(found) == 1 for found in names.values())
+    seeds = len(study.load("table1", tier=tier).seeds)
+    assert len(names) == 23 * seeds
+
+
+def test_what_must_be_equal_over_a_table_is_equal():
+    for stem in study.ARTICLE:
+        variants = study.load(stem, tier="paper").variants.values()
+        assert len({(v.train, v.augment, v.data, v.model.drop_path) for v in variants}) == 1
+
+
+def test_runs_are_seed_major(tmp_path):
+    runs = study.load(write(tmp_path), seeds=[3, 1]).runs()
+    assert [(run.seed, run.variant) for run in runs] == [
+        (3, "soft"), (3, "filter"), (1, "soft"), (1, "filter"),
+    ]  # fmt: skip
+
+
+def test_only_keeps_the_variants_that_match(tmp_path):
+    loaded = study.load(write(tmp_path), only="f*,nothing")
+    assert list(loaded.variants) == ["filter"]
+    with pytest.raises(study.NoVariant, match="known: soft, filter"):
+        study.load(write(tmp_path), only="x*")
+
+
+def test_a_second_factor_is_refused_by_name(tmp_path):
+    variants = {
+        "soft": {"label": "Soft", "set": {"model.op.norm": "softmax"}},
+        "filter": {"label": "F", "set": {"model.op.norm": "filter_norm", "train.lr": 0.5}},
+    }
+    loaded = study.load(write(tmp_path, variants=variants))
+    with pytest.raises(Refused) as caught:
+        contrast.check_contrast(loaded)
+    assert "filter also changes train.lr (0.002 -> 0.5). The declared factor is model.op.norm" in (
+        str(caught.value)
+    )
+    contrast.check_contrast(loaded, allowed=["train.lr"])
+
+
+@pytest.mark.parametrize("key", ["train.lr=0.5", "model.drop_path=0.5", "train.ema_decay=0.9"])
+def test_planted_confounds_are_caught(tmp_path, key):
+    name, value = key.split("=")
+    variants = {
+        "soft": {"label": "Soft", "set": {"model.op.norm": "softmax"}},
+        "filter": {"label": "F", "set": {"model.op.norm": "filter_norm", name: float(value)}},
+    }
+    with pytest.raises(Refused, match=name):
+        contrast.check_contrast(study.load(write(tmp_path, variants=variants)))
+
+
+def test_rows_that_are_one_run_are_refused(tmp_path):
+    variants = {
+        "soft": {"label": "Soft", "set": {"model.op.norm": "softmax"}},
+        "twin": {"label": "Twin", "set": {"model.op.norm": "softmax"}},
+    }
+    with pytest.raises(ConfigError, match="twin has the same settings as soft"):
+        study.load(write(tmp_path, variants=variants))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "none"}, "baseline 'none' is not a variant; known: soft, filter"),
+        ({"factor": ["model.opp"]}, "factor 'model.opp' is not a setting"),
+        ({"variants": {}}, "variants"),
+        ({"colour": "red"}, "colour is not a setting; known here:"),
+        ({"tiers": ["paper"]}, "has no tier toy; it has paper"),
+        ({"set": {"model.op": {"kind": "unified"}}}, "model.op.terms is missing"),
+    ],
+)
+def test_mistakes_of_an_experiment_are_named_with_their_place(tmp_path, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        study.load(write(tmp_path, **changes))
+    assert message in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+PRESETS = """\
+soft: {model.op.norm: softmax}
+filter:
+  model.op.norm: filter_norm
+fast: {train.lr: 0.5, model.op.norm: softmax}
+whole: {model.op: {kind: elsa}}
+wrong:
+  train.lr: 0.1
+  train.epohcs: 3
+word: text
+"""
+
+
+def used(tmp_path, *, everywhere=(), soft=("soft",), row=(), **asked):
+    """The small experiment with its norms from presets."""
+    (tmp_path / "base").mkdir(exist_ok=True)
+    (tmp_path / "base" / "presets.yaml").write_text(PRESETS)
+    variants = {
+        "soft": {"label": "Soft", "use": list(soft)},
+        "filter": {"label": "Filter", "use": ["filter"], "set": dict(row)},
+    }
+    return study.load(write(tmp_path, use=list(everywhere), variants=variants), **asked)
+
+
+def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
+    plain = study.load(write(tmp_path)).runs()
+    assert [run.identity for run in used(tmp_path).runs()] == [run.identity for run in plain]
+    loaded = used(tmp_path, everywhere=["fast"], row={"train.lr": 0.25})
+    assert [one.train.lr for one in loaded.variants.values()] == [0.5, 0.25]
+    assert [one.model.op.norm for one in loaded.variants.values()] == ["softmax", "filter_norm"]
+    changed = used(tmp_path, everywhere=["fast"], overrides=["train.lr=0.125"])
+    assert {one.train.lr for one in changed.variants.values()} == {0.125}
+    assert used(tmp_path, soft=["soft", "fast"]).variants["soft"].train.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "message"),
+    [
+        (["sotf"], "mine.yaml:", "sotf is no preset of "),
+        (["sotf"], "mine.yaml:", "presets.yaml; did you mean soft?"),
+        (["xyz"], "mine.yaml:", "known: soft, filter, fast, whole, wrong, word"),
+        (["word"], "presets.yaml:9: ", "word = 'text'; give it settings"),
+        (["soft", "filter"], "mine.yaml:", "presets soft and filter disagree on model.op.norm ("),
+        (["soft", "filter"], "presets.yaml:3", "use one of them"),
+        (["soft", "whole"], "presets.yaml:5", "disagree on model.op ("),
+        (["whole", "soft"], "presets.yaml:5", "disagree on model.op.norm ("),
+        (["wrong"], "presets.yaml:8: ", "train.epohcs is not a setting; did you mean train.epochs"),
+    ],
+)
+def test_mistakes_of_presets_are_named_where_they_stand(tmp_path, names, place, message):
+    with pytest.raises(ConfigError) as caught:
+        used(tmp_path, soft=names)
+    assert place in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_the_repositorys_presets_are_found_from_any_folder(tmp_path):
+    loaded = study.load(write(tmp_path, set={"model.op.border": "zero"}, use=["lsa"]))
+    assert loaded.variants["filter"].model.op.terms == ("qk", "bias")
+
+
+def test_a_row_called_as_an_operator_is_no_operator(tmp_path):
+    variants = {"elsa": {"label": "ELSA", "lable": "x"}, "ddf": {"label": "DDF", "group_width": 3}}
+    with pytest.raises(ConfigError) as caught:
+        study.load(write(tmp_path, baseline="elsa", variants=variants))
+    assert "variants.elsa.lable is not a setting; did you mean variants.elsa.label?" in str(
+        caught.value
+    )
+    assert "variants.ddf.group_width is not a setting; known here: against, columns" in str(
+        caught.value
+    )
+
+
+def test_resources_are_checked_where_they_stand(tmp_path):
+    with pytest.raises(ConfigError, match=r"mine.yaml:\d+: gpus = 'two' is not a number"):
+        study.load(write(tmp_path, resources={"gpus": "two"}))
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match="no such study; known: all, fig2, table1"):
+        study.load("tabel1")
+    with pytest.raises(ConfigError, match="no such tier; known: toy, proxy, paper"):
+        study.load("table1", tier="big")
+
+
+@pytest.mark.parametrize("module", ["launch.plan", "config.study", "rundir", "cli", "launch.local"])
+def test_planning_does_not_need_torch(module):
+    code = f"import sys, lsa_study.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_kernels_folder_is_not_a_package():
+    assert not (ROOT / "kernels/__init__.py").exists()

@@ -1,0 +1,429 @@
+"""Trackers mirror run folders, and can neither change nor end a run."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from trackers import read
+
+from lsa_study.config import study
+from lsa_study.errors import cause_of
+from lsa_study.launch import track
+from lsa_study.record import Result, Status
+from lsa_study.rundir import RunDir
+from lsa_study.training import train
+
+EVERY = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(name) is None, reason=f"{name} is not installed"
+        ),
+    )
+    for name in ("tensorboard", "wandb", "trackio")
+]
+
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Make a run folder of a few seconds: table 1's Swin on 96 digits."""
+
+    def make(name="swin-s0-0123456789", tracker="none") -> RunDir:
+        small = ["train.epochs=2", "data.train_limit=96", "train.batch_size=32"]
+        overrides = [*small, f"runtime.tracker={tracker}"]
+        (run,) = study.load("table1", only="swin", seeds=[0], overrides=overrides).runs()
+        folder = RunDir(tmp_path / "results" / "toy" / "runs" / name)
+        folder.create(run.settings, variant="swin")
+        return folder
+
+    return make
+
+
+class StopAfter:
+    """Asks to stop when it has been asked so many times."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def record(epoch, attempt=1, **changes):
+    known = {"step": 3 * epoch, "acc1": 10.0 + epoch / 8, "ema_acc1": None, "lr": 0.5**epoch}
+    return {"epoch": epoch, "attempt": attempt, **known, **changes}
+
+
+def curve_of(folder):
+    """What a tracker should show, from the lines of ``metrics.jsonl``."""
+    return {
+        line["epoch"]: {
+            {"step": "steps"}.get(name, name): pytest.approx(value, rel=1e-6)
+            for name, value in line.items()
+            if name != "epoch" and value is not None
+        }
+        for line in folder.metrics()
+    }
+
+
+def mirrored(folder, tracker, records, **flags):
+    """Records that are logged while a mirror runs; what was wrong."""
+    mirror = track.Mirror(folder, tracker, flags, follow=True)
+    for one in records:
+        folder.log_metrics(one)
+    mirror.stop()
+    return mirror.wait()
+
+
+GOES_ON = """
+import json, sys
+from pathlib import Path
+from lsa_study.launch import track
+from lsa_study.record import Result
+from lsa_study.rundir import RunDir
+folder, tracker = RunDir(Path(sys.argv[1])), sys.argv[2]
+records, result = map(json.loads, sys.argv[3:])
+class Looks:
+    def select(self, *_):
+        if records:
+            folder.log_metrics(records.pop(0))
+            return [], [], []
+        folder.write_result(Result(**result))
+        return [sys.stdin], [], []
+track.select = Looks()
+track.main(folder, tracker, {})
+"""
+
+
+@pytest.mark.parametrize("tracker", EVERY)
+def test_a_tracker_shows_what_the_records_say(make_run, tracker, monkeypatch, tmp_path):
+    """Two lives, of which the second does epoch 2 again; nothing is written elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "TRACKIO_DIR", "HOME"):
+        monkeypatch.setenv(name, str(elsewhere))
+    folder = make_run(tracker=tracker)
+    assert mirrored(folder, tracker, [record(1), record(2)]) is None
+    assert read(tracker, folder).curve == curve_of(folder)
+    assert read(tracker, folder).result == {}
+    again = [record(2, attempt=2, acc1=1.0), record(3, attempt=2)]
+    result = {"outcome": "done", "acc1": 10.375, "reason": None}
+    words = [str(folder.root), tracker, json.dumps(again), json.dumps(result)]
+    subprocess.run([sys.executable, "-c", GOES_ON, *words], check=True)
+    shown = read(tracker, folder)
+    assert sorted(shown.curve) == [1, 2, 3]
+    assert shown.curve == curve_of(folder)
+    assert shown.curve[2]["acc1"] == 1.0
+    assert (shown.result["outcome"], float(shown.result["acc1"])) == ("done", 10.375)
+    assert shown.settings["model.op.terms"] == '["qk", "bias"]'
+    assert shown.settings["train.epochs"] == 2
+    assert shown.settings["variant"] == "swin"
+    assert shown.settings["identity"] == folder.config()["identity"]
+    assert not elsewhere.exists()
+
+
+@needs_tensorboard
+def test_a_run_is_the_same_with_a_tracker(make_run):
+    """Bit by bit, stopped and resumed; and the curve has every epoch once."""
+    whole, pieces = make_run("whole"), make_run("pieces", tracker="tensorboard")
+    said = []
+    assert whole.config()["identity"] == pieces.config()["identity"]
+    assert train(whole) == "done"
+    for calls in (1, 5, 1000):
+        with track.beside(pieces, said.append):
+            state = train(pieces, stop=StopAfter(calls))
+        assert state == ("done" if calls == 1000 else "stopped")
+    one, other = load_file(whole.weights), load_file(pieces.weights)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole.correct_bits.read_bytes() == pieces.correct_bits.read_bytes()
+    shown = read("tensorboard", pieces)
+    assert shown.curve == curve_of(pieces)
+    assert sorted(shown.curve) == [1, 2]
+    assert shown.result["identity"] == pieces.config()["identity"]
+    assert "mirrors no more" not in "".join(p.read_text() for p in pieces.root.glob("*/*/log.txt"))
+    assert said == []
+    assert not whole.tracking.exists()
+
+
+@needs_tensorboard
+def test_a_tracker_draws_no_random_numbers(make_run):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    folder, before = make_run(tracker="tensorboard"), states()
+    with track.beside(folder, print):
+        folder.log_metrics(record(1))
+    assert list(read("tensorboard", folder).curve) == [1]
+    assert states() == before
+
+
+FAULTS = {
+    "raise RuntimeError('bad wheel')": "RuntimeError: bad wheel",
+    "def init(**_): raise OSError(28, 'No space left')": "OSError: [Errno 28] No space left",
+    "import os, signal\ndef init(**_): os.kill(os.getpid(), signal.SIGKILL)": "signal SIGKILL",
+    "def init(**_): return None": "has no attribute 'log'",
+    "import os\ndef init(**_): os.environ['TRACKIO_SPACE_ID']": "KeyError: 'TRACKIO_SPACE_ID'",
+}
+
+
+@pytest.mark.parametrize("code", FAULTS, ids=FAULTS.values())
+def test_a_tracker_that_fails_is_one_line(make_run, monkeypatch, tmp_path, code):
+    """It fails on import, at the start, by a signal, at a record, for want of a server's name."""
+    plant(monkeypatch, tmp_path, code)
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "somebody/else")
+    folder, said = make_run(tracker="trackio"), []
+    folder.log_metrics(record(1))
+    with track.beside(folder, said.append):
+        folder.log_metrics(record(2))
+    assert len(said) == 1
+    assert said[0].startswith("runtime.tracker='trackio': mirrors no more (")
+    assert FAULTS[code] in said[0]
+    assert "\n" not in said[0]
+
+
+def plant(monkeypatch, folder, code):
+    (folder / "trackio.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(make_run, monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, "def init(**_): raise RuntimeError('it is\\nbroken')")
+    tracked = make_run(tracker="trackio")
+    with track.beside(tracked, print):
+        assert train(tracked) == "done"
+    assert len(tracked.metrics()) == 2
+    log = (tracked.attempts()[0] / "log.txt").read_text()
+    assert log.count("runtime.tracker='trackio': mirrors no more (broken)") == 1
+    assert "Traceback" not in log
+    assert "Traceback" in (tracked.tracking / "trackio.txt").read_text()
+
+
+def test_a_tracker_that_is_stuck_is_given_up(make_run, monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, "import time\ndef init(**_): time.sleep(600)")
+    folder = make_run(tracker="trackio")
+    folder.tracking.mkdir()
+    code = (
+        "import pathlib, sys; from lsa_study.launch import track\n"
+        "from lsa_study.rundir import RunDir\n"
+        "track.PATIENCE_SECONDS = 1\n"
+        "track.main(RunDir(pathlib.Path(sys.argv[1])), 'trackio', {})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(folder.root)], check=False, timeout=60)
+    assert ended.returncode == -14
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_training(make_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    folder = make_run(tracker="wandb")
+    with pytest.raises(track.TrackerLacks) as told, track.beside(folder, print):
+        train(folder)
+    assert cause_of(told.value) == "import"
+    assert str(told.value) == (
+        "runtime.tracker='wandb': the package is not installed; pip install 'lsa_study[wandb]'"
+    )
+    assert folder.status() == Status()
+    assert not folder.tracking.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "rehearse", "launch"])
+def test_a_command_refuses_it_with_exit_code_3(tmp_path, command):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None")
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    told = subprocess.run(
+        [sys.executable, "-m", "lsa_study.cli", command, "table1", "--only", "swin",
+         "--set", "runtime.tracker=wandb", "--results", str(tmp_path / "results")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 3
+    assert told.stderr == (
+        "lsa: runtime.tracker='wandb': the package is not installed; "
+        "pip install 'lsa_study[wandb]'\n"
+    )
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_tracker_is_imported_unless_asked_for():
+    code = (
+        "import sys, lsa_study.cli, lsa_study.cli.doctor, lsa_study.launch.track\n"
+        f"sys.exit(any(name in sys.modules for name in {list(track.TRACKERS)}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_tracker_has_an_extra_of_its_name():
+    import tomllib
+    from pathlib import Path
+    from typing import get_args
+
+    from lsa_study.config.settings import Runtime
+
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    names = get_args(Runtime.model_fields["tracker"].annotation)
+    assert {"none", *track.TRACKERS} == set(names)
+    assert set(track.TRACKERS) <= set(extras)
+
+
+# -- lsa track -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lsa_track():
+    """Start the command on the results folder that a run folder is in."""
+    with contextlib.ExitStack() as stack:
+
+        def start(folder, *words, **variables):
+            command = [sys.executable, "-m", "lsa_study.cli", "track", *words]
+            process = subprocess.Popen(
+                [*command, "--results", str(folder.root.parents[2])],
+                env={**os.environ, **variables},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("how", ["study", "name", "identity", "path"])
+def test_the_command_mirrors_what_is_there(make_run, lsa_track, how):
+    one, other = make_run("swin-s0-0123456789"), make_run("net1-s0-abcdef0123")
+    for folder in (one, other):
+        folder.log_metrics(record(1))
+        folder.write_result(Result(outcome="done", acc1=10.125))
+    words = {"study": "table1", "name": "swin-s0", "identity": "012345", "path": str(one.root)}
+    command = lsa_track(one, words[how])
+    told, errors = command.communicate()
+    mirrored = [one, other] if how == "study" else [one]
+    assert (command.returncode, errors) == (0, "")
+    expected = [f"{run.root.name}: {run.tracking / 'tensorboard'}" for run in mirrored]
+    assert sorted(told.splitlines()) == sorted(expected)
+    for folder in mirrored:
+        assert read("tensorboard", folder).curve == curve_of(folder)
+        assert read("tensorboard", folder).result == {"outcome": "done", "acc1": "10.125"}
+    assert (how == "study") == other.tracking.exists()
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def curve_so_far(folder):
+    """What TensorBoard shows while it is being written, which it is in pieces."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return read("tensorboard", folder).curve
+
+
+@needs_tensorboard
+def test_following_ends_with_the_last_run_also_one_that_begins_meanwhile(make_run, lsa_track):
+    one = make_run("swin-s0-0123456789")
+    command = lsa_track(one, "table1", "-f")
+    one.log_metrics(record(1))
+    wait_until(lambda: curve_so_far(one) == curve_of(one))
+    one.log_metrics(record(2))
+    wait_until(lambda: curve_so_far(one) == curve_of(one))
+    one.write_result(Result(outcome="done", acc1=10.125))
+    other = make_run("net1-s0-abcdef0123")
+    other.log_metrics(record(1))
+    wait_until(lambda: curve_so_far(other) == curve_of(other))
+    assert command.poll() is None
+    other.write_status(Status(state="failed"))
+    assert command.wait(60) == 0
+    assert read("tensorboard", one).result == {"outcome": "done", "acc1": "10.125"}
+    assert read("tensorboard", other).curve == curve_of(other)
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_mirror_outlives_the_command(make_run, lsa_track, number):
+    folder = make_run()
+    command = lsa_track(folder, "swin", "-f")
+    wait_until((folder.tracking / "tensorboard").is_dir)
+    folder.log_metrics(record(1))
+    command.send_signal(number)
+    assert command.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    with folder.tracked("tensorboard"):  # free once the mirror has ended
+        assert read("tensorboard", folder).curve == curve_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["absent"], 2, "absent: no run under"),
+        (["table2"], 2, "table2: no runs under"),
+        (["swin", "--tracker", "mlflow"], 2, "--tracker mlflow: no such tracker; known: tensorbo"),
+        (["swin", "--mode", "live"], 2, "--mode live: no such mode; known: offline, online"),
+        (["swin", "--group", "a"], 2, "are for wandb, not for tensorboard; leave them out, or add"),
+        (["swin", "--tracker", "wandb"], 3, "runtime.tracker='wandb': the package is not insta"),
+    ],
+)
+def test_what_the_command_refuses(make_run, lsa_track, tmp_path, words, code, told):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None")
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    folder = make_run()
+    command = lsa_track(folder, *words, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    _, errors = command.communicate()
+    assert (command.returncode, told in errors, errors.count("\n")) == (code, True, 1)
+    assert not folder.tracking.exists()
+
+
+def test_a_tracker_that_fails_is_one_line_of_the_command(
+    make_run, lsa_track, monkeypatch, tmp_path
+):
+    plant(monkeypatch, tmp_path, "def init(**_): raise RuntimeError('bad wheel')")
+    folder = make_run(tracker="trackio")
+    folder.write_result(Result(outcome="done"))
+    command = lsa_track(folder, "swin")
+    told, errors = command.communicate()
+    assert (command.returncode, errors) == (1, "")
+    assert told == f"{folder.root.name}: failed (RuntimeError: bad wheel)\n"
+
+
+WANDB = """
+import json, os
+class Settings(dict):
+    __init__ = lambda self, **given: super().__init__(given)
+def init(**given):
+    given = {k: given[k] for k in ("mode", "project", "entity", "group", "tags") if k in given}
+    raise RuntimeError(json.dumps([given, os.environ.get("WANDB_API_KEY")], sort_keys=True))
+"""
+
+
+def test_flags_reach_wandb_and_a_key_only_when_it_is_online(
+    make_run, lsa_track, monkeypatch, tmp_path
+):
+    """A stand-in says what it was called with; the package itself needs a server for this."""
+    (tmp_path / "wandb.py").write_text(WANDB)
+    plant(monkeypatch, tmp_path, "")
+    folder = make_run(tracker="wandb")
+    folder.write_result(Result(outcome="done"))
+    flags = ["--project", "p", "--entity", "e", "--group", "g", "--tag", "a", "--tag", "b"]
+    for mode, key in (("online", '"secret"'), ("offline", "null")):
+        command = lsa_track(folder, "swin", *flags, "--mode", mode, WANDB_API_KEY="secret")
+        given = {
+            "mode": mode, "project": "p", "entity": "e", "group": "g", "tags": ["a", "b"],
+        }  # fmt: skip
+        expected = json.dumps(given, sort_keys=True)
+        assert f"RuntimeError: [{expected}, {key}]" in command.communicate()[0]
