@@ -274,4 +274,4 @@ def hold_rest(records: LaunchFolder) -> None:
         message = next(one.message for one in records.failures() if one.run == runs[-1])
         arrays = sorted(set(held))
         records.note_held({"message": message, "runs": runs, "count": len(held), "arrays": arrays})
-        scheduler.hold(arrays)
+        scheduler.order("hold", arrays)

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lsa_study.errors import EnvironmentLacks
 
@@ -245,22 +246,12 @@ def requeue(job: str, *, patience: float = 90.0) -> None:
             time.sleep(3.0)
 
 
-def hold(arrays: Iterable[str]) -> None:
-    """Keep the pending elements of arrays from starting."""
-    _order("hold", arrays)
-
-
-def release(arrays: Iterable[str]) -> None:
-    """Let held elements start again."""
-    _order("release", arrays)
-
-
-def _order(order: str, arrays: Iterable[str]) -> None:
+def order(verb: Literal["hold", "release"], arrays: Iterable[str]) -> None:
+    """Keep the pending elements of arrays from starting, or let them start again."""
     for array in arrays:
         # An array of which some elements have ended is an error to scontrol, yet it does the rest.
-        subprocess.run(
-            ["scontrol", order, array], capture_output=True, check=False, timeout=SECONDS
-        )
+        command = ["scontrol", verb, array]
+        subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
