@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 
 from lsa_kernels import Eq4Inputs
-from lsa_study.vocabulary import APPLICATIONS, BORDERS, IMPLEMENTATIONS, NORMS
+from lsa_study.vocabulary import Application, Border, Implementation, Norm
 
 Size = int | tuple[int, int]
 """Side of an area, or rows and columns of a window."""
@@ -65,19 +67,18 @@ def _check_reads(x: Eq4Inputs) -> None:
 def check_options(norm: str, application: str, border: str) -> None:
     """Refuse unknown options."""
     for name, option, known in (
-        ("norm", norm, NORMS), ("application", application, APPLICATIONS),
-        ("border", border, BORDERS),
+        ("norm", norm, Norm), ("application", application, Application), ("border", border, Border),
     ):  # fmt: skip
-        if option not in known:
-            raise ValueError(f"{name}={option!r} is unknown; known: {', '.join(known)}")
+        if option not in get_args(known):
+            raise ValueError(f"{name}={option!r} is unknown; known: {', '.join(get_args(known))}")
 
 
 def check_implementation(
     implementation: str, refused: tuple[str, ...] = (), purpose: str = ""
 ) -> None:
     """Refuse unknown implementations, and those that do not compute a purpose."""
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
+    if implementation not in get_args(Implementation):
+        known = ", ".join(get_args(Implementation))
         raise ValueError(f"implementation={implementation!r} is unknown; known: {known}")
     if implementation in refused:
         raise ValueError(f"implementation={implementation!r} does not compute {purpose}")

@@ -1,6 +1,6 @@
 """Time the operators against their peers at the three stages of Swin-T that the article swaps.
 
-    python kernels/bench.py [--batch 8] [--seconds 5] [--out results/benchmarks/operators.json]
+    python benchmarks/operators.py [--batch 8] [--seconds 5] [--out FILE]
 
 LSA (SDPA) is softmax window attention by torch's scaled_dot_product_attention. Contenders that
 compute the same are compared first. One with other semantics is marked with an asterisk. On a CPU,
@@ -26,8 +26,9 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
+from lsa_kernels import Eq4Inputs
 from lsa_study.models import throughput as timing
-from lsa_study.ops import dispatch, functional
+from lsa_study.ops import functional, reference
 from lsa_study.ops.ddf import apply_decoupled
 
 STAGES = ((56, 3), (28, 6), (14, 12))
@@ -191,7 +192,7 @@ def contenders(
         "filters + ghost add": (_apply("auto"), [values, filters, static], flat),
         "DDF": (_ddf, [values, one, per_image], flat),
         "static filters": (_static, [values, static], flat),
-        "depthwise conv, channels-last": (functional.static_filters, [values, static], flat),
+        "depthwise conv, channels-last": (reference.static_filters, [values, static], flat),
     }
     hidden = channels * 2 // 3  # ELSA's channels of q and k
     product = torch.randn(batch, side, side, hidden, device=device)
@@ -206,13 +207,14 @@ def contenders(
 
 def _grouped(implementation: str) -> Callable[..., Tensor]:
     def call(x: Tensor, weight: Tensor) -> Tensor:
-        return dispatch.grouped_conv(x, weight, None, implementation)
+        return functional.grouped_conv(x, weight, None, implementation)
 
     return call
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return dispatch.window_by_sdpa(q, k, v, bias, SIZE, None, DEPTH**-0.5)
+    given = Eq4Inputs(q, k, v, rel_bias=bias)
+    return functional.window_by_sdpa(given, SIZE, None, DEPTH**-0.5)
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor) -> Tensor:
