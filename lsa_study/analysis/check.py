@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
@@ -46,8 +46,7 @@ def _differences(path: Path, wanted: str) -> list[str]:
         return []
     try:
         if path.suffix in (".csv", ".json"):
-            read = _csv if path.suffix == ".csv" else _json
-            before, after = dict(read(written)), dict(read(wanted))
+            before, after = (_cells(text, path.suffix) for text in (written, wanted))
             places = dict.fromkeys([*before, *after])
             cells = [(place, before.get(place), after.get(place)) for place in places]
         else:
@@ -62,12 +61,9 @@ def _differences(path: Path, wanted: str) -> list[str]:
     return found or [f"{path}: differs in its layout; write it with lsa table"]
 
 
-def _csv(text: str) -> Iterator[tuple[str, str]]:
-    for row in csv.DictReader(io.StringIO(text)):
-        yield from ((f"row {row['variant']}, {name}", value) for name, value in row.items())
+def _cells(text: str, suffix: str) -> dict[str, str]:
+    """The cells of a CSV or JSON file by their places, such as ``row net6, acc1.mean``."""
 
-
-def _json(text: str) -> Iterator[tuple[str, str]]:
     def flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             for name, inner in value.items():
@@ -75,12 +71,15 @@ def _json(text: str) -> Iterator[tuple[str, str]]:
         else:
             yield path, json.dumps(value, ensure_ascii=False)
 
-    document = json.loads(text)
-    rows = document.pop("rows")
-    yield from flat("", document)
-    for row in rows:
-        variant = row.pop("variant")
-        yield from ((f"row {variant}, {name}", value) for name, value in flat("", row))
+    cells: dict[str, str] = {}
+    rows: list[tuple[str, Iterable[tuple[str, str]]]]
+    if suffix == ".csv":
+        rows = [(row["variant"], row.items()) for row in csv.DictReader(io.StringIO(text))]
+    else:
+        document = json.loads(text)
+        rows = [(row.pop("variant"), flat("", row)) for row in document.pop("rows")]
+        cells = dict(flat("", document))
+    return cells | {f"row {variant}, {k}": value for variant, row in rows for k, value in row}
 
 
 def _lines(before: list[str], after: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -65,6 +65,12 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             "Acc@1: mean over n seeds ± half of the 95 % t interval; Δ: the same of the paired "
             "differences over shared seeds. One seed has no interval."
         )
+    lacking = []
+    for row in rows:
+        finished = {run.seed for run in row.runs}
+        absent = [seed for seed in study.seeds if seed in row.seeds and seed not in finished]
+        if finished and absent:
+            lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
     broken = ""
     if number := len(collected.broken):
         plural, verb = ("s", "are") if number > 1 else ("", "is")
@@ -77,7 +83,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         _order(rows),
         _data(study, ran),
         *((_environment(ran), COSTS_NOTE) if ran else ()),
-        _missing(study, rows),
+        f"Not finished: {'; '.join(lacking)}." if lacking else "",
         broken,
         rates_of(study)[1],
     ]
@@ -155,16 +161,6 @@ def _environment(ran: Sequence[RunRecord]) -> str:
         f"commit: {', '.join(commits) or 'unknown'}; "
         f"seeds: {', '.join(map(str, sorted({run.seed for run in ran})))}."
     )
-
-
-def _missing(study: Study, rows: Sequence[Row]) -> str:
-    lacking = []
-    for row in rows:
-        ran = {run.seed for run in row.runs}
-        absent = [seed for seed in study.seeds if seed in row.seeds and seed not in ran]
-        if ran and absent:
-            lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
-    return f"Not finished: {'; '.join(lacking)}." if lacking else ""
 
 
 def distinct(found: Iterable[str | None]) -> str:

@@ -158,15 +158,11 @@ def decide(found: Estimate, relation: str, margin: float, noise: float | None) -
     needs = ""
     if word == "unresolved":
         distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
-        needs = _more_seeds(found, distance, found.deviation or noise)
+        needs = "at least 2 more seeds"
+        if (spread := found.deviation or noise) is not None:
+            seeds = seeds_needed(distance, spread)
+            needs = f"more than {MOST_SEEDS} seeds"
+            if seeds is not None:
+                more = max(1, seeds - found.n)
+                needs = f"about {more} more seed{'s' * (more > 1)}"
     return Judged(word, found.mean, found.low, found.high, found.n, needs)
-
-
-def _more_seeds(found: Estimate, distance: float, spread: float | None) -> str:
-    if spread is None:
-        return "at least 2 more seeds"
-    seeds = seeds_needed(distance, spread)
-    if seeds is None:
-        return f"more than {MOST_SEEDS} seeds"
-    more = max(1, seeds - found.n)
-    return f"about {more} more seed{'s' * (more > 1)}"

@@ -141,7 +141,7 @@ def launch(
     launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
     if not dry_run:
         selection.remember(results, loaded, overrides or ())
-    for line in (*launched.scripts, *launched.words()):
+    for line in (*launched.scripts, *launched.lines()):
         typer.echo(line)
     raise typer.Exit(launched.exit_code)
 
@@ -228,9 +228,9 @@ def retry(
     cluster = sites.read(site, {"partition": partition})
     causes = cause.split(",") if cause else []
     done = again(results, study or [], cluster, causes=causes, tier=tier, accumulate=accumulate)
-    for line in done.words():
+    for line in done.lines():
         typer.echo(line)
-    code = done.launched.exit_code if done.launched is not None else 0
+    code = done.exit_code
     if done.local:
         console = Console(soft_wrap=True)
         code = max(code, Queue(results, jobs=jobs, console=console).work(done.local).exit_code)
@@ -249,8 +249,8 @@ def cancel(
 
     how: Any = "now" if now else "save"
     done = stop(results, study, how=how, confirm=lambda q: yes or typer.confirm(q), tier=tier)
-    for line in done.words():
-        typer.echo(line)
+    for what, runs in done.items():
+        typer.echo(f"{len(runs)} {what}")
 
 
 def gc(
@@ -266,8 +266,8 @@ def gc(
     def confirm(question: str) -> bool:
         return not dry_run and (yes or typer.confirm(question))
 
-    for garbage in clear(results, study or [], confirm=confirm, tier=tier):
-        typer.echo(garbage.path)
+    for path in clear(results, study or [], confirm=confirm, tier=tier):
+        typer.echo(path)
 
 
 COMMANDS = (plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)

@@ -18,12 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-Term = Literal["qk", "q_rk", "rq_k", "bias"]
-TERMS: tuple[Term, ...] = get_args(Term)
-Norm = Literal["identity", "filter_norm", "softmax"]
-Application = Literal["window", "neighboring"]
-Border = Literal["zero", "mask"]
-Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
+from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm, Term
+
 Heads = Literal["1", "1x", "2x", "C"]
 
 

@@ -94,7 +94,7 @@ class LabelMaps:
 
         Args:
             name: class folder / file.
-            transform: begins with a ``RandomResizedCrop`` and a ``RandomFlip``.
+            transform: begins with a ``RandomResizedCrop`` and a ``RandomHorizontalFlip``.
 
         Returns:
             (2, k, rows, columns), float32; and (5,), the box's left, top, right and bottom as

@@ -56,7 +56,7 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc
         return fast_pil.resized_crop(pixels, (left, top, width, height), self.size, filter_)
 
 
-class RandomFlip(transforms.RandomHorizontalFlip):  # type: ignore[misc]  # torchvision has no types
+class RandomHorizontalFlip(transforms.RandomHorizontalFlip):  # type: ignore[misc]  # torchvision has no types
     """torchvision's random flip; remembers whether it flipped its last image."""
 
     flipped = False
@@ -71,7 +71,7 @@ class RandomFlip(transforms.RandomHorizontalFlip):  # type: ignore[misc]  # torc
 def training(settings: Settings, mean: Pixels) -> transforms.Compose:
     """The crop, the flip and the augmentation that ``settings.augment`` asks for.
 
-    Where crops are resized, the first two steps are a RandomResizedCrop and a RandomFlip.
+    Where crops are resized, the first two steps are a RandomResizedCrop and a RandomHorizontalFlip.
     """
     wanted, size = settings.augment, settings.data.image_size
     steps: list[Any]
@@ -86,7 +86,7 @@ def training(settings: Settings, mean: Pixels) -> transforms.Compose:
         pad = wanted.crop == "pad"
         crop = transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
         steps = [whole, transforms.Resize(_scaled(settings), CUBIC), crop]
-    steps.append(RandomFlip(wanted.hflip))
+    steps.append(RandomHorizontalFlip(wanted.hflip))
     change = pictorial(wanted, size, mean)
     return transforms.Compose(steps if change is None else [*steps, change])
 

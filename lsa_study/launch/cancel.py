@@ -10,9 +10,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch import scheduler
@@ -22,28 +21,9 @@ from lsa_study.launch.status import RunStatus, status
 MANY = 10
 """More runs than this are cancelled only after a question."""
 
-
-@dataclass
-class Cancelled:
-    """What a cancelling did; run names."""
-
-    pending: list[str] = field(default_factory=list)
-    """Taken out of the queue."""
-    running: list[str] = field(default_factory=list)
-    """Told to save and leave, or with ``now`` ended."""
-    idle: list[str] = field(default_factory=list)
-    """There was nothing to cancel."""
-
-    def words(self) -> list[str]:
-        """What to tell the user, line by line."""
-        lines = []
-        if self.pending:
-            lines.append(f"{len(self.pending)} taken out of the queue")
-        if self.running:
-            lines.append(f"{len(self.running)} told to leave")
-        if self.idle:
-            lines.append(f"{len(self.idle)} neither queued nor running")
-        return lines
+TAKEN_OUT = "taken out of the queue"
+LEAVING = "told to leave"
+IDLE = "neither queued nor running"
 
 
 def cancel(
@@ -53,7 +33,7 @@ def cancel(
     how: Literal["save", "now"] = "save",
     confirm: Callable[[str], bool] = lambda question: False,
     tier: str | None = None,
-) -> Cancelled:
+) -> dict[str, list[str]]:
     """Cancel the runs of studies, or single runs.
 
     Args:
@@ -63,6 +43,9 @@ def cancel(
             gives it some seconds.
         confirm: asked when more than ``MANY`` runs would go.
         tier: toy, proxy or paper; None: all that have runs.
+
+    Returns:
+        Names of the runs by what was done: ``TAKEN_OUT``, ``LEAVING`` or ``IDLE``.
 
     Raises:
         ConfigError: no name is given, or one means nothing.
@@ -75,14 +58,17 @@ def cancel(
     active = [row for row in rows if row.state in ("queued", "running")]
     if len(active) > MANY and not confirm(f"Cancel {len(active)} runs?"):
         raise Refused(f"{len(active)} runs were left as they are: not confirmed (lsa cancel --yes)")
-    done = Cancelled(idle=[row.name for row in rows if row not in active])
+    done: dict[str, list[str]] = {}
     for one in tiers_of(results, tier):
         if of_tier := [row for row in active if row.tier == one]:
             _cancel(of_tier, LaunchFolder.of(results, one), how, done)
-    return done
+    idle = done.get(IDLE, []) + [row.name for row in rows if row not in active]
+    return done | ({IDLE: idle} if idle else {})
 
 
-def _cancel(rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: Cancelled) -> None:
+def _cancel(
+    rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: dict[str, list[str]]
+) -> None:
     # Noted first: a job that starts just now, or is put back by somebody, reads it and leaves.
     records.note_cancelled([row.identity for row in rows])
     jobs = [row.job for row in rows if row.job is not None]
@@ -92,40 +78,22 @@ def _cancel(rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: Ca
     scheduler.cancel(under_way, *(("--signal=TERM",) if how == "save" else ()))
     for row in rows:
         assert row.folder is not None
-        writer = row.folder.writer()
+        writer, what = row.folder.writer(), IDLE
         if row.job in under_way:
-            done.running.append(row.name)
+            what = LEAVING
         elif row.job is not None:
+            what = TAKEN_OUT
             if writer is None and row.folder.result() is None:
                 row.folder.change_state("stopped", cause="cancelled")
-            done.pending.append(row.name)
         elif writer is not None and writer["host"] == socket.gethostname():
+            what = LEAVING
             os.kill(int(writer["pid"]), signal.SIGTERM)  # a local queue trains it
-            done.running.append(row.name)
-        else:
-            done.idle.append(row.name)
+        done.setdefault(what, []).append(row.name)
 
 
 # -- clearing away ------------------------------------------------------------------------------
 
 UNFINISHED = ("stopped", "failed", "lost")
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """A folder that can go."""
-
-    path: Path
-    tier: str
-    why: str
-    size: int
-    """Bytes."""
-
-    @classmethod
-    def of(cls, path: Path, tier: str, why: str) -> Self:
-        """The folder with its size."""
-        files = [found.lstat() for found in path.rglob("*") if found.is_file()]
-        return cls(path, tier, why, sum(file.st_size for file in files))
 
 
 def gc(
@@ -134,7 +102,7 @@ def gc(
     *,
     confirm: Callable[[str], bool],
     tier: str | None = None,
-) -> list[Garbage]:
+) -> dict[Path, str]:
     """Move to the trash the job files of runs that have ended and, of those named, what failed.
 
     Args:
@@ -144,23 +112,24 @@ def gc(
         tier: toy, proxy or paper; None: all.
 
     Returns:
-        What went, or would have gone.
+        The folders that went, or would have gone, and why.
     """
-    found = []
+    found: dict[Path, str] = {}
     for one in tiers_of(results, tier):
         ended = {row.identity for row in status(results, tier=one) if row.state == "done"}
         records = LaunchFolder.of(results, one)
         for array in records.arrays():
             if all(identity_of(name) in ended for name in array.runs):
-                found.append(Garbage.of(records.folder_of(array), one, "all its runs are done"))
+                found[records.folder_of(array)] = "all its runs are done"
     for row in status(results, names, tier=tier) if names else ():
         if row.folder is not None and row.state in UNFINISHED:
-            found.append(Garbage.of(row.folder.root, row.tier, f"{row.state} ({row.cause})"))
-    size = sum(garbage.size for garbage in found)
-    question = f"Move {len(found)} folders ({size / 1e6:.1f} MB) to {results}/<tier>/.trash?"
+            found[row.folder.root] = f"{row.state} ({row.cause})"
+    files = [file.lstat() for path in found for file in path.rglob("*") if file.is_file()]
+    size = sum(file.st_size for file in files) / 1e6
+    question = f"Move {len(found)} folders ({size:.1f} MB) to {results}/<tier>/.trash?"
     if found and confirm(question):
-        for garbage in found:
-            discard(garbage.path, results / garbage.tier)
+        for path in found:
+            discard(path, path.parent.parent)
     return found
 
 

@@ -69,28 +69,20 @@ def read(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Cl
     return validate(Cluster, layers.data, layers.where)
 
 
-def tasks_per_node(resources: Resources, cluster: Cluster) -> int:
-    """Processes of one run on a node: one per GPU."""
-    return 1 if cluster.gpus == "none" else resources.gpus
-
-
 def gpus_of(resources: Resources, cluster: Cluster) -> int:
     """GPUs that one run holds."""
     return 0 if cluster.gpus == "none" else resources.nodes * resources.gpus
 
 
-def minutes(resources: Resources) -> int:
-    """The time limit of a job."""
-    return max(1, math.ceil(resources.hours * 60))
-
-
 def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
     """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
-    limit = minutes(resources)
+    minutes = max(1, math.ceil(resources.hours * 60))
+    nice = {} if cluster.nice is None else {"nice": cluster.nice}
     asked: dict[str, Any] = {
-        "time": limit,
+        "time": minutes,
         "nodes": resources.nodes,
-        "ntasks_per_node": tasks_per_node(resources, cluster),
+        # One process per GPU.
+        "ntasks_per_node": 1 if cluster.gpus == "none" else resources.gpus,
         "cpus_per_task": resources.cpus,
         "mem": f"{resources.memory_gb}GB",
         "partition": cluster.partition,
@@ -98,7 +90,7 @@ def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
         "qos": cluster.qos,
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
-        "signal_delay_s": min(cluster.leave_seconds, limit * 60 // 4),
+        "signal_delay_s": min(cluster.leave_seconds, minutes * 60 // 4),
         # srun takes --cpus-per-task from nobody else; without it loading gets one core.
         # When one process of a run ends, the others would wait for it until the time limit.
         "srun_args": [
@@ -108,7 +100,7 @@ def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
             "--export=ALL",
             *cluster.srun,
         ],
-        "additional_parameters": {"requeue": True, **_nice(cluster), **cluster.sbatch},
+        "additional_parameters": {"requeue": True, **nice, **cluster.sbatch},
     }
     kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     if cluster.gpus == "gres":
@@ -116,7 +108,3 @@ def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
     elif cluster.gpus == "gpus-per-node":
         asked["gpus_per_node"] = f"{kind}{resources.gpus}"
     return {name: value for name, value in asked.items() if value is not None}
-
-
-def _nice(cluster: Cluster) -> dict[str, int]:
-    return {} if cluster.nice is None else {"nice": cluster.nice}

@@ -59,11 +59,8 @@ def train(run: RunDir, stop: Callable[[], bool], console: Console) -> str:
     """
     from lsa_study import training
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
-
     try:
-        with beside(run, say):
+        with beside(run, lambda line: console.print(line, markup=False, highlight=False)):
             return training.train(run, stop=stop, console=console)
     except Refused:
         raise

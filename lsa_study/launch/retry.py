@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from lsa_study.config.settings import Settings
 from lsa_study.config.study import Resources, Run
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
@@ -22,26 +20,6 @@ CAUSES = (
 """What may be named; without a name only ``AUTOMATIC`` is tried again."""
 
 
-@dataclass
-class Retried:
-    """What a retry did."""
-
-    launched: Launched | None = None
-    """The runs that went to SLURM; None if none did."""
-    local: list[Run] = field(default_factory=list)
-    """Runs that no cluster ever had: for the local queue."""
-    refused: dict[str, list[str]] = field(default_factory=dict)
-    """Run names by the reason why they were not tried again."""
-
-    def words(self) -> list[str]:
-        """What to tell the user, line by line."""
-        lines = self.launched.words() if self.launched is not None else []
-        for reason, names in sorted(self.refused.items()):
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            lines.append(f"{len(names)} not tried again ({shown}): {reason}")
-        return lines or ["nothing to try again"]
-
-
 def retry(
     results: Path,
     names: Sequence[str],
@@ -50,7 +28,7 @@ def retry(
     causes: Sequence[str] = (),
     tier: str | None = None,
     accumulate: int | None = None,
-) -> Retried:
+) -> Launched:
     """Queue runs again by the cause of their end; they go on from their last checkpoint.
 
     Args:
@@ -69,102 +47,76 @@ def retry(
     """
     if unknown := [cause for cause in causes if cause not in CAUSES]:
         raise ConfigError(f"--cause {unknown[0]}: no such cause; known: {', '.join(CAUSES)}")
-    work = _Retry(results, cluster, tuple(causes), accumulate)
+    done = Launched()
     rows = [row for row in status(results, names, tier=tier) if row.folder is not None]
     for one in sorted({row.tier for row in rows}):
-        work.queue_again([row for row in rows if row.tier == one], one)
-    return work.done
-
-
-class _Retry:
-    def __init__(
-        self, results: Path, cluster: Cluster, causes: tuple[str, ...], accumulate: int | None
-    ) -> None:
-        self.results, self.cluster = results, cluster
-        self.causes, self.accumulate = causes, accumulate
-        self.done = Retried()
-
-    def queue_again(self, rows: Sequence[RunStatus], tier: str) -> None:
-        """Queue the runs of one tier."""
-        self.records = LaunchFolder.of(self.results, tier)
-        arrays = {identity_of(name): one for one in self.records.arrays() for name in one.runs}
+        records = LaunchFolder.of(results, one)
+        arrays = {identity_of(name): array for array in records.arrays() for name in array.runs}
         runs: list[Run] = []
         bad_nodes: set[str] = set()
         for row in rows:
-            reason = self._why_not(row)
-            if reason is not None:
-                self.done.refused.setdefault(reason, []).append(row.name)
-            elif self._wanted(row):
-                run = self._run(row, arrays.get(row.identity))
-                bad_nodes |= self._bad_nodes(row, run)
-                (runs if row.identity in arrays else self.done.local).append(run)
+            wanted = row.state in UNFINISHED or (row.state == "oom" and "oom" in causes)
+            if row.tier != one or not wanted:
+                continue
+            if reason := _why_not(row, causes, records, accumulate):
+                done.skipped.setdefault(f"not tried again: {reason}", []).append(row.name)
+                continue
+            run = _run(row, arrays.get(row.identity), results, accumulate)
+            (runs if row.identity in arrays else done.local).append(run)
+            bad_nodes |= _bad_nodes(row, run, records)
         if runs:
-            self._let_go_on({run.identity for run in runs})
-            self._launch(runs, bad_nodes)
+            held = records.held()
+            names_held = {identity_of(name) for name in held["runs"]} if held else set()
+            if held and names_held & {run.identity for run in runs}:
+                scheduler.order("release", held["arrays"])
+                records.note_held(None)
+            exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
+            site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
+            launch(runs, results, site, again=lambda run: True, launched=done)
+    return done
 
-    def _wanted(self, row: RunStatus) -> bool:
-        if row.state == "oom":
-            return "oom" in self.causes
-        return row.state in UNFINISHED
 
-    def _why_not(self, row: RunStatus) -> str | None:
-        """Why a run that did not end well is not tried again; None if it is, or ended well."""
-        if row.state == "oom" and "oom" in self.causes and self.accumulate is None:
-            assert row.folder is not None
-            parts = 2 * row.folder.settings().runtime.accumulate
-            return (
-                "out of memory is its result; for the same effective batch in less memory: "
-                f"lsa retry --cause oom --accumulate {parts}"
-            )
-        if row.state not in UNFINISHED:
+def _why_not(
+    row: RunStatus, causes: Sequence[str], records: LaunchFolder, accumulate: int | None
+) -> str | None:
+    """Why a run that did not end well is not tried again; None if it is."""
+    assert row.folder is not None
+    if row.state == "oom":
+        if accumulate is not None:
             return None
-        if row.cause not in (self.causes or AUTOMATIC):
-            return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}"
-        if not self.causes and self.records.idle(row.identity):
-            return (
-                f"its last {IDLE_LIVES} lives gained nothing (lsa logs {row.name}); "
-                f"lsa retry --cause {row.cause} tries all the same"
-            )
-        return None
+        parts = 2 * row.folder.settings().runtime.accumulate
+        return (
+            "out of memory is its result; for the same effective batch in less memory: "
+            f"lsa retry --cause oom --accumulate {parts}"
+        )
+    if row.cause not in (causes or AUTOMATIC):
+        return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}"
+    if not causes and records.idle(row.identity):
+        return (
+            f"its last {IDLE_LIVES} lives gained nothing (lsa logs {row.name}); "
+            f"lsa retry --cause {row.cause} tries all the same"
+        )
+    return None
 
-    def _bad_nodes(self, row: RunStatus, run: Run) -> set[str]:
-        """The node on which a run found no device; SLURM itself keeps away from those down."""
-        assert row.folder is not None
-        lives = self.records.lives(row.identity)
-        told_itself = row.folder.status().cause == "node" and run.resources.nodes == 1
-        return {lives[-1].host} if told_itself and lives else set()
 
-    def _run(self, row: RunStatus, array: Array | None) -> Run:
-        assert row.folder is not None
-        settings, start = row.folder.settings(), row.folder.config().get("start")
-        if row.state == "oom":
-            settings = self._in_more_parts(row, settings, start)
-        study = array.study if array is not None else ""
-        resources = array.resources if array is not None else Resources()
-        name = row.variant
-        return Run(study, name, name, row.seed, settings, row.identity, resources, start)
+def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | None) -> Run:
+    """The run of a row, in more parts if it was out of memory."""
+    assert row.folder is not None
+    settings, start = row.folder.settings(), row.folder.config().get("start")
+    if row.state == "oom":
+        runtime = settings.runtime.model_copy(update={"accumulate": accumulate})
+        settings = settings.model_copy(update={"runtime": runtime})
+        discard(row.folder.root, results / row.tier)
+        row.folder.create(settings, variant=row.variant, start=start)
+    study = array.study if array is not None else ""
+    resources = array.resources if array is not None else Resources()
+    name = row.variant
+    return Run(study, name, name, row.seed, settings, row.identity, resources, start)
 
-    def _in_more_parts(self, row: RunStatus, settings: Settings, start: str | None) -> Settings:
-        assert row.folder is not None
-        discard(row.folder.root, self.results / row.tier)
-        runtime = settings.runtime.model_copy(update={"accumulate": self.accumulate})
-        finer = settings.model_copy(update={"runtime": runtime})
-        row.folder.create(finer, variant=row.variant, start=start)
-        return finer
 
-    def _let_go_on(self, identities: set[str]) -> None:
-        """Release the queue if it was held for one of these runs."""
-        held = self.records.held()
-        if held is not None and identities & {identity_of(name) for name in held["runs"]}:
-            scheduler.release(held["arrays"])
-            self.records.note_held(None)
-
-    def _launch(self, runs: Sequence[Run], bad_nodes: set[str]) -> None:
-        away = [self.cluster.exclude] if self.cluster.exclude else []
-        exclude = ",".join([*away, *sorted(bad_nodes)]) or None
-        cluster = self.cluster.model_copy(update={"exclude": exclude})
-        launched = launch(runs, self.results, cluster, again=lambda run: True)
-        if self.done.launched is None:
-            self.done.launched = launched
-        else:
-            self.done.launched.add(launched)
+def _bad_nodes(row: RunStatus, run: Run, records: LaunchFolder) -> set[str]:
+    """The node on which a run found no device; SLURM itself keeps away from those down."""
+    assert row.folder is not None
+    lives = records.lives(row.identity)
+    by_itself = row.folder.status().cause == "node" and run.resources.nodes == 1
+    return {lives[-1].host} if by_itself and lives else set()

@@ -45,7 +45,7 @@ ELSEWHERE = ("WANDB_", "TRACKIO_")
 PROJECT = "lsa_study"
 
 Values = Mapping[str, Any]
-"""By name: numbers and words, as every tracker takes them."""
+"""By name: numbers and text, as every tracker takes them."""
 
 
 class Curve(NamedTuple):
@@ -98,7 +98,7 @@ def _tensorboard(folder: Path, settings: Values, flags: Values) -> Curve:
         writer.flush()
 
     def close(epoch: int, result: Values) -> None:
-        if result:  # as text: it holds words as well as numbers
+        if result:  # as text, which it holds as well as numbers
             lines = "\n".join(f"    {key}: {value}" for key, value in result.items())
             add(epoch, text_pb("result", lines))
         writer.close()
@@ -227,10 +227,10 @@ class Mirror:
         self.printed = run_dir.tracking / f"{tracker}.txt"
         online = flags.get("mode") == "online"
         kept = {k: v for k, v in os.environ.items() if online or not k.startswith(ELSEWHERE)}
-        words = [str(run_dir.root.absolute()), tracker, json.dumps(flags)]
+        given = [str(run_dir.root.absolute()), tracker, json.dumps(flags)]
         with self.printed.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lsa_study.launch.track", *words],
+                [sys.executable, "-m", "lsa_study.launch.track", *given],
                 stdin=subprocess.PIPE if follow else subprocess.DEVNULL, stdout=file, stderr=file,
                 bufsize=0, env=kept, start_new_session=True,
             )  # fmt: skip

@@ -96,7 +96,7 @@ def attention(op: nn.Module, x: Tensor, *, without: Collection[str] = ()) -> Flo
     if isinstance(op, UnifiedSpatialOp):
         found = _of_terms(op, x, op.terms - set(without))
     else:
-        found = _of_filters(_filters(op, x, without))
+        found = _of_filters(op, x, without)
     return found.reshape(-1, height, width, height, width).float().cpu().numpy()
 
 
@@ -107,11 +107,17 @@ def _parts(op: nn.Module) -> set[str]:
 
 
 def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> Tensor:
-    # What the layer itself does to project is not told apart from outside.
+    # How a layer projects is its own: there is no public way to ask for it.
     q, k, v = op._project(x)
-    pixels = x.shape[1] * x.shape[2]
-    shift = _shift(op, x.shape[1], x.shape[2])
-    columns = []
+    (height, width), (rows, columns) = x.shape[1:3], sides(op.size)
+    shift, right = op.shift * (height > rows), op.shift * (width > columns)
+    if op.application == "window" and shift != right:
+        raise ValueError(
+            f"a map of {height} x {width} is shifted by {shift} and {right}; give one that is "
+            "longer than a window on both axes or on none"
+        )
+    pixels = height * width
+    found = []
     for start in range(0, pixels, op.depth):
         ones = _one_hot(v[0, 0], start, op.depth)
         mixed = spatial_attention(
@@ -121,19 +127,8 @@ def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> Tensor
             application=op.application, size=op.size, shift=shift, border=op.border,
             scale=op.scale, implementation="reference",
         )  # fmt: skip
-        columns.append(mixed[0].flatten(1, 2))
-    return torch.cat(columns, -1)[..., :pixels]
-
-
-def _shift(op: UnifiedSpatialOp, height: int, width: int) -> int:
-    rows, columns = sides(op.size)
-    down, right = op.shift * (height > rows), op.shift * (width > columns)
-    if op.application == "window" and down != right:
-        raise ValueError(
-            f"a map of {height} x {width} is shifted by {down} and {right}; give one that is "
-            "longer than a window on both axes or on none"
-        )
-    return down
+        found.append(mixed[0].flatten(1, 2))
+    return torch.cat(found, -1)[..., :pixels]
 
 
 def _filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
@@ -158,18 +153,19 @@ def _filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
     return filters if add is None else filters + add.flatten(1)
 
 
-def _of_filters(filters: Tensor) -> Tensor:
+def _of_filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
+    filters = _filters(op, x, without)
     height, width, groups, taps = filters.shape[1:]
     side = round(taps**0.5)
     pixels = height * width
-    columns = []
+    found = []
     for start in range(0, pixels, side):
         ones = _one_hot(filters.new_empty(height, width, side), start, side)
         mixed = apply_filters(
             ones.repeat(1, 1, groups)[None], filters, kernel_size=side, implementation="reference"
         )
-        columns.append(mixed.view(pixels, groups, side).transpose(0, 1))
-    return torch.cat(columns, -1)[..., :pixels]
+        found.append(mixed.view(pixels, groups, side).transpose(0, 1))
+    return torch.cat(found, -1)[..., :pixels]
 
 
 def _one_hot(like: Tensor, start: int, count: int) -> Tensor:

@@ -23,12 +23,12 @@ from lsa_study.config.operators import (
     DynamicDwConvOp,
     ElsaOp,
     Op,
-    Term,
     UnifiedOp,
 )
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
+from lsa_study.vocabulary import Term
 
 SWIN_DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
 """The released ELSA commands; L as Swin's own configuration."""

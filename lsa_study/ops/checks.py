@@ -7,7 +7,7 @@ from typing import get_args
 from torch import Tensor
 
 from lsa_kernels import Eq4Inputs
-from lsa_study.config.operators import Application, Border, Implementation, Norm
+from lsa_study.vocabulary import Application, Border, Implementation, Norm
 
 Size = int | tuple[int, int]
 """Side of an area, or rows and columns of a window."""

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 import lsa_kernels
 from lsa_kernels import Eq4Inputs
-from lsa_study.config.operators import Application, Border, Norm
 from lsa_study.ops import reference
 from lsa_study.ops import unfold as unfolded
 from lsa_study.ops.checks import (
@@ -21,6 +20,7 @@ from lsa_study.ops.checks import (
     sides,
 )
 from lsa_study.ops.reference import filter_norm as filter_norm
+from lsa_study.vocabulary import Application, Border, Norm
 
 KERNELS = ("auto", "fused")
 """Implementations that ask for the kernels."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_kernels import Eq4Inputs
-from lsa_study.config.operators import TERMS, Application, Border, Implementation, Norm
 from lsa_study.ops.checks import (
     Size,
     check_area,
@@ -21,6 +20,7 @@ from lsa_study.ops.checks import (
 )
 from lsa_study.ops.functional import rolled_window, spatial_attention
 from lsa_study.ops.reference import shift_bands
+from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm
 
 TABLE_STD = 0.02
 

@@ -103,16 +103,16 @@ def num_bytes(state: Any) -> int:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     try:
-        # What a killed process left half written would otherwise fill the disk, life by life.
+        # What a killed process left half written would otherwise fill the disk, attempt by attempt.
         for stale in path.parent.glob(f"{path.name}.*.part"):
             stale.unlink(missing_ok=True)
         with files.replacing(path) as part:
             yield part
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        words = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentLacks(
-            f"{path}: cannot be written ({words}; {free / 1e9:.2f} GB free); the checkpoint "
+            f"{path}: cannot be written ({reason}; {free / 1e9:.2f} GB free); the checkpoint "
             "before it stands, nothing else is lost. Free space, then call the same again"
         ) from error
     # A rename is on the disk only when its folder is.

@@ -29,7 +29,7 @@ class PeerLost(EnvironmentLacks):
 
 
 class PeerFailed(RuntimeError):
-    """Another process of the run failed, in these words."""
+    """Another process of the run failed, with this message."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Ranks:
             error = caught
         if not self.any(error is not None):
             return value
-        told: list[Exception | None] = [None] * self.count
+        errors: list[Exception | None] = [None] * self.count
         with _peers():
-            torch_distributed.all_gather_object(told, _portable(error))
-        raise error or next(other for other in told if other is not None)
+            torch_distributed.all_gather_object(errors, _portable(error))
+        raise error or next(other for other in errors if other is not None)
 
 
 ALONE = Ranks()
@@ -126,15 +126,15 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PeerLost(
             f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: lost the other "
-            f"processes of this run ({words}); call the same again, the last checkpoint stands"
+            f"processes of this run ({reason}); call the same again, the last checkpoint stands"
         ) from error
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    # Errors of libraries may not survive the way to another process; their words do.
+    # Errors of libraries may not be picklable; their messages are.
     if error is None or isinstance(error, LsaError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

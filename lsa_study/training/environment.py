@@ -112,8 +112,8 @@ def code_state() -> tuple[str | None, bool | None]:
     return commit, bool(changed.strip())
 
 
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
 

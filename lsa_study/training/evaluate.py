@@ -37,7 +37,7 @@ def evaluate(
     ranks: Ranks = ALONE,
     tick: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Judge a network on all test images; ``tick`` is called after every batch."""
+    """Evaluate a network on all test images; ``tick`` is called after every batch."""
     images = sets.source.test_images
     top = min(5, sets.source.num_classes)
     device = sets.device

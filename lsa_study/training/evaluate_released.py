@@ -1,4 +1,4 @@
-"""Judge released weights on a validation set: the answer of ``lsa eval``."""
+"""Evaluate released weights on a validation set: the answer of ``lsa eval``."""
 
 from __future__ import annotations
 

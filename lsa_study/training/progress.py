@@ -1,4 +1,4 @@
-"""How far a run is: everything beside the weights that a later life needs to go on."""
+"""How far a run is: everything beside the weights that a later attempt needs to go on."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Progress:
     epoch_seconds: float = 0.0
     """Training time of the running epoch."""
     seconds: float = 0.0
-    """Training and evaluation, all lives."""
+    """Training and evaluation, all attempts."""
     peak_memory: int = 0
     fingerprint: str = ""
     """Of the data the run began with."""
     start: str | None = None
-    """What its weights began from, if they were not drawn."""
+    """What its weights began from, if not at random."""
     last: Report = field(default_factory=Report)
     best: Report = field(default_factory=Report)
     best_weights: dict[str, Tensor] | None = None

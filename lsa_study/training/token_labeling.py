@@ -39,15 +39,15 @@ def prepare(model: VOLO, wanted: TokenLabels) -> None:
     model.mix_token, model.beta = wanted.mix_token > 0, wanted.mix_token
 
 
-def answer(model: VOLO, images: Tensor, *words: int | str) -> Answers:
-    """Answer in training, for images and tokens; ``words`` alone decide which box is mixed.
+def answer(model: VOLO, images: Tensor, *purpose: int | str) -> Answers:
+    """Answer in training, for images and tokens; ``purpose`` alone decides which box is mixed.
 
     Args:
         model: on which ``prepare`` was called, in training mode.
         images: (N, 3, H, W).
     """
     # By its version, timm draws the box from numpy's or torch's global generator.
-    with rng.seeded_global(*words):
+    with rng.seeded_global(*purpose):
         features, tokens, box = model.forward_train(images)
     # timm gives the class token's features where VOLO's own code gives their logits.
     return Answers(model.head(model.head_drop(features)), tokens, box)

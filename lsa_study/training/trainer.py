@@ -39,7 +39,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Life:
-    """Where and for whom a loop runs."""
+    """One attempt of a run: where and for whom a loop runs."""
 
     run_dir: RunDir
     settings: Settings
@@ -66,7 +66,7 @@ class LossWatch:
 
 
 class Loop:
-    """One life of a run, from where the last checkpoint stands to the last epoch."""
+    """One attempt of a run, from where the last checkpoint stands to the last epoch."""
 
     def __init__(self, life: Life, model: nn.Module, sets: Sets) -> None:
         self.life, self.settings, self.sets = life, life.settings, sets
@@ -214,7 +214,7 @@ class Loop:
         return scores
 
     def _tick_or_stop(self) -> None:
-        # All steps of the epoch are done: the next life begins with the evaluation.
+        # All steps of the epoch are done: the next attempt begins with the evaluation.
         if self.ranks.count == 1 and self.life.stop():
             self._save()
             raise Stopped

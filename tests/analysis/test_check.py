@@ -86,6 +86,16 @@ def test_a_new_seed_is_named_in_every_format(results):
     assert any("row swin, acc1_n: 1 in the file, 2 from the runs" in line for line in lines)
 
 
+@pytest.mark.parametrize("kind", ["md", "tex"])
+def test_a_line_that_is_gone_does_not_shift_those_after_it(results, kind):
+    path = results / "toy" / "tables" / f"table4.{kind}"
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if "Article: the values" in line)
+    path.write_text("".join(lines[:at] + lines[at + 1 :]))
+    (line,) = check(results)
+    assert line.startswith(f"table4.{kind}: line {at + 1}, cell 1: nothing in the file, ")
+
+
 def test_missing_and_damaged_files_are_named(results):
     folder = results / "toy" / "tables"
     (folder / "table4.tex").unlink()

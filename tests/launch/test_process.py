@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import zygote
 from safetensors.numpy import load_file
 
 from lsa_study import rundir
@@ -42,11 +43,10 @@ class Called:
             *(word for setting in SMALL for word in ("--set", setting)),
             "--results", str(results),
         ]  # fmt: skip
-        self.mark = f"LSA_TEST={uuid.uuid4()}"
+        self.mark = uuid.uuid4().hex[:15]
 
     def start(self, **how):
-        name, _, value = self.mark.partition("=")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", name: value}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", zygote.MARK: self.mark}
         out = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(self.command, env=environment, **{**out, **how})
         return self
@@ -74,7 +74,8 @@ class Called:
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 alive = (path / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-                if alive and self.mark.encode() in (path / "environ").read_bytes():
+                forked = (path / "comm").read_text().strip() == self.mark
+                if alive and (forked or self.mark.encode() in (path / "environ").read_bytes()):
                     found.append(int(path.name))
             except OSError:
                 continue
@@ -124,8 +125,12 @@ def close_terminal(called):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "end", [kill(signal.SIGKILL), kill(signal.SIGTERM), kill(signal.SIGHUP), close_terminal],
-    ids=["kill", "term", "hup", "terminal"],
+    "end", [
+        pytest.param(kill(signal.SIGKILL), id="kill", marks=pytest.mark.real_process),
+        pytest.param(kill(signal.SIGTERM), id="term"),
+        pytest.param(kill(signal.SIGHUP), id="hup"),
+        pytest.param(close_terminal, id="terminal"),
+    ],
 )  # fmt: skip
 def test_a_run_ends_with_its_queue_and_goes_on_with_it(called, undisturbed, end):
     end(called)
@@ -211,6 +216,7 @@ def test_output_that_nobody_takes_ends_no_run(called, output):
     assert called.folder.result().outcome == "done"
 
 
+@pytest.mark.real_process
 def test_a_command_whose_output_is_its_answer_says_so():
     command = [sys.executable, "-m", "lsa_study.cli", "plan", "table1", "--json"]
     with Path("/dev/full").open("wb") as full:

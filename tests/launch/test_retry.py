@@ -34,7 +34,8 @@ def test_the_cause_decides(tmp_path, made):
     made["net3"].write_result(Result(outcome="diverged", seconds=1.0))
     by_itself = retry(tmp_path, (), Cluster())
     assert [run.variant for run in by_itself.local] == ["swin"]
-    assert {reason.split(";")[0] for reason in by_itself.refused} == {"bug", "cancelled"}
+    reasons = {reason.split(";")[0].split(": ")[1] for reason in by_itself.skipped}
+    assert reasons == {"bug", "cancelled"}
     asked = retry(tmp_path, (), Cluster(), causes=["bug", "cancelled"])
     assert [run.variant for run in asked.local] == ["net1", "net2"]
     assert asked.local[0].settings == made["net1"].settings()
@@ -48,7 +49,7 @@ def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
     before = made["swin"].settings()
     offered = retry(tmp_path, (), Cluster(), causes=["oom"])
     assert offered.local == []
-    assert "lsa retry --cause oom --accumulate 2" in offered.words()[0]
+    assert "lsa retry --cause oom --accumulate 2" in offered.lines()[0]
     (run,) = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=2).local
     assert run.identity == before.identity()
     after = made["swin"].settings()
@@ -80,7 +81,7 @@ def test_lives_that_gain_nothing_end_the_retries(tmp_path, made):
             records.note_life(identity, facts | {"begun_at": [1, 3]} | end)
     refused = retry(tmp_path, ["swin"], Cluster())
     assert refused.local == []
-    assert "its last 3 lives gained nothing" in refused.words()[0]
+    assert "its last 3 lives gained nothing" in refused.lines()[0]
     assert len(retry(tmp_path, ["swin"], Cluster(), causes=["lost"]).local) == 1
 
 
@@ -124,9 +125,10 @@ def test_nothing_is_deleted(tmp_path, made):
         names = (made["net1"].root.name, made["net2"].root.name)
         records.write(Array("new", names, "table1", Resources(), 1, "me", 0.0, "8"))
     would = gc(tmp_path, ["table1"], confirm=lambda question: False)
-    assert {garbage.path.name for garbage in would} >= {"old", made["net1"].root.name}
+    assert {path.name for path in would} >= {"old", made["net1"].root.name}
     assert made["net1"].root.exists()
-    assert gc(tmp_path, confirm=lambda question: "1 folders" in question)[0].path.name == "old"
+    (gone,) = gc(tmp_path, confirm=lambda question: "1 folders" in question)
+    assert gone.name == "old"
     assert [array.key for array in records.arrays()] == ["new"]
     (kept,) = (tmp_path / "toy" / ".trash").iterdir()
     assert (kept / "array.json").exists()

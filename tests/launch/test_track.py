@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import random
@@ -13,14 +14,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from trackers import read
 
 from lsa_study.config import study
-from lsa_study.errors import cause_of
-from lsa_study.launch import track
+from lsa_study.launch import process, track
+from lsa_study.launch.local import Queue
 from lsa_study.record import Result, Status
-from lsa_study.rundir import RunDir
+from lsa_study.rundir import RunDir, existing
 from lsa_study.training import train
 
 EVERY = [
@@ -51,6 +53,10 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
 
 
 class StopAfter:
@@ -231,14 +237,37 @@ def test_a_tracker_that_is_stuck_is_given_up(make_run, monkeypatch, tmp_path):
 def test_a_tracker_that_is_not_installed_is_refused_before_training(make_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     folder = make_run(tracker="wandb")
-    with pytest.raises(track.TrackerLacks) as told, track.beside(folder, print):
-        train(folder)
-    assert cause_of(told.value) == "import"
-    assert str(told.value) == (
+    assert process.train(folder, lambda: False, quiet()) == "failed"
+    status = folder.status()
+    assert (status.cause, status.step) == ("import", 0)
+    assert status.message == (
         "runtime.tracker='wandb': the package is not installed; pip install 'lsa_study[wandb]'"
     )
-    assert folder.status() == Status()
     assert not folder.tracking.exists()
+    assert not folder.attempts()
+
+
+def test_the_queue_mirrors_a_run_that_asks_for_it(tmp_path, monkeypatch):
+    """Also one whose tracker fails, which is one line of the console and of the log."""
+    plant(monkeypatch, tmp_path, "def init(**_): raise RuntimeError('bad wheel')")
+    small = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
+    loaded = [
+        study.load(
+            "table1", only=row, seeds=[0], overrides=[*small, f"runtime.tracker={tracker}"]
+        ).runs()
+        for row, tracker in (("swin", "tensorboard"), ("net1", "trackio"))
+    ]
+    if importlib.util.find_spec("tensorboard") is None:
+        del loaded[0]
+    runs = [run for one in loaded for run in one]
+    queue = Queue(tmp_path / "results", jobs=1, console=quiet())
+    assert set(queue.work(runs).finished.values()) == {"done"}
+    folders = {run.variant: existing(tmp_path / "results", "toy")[run.identity] for run in runs}
+    log = (folders["net1"].attempts()[0] / "log.txt").read_text()
+    assert log.count("runtime.tracker='trackio': mirrors no more (RuntimeError: bad wheel)") == 1
+    if "swin" in folders:
+        assert read("tensorboard", folders["swin"]).curve == curve_of(folders["swin"])
+        assert read("tensorboard", folders["swin"]).result["outcome"] == "done"
 
 
 @pytest.mark.parametrize("command", ["run", "rehearse", "launch"])

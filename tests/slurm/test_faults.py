@@ -15,7 +15,7 @@ import yaml
 
 from lsa_study.config.study import find as study_file
 from lsa_study.launch import scheduler
-from lsa_study.launch.cancel import cancel
+from lsa_study.launch.cancel import LEAVING, TAKEN_OUT, cancel
 from lsa_study.launch.logs import logs
 from lsa_study.rundir import RunDir
 
@@ -98,8 +98,8 @@ def kill_and_damage(site, trial, monkeypatch, tmp_path):
     trial.cause("status.json overwritten with noise")
     (trial.folder.root / "status.json").write_bytes(os.urandom(100))
     assert trial.row.state == "lost"
-    assert trial.retry().launched.count == 1
-    assert trial.retry().launched is None, "the run is queued already"
+    assert trial.retry().count == 1
+    assert trial.retry().count == 0, "the run is queued already"
 
 
 def without_accounting(folder):
@@ -167,7 +167,7 @@ def test_two_nodes_train_one_run_together(site, trial, undisturbed, tmp_path):
     trial.go_on()
     site.drain()
     (died,) = trial.ends()
-    assert trial.retry().launched.count == 1
+    assert trial.retry().count == 1
     trial.pause(life=2)
     trial.cause("USR2 to a job on two nodes")
     site.run("scancel", "--signal=USR2", trial.row.job)
@@ -242,9 +242,9 @@ def test_a_full_disk_costs_nothing_but_time(site, trial, small_disk, undisturbed
     trial.go_on()
     site.drain()
     assert (trial.row.state, trial.row.cause) == ("failed", "disk")
-    assert trial.retry().launched is None, "a full disk does not mend itself"
+    assert trial.retry().count == 0, "a full disk does not mend itself"
     filler.unlink()
-    assert trial.retry("disk").launched.count == 1
+    assert trial.retry("disk").count == 1
     trial.prove_whole(undisturbed)
 
 
@@ -252,7 +252,7 @@ def test_cancelling_saves_what_runs_and_drops_what_waits(site, trial, undisturbe
     trial.wishes(throttle=1, sbatch={"hold": True})
     trial.launch()
     trial.cause("cancelled while pending")
-    assert len(cancel(trial.results, ["table1"]).pending) == 1
+    assert len(cancel(trial.results, ["table1"])[TAKEN_OUT]) == 1
     site.drain()
     trial.wishes(sbatch={})
     trial.launch(trial.asked(only="swin,net1"))
@@ -260,12 +260,12 @@ def test_cancelling_saves_what_runs_and_drops_what_waits(site, trial, undisturbe
     trial.cause("cancelled while running")
     assert trial.status()["net1", 0].state == "queued"
     done = cancel(trial.results, ["table1"])
-    assert [len(done.pending), len(done.running)] == [1, 1]
+    assert [len(done[TAKEN_OUT]), len(done[LEAVING])] == [1, 1]
     trial.go_on()
     site.drain()
     rows = trial.status().values()
     assert {(row.state, row.cause) for row in rows} == {("stopped", "cancelled")}
     assert trial.folder.last_checkpoint.exists()
-    assert trial.retry().launched is None, "what the user cancelled is not queued by itself"
+    assert trial.retry().count == 0, "what the user cancelled is not queued by itself"
     assert trial.launch().count == 1
     ended_as_if_nothing_had_happened(trial, undisturbed, "cancelled")

@@ -18,7 +18,7 @@ from tuned import written
 from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.launch import scheduler
-from lsa_study.launch.cancel import cancel
+from lsa_study.launch.cancel import TAKEN_OUT, cancel
 from lsa_study.launch.records import identity_of
 from lsa_study.rundir import RunDir, runs_folder
 
@@ -56,7 +56,7 @@ def test_a_second_launch_submits_only_the_rest(site, held):
     held.wishes(submit_limit=5)
     first = held.launch(runs)
     assert (first.count, len(first.left), first.exit_code) == (5, 3, 1)
-    assert "no more than 5 jobs" in first.words()[-1]
+    assert "no more than 5 jobs" in first.lines()[-1]
     with pytest.raises(EnvironmentLacks, match="no more than 5 jobs"):
         held.launch(runs)
     held.wishes(submit_limit=None)
@@ -155,7 +155,7 @@ def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
 LAUNCH = """
 import json, sys
 from pathlib import Path
-from lsa_study import study
+from lsa_study.config import study
 from lsa_study.launch import cluster, slurm
 runs = study.load("table1", seeds=(0, 1)).runs()
 wishes = cluster.read(flags={"check_data": "job", "sbatch": {"hold": True}})
@@ -225,7 +225,7 @@ def test_many_are_cancelled_only_when_asked(site, held):
     with pytest.raises(ConfigError):
         cancel(held.results, [])
     done = cancel(held.results, ["table1"], confirm=lambda question: "16" in question)
-    assert len(done.pending) == 16
+    assert len(done[TAKEN_OUT]) == 16
     site.drain(10)
     rows = held.status().values()
     assert {(row.state, row.cause) for row in rows} == {("stopped", "cancelled")}
@@ -263,9 +263,9 @@ def test_equal_errors_hold_the_rest(site, trial, tmp_path):
     assert [(row.state, row.note) for row in rows[3:]] == [("queued", "held")] * 2
     assert "cifar10" in rows[0].message
     assert trial.launch(failing(trial, tmp_path, 5)).count == 0
-    assert trial.retry().launched is None, "missing data do not come by themselves"
+    assert trial.retry().count == 0, "missing data do not come by themselves"
     trial.wishes(sbatch={"hold": True})
-    assert trial.retry("data").launched.count == 3
+    assert trial.retry("data").count == 3
     assert trial.records.held() is None
     assert trial.records.failures() == []
     assert {identity_of(row.name) for row in trial.status().values()} == {

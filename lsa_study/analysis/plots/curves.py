@@ -22,7 +22,7 @@ class Curve:
     """Accuracies of a row's seeds by epoch, and their mean where every seed has one."""
 
     row: Row
-    look: style.Look
+    look: dict[str, Any]
     seeds: list[dict[int, float]]
 
     @cached_property
@@ -73,11 +73,11 @@ def _seeds(row: Row) -> list[dict[int, float]]:
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
-    colour, mean = curve.look.colour, curve.mean
+    colour, mean = curve.look["color"], curve.mean
     for seed in curve.seeds if len(curve.seeds) > 1 else ():
         axes.plot(list(seed), list(seed.values()), color=colour, lw=0.6, alpha=0.35)
-    marker = curve.look.marker if len(mean) < 4 else ""
-    axes.plot(list(mean), list(mean.values()), color=colour, ls=curve.look.dash, marker=marker)
+    look = curve.look if len(mean) < 4 else curve.look | {"marker": ""}
+    axes.plot(list(mean), list(mean.values()), **look)
     if not curve.row.done:
         end = max(mean)
         axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
@@ -93,7 +93,7 @@ def _label(axes: Axes, curves: Sequence[Curve]) -> None:
     heights = style.spread(ends, line, high - line / 2)
     across = axes.get_yaxis_transform()
     for curve, end, height in zip(shown, ends, heights, strict=True):
-        ways: dict[str, Any] = {"transform": across, "color": curve.look.colour, "clip_on": False}
+        ways: dict[str, Any] = {"transform": across, "color": curve.look["color"], "clip_on": False}
         axes.plot([1.0, 1.03], [end, height], lw=0.8, **ways)
         axes.text(1.04, height, style.short(curve.row.name), va="center", fontsize=8, **ways)
     lowest = min([low + line, *(height - line for height in heights)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -130,7 +131,6 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     axes.set_xlabel(f"{style.ACCURACY}; a bar: the mean")
     known = sorted({run.seed for row in rows for run in row.done})
     for at, seed in enumerate(known):
-        look = style.look(at)
         points = [
             (run.accuracy, place)
             for place, row in enumerate(rows)
@@ -138,8 +138,7 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
             if run.seed == seed
         ]
         axes.plot(
-            *zip(*points, strict=True), color=look.colour, ls=look.dash, marker=look.marker,
-            lw=0.9, ms=4, label=f"seed {seed}",
+            *zip(*points, strict=True), **style.look(at), lw=0.9, ms=4, label=f"seed {seed}"
         )  # fmt: skip
     for place, row in enumerate(rows):
         if row.accuracy.mean is None:
@@ -217,7 +216,7 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
         for place, row in mine:
             if row.accuracy.low is not None:
                 ends = [row.accuracy.low, row.accuracy.high]
-                left.plot([place, place], ends, color=look.colour, lw=2.4, alpha=0.45)
+                left.plot([place, place], ends, color=look["color"], lw=2.4, alpha=0.45)
         printed = [(place, row.article.value, row.article.word) for place, row in mine]
         _line(right, name, look, printed)
     for axes in (left, right):
@@ -229,15 +228,15 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
 
 
 def _line(
-    axes: Axes, name: str, look: style.Look, points: Sequence[tuple[int, float | None, str]]
+    axes: Axes, name: str, look: dict[str, Any], points: Sequence[tuple[int, float | None, str]]
 ) -> None:
     known = [(place, value) for place, value, _ in points if value is not None]
     if known:
-        axes.plot(*zip(*known, strict=True), color=look.colour, ls=look.dash, marker=look.marker)
-        style.note(axes, name, *known[-1], look.colour)
+        axes.plot(*zip(*known, strict=True), **look)
+        style.note(axes, name, *known[-1], look["color"])
     for place, value, word in points:
         if value is None and word:
             axes.text(
                 place, 0.03, f"{name}:\n{word}", transform=axes.get_xaxis_transform(),
-                ha="center", va="bottom", fontsize=8, color=look.colour,
+                ha="center", va="bottom", fontsize=8, color=look["color"],
             )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -139,19 +138,10 @@ def empty(axes: Axes, words: str) -> None:
     axes.set_yticks([])
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one line of several is told apart: by colour, dashes and markers together."""
-
-    colour: str
-    dash: Any
-    marker: str
-
-
-def look(at: int) -> Look:
-    """The look of the line with this number."""
+def look(at: int) -> dict[str, Any]:
+    """How the line with this number is told apart: by colour, dashes and markers together."""
     dash = DASHES[(at // 2) % len(DASHES)]
-    return Look(COLOURS[at % len(COLOURS)], dash, MARKERS[at % len(MARKERS)])
+    return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": MARKERS[at % len(MARKERS)]}
 
 
 def title(study: Study, text: str = "") -> str:
