@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
-from lsa_study.analysis.claims import Verdict
+from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.plots import figures, style
@@ -47,7 +47,7 @@ def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
     return paths
 
 
-def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) -> str:
+def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict]) -> str:
     """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
     tier = pairs[0][0].tier
     tables = [build(study, collected) for study, collected in pairs]
