@@ -16,7 +16,7 @@ from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.statistics import rounded
 from lsa_study.analysis.verdicts import Judged, Side
-from lsa_study.config import layers, selection, yaml
+from lsa_study.config import layers, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.study import Study, Tier
 
@@ -124,7 +124,7 @@ def judge_tier(
     loaded = []
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         if tier in studies.tiers_of(name):
-            loaded.append(selection.load_recalled(results, tier, name))
+            loaded.append(studies.load(name, tier=tier, recall=results))
     return judge(claims, loaded, collected or refresh(results, tier), tier)
 
 
