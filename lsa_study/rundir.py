@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
 import socket
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -318,17 +320,33 @@ class RunDir:
         Raises:
             ValueError: the file cannot be read, or is about another number of images.
         """
-        import numpy as np
-
         try:
-            with np.load(io.BytesIO(self.correct_bits.read_bytes())) as arrays:
-                bits: bytes = arrays["bits"].tobytes()
-                count = int(arrays["count"])
+            with zipfile.ZipFile(io.BytesIO(self.correct_bits.read_bytes())) as file:
+                bits, counts = (_array(file.read(f"{name}.npy")) for name in ("bits", "count"))
+            count = int(counts[0])
         except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
             raise ValueError(f"{self.correct_bits}: is unreadable") from None
         if count != images or len(bits) != -(-count // 8):
             raise ValueError(f"{self.correct_bits}: holds {count} images, the result says {images}")
-        return bits
+        return bits.tobytes()
+
+
+def _array(content: bytes) -> npt.NDArray[Any]:
+    import numpy as np
+
+    start = content.index(b"\n", 10) + 1
+    return np.frombuffer(content, _dtype(content[:start]), offset=start)
+
+
+@functools.cache
+def _dtype(header: bytes) -> np.dtype[Any]:
+    # NumPy evaluates Python to read one, most of the time of np.load; those of all runs are equal.
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(header)
+    if npy.read_magic(file) != (1, 0):
+        raise ValueError("not the version that NumPy writes for arrays of numbers")
+    return npy.read_array_header_1_0(file)[2]
 
 
 def runs_folder(results: Path, tier: str) -> Path:
