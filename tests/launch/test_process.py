@@ -23,24 +23,26 @@ from lsa_study.launch.retry import retry
 from lsa_study.launch.status import status
 from lsa_study.rundir import RunDir
 
-SMALL = ("data.train_limit=64", "data.test_limit=16", "train.batch_size=32", "train.epochs=60")
+SMALL = ("data.train_limit=64", "data.test_limit=16", "train.batch_size=32")
+LONG = "train.epochs=30"
+"""So long that a signal comes before its end."""
 
 
 def wait_for(condition, seconds=90.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 class Called:
     """``lsa run`` of one small run, with the processes that come of it."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, length: str = LONG) -> None:
         self.results = results
         self.command = [
             sys.executable, "-m", "lsa_study.cli", "run", "table1", "--only", "swin",
-            *(word for setting in SMALL for word in ("--set", setting)),
+            *(word for setting in (*SMALL, length) for word in ("--set", setting)),
             "--results", str(results),
         ]  # fmt: skip
         self.mark = uuid.uuid4().hex[:15]
@@ -87,8 +89,8 @@ class Called:
 
 
 @pytest.fixture
-def called(tmp_path):
-    one = Called(tmp_path / "results")
+def called(tmp_path, request):
+    one = Called(tmp_path / "results", getattr(request, "param", LONG))
     yield one
     for pid in one.processes():
         os.kill(pid, signal.SIGKILL)
@@ -203,6 +205,7 @@ def test_a_hangup_means_nothing_under_nohup(called):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["full", "closed", "pipe"])
+@pytest.mark.parametrize("called", ["train.epochs=4"], indirect=True, ids=["short"])
 def test_output_that_nobody_takes_ends_no_run(called, output):
     called.command += ["--set", "runtime.log_seconds=0.01"]
     if output == "closed":
