@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study.analysis.collect import Collected, stored
-from lsa_study.analysis.formats import contents, tables_folder
+from lsa_study.analysis.formats import contents
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
 
@@ -30,7 +30,7 @@ def check_tables(studies: Sequence[Study], results: Path) -> list[str]:
     found = []
     for study in studies:
         runs = collected.setdefault(study.tier, stored(results, study.tier))
-        folder = tables_folder(results, study.tier)
+        folder = results / study.tier / "tables"
         found += list(runs.broken)
         for name, text in contents(build(study, runs)).items():
             found += _differences(folder / name, text)

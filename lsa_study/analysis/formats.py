@@ -24,11 +24,6 @@ COLUMNS = (
 """What the JSON names as the columns of every table, after the labels."""
 
 
-def tables_folder(results: Path, tier: str) -> Path:
-    """Where the tables of a tier lie under a results folder."""
-    return results / tier / "tables"
-
-
 def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
     """Collect the finished runs of the studies' tiers and write each study's table.
 
@@ -37,33 +32,21 @@ def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
         results: the folder that holds ``<tier>/runs``.
 
     Returns:
-        The files written, four for each study: csv, tex, md and json.
+        The files written, four for each study in ``<tier>/tables``: csv, tex, md and json.
     """
-    return [
-        path
-        for tier, pairs in with_runs(studies, results).items()
-        for study, collected in pairs
-        for path in write(build(study, collected), tables_folder(results, tier))
-    ]
-
-
-def write(table: Table, folder: Path) -> list[Path]:
-    """Write one table in every format."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = contents(table)
-    for name, text in files.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in files]
+    paths = []
+    for tier, pairs in with_runs(studies, results).items():
+        folder = results / tier / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        for study, collected in pairs:
+            for name, text in contents(build(study, collected)).items():
+                paths.append(folder / name)
+                write_whole(paths[-1], text)
+    return paths
 
 
 def contents(table: Table) -> dict[str, str]:
-    """The text of each file, by its name."""
-    writers = {"csv": as_csv, "tex": latex, "md": markdown, "json": as_json}
-    return {f"{table.study.name}.{kind}": writers[kind](table) for kind in FORMATS}
-
-
-def as_json(table: Table) -> str:
-    """The table as JSON text; accuracies in percent, rounded to four decimals."""
+    """The text of each file, by its name; accuracies in percent, rounded to four decimals."""
     file = table.study.file
     document = {
         "study": file.study,
@@ -76,7 +59,9 @@ def as_json(table: Table) -> str:
         "rows": [_facts(row) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    texts = (as_csv(table), latex(table), markdown(table), as_json)
+    return {f"{table.study.name}.{kind}": text for kind, text in zip(FORMATS, texts, strict=True)}
 
 
 def as_csv(table: Table) -> str:

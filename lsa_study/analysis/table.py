@@ -8,8 +8,8 @@ from functools import cached_property
 
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import Note, general_notes, marked
-from lsa_study.analysis.rows import COSTS, Row, digits_of, rows_of
-from lsa_study.analysis.statistics import number, shown, signed
+from lsa_study.analysis.rows import COSTS, Row, rows_of
+from lsa_study.analysis.statistics import decimals, signed
 from lsa_study.config.study import Study
 
 
@@ -42,26 +42,25 @@ class Table:
         return [[cell(row) for _, cell in columns] for row in self.rows]
 
     def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
-        digits = digits_of(self.rows)
+        digits = decimals(run.test_images for row in self.rows for run in row.done)
 
         def accuracy(row: Row) -> str:
             if row.accuracy.mean is None:
                 return row.outcome
             also = "" if row.outcome == "done" else f" ({row.outcome})"
-            return f"{shown(row.accuracy, digits)}{also}"
+            return f"{row.accuracy.shown(digits)}{also}"
 
         def delta(row: Row) -> str:
             if row.reference == row.variant:
                 return "–"
-            return shown(row.contrast.difference, digits, sign=True) if row.contrast else ""
+            return row.contrast.difference.shown(digits, sign=True) if row.contrast else ""
 
         def article(row: Row) -> str:
-            text = row.article.word or number(row.article.value, 1)
-            change = row.article_delta
+            text, change = row.article.text, row.article_delta
             return text if change is None else f"{text} ({signed(change, 1)})"
 
-        def cost(name: str, decimals: int) -> Callable[[Row], str]:
-            return lambda row: number(row.costs[name], decimals)
+        def cost(name: str, digits: int) -> Callable[[Row], str]:
+            return lambda row: "" if (cost := row.costs[name]) is None else f"{cost:.{digits}f}"
 
         def label(name: str) -> Callable[[Row], str]:
             return lambda row: row.columns.get(name, "")

@@ -37,10 +37,11 @@ def table(
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    for path in formats.write_tables(loaded, results):
+    written = formats.write_tables(loaded, results)
+    for path in written:
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
-    for folder in dict.fromkeys(formats.tables_folder(results, one.tier) for one in loaded):
+    for folder in dict.fromkeys(path.parent for path in written):
         typer.echo(f"written to {folder}")
 
 

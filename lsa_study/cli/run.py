@@ -257,8 +257,8 @@ def gc(
     def confirm(question: str) -> bool:
         return not dry_run and (yes or typer.confirm(question))
 
-    for garbage in clear(results, study or [], confirm=confirm, tier=tier):
-        typer.echo(garbage.path)
+    for path in clear(results, study or [], confirm=confirm, tier=tier):
+        typer.echo(path)
 
 
 COMMANDS = (plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)

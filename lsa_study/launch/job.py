@@ -33,7 +33,6 @@ from lsa_study.launch.records import (
     equal_failures,
     identity_of,
 )
-from lsa_study.launch.status import DISK_EXIT_CODE
 from lsa_study.record import OUTCOMES, State
 from lsa_study.rundir import STALE_SECONDS, RunDir
 from lsa_study.training import StopOnSignals
@@ -259,7 +258,7 @@ class _Life:
             with contextlib.suppress(OSError, LsaError):
                 self.records.note_failure(failure)
                 hold_rest(self.records)
-        sys.exit(DISK_EXIT_CODE if cause == "disk" else 1)
+        sys.exit(scheduler.DISK_EXIT_CODE if cause == "disk" else 1)
 
 
 def hold_rest(records: LaunchFolder) -> None:

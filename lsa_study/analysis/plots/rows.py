@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lsa_study.analysis.article import read_csv
 from lsa_study.analysis.plots import style
-from lsa_study.analysis.rows import Row, digits_of
-from lsa_study.analysis.statistics import number, shown, signed
+from lsa_study.analysis.rows import Row
+from lsa_study.analysis.statistics import decimals, signed
 from lsa_study.config.study import Study
 
 LAYERS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -46,7 +46,10 @@ def _point(
     Without a value the text stands alone, as a word.
     """
     if value is None:
-        style.word(axes, place, text)
+        axes.text(
+            0.03, place, text, transform=axes.get_yaxis_transform(), va="center",
+            color=style.QUIET, fontsize=8, style="italic",
+        )  # fmt: skip
         return
     colour, marker = (style.ARTICLE, "D") if article else (style.OURS, "o")
     right = value
@@ -55,7 +58,12 @@ def _point(
             axes.plot([low, high], [place, place], color=colour, lw=width, alpha=alpha)
             right = max(right, high)
     axes.plot(value, place, marker, color=colour, ms=size)
-    style.beside(axes, text, right, place)
+    # The text must stay readable where it lies over a line.
+    patch = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}
+    axes.annotate(
+        text, (right, place), (7, 0), textcoords="offset points", va="center", fontsize=8,
+        bbox=patch,
+    )  # fmt: skip
 
 
 def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
@@ -68,17 +76,16 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     right.set_title(f"The article: {study.file.article.source}")
     right.set_xlabel(style.ARTICLE_ACCURACY)
     right.xaxis.set_major_locator(MaxNLocator(5))
-    digits = digits_of(rows)
+    digits = decimals(run.test_images for row in rows for run in row.done)
     for place, row in enumerate(rows):
         found, printed = row.accuracy, row.article.value
         if found.n > 1:
             ticks = [place + 0.18] * found.n
             left.plot(found.values, ticks, "|", color=style.QUIET, ms=5, mew=1)
-        text = shown(found, digits) + (f"  ({row.outcome})" if row.ends else "")
+        text = found.shown(digits) + (f"  ({row.outcome})" if row.ends else "")
         interval = (found.low, found.high, 2.4, 0.5)
         _point(left, place, found.mean, row.word or text, spans=[interval])
-        absent = row.article.word or "not in the article"
-        _point(right, place, printed, number(printed, 1) or absent, article=True)
+        _point(right, place, printed, row.article.text or "not in the article", article=True)
     style.widen(left, room=0.5)
     low, high = left.get_xlim()
     left.set_xticks([tick for tick in left.get_xticks() if low <= tick <= min(high, 100)])
@@ -95,9 +102,9 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     compared = [row for row in rows if row.reference != row.variant]
     drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), style.title(study))
     axes = drawn.subplots()
-    style.key(axes, "ours, with intervals over seeds (thick) and over test images (thin)")
+    style.legend(axes, ours="ours, with intervals over seeds (thick) and over test images (thin)")
     axes.axvline(0, color=style.QUIET, lw=0.8)
-    digits = digits_of(rows)
+    digits = decimals(run.test_images for row in rows for run in row.done)
     names = []
     for place, row in enumerate(compared):
         base = row.base
@@ -142,7 +149,7 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
         )  # fmt: skip
     for place, row in enumerate(rows):
         if row.accuracy.mean is None:
-            style.word(axes, place, row.word)
+            _point(axes, place, None, row.word)
         else:
             bar = [place - 0.22, place + 0.22]
             axes.plot([row.accuracy.mean] * 2, bar, color=style.INK, lw=2)
@@ -189,10 +196,10 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
                     _point(axes, place + shift, value, text, article=facts is theirs, size=5)
                 elif facts is ours and at == 0:
                     word = rows[name].word if name in rows else "not run"
-                    style.word(axes, place + shift, word)
+                    _point(axes, place + shift, None, word)
         style.widen(axes, room=0.25)
     style.rows_down(panels, LAYERS)
-    style.key(drawn, "ours")
+    style.legend(drawn, ours="ours")
     return drawn
 
 

@@ -156,22 +156,6 @@ def short(text: str, most: int = 34) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def word(axes: Axes, place: float, text: str) -> None:
-    """Write a word where a row has no number."""
-    axes.text(
-        0.03, place, text, transform=axes.get_yaxis_transform(), va="center", color=QUIET,
-        fontsize=8, style="italic",
-    )  # fmt: skip
-
-
-def beside(axes: Axes, text: str, x: float, y: float) -> None:
-    """Write a value to the right of its point, readable where it lies over a line."""
-    patch = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}
-    axes.annotate(
-        text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=8, bbox=patch
-    )
-
-
 def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
     """Name a line at its last point."""
     axes.annotate(
@@ -179,18 +163,14 @@ def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
     )
 
 
-def key(of: Axes | Figure, ours: str) -> None:
-    """Say which sign is ours and which the article's, above a plot or under a figure."""
-    marks = [
-        Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
-        Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
-    ]
-    legend(of, columns=2, handles=marks)
-
-
-def legend(of: Axes | Figure, *, columns: int, **given: Any) -> None:
-    """Name what is drawn, above a plot or under a figure."""
-    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, **given}
+def legend(of: Axes | Figure, *, ours: str = "", columns: int = 2) -> None:
+    """Name what is drawn, above a plot or under a figure; ``ours`` beside the article's sign."""
+    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8}
+    if ours:
+        ways["handles"] = [
+            Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
+            Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
+        ]
     if isinstance(of, Axes):
         of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
     else:
