@@ -222,22 +222,19 @@ FREE = (nn.LayerNorm, _BatchNorm)
 FLOPS_PER_PRODUCT = 2
 
 
-def _neighboring(
-    q: Any, k: Any, v: Shape, rel_k: Any, rel_q: Any, rel_bias: Any, use_qk: bool, norm: str,
-    size: int, *rest: Any, **out: Any,
-) -> int:  # fmt: skip
-    """Eq. 4: one product per tap and channel for each dot product and for the sum."""
-    products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
-    return FLOPS_PER_PRODUCT * products * math.prod(v) * size**2
-
-
 def _window(
     q: Any, k: Any, v: Shape, rel_k: Any, rel_q: Any, rel_bias: Any, excluded: Any, use_qk: bool,
     norm: str, rows: int, columns: int, *rest: Any, **out: Any,
 ) -> int:  # fmt: skip
-    """As on neighborhoods, with the window's pixels for taps."""
+    """Eq. 4: one product per tap and channel for each dot product and for the sum."""
     products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
     return FLOPS_PER_PRODUCT * products * math.prod(v) * rows * columns
+
+
+def _neighboring(*given: Any, **out: Any) -> int:
+    """The same, without excluded pairs and with a square of taps."""
+    *tensors, use_qk, norm, size = given[:9]
+    return _window(*tensors, None, use_qk, norm, size, size)
 
 
 def _filters(
