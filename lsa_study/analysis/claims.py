@@ -26,7 +26,8 @@ from lsa_study.analysis.statistics import (
 from lsa_study.config import layers, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import differing_rows, under
-from lsa_study.config.study import Study, Tier
+from lsa_study.config.settings import Tier
+from lsa_study.config.study import Study
 
 Word = Literal["supported", "contradicted", "unresolved", "not run"]
 UNITS: Mapping[str, str] = {
