@@ -37,7 +37,7 @@ IMPORTED = (
     "lsa_study.cli", "lsa_study.launch.process", "lsa_study.training.run",
     "lsa_study.training.evaluate_released", "lsa_study.models.ablation_check",
     "lsa_study.models.throughput", "lsa_study.data.in_memory", "lsa_study.analysis.html",
-    "lsa_study.analysis.plots", "timm.data", "scipy.special", "pandas", "pyarrow.parquet",
+    "lsa_study.analysis.plots", "timm.data", "scipy.special", "pandas", "pyarrow.parquet", "pytest",
 )  # fmt: skip
 Real = subprocess.Popen
 
@@ -92,10 +92,11 @@ class Popen(Real):
 
 
 def forkable(args):
-    """Whether a command is ``python -m`` of one of the package's modules."""
+    """Whether a command is ``python -m`` of a module of the package, or of the tests' ``lives``."""
     if isinstance(args, (str, bytes)) or len(args) < 3:
         return False
-    return [*args[:2]] == [sys.executable, "-m"] and str(args[2]).split(".")[0] == "lsa_study"
+    package = str(args[2]).partition(".")[0]
+    return [*args[:2]] == [sys.executable, "-m"] and package in ("lsa_study", "lives")
 
 
 @functools.cache
@@ -255,5 +256,7 @@ def run_main(args):
 
 
 if __name__ == "__main__":
+    import zygote  # under its name, for those who import it in a fork
+
     with socket.socket(fileno=int(sys.argv[1])) as listening:
-        serve(listening)
+        zygote.serve(listening)
