@@ -98,16 +98,13 @@ WINDOW_FIELDS = {"size", "last_stage_window"}
 """Settings of an operator that timm calls ``window_size``."""
 
 
-def from_settings(
-    model: Model, *, image_size: int, num_classes: int, in_chans: int = 3
-) -> nn.Module:
+def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Module:
     """Build the network that a run's settings ask for.
 
     Args:
         model: backbone, operator and stochastic depth.
         image_size: side of the square image in pixels.
         num_classes: classes of the head; 0 gives features.
-        in_chans: channels of the image.
 
     Raises:
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its
@@ -119,7 +116,6 @@ def from_settings(
         model.op,
         img_size=image_size,
         num_classes=num_classes,
-        in_chans=in_chans,
         drop_path_rate=model.drop_path,
     )
     return network

@@ -32,13 +32,13 @@ Contender = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, and the quartiles around it; peak extra memory if known."""
+    """Seconds of one call: median, and the quartiles around it; peak extra memory."""
 
     median: float
     low: float
     high: float
     rounds: int
-    peak_bytes: int | None = None
+    peak_bytes: int
 
 
 def interleaved(
@@ -197,7 +197,7 @@ def as_text(answer: dict[str, Any]) -> str:
             timed, of_lsa = one[mode], networks[LSA][mode]["images_per_second"]
             low, high = answer["batch"] / timed["high"], answer["batch"] / timed["low"]
             rate = f"{timed['images_per_second']:.2f} ({low:.2f}-{high:.2f})"
-            peak = (timed["peak_bytes"] or 0) / 2**20
+            peak = timed["peak_bytes"] / 2**20
             cells += f"{rate:>22}{timed['images_per_second'] / of_lsa:7.2f}{peak:8.0f}"
         lines.append(cells)
     return "\n".join(lines)
