@@ -36,7 +36,7 @@ from lsa_study.config.settings import Settings
 from lsa_study.data import digits
 from lsa_study.data.sets import Sets
 from lsa_study.models.throughput import Contender, interleaved, machine
-from lsa_study.training import environment, optim
+from lsa_study.training import environment
 from lsa_study.training.distributed import ALONE
 from lsa_study.training.evaluate import evaluate
 from lsa_study.training.step import Stepper
@@ -105,7 +105,10 @@ class Bench:
     def _timms_step(self, model: nn.Module) -> Callable[[], Tensor]:
         train, (images, targets) = self.settings.train, (self.batch.images, self.batch.targets)
         optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=optim.peak_rate(train), weight_decay=train.weight_decay
+            model,
+            opt="adamw",
+            lr=train.lr * train.batch_size / train.lr_batch,
+            weight_decay=train.weight_decay,
         )
         scheduler = CosineLRScheduler(
             optimizer, t_initial=300, lr_min=train.min_lr, warmup_t=20, t_in_epochs=False,

@@ -7,11 +7,13 @@ the repository. A test is made only for files that are here.
 import fnmatch
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import zygote
 from slurm_summary import pytest_terminal_summary as pytest_terminal_summary
 
 # Processes that share the cores must not each take them all; read before torch starts.
@@ -66,6 +68,17 @@ def pytest_xdist_make_scheduler(config, log):
             return path.name if path.name in TOGETHER else nodeid
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def pytest_configure(config):
+    if config.getoption("numprocesses", None):  # for all workers, before they start
+        zygote.address()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    real = item.get_closest_marker("real_process") is not None
+    subprocess.Popen = zygote.Real if real else zygote.Popen
 
 
 def lacks_its_file(item) -> bool:

@@ -23,7 +23,7 @@ from lsa_study.analysis.statistics import (
     signed,
     t_interval,
 )
-from lsa_study.config import layers, selection, yaml
+from lsa_study.config import layers, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import differing_rows, under
 from lsa_study.config.study import Study, Tier
@@ -197,7 +197,7 @@ def judge_tier(
     sides: dict[str, Side] = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         if tier in studies.tiers_of(name):
-            study = selection.load_recalled(results, tier, name)
+            study = studies.load(name, tier=tier, recall=results)
             rows = rows_of(study, runs)
             sides |= {f"{study.name}/{row.variant}": (study, row, rows) for row in rows}
     return [_judge(claim, sides, tier) for claim in claims]

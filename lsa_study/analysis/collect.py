@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -191,7 +192,7 @@ class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = ("identity:", "start:", "variant:", "  seed:")
+    OWN_LINES = re.compile(r"^(?:identity|start|variant|  seed):.*\n", re.MULTILINE)
 
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
@@ -239,8 +240,7 @@ class _Reader:
 
     def settings(self, run: RunDir) -> dict[str, Any]:
         """By column; the seed may be that of another run."""
-        lines = run.config_text().split("\n")
-        common = "\n".join(line for line in lines if not line.startswith(self.OWN_LINES))
+        common = self.OWN_LINES.sub("", run.config_text())
         if common not in self.parsed:
             nested = run.config()["settings"]
             if not isinstance(nested, dict):

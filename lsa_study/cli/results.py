@@ -28,10 +28,7 @@ def table(
     from lsa_study.analysis import formats
     from lsa_study.analysis.check import check_tables
 
-    loaded = load_all(
-        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound,
-        recall=results,
-    )  # fmt: skip
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound, recall=results)
     if check:
         differing = check_tables(loaded, results)
         for line in differing:
@@ -57,7 +54,7 @@ def plots(
     """Draw the figures of finished runs, as SVG and PNG."""
     from lsa_study.analysis.plots import write_plots
 
-    loaded = load_all(study or ["all"], tier, seeds=seeds, overrides=overrides, recall=results)
+    loaded = load_all(study or ["all"], tier, seeds, None, overrides, recall=results)
     for path in write_plots(loaded, results):
         typer.echo(path)
 

@@ -32,8 +32,8 @@ def load(settings: Settings, *, device: str = "cpu") -> Sets:
     from lsa_study.data import imagenet, in_memory
 
     if settings.data.name == "imagenet":
-        return imagenet.load(settings, device=device)
-    return in_memory.load(settings, device=device)
+        return imagenet.ImagenetSets(settings, device)
+    return in_memory.TensorSets(settings, device)
 
 
 def check(settings: Settings) -> None:

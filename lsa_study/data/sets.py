@@ -22,7 +22,6 @@ CHANNELS = 3
 class Source:
     """What a data set is, whatever is done to its images."""
 
-    name: str
     train_images: int
     """After ``data.train_limit``."""
     test_images: int
@@ -62,14 +61,9 @@ class Sets(ABC):
         self._mean, self._std = scale.view(2, CHANNELS, 1, 1).unbind(0)
 
     def epoch(
-        self,
-        epoch: int,
-        batch_size: int,
-        *,
-        first_step: int = 0,
-        parts: int = 1,
+        self, epoch: int, batch_size: int, *, first_step: int = 0, parts: int = 1,
         mine: range = range(1),
-    ) -> Epoch:
+    ) -> Epoch:  # fmt: skip
         """Plan one epoch of this set; see ``sampler.Epoch``."""
         return Epoch(
             self.source.train_images, batch_size, self.seed, epoch, first_step, parts, mine,

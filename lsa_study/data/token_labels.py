@@ -89,23 +89,6 @@ class LabelMaps:
             )
         return found.float()
 
-    def placed(self, name: str, transform: Any) -> tuple[Tensor, Tensor]:
-        """The map of the image that ``transform`` made last, and what the image shows of it.
-
-        Args:
-            name: class folder / file.
-            transform: begins with a ``RandomResizedCrop`` and a ``RandomHorizontalFlip``.
-
-        Returns:
-            (2, k, rows, columns), float32; and (5,), the box's left, top, right and bottom as
-            shares of the picture, and 1 if the image is flipped.
-
-        Raises:
-            DataLacks: see ``read``.
-        """
-        crop, flip = transform.transforms[:2]
-        return self.read(name), torch.tensor([*crop.box, float(flip.flipped)])
-
     def targets(
         self, labels: Tensor, maps: Tensor, cuts: Tensor, *, image_size: int, smoothing: float
     ) -> tuple[Tensor, Tensor]:
@@ -114,7 +97,7 @@ class LabelMaps:
         Args:
             labels: (N,) class numbers.
             maps: (N, 2, k, rows, columns) and
-            cuts: (N, 5), see ``placed``.
+            cuts: (N, 5), see ``answers``.
             image_size: side of the images in pixels.
             smoothing: see ``smoothed``.
         """

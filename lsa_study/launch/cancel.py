@@ -10,9 +10,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch import scheduler
@@ -86,9 +85,9 @@ def _cancel(
             what = TAKEN_OUT
             if writer is None and row.folder.result() is None:
                 row.folder.change_state("stopped", cause="cancelled")
-        elif writer is not None and writer["host"] == socket.gethostname():
+        elif writer is not None and writer.host == socket.gethostname():
             what = LEAVING
-            os.kill(int(writer["pid"]), signal.SIGTERM)  # a local queue trains it
+            os.kill(writer.pid, signal.SIGTERM)  # a local queue trains it
         done.setdefault(what, []).append(row.name)
 
 
@@ -97,30 +96,13 @@ def _cancel(
 UNFINISHED = ("stopped", "failed", "lost")
 
 
-@dataclass(frozen=True)
-class Garbage:
-    """A folder that can go."""
-
-    path: Path
-    tier: str
-    why: str
-    size: int
-    """Bytes."""
-
-    @classmethod
-    def of(cls, path: Path, tier: str, why: str) -> Self:
-        """The folder with its size."""
-        files = [found.lstat() for found in path.rglob("*") if found.is_file()]
-        return cls(path, tier, why, sum(file.st_size for file in files))
-
-
 def gc(
     results: Path,
     names: Sequence[str] = (),
     *,
     confirm: Callable[[str], bool],
     tier: str | None = None,
-) -> list[Garbage]:
+) -> dict[Path, str]:
     """Move to the trash the job files of runs that have ended and, of those named, what failed.
 
     Args:
@@ -130,23 +112,24 @@ def gc(
         tier: toy, proxy or paper; None: all.
 
     Returns:
-        What went, or would have gone.
+        The folders that went, or would have gone, and why.
     """
-    found = []
+    found: dict[Path, str] = {}
     for one in tiers_of(results, tier):
         ended = {row.identity for row in status(results, tier=one) if row.state == "done"}
         records = LaunchFolder.of(results, one)
         for array in records.arrays():
             if all(identity_of(name) in ended for name in array.runs):
-                found.append(Garbage.of(records.folder_of(array), one, "all its runs are done"))
+                found[records.folder_of(array)] = "all its runs are done"
     for row in status(results, names, tier=tier) if names else ():
         if row.folder is not None and row.state in UNFINISHED:
-            found.append(Garbage.of(row.folder.root, row.tier, f"{row.state} ({row.cause})"))
-    size = sum(garbage.size for garbage in found)
-    question = f"Move {len(found)} folders ({size / 1e6:.1f} MB) to {results}/<tier>/.trash?"
+            found[row.folder.root] = f"{row.state} ({row.cause})"
+    files = [file.lstat() for path in found for file in path.rglob("*") if file.is_file()]
+    size = sum(file.st_size for file in files) / 1e6
+    question = f"Move {len(found)} folders ({size:.1f} MB) to {results}/<tier>/.trash?"
     if found and confirm(question):
-        for garbage in found:
-            discard(garbage.path, results / garbage.tier)
+        for path in found:
+            discard(path, path.parent.parent)
     return found
 
 

@@ -33,7 +33,6 @@ from lsa_study.launch.records import (
     equal_failures,
     identity_of,
 )
-from lsa_study.launch.status import DISK_EXIT_CODE
 from lsa_study.record import OUTCOMES, State
 from lsa_study.rundir import STALE_SECONDS, RunDir
 from lsa_study.training import StopOnSignals
@@ -202,9 +201,9 @@ class _Life:
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
         end, reported = time.monotonic() + STALE_SECONDS + 60.0, False
-        while (writer := self.run.writer()) is not None and writer.get("job") == self.context.job:
+        while (writer := self.run.writer()) is not None and writer.job == self.context.job:
             if not reported:
-                who = f"process {writer['pid']} on {writer['host']}"
+                who = f"process {writer.pid} on {writer.host}"
                 _say(f"waiting for {who}: an earlier life of this job that still writes here")
                 reported = True
             if self.stop() or time.monotonic() > end:
@@ -259,7 +258,7 @@ class _Life:
             with contextlib.suppress(OSError, LsaError):
                 self.records.note_failure(failure)
                 hold_rest(self.records)
-        sys.exit(DISK_EXIT_CODE if cause == "disk" else 1)
+        sys.exit(scheduler.DISK_EXIT_CODE if cause == "disk" else 1)
 
 
 def hold_rest(records: LaunchFolder) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsa_study.errors import ConfigError
-from lsa_study.launch.records import LIFE_MARK, LaunchFolder, identity_of, one_run
+from lsa_study.launch.records import LIFE_MARK, LaunchFolder, one_run
 
 POLL_SECONDS = 1.0
 
@@ -38,24 +38,27 @@ def logs(
     if mode not in ("all", "follow"):
         raise ValueError(f"mode={mode!r}: give all or follow")
     found = one_run(results, run)
+    records = LaunchFolder.of(results, found.tier)
 
-    def printed(attempt: int | None) -> str:
-        files = _output_files(LaunchFolder.of(results, found.tier), found.identity, rank)
-        if not files:
-            own = [
-                place / "log.txt"
-                for place in found.folder.attempts()
-                if attempt in (None, int(place.name)) and (place / "log.txt").exists()
-            ]
-            return "".join(path.read_text("utf-8", "replace") for path in own)
-        text = "".join(path.read_text("utf-8", "replace") for path in files)
-        if attempt is None:
+    def printed() -> str:
+        files = [
+            records.folder_of(array) / output_name(array.jobs()[found.identity], rank=rank)
+            for array in records.arrays()
+            if found.identity in array.jobs()
+        ]
+        of_jobs = any(path.exists() for path in files)
+        if not of_jobs:
+            chosen = [p for p in found.folder.attempts() if attempt in (None, int(p.name))]
+            files = [folder / "log.txt" for folder in chosen]
+        existing = [path for path in files if path.exists()]
+        text = "".join(path.read_text("utf-8", "replace") for path in existing)
+        if attempt is None or not of_jobs:
             return text
         # A life begins with its mark; what SLURM prints before the first belongs to the first.
         lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
         return "".join(life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
 
-    text = printed(attempt)
+    text = printed()
     if not text and (mode == "all" or attempt is not None):
         which = "" if attempt is None else f" in life {attempt}"
         raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
@@ -63,7 +66,7 @@ def logs(
     done, ended = len(text), mode == "all"
     while not ended:
         ended = found.folder.result() is not None or found.folder.status().state == "failed"
-        if len(text := printed(attempt)) > done:
+        if len(text := printed()) > done:
             write(text[done:])
             done = len(text)
         if not ended:
@@ -73,17 +76,6 @@ def logs(
 def output_name(job: str, *, rank: int) -> str:
     """The file that one process of a job prints into."""
     return f"{job}_{rank}_log.out"
-
-
-def _output_files(records: LaunchFolder, identity: str, rank: int) -> list[Path]:
-    """The files a run's jobs printed into, oldest first."""
-    found = [
-        records.folder_of(array) / output_name(job, rank=rank)
-        for array in records.arrays()
-        for index, name in enumerate(array.runs)
-        if identity_of(name) == identity and (job := array.job_of(index)) is not None
-    ]
-    return [path for path in found if path.exists()]
 
 
 def last_lines(path: Path, count: int = 20) -> list[str]:

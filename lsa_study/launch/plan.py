@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,46 +92,33 @@ def _block(
     states: dict[str, str],
     rehearsed: Mapping[str, rehearse.Rehearsed],
 ) -> str:
-    runs = study.runs()
-    done = [run for run in runs if states.get(run.identity) in OUTCOMES]
+    runs, factor = study.runs(), study.file.factor
+    counts = Counter(states.get(run.identity) for run in runs)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
-    running = [run for run in runs if states.get(run.identity) == "running"]
-    rows = [
-        ("contrast", f"ok: only {', '.join(study.file.factor)} differ{_s(study.file.factor)}"),
-        ("reuse", f"{len(done)} done, {len(running)} running, {len(todo)} to do"),
+    starts = [
+        f"{variant} from {start.row or start.weights}"
+        for variant, settings in study.variants.items()
+        if (start := settings.train.start) is not None
+    ]
+    costs = rehearse.predicted(todo, rehearsed)
+    if todo and not costs:
+        unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
+        costs = [("cost", unknown)]
+    done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
+    lines = [
+        ("contrast", f"ok: only {', '.join(factor)} differ{'s' * (len(factor) == 1)}"),
+        ("reuse", done),
         ("shared", _shared(runs, study, studies)),
         ("train", _protocol(runs[0])),
-        ("start", _starts(study)),
-        *_cost(study, todo, rehearsed),
+        ("start", "; ".join(starts)),
+        *costs,
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
         f"seed{'s' if len(study.seeds) != 1 else ''} = {len(runs)} runs   "
         f"baseline: {study.file.baseline}"
     )
-    return "\n".join([head, *(f"  {name:<9} {words}" for name, words in rows if words)])
-
-
-def _starts(study: Study) -> str:
-    found = []
-    for variant, settings in study.variants.items():
-        start = settings.train.start
-        if start is not None:
-            found.append(f"{variant} from {start.row or start.weights}")
-    return "; ".join(found)
-
-
-def _cost(
-    study: Study, todo: Sequence[Run], rehearsed: Mapping[str, rehearse.Rehearsed]
-) -> list[tuple[str, str]]:
-    if not todo:
-        return []
-    unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
-    return rehearse.predicted(todo, rehearsed) or [("cost", unknown)]
-
-
-def _s(words: Sequence[str]) -> str:
-    return "s" if len(words) == 1 else ""
+    return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
 
 
 def _shared(runs: Sequence[Run], study: Study, studies: Sequence[Study]) -> str:

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,6 @@ from typing import Any, Self
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
-from lsa_study.config.selection import load_recalled
 from lsa_study.config.study import TIERS, Resources, Run, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
@@ -148,7 +146,7 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
             continue
         for place in tiers_of(results, tier) or ["toy"]:
             with contextlib.suppress(ConfigError):  # not a study of this tier
-                loaded.append(load_recalled(results, place, name))
+                loaded.append(study.load(name, tier=place, recall=results))
     return study.distinct(loaded)
 
 
@@ -186,6 +184,11 @@ class Array:
         if self.job is None:
             return None
         return f"{self.job}_{index}" if len(self.runs) > 1 else self.job
+
+    def jobs(self) -> dict[str, str]:
+        """The job id of every run by its identity; none until SLURM has taken it."""
+        jobs = {identity_of(name): self.job_of(index) for index, name in enumerate(self.runs)}
+        return {identity: job for identity, job in jobs.items() if job is not None}
 
 
 COMMENT_PREFIX = "lsa-study:"
@@ -280,8 +283,6 @@ class LaunchFolder:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    # -- arrays -------------------------------------------------------------------------------
-
     def folder_of(self, array: Array) -> Path:
         """Where an array's files lie."""
         return self.root / array.key
@@ -313,8 +314,6 @@ class LaunchFolder:
             if array.job is None and job is not None:
                 self.write(replace(array, job=job))
         return self.arrays()
-
-    # -- lives --------------------------------------------------------------------------------
 
     def lives(self, identity: str) -> list[Life]:
         """All starts of a run, oldest first."""
@@ -348,8 +347,6 @@ class LaunchFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    # -- failures -----------------------------------------------------------------------------
-
     def failures(self) -> list[Failure]:
         """The errors that runs died with and that nobody has looked after yet."""
         found = []
@@ -370,8 +367,6 @@ class LaunchFolder:
             (self.root / "failures" / f"{identity}.json").unlink(missing_ok=True)
             (self.root / "cancelled" / identity).unlink(missing_ok=True)
 
-    # -- cancelling ---------------------------------------------------------------------------
-
     def cancelled(self, identity: str) -> bool:
         """Whether the user cancelled the run since it was last queued."""
         return (self.root / "cancelled" / identity).exists()
@@ -382,8 +377,6 @@ class LaunchFolder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for identity in identities:
             (folder / identity).touch()
-
-    # -- holding ------------------------------------------------------------------------------
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""
@@ -396,8 +389,3 @@ class LaunchFolder:
             (self.root / "held.json").unlink(missing_ok=True)
         else:
             write_json(self.root / "held.json", facts)
-
-
-def new_key() -> str:
-    """A name for a submission that no other has."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"

@@ -44,6 +44,8 @@ TEST_SHARE = 10
 ALIKE = 3.0
 """On a GPU a resumed run may be so many times as far away as an undisturbed one done again."""
 
+FILE = "rehearsal.json"
+
 COMPARED = ("epoch", "step", "lr", "train_loss", "loss", "acc1", "acc5", "ema_acc1")
 
 
@@ -81,14 +83,10 @@ def key(settings: Settings) -> str:
     return settings.model_copy(update={"seed": 0, "train": train}).identity()
 
 
-def _path(results: Path, tier: str) -> Path:
-    return results / tier / "rehearsal.json"
-
-
 def read(results: Path, tier: str) -> dict[str, Rehearsed]:
     """The rehearsed rows of a tier by ``key``; none where nothing was rehearsed."""
     try:
-        found = json.loads(_path(results, tier).read_text("utf-8"))["rows"]
+        found = json.loads((results / tier / FILE).read_text("utf-8"))["rows"]
         return {name: Rehearsed.model_validate(row) for name, row in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return {}
@@ -100,7 +98,7 @@ def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> Path:
     Raises:
         EnvironmentLacks: the folder cannot be written.
     """
-    path = _path(results, tier)
+    path = results / tier / FILE
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     together = {**read(results, tier), **rows}
@@ -108,40 +106,30 @@ def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> Path:
     return path
 
 
-def device_seconds(settings: Settings, row: Rehearsed) -> float | None:
-    """Device-seconds of a whole run: its steps and, after every epoch, the test set."""
-    if row.step_seconds is None or row.test_seconds is None:
-        return None
-    images = IMAGES[settings.data.name][0]
-    images = min(settings.data.train_limit or images, images)
-    steps = max(1, images // settings.train.batch_size)
-    return settings.train.epochs * (steps * row.step_seconds + row.test_seconds)
-
-
 def predicted(runs: Sequence[Run], rows: Mapping[str, Rehearsed]) -> list[tuple[str, str]]:
-    """What runs will cost and whether they fit, as ``(topic, words)``; empty if none is known."""
-    known = [(run, rows[name]) for run in runs if (name := key(run.settings)) in rows]
-    told: list[tuple[str, str]] = []
+    """What runs will cost and whether they fit, as lines by topic; empty if none is known."""
+    known = [(run.settings, rows[name]) for run in runs if (name := key(run.settings)) in rows]
+    lines: list[tuple[str, str]] = []
     totals: dict[str, list[float]] = {}
-    for run, row in known:
-        if (seconds := device_seconds(run.settings, row)) is not None:
-            totals.setdefault(row.device_kind, []).append(seconds)
-    for kind, costs in totals.items():
+    for settings, row in known:
+        if row.step_seconds is not None and row.test_seconds is not None:
+            images = IMAGES[settings.data.name][0]
+            images = min(settings.data.train_limit or images, images)
+            steps = max(1, images // settings.train.batch_size)
+            epoch = steps * row.step_seconds + row.test_seconds
+            totals.setdefault(row.device_kind, []).append(settings.train.epochs * epoch / 3600)
+    for kind, hours in totals.items():
         name = "CPU" if kind == "cpu" else "GPU"
-        told.append(
-            ("cost", f"{sum(costs) / 3600:,.2f} {name} hours for {len(costs)} of {len(runs)} runs "
-             f"to do, the longest {max(costs) / 3600:,.2f}")
-        )  # fmt: skip
-    sizes = [row for _, row in known if row.peak_bytes is not None]
-    if sizes:
-        most = max(sizes, key=lambda row: row.peak_bytes or 0)
-        told.append(
-            ("memory", f"at most {(most.peak_bytes or 0) / 1e9:.2f} GB ({most.variant}), "
-             f"rehearsed on {most.device}")
-        )  # fmt: skip
+        done = f"{len(hours)} of {len(runs)} runs to do"
+        longest = f"the longest {max(hours):,.2f}"
+        lines.append(("cost", f"{sum(hours):,.2f} {name} hours for {done}, {longest}"))
+    if sizes := [(row.peak_bytes, row) for _, row in known if row.peak_bytes is not None]:
+        size, row = max(sizes, key=lambda pair: pair[0])
+        most = f"at most {size / 1e9:.2f} GB ({row.variant}), rehearsed on {row.device}"
+        lines.append(("memory", most))
     bad = {row.variant: row for _, row in known if row.state != "ok"}
-    told += [("trouble", f"{name}: {row.state}: {row.words}") for name, row in bad.items()]
-    return told
+    lines += [("trouble", f"{name}: {row.state}: {row.words}") for name, row in bad.items()]
+    return lines
 
 
 # -- rehearsing ----------------------------------------------------------------------------------
@@ -203,31 +191,46 @@ class Rehearsal:
                 note(self.results, run.settings.tier, {name: found[-1]})
                 self.tell(f"{len(found)}/{len(rows)}  {found[-1].line()}")
         with contextlib.suppress(OSError):  # holds what failed
-            _folder(self.results, runs[0]).parent.rmdir()
+            self._folder(runs[0]).parent.rmdir()
         return found
 
     def _row(self, run: Run) -> Rehearsed:
-        folder = _folder(self.results, run)
+        folder = self._folder(run)
         shutil.rmtree(folder, ignore_errors=True)
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = {"variant": run.variant}
         try:
-            whole = self._make(folder / "whole", run, checkpoints=3600.0)
-            state, words = self._live(whole)
-            if state == "done":
+            whole = self._train(folder / "whole", run)
+            row |= {"state": whole.status().state, "words": str(whole.status().message)}
+            if row["state"] == "done":
                 row |= measured(whole)
-                state, words = "ok", self._kill_and_resume(folder, run, whole, row["step_seconds"])
+                row["words"] = self._kill_and_resume(folder, run, whole, row["step_seconds"])
+                row["state"] = "ok"
         except _Failed as error:
-            state, words = "failed", f"{error}; its folder is kept: {folder}"
+            row |= {"state": "failed", "words": f"{error}; its folder is kept: {folder}"}
         else:
             shutil.rmtree(folder)
-        return Rehearsed.model_validate(
-            {"variant": run.variant, "state": state, "words": words, **row}
-        )
+        return Rehearsed.model_validate(row)
+
+    def _folder(self, run: Run) -> Path:
+        return self.results / run.settings.tier / "rehearsal" / run.name
+
+    def _train(self, root: Path, run: Run, *, checkpoints: float = 3600.0) -> RunDir:
+        """Train to the end, from where the folder stands."""
+        folder = RunDir(root)
+        folder.create(shortened(run, checkpoints=checkpoints), variant=run.variant)
+        report = self.server.train(folder).wait()
+        status = folder.status()
+        if status.state not in OUTCOMES:
+            died = ended_by(report.get("code"))
+            raise _Failed(str(status.message) if status.state == "failed" else died)
+        return folder
 
     def _kill_and_resume(self, folder: Path, run: Run, whole: RunDir, step_seconds: float) -> str:
+        """Train again with a kill in between, and compare; returns how it went."""
+        cut = RunDir(folder / "killed")
         # The checkpoints of the last epoch's end come too late: the run would be over.
         for saves in (self.draw.randint(1, SAVED - 2), 1, 1):
-            cut = self._make(folder / "killed", run, checkpoints=1e-6)
+            cut.create(shortened(run, checkpoints=1e-6), variant=run.variant)
             self._kill_after(cut, saves, self.draw.uniform(0.0, step_seconds))
             if cut.result() is None:
                 break
@@ -236,59 +239,32 @@ class Rehearsal:
             raise _Failed("all its steps were done before it could be killed")
         if cut.status().state == "failed":
             raise _Failed(f"before it was killed: {cut.status().message}")
-        state, words = self._live(cut)
-        if state != "done":
-            raise _Failed(f"resumed after a kill it ended {state}: {words}")
-        resumed = resumed_at(cut)
-        alike = "to the same bits"
-        if found := differing(whole, cut):
-            self._need_near(folder, run, whole, cut, f"resumed at {resumed}: {found}")
-            alike = "as near as an undisturbed repeat"
-        return f"killed, resumed at {resumed}, {alike}"
-
-    def _need_near(self, folder: Path, run: Run, whole: RunDir, cut: RunDir, words: str) -> None:
+        self._train(cut.root, run, checkpoints=1e-6)
+        if (ended := cut.status()).state != "done":
+            raise _Failed(f"resumed after a kill it ended {ended.state}: {ended.message}")
+        log = (cut.attempts()[-1] / "log.txt").read_text("utf-8")
+        if (resumed := re.search(r"resumed at epoch \d+, step \d+", log)) is None:
+            raise _Failed("killed after a checkpoint, it began anew instead of resuming")
+        if (found := differing(whole, cut)) is None:
+            return f"killed, {resumed[0]}, to the same bits"
         if (result := whole.result()) is not None and result.device_kind == "cpu":
-            raise _Failed(words)
-        again = self._make(folder / "again", run, checkpoints=3600.0)
-        self._live(again)
+            raise _Failed(f"{resumed[0]}: {found}")
+        again = self._train(folder / "again", run)
         if farther := farther_than_a_repeat(whole, again, cut):
-            raise _Failed(f"{words}; {farther}")
-
-    def _make(self, root: Path, run: Run, *, checkpoints: float) -> RunDir:
-        folder = RunDir(root)
-        folder.create(shortened(run, checkpoints=checkpoints), variant=run.variant)
-        return folder
-
-    def _live(self, folder: RunDir) -> tuple[str, str]:
-        """Train to the end; the state and its message."""
-        report = self.server.train(folder).wait()
-        status = folder.status()
-        if status.state not in OUTCOMES:
-            died = ended_by(report.get("code"))
-            raise _Failed(str(status.message) if status.state == "failed" else died)
-        return status.state, str(status.message)
+            raise _Failed(f"{resumed[0]}: {found}; {farther}")
+        return f"killed, {resumed[0]}, as near as an undisturbed repeat"
 
     def _kill_after(self, folder: RunDir, saves: int, pause: float) -> None:
         """Train until so many checkpoints were seen, wait a little, and kill without warning."""
         version = seen = 0
         child = self.server.train(folder)
         while seen < saves and not child.ended(0.001):
-            if (newest := _version(folder.last_checkpoint)) != version:
-                version, seen = newest, seen + 1
+            with contextlib.suppress(FileNotFoundError):
+                newest = folder.last_checkpoint.stat().st_mtime_ns
+                version, seen = newest, seen + (newest != version)
         child.ended(pause)
         child.kill()
         child.wait()
-
-
-def _folder(results: Path, run: Run) -> Path:
-    return results / run.settings.tier / "rehearsal" / run.name
-
-
-def _version(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 def measured(folder: RunDir) -> dict[str, Any]:
@@ -307,15 +283,6 @@ def measured(folder: RunDir) -> dict[str, Any]:
         "test_seconds": max(0.0, record["seconds"] - steps * step) * whole_set,
         "peak_bytes": result.peak_memory_bytes,
     }
-
-
-def resumed_at(folder: RunDir) -> str:
-    """Where the second life went on, as its log says."""
-    log = (folder.attempts()[-1] / "log.txt").read_text("utf-8")
-    found = re.search(r"resumed at (epoch \d+, step \d+)", log)
-    if found is None:
-        raise _Failed("killed after a checkpoint, it began anew instead of resuming")
-    return found[1]
 
 
 def differing(one: RunDir, other: RunDir) -> str | None:
@@ -339,17 +306,17 @@ def farther_than_a_repeat(whole: RunDir, again: RunDir, cut: RunDir) -> str | No
     Args:
         again: ``whole`` done once more, undisturbed.
     """
-    noise, apart = distance(whole, again), distance(whole, cut)
+
+    def distance(other: RunDir) -> float:
+        """Root mean square difference of all weights."""
+        first, second = _weights(whole), _weights(other)
+        squares = [((a - second[name]).astype("float64") ** 2) for name, a in first.items()]
+        return math.sqrt(sum(s.sum() for s in squares) / sum(s.size for s in squares))
+
+    noise, apart = distance(again), distance(cut)
     if apart <= ALIKE * noise:
         return None
     return f"weights are {apart:.2g} apart, those of two undisturbed runs {noise:.2g}"
-
-
-def distance(one: RunDir, other: RunDir) -> float:
-    """Root mean square difference of all weights."""
-    first, second = _weights(one), _weights(other)
-    squares = [((a - second[name]).astype("float64") ** 2) for name, a in first.items()]
-    return math.sqrt(sum(s.sum() for s in squares) / sum(s.size for s in squares))
 
 
 def _weights(folder: RunDir) -> dict[str, Any]:

@@ -65,7 +65,11 @@ def retry(
             (runs if row.identity in arrays else done.local).append(run)
             bad_nodes |= _bad_nodes(row, run, records)
         if runs:
-            _let_go_on({run.identity for run in runs}, records)
+            held = records.held()
+            names_held = {identity_of(name) for name in held["runs"]} if held else set()
+            if held and names_held & {run.identity for run in runs}:
+                scheduler.order("release", held["arrays"])
+                records.note_held(None)
             exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
             site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
             launch(runs, results, site, again=lambda run: True, launched=done)
@@ -116,11 +120,3 @@ def _bad_nodes(row: RunStatus, run: Run, records: LaunchFolder) -> set[str]:
     lives = records.lives(row.identity)
     by_itself = row.folder.status().cause == "node" and run.resources.nodes == 1
     return {lives[-1].host} if by_itself and lives else set()
-
-
-def _let_go_on(identities: set[str], records: LaunchFolder) -> None:
-    """Release the queue if it was held for one of these runs."""
-    held = records.held()
-    if held is not None and identities & {identity_of(name) for name in held["runs"]}:
-        scheduler.order("release", held["arrays"])
-        records.note_held(None)

@@ -56,6 +56,28 @@ class Ended:
     nodes: str = ""
 
 
+DISK_EXIT_CODE = 28
+"""Of a process that could write nothing more; the system's number for a full device."""
+
+ENDS: dict[str, tuple[str, str, str]] = {
+    "OUT_OF_MEMORY": ("failed", "oom-host", "used more memory than it asked for"),
+    "NODE_FAIL": ("failed", "node", "its node failed"),
+    "BOOT_FAIL": ("failed", "node", "its node did not start"),
+    "TIMEOUT": ("failed", "timeout", "cut off at the time limit"),
+    "DEADLINE": ("failed", "timeout", "cut off at its deadline"),
+    "PREEMPTED": ("failed", "preempted", "made way and was not queued again"),
+    "CANCELLED": ("stopped", "cancelled", "its job was cancelled"),
+}
+"""What a job's last state in SLURM says of its run: state, cause, note."""
+
+TRACES = (
+    (("No space left", "Disk quota", "cannot be written"), "disk"),
+    (("ModuleNotFoundError", "ImportError"), "import"),
+    (("oom-kill", "oom_kill", "Out Of Memory", "MemoryError"), "oom-host"),
+)
+"""Phrases in the last lines of a job's output, and the cause that they mean."""
+
+
 class Rejected(EnvironmentLacks):
     """SLURM refused an order; holds its own words."""
 
@@ -172,6 +194,32 @@ def _from_accounting(jobs: set[str]) -> Iterator[tuple[str, Ended]]:
             yield job, Ended(state.split(" ", 1)[0], exit_code, nodes.replace("None assigned", ""))
 
 
+def why_ended(end: Ended, last: Sequence[str]) -> tuple[str, str, str, str]:
+    """Judge the end of a job whose run has no result.
+
+    Args:
+        last: the last lines that it printed.
+
+    Returns:
+        State and cause of the run, a note, and the line that says why, else the last one.
+    """
+    message = last[-1] if last else ""
+    if end.state in ENDS:
+        return *ENDS[end.state], message
+    code, _, number = end.exit_code.partition(":")
+    if code == str(DISK_EXIT_CODE):
+        return "failed", "disk", "its disk is full", message
+    for phrases, cause in TRACES:
+        if lines := [line for line in last if any(phrase in line for phrase in phrases)]:
+            return "failed", cause, lines[-1], lines[-1]
+    by_signal = number not in ("", "0")
+    if by_signal or code in ("137", "143"):
+        how = f"signal {number}" if by_signal else f"exit code {code}"
+        return "lost", "lost", f"its process was killed ({how})", message
+    how = f"{end.state.lower()}, {end.exit_code}"
+    return "failed", "bug", f"its job ended ({how}) without a result", message
+
+
 def setting(name: str, otherwise: int) -> int:
     """A whole number from the controller's configuration, such as ``MaxArraySize``."""
     match = re.search(rf"^{name}\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
@@ -199,15 +247,6 @@ def partitions() -> list[str]:
         return sorted(set(call("sinfo", "--noheader", "--format", "%R").split()))
     except Rejected:
         return []
-
-
-def try_script(script: str) -> None:
-    """Ask whether a batch script would be taken, without queueing it.
-
-    Raises:
-        Rejected: it would not, in SLURM's words.
-    """
-    call("sbatch", "--test-only", text=script)
 
 
 def seconds_left(job: str) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import getpass
+import os
 import shlex
 import shutil
 import time
@@ -28,14 +29,7 @@ from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
 from lsa_study.launch.local import need_starts
 from lsa_study.launch.process import Server, need_data
-from lsa_study.launch.records import (
-    AUTOMATIC,
-    COMMENT_PREFIX,
-    Array,
-    LaunchFolder,
-    identity_of,
-    new_key,
-)
+from lsa_study.launch.records import AUTOMATIC, COMMENT_PREFIX, Array, LaunchFolder
 from lsa_study.rundir import RunDir
 
 ENDLESS = 100_000
@@ -139,10 +133,10 @@ class _Launcher:
         if any(array.job is None for array in arrays):
             arrays = self.records.adopt(self.jobs)
         in_queue = {
-            identity_of(name)
+            identity
             for array in arrays
-            for index, name in enumerate(array.runs)
-            if array.job_of(index) in self.jobs
+            for identity, job in array.jobs().items()
+            if job in self.jobs
         }
         missing = []
         for run in runs:
@@ -168,7 +162,7 @@ class _Launcher:
             if (kind := (array.resources, len(chunk))) not in tried:
                 tried.add(kind)
                 try:
-                    scheduler.try_script(script)
+                    scheduler.call("sbatch", "--test-only", text=script)
                 except scheduler.Rejected as error:
                     raise EnvironmentLacks(
                         f"SLURM would refuse this: {_explained(error)}"
@@ -221,7 +215,7 @@ class _Launcher:
     def _array(self, runs: Sequence[Run]) -> Array:
         resources = runs[0].resources
         return Array(
-            key=new_key(),
+            key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
             runs=tuple(self._folder(run).root.name for run in runs),
             study=runs[0].study,
             resources=resources,
@@ -263,9 +257,18 @@ class _Launcher:
         array = self._array(runs)
         # Each array has a throttle of its own, so only one may be under way.
         throttled = previous is not None and self.cluster.throttle is not None
-        after = [*([str(previous)] if throttled else []), *self._jobs_of({r.start for r in runs})]
+        after = [str(previous)] if throttled else []
+        # The jobs, queued or running, of the runs that these begin from.
+        if starts := {run.start for run in runs} - {None}:
+            new = {array.job for array in self.launched.queued}
+            after += [
+                job
+                for earlier in self.records.arrays()
+                for identity, job in earlier.jobs().items()
+                if identity in starts and (earlier.job in new or job in self.jobs)
+            ]
         executor = self._executor(array, after)
-        scheduler.try_script(_script(executor, len(runs)))
+        scheduler.call("sbatch", "--test-only", text=_script(executor, len(runs)))
         folders = [self._folder(run) for run in runs]
         for run, folder in zip(runs, folders, strict=True):
             folder.create(run.settings, variant=run.variant, start=run.start)
@@ -280,19 +283,6 @@ class _Launcher:
         self.records.write(queued)
         self.launched.queued.append(queued)
         return str(queued.job)
-
-    def _jobs_of(self, identities: set[str | None]) -> list[str]:
-        """The jobs, queued or running, of the runs that others begin from."""
-        if identities == {None}:
-            return []
-        queued = {array.job for array in self.launched.queued}
-        jobs = [
-            (array.job_of(index), array.job in queued)
-            for array in self.records.arrays()
-            for index, name in enumerate(array.runs)
-            if identity_of(name) in identities
-        ]
-        return [job for job, new in jobs if job is not None and (new or job in self.jobs)]
 
 
 def _rank(run: Run, runs: Mapping[str, Run]) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from lsa_study.launch.records import (
     RunRef,
     asked_runs,
     chosen_runs,
-    identity_of,
     tiers_of,
 )
 from lsa_study.launch.scheduler import Ended, Queued
@@ -46,27 +45,6 @@ STYLES = {
     "waiting": "", "stopped": "magenta", "failed": "red", "lost": "red",
 }  # fmt: skip
 """The states of a run as they are counted and shown; done, diverged and oom are results."""
-
-DISK_EXIT_CODE = 28
-"""Of a process that could write nothing more; the system's number for a full device."""
-
-ENDS: dict[str, tuple[str, str, str]] = {
-    "OUT_OF_MEMORY": ("failed", "oom-host", "used more memory than it asked for"),
-    "NODE_FAIL": ("failed", "node", "its node failed"),
-    "BOOT_FAIL": ("failed", "node", "its node did not start"),
-    "TIMEOUT": ("failed", "timeout", "cut off at the time limit"),
-    "DEADLINE": ("failed", "timeout", "cut off at its deadline"),
-    "PREEMPTED": ("failed", "preempted", "made way and was not queued again"),
-    "CANCELLED": ("stopped", "cancelled", "its job was cancelled"),
-}
-"""What a job's last state in SLURM says of its run: state, cause, note."""
-
-TRACES = (
-    (("No space left", "Disk quota", "cannot be written"), "disk"),
-    (("ModuleNotFoundError", "ImportError"), "import"),
-    (("oom-kill", "oom_kill", "Out Of Memory", "MemoryError"), "oom-host"),
-)
-"""Phrases in the last lines of a job's output, and the cause that they mean."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +123,10 @@ def judge(
     if state == "running" or (state == "waiting" and job is not None):
         if cancelled:
             return Verdict("stopped", "cancelled")
-        gone = why_gone(job)
+        if job is None or job.ended is None:
+            gone = Verdict("lost", "lost", "job not in the queue" if job else "its process is gone")
+        else:
+            gone = Verdict(*scheduler.why_ended(job.ended, job.last))
         return replace(gone, note="; ".join(filter(None, (silence, gone.note))))
     if state == "stopped" and cause is None:
         cause = "cancelled" if cancelled else INTERRUPTED
@@ -173,27 +154,6 @@ def _alive(state: str, writer: bool, job: Job | None, silence: str) -> Verdict |
     if state == "failed":
         return None
     return Verdict("running", note=silence if state == "running" else "starting")
-
-
-def why_gone(job: Job | None) -> Verdict:
-    """Judge a run without a result that nobody writes and no queue holds."""
-    if job is None or job.ended is None:
-        return Verdict("lost", "lost", "job not in the queue" if job else "its process is gone")
-    last = job.last[-1] if job.last else ""
-    if job.ended.state in ENDS:
-        return Verdict(*ENDS[job.ended.state], last)
-    code, _, number = job.ended.exit_code.partition(":")
-    if code == str(DISK_EXIT_CODE):
-        return Verdict("failed", "disk", "its disk is full", last)
-    for phrases, cause in TRACES:
-        if lines := [line for line in job.last if any(phrase in line for phrase in phrases)]:
-            return Verdict("failed", cause, lines[-1], lines[-1])
-    by_signal = number not in ("", "0")
-    if by_signal or code in ("137", "143"):
-        how = f"signal {number}" if by_signal else f"exit code {code}"
-        return Verdict("lost", "lost", f"its process was killed ({how})", last)
-    how = f"{job.ended.state.lower()}, {job.ended.exit_code}"
-    return Verdict("failed", "bug", f"its job ended ({how}) without a result", last)
 
 
 # -- gathering the evidence ---------------------------------------------------------------------
@@ -232,11 +192,8 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
 
 def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     """The answer of ``lsa status --json``."""
-    keys = (
-        "name", "identity", "variant", "seed", "tier", "state", "cause", "epoch", "epochs",
-        "attempts", "acc1", "eta_seconds", "job", "message", "gpu_hours",
-    )  # fmt: skip
-    return {"runs": [{key: getattr(row, key) for key in keys} for row in rows]}
+    shown = [one.name for one in fields(RunStatus) if one.name not in ("note", "folder")]
+    return {"runs": [{key: getattr(row, key) for key in shown} for row in rows]}
 
 
 def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
@@ -272,13 +229,12 @@ def _jobs(records: LaunchFolder) -> dict[str, Job]:
     if queue is not None and any(array.job is None for array in arrays):
         arrays = records.adopt(queue)
     return {
-        identity_of(name): Job(
+        identity: Job(
             job, records.folder_of(array) / output_name(job, rank=0), queue is not None,
             None if queue is None else queue.get(job),
         )
         for array in arrays
-        for index, name in enumerate(array.runs)
-        if (job := array.job_of(index)) is not None
+        for identity, job in array.jobs().items()
     }  # fmt: skip
 
 
@@ -334,9 +290,10 @@ WATCH_SECONDS = 5.0
 
 MESSAGE_WIDTH = 100
 
-HEADERS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
-
-_RIGHT = ("EPOCH", "TOP-1", "LEFT")
+COLUMNS = {
+    "RUN": str.ljust, "STATE": str.ljust, "EPOCH": str.rjust, "TOP-1": str.rjust,
+    "LEFT": str.rjust, "JOB": str.ljust, "NOTE": str.ljust,
+}  # fmt: skip
 
 
 def page(rows: Sequence[RunStatus], results: Path) -> Group:
@@ -359,13 +316,10 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
 def table(rows: Sequence[RunStatus]) -> Text:
     """One line per run."""
     # A table of rich takes ten seconds for ten thousand runs.
-    cells = [HEADERS, *map(_cells, rows)]
+    cells = [tuple(COLUMNS), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        [
-            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-            for name, cell, width in zip(HEADERS, line, widths, strict=True)
-        ]
+        [align(cell, n) for align, cell, n in zip(COLUMNS.values(), line, widths, strict=True)]
         for line in cells
     ]
     shown = Text().append("  ".join(lines[0]).rstrip(), "bold")

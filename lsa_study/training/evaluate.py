@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from lsa_study.data.sets import Sets
 from lsa_study.training.distributed import ALONE, Ranks
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a network achieves on the test set."""
-
-    loss: float
-    """Mean cross-entropy, without label smoothing."""
-    acc1: float
-    """Percent."""
-    acc5: float
-    """Percent."""
-    correct: Tensor
-    """(images,) uint8, in the set's order: 1 where the top answer is right."""
+from lsa_study.training.progress import Report
 
 
 @torch.inference_mode()
@@ -36,7 +22,7 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
     tick: Callable[[], None] = lambda: None,
-) -> Scores:
+) -> Report:
     """Evaluate a network on all test images; ``tick`` is called after every batch."""
     images = sets.source.test_images
     top = min(5, sets.source.num_classes)
@@ -59,4 +45,4 @@ def evaluate(
     loss, right5 = (ranks.sum(sums) / images).tolist()
     correct = ranks.sum(correct).to("cpu", torch.uint8)
     acc1 = 100 * int(correct.sum()) / images
-    return Scores(loss, acc1, 100 * right5, correct)
+    return Report(loss=loss, acc1=acc1, acc5=100 * right5, bits=correct)

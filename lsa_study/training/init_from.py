@@ -36,11 +36,10 @@ def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         begun = f"{start.weights} sha256:{digest}"
+    state = read_checkpoint(path)
     try:
-        begin_from(network, read_checkpoint(path), source=source, head=start.head)  # type: ignore[arg-type]
+        begin_from(network, state, source=source, head=start.head)  # type: ignore[arg-type]
     except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
             "train.start.head: drawn"

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -32,7 +31,7 @@ class Monitor:
         self, run_dir: RunDir, settings: Settings, attempt: int, console: Console | None
     ) -> None:
         self.run_dir, self.attempt, self.console = run_dir, attempt, console
-        self.line_seconds = settings.runtime.log_seconds
+        self.settings, self.line_seconds = settings, settings.runtime.log_seconds
         self.epochs = settings.train.epochs
         self.now = Status(
             epochs=settings.train.epochs, attempt=attempt, host=socket.gethostname(), job=job(),
@@ -56,12 +55,7 @@ class Monitor:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._log.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from torch import Tensor
@@ -10,20 +10,21 @@ from torch import Tensor
 
 @dataclass
 class Report:
-    """What was measured at the end of one epoch."""
+    """What a network achieves on the test set, at the end of an epoch."""
 
     epoch: int = 0
     """Counted from 1; 0 means none."""
     loss: float = float("nan")
+    """Mean cross-entropy, without label smoothing."""
     acc1: float = 0.0
-    """Of the reported weights, as are loss and acc5."""
+    """Percent, of the reported weights, as are loss and acc5."""
     acc5: float = 0.0
     model_acc1: float = 0.0
     """Of the trained weights."""
     ema_acc1: float | None = None
     """Of the averaged weights, if there are any."""
     bits: Tensor | None = None
-    """(images,) uint8: which test images the reported weights get right."""
+    """(images,) uint8, in the set's order: 1 where the reported weights' top answer is right."""
 
 
 @dataclass
@@ -50,11 +51,7 @@ class Progress:
 
     def plain(self) -> dict[str, Any]:
         """As dicts of tensors and plain values, for a checkpoint."""
-        weights, self.best_weights = self.best_weights, None
-        try:
-            return {**asdict(self), "best_weights": weights}
-        finally:
-            self.best_weights = weights
+        return {**vars(self), "last": vars(self.last), "best": vars(self.best)}
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:

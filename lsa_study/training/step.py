@@ -40,7 +40,7 @@ class Stepper:
         self.precision = environment.precision(train, device)
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
         self.optimizer = optim.optimiser(model, train)
-        self.schedule = optim.Schedule(self.optimizer, train, steps=steps)
+        self.set_rate = optim.schedule(self.optimizer, train, steps=steps)
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
@@ -60,7 +60,7 @@ class Stepper:
             step: counted from 0 in the epoch.
             batches: gives this process's parts of the step next.
         """
-        self.schedule.set(epoch, step)
+        self.set_rate(epoch, step)
         loss = self.ranks.together(lambda: self._gradients(epoch, step, batches))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.ranks.average([loss, *gradients, *self.norms.running])
@@ -75,7 +75,7 @@ class Stepper:
     def rate(self, at: tuple[int, int] | None = None) -> float:
         """The learning rate of the last step, or of an (epoch, step), both from 0."""
         if at is not None:
-            self.schedule.set(*at)
+            self.set_rate(*at)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def reported(self) -> nn.Module:

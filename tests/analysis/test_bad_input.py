@@ -21,7 +21,7 @@ from lsa_study.analysis.formats import write_tables
 from lsa_study.analysis.html import write_report
 from lsa_study.analysis.plots import style, write_plots
 from lsa_study.analysis.table import build
-from lsa_study.cli.app import app
+from lsa_study.cli import app
 from lsa_study.config import study
 from lsa_study.errors import ConfigError, Refused
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from lsa_study.analysis.check import check_tables
 from lsa_study.analysis.collect import parquet_path
 from lsa_study.analysis.formats import write_tables
-from lsa_study.cli.app import app
+from lsa_study.cli import app
 from lsa_study.config import study
 
 

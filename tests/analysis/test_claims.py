@@ -11,7 +11,7 @@ from lsa_study.analysis import claims
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.statistics import t_interval
-from lsa_study.config import selection, study
+from lsa_study.config import study
 from lsa_study.errors import ConfigError
 
 CLAIMS = claims.read()
@@ -153,7 +153,7 @@ def test_studies_are_read_as_they_were_asked_for(tmp_path):
     changed = ["train.epochs=2"]
     loaded = [write_study(tmp_path, name, overrides=changed) for name in ("table4", "table5")]
     assert judged(tmp_path, name="table4-elsa").verdict == "not run"
-    selection.remember(tmp_path, loaded[:1], changed)
+    study.remember(tmp_path, loaded[:1], changed)
     assert judged(tmp_path, name="table4-elsa").n == 3
     # Table 5 was last asked for with other epochs: its rows cannot stand against those of Table 4.
     write_study(tmp_path, "table5")

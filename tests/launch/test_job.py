@@ -13,7 +13,8 @@ from lsa_study.config import study
 from lsa_study.launch.job import JobContext, RunTask, rank_variables
 from lsa_study.launch.records import Failure
 from lsa_study.launch.scheduler import Ended, plain_words
-from lsa_study.launch.status import Job, why_gone
+from lsa_study.launch.status import Job, judge
+from lsa_study.record import Status
 from lsa_study.rundir import RunDir
 
 TWO_NODES = {
@@ -110,7 +111,8 @@ def test_equal_errors_have_equal_signatures(tmp_path):
     ],
 )  # fmt: skip
 def test_why_a_run_is_gone(end, last, state, cause):
-    verdict = why_gone(Job("7", Path("7_0_log.out"), ended=end, last=last))
+    job = Job("7", Path("7_0_log.out"), ended=end, last=last)
+    verdict = judge(Status(state="running"), False, job, 100.0)
     assert (verdict.state, verdict.cause) == (state, cause)
     assert verdict.note
 

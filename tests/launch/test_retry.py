@@ -125,9 +125,10 @@ def test_nothing_is_deleted(tmp_path, made):
         names = (made["net1"].root.name, made["net2"].root.name)
         records.write(Array("new", names, "table1", Resources(), 1, "me", 0.0, "8"))
     would = gc(tmp_path, ["table1"], confirm=lambda question: False)
-    assert {garbage.path.name for garbage in would} >= {"old", made["net1"].root.name}
+    assert {path.name for path in would} >= {"old", made["net1"].root.name}
     assert made["net1"].root.exists()
-    assert gc(tmp_path, confirm=lambda question: "1 folders" in question)[0].path.name == "old"
+    (gone,) = gc(tmp_path, confirm=lambda question: "1 folders" in question)
+    assert gone.name == "old"
     assert [array.key for array in records.arrays()] == ["new"]
     (kept,) = (tmp_path / "toy" / ".trash").iterdir()
     assert (kept / "array.json").exists()

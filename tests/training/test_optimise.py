@@ -15,14 +15,12 @@ def rates(tier="paper", steps=10, **changes):
     overrides = [f"train.{key}={value}" for key, value in changes.items()]
     (run,) = study.load("table1", tier=tier, only="swin", seeds=[0], overrides=overrides).runs()
     train = run.settings.train
-    optimizer = torch.optim.AdamW(
-        [nn.Parameter(torch.zeros(1))], lr=optim.peak_rate(train)
-    )  # fmt: skip
-    schedule = optim.Schedule(optimizer, train, steps=steps)
+    optimizer = optim.optimiser(nn.Linear(1, 1), train)
+    set_rate = optim.schedule(optimizer, train, steps=steps)
     found = []
     for epoch in range(train.epochs):
         for step in range(steps):
-            schedule.set(epoch, step)
+            set_rate(epoch, step)
             found.append(optimizer.param_groups[0]["lr"])
     return found
 

@@ -99,11 +99,11 @@ def test_every_row_has_the_released_values_of_its_backbone(stem):
 def rates(settings, steps):
     """The rate of every step."""
     train = settings.train
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=optim.peak_rate(train))
-    schedule = optim.Schedule(optimizer, train, steps=steps)
+    optimizer = optim.optimiser(nn.Linear(1, 1), train)
+    set_rate = optim.schedule(optimizer, train, steps=steps)
     found = []
     for place in range(train.epochs * steps):
-        schedule.set(*divmod(place, steps))
+        set_rate(*divmod(place, steps))
         found.append(optimizer.param_groups[0]["lr"])
     return found
 

@@ -97,7 +97,7 @@ def test_one_bit_per_test_image(done):
             assert bits[row] == (model(image).argmax() == sets._test_labels[row])
     assert 100 * bits.mean() == pytest.approx(folder.result().acc1)
     scores = evaluate.evaluate(model, sets, 64)
-    assert scores.correct.tolist() == bits.tolist()
+    assert scores.bits.tolist() == bits.tolist()
     assert scores.acc5 >= scores.acc1
     assert scores.acc5 == pytest.approx(folder.result().acc5)
     assert scores.loss == pytest.approx(folder.result().loss, rel=1e-5)
