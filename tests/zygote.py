@@ -69,7 +69,9 @@ class Popen(Real):
         self._reply.connect(address())
         socket.send_fds(self._reply, [text[:1]], [*streams, *pass_fds])
         self._reply.sendall(text[1:])
-        self.pid = int.from_bytes(self._reply.recv(8), "big")
+        number = self._reply.recv(8)
+        assert number, "the zygote has died"
+        self.pid = int.from_bytes(number, "big")
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
