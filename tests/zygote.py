@@ -40,6 +40,8 @@ IMPORTED = (
     "lsa_study.analysis.plots", "timm.data", "scipy.special", "pandas", "pyarrow.parquet", "pytest",
 )  # fmt: skip
 Real = subprocess.Popen
+FIRST = dict(os.environ)
+"""The environment before any test changes it."""
 
 
 class Popen(Real):
@@ -112,7 +114,8 @@ def address():
         # It ends when its standard input does: when this process has ended, however that comes.
         process = Real(
             [sys.executable, __file__, str(number)], stdin=subprocess.PIPE, pass_fds=[number],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env={**FIRST, ADDRESS: os.environ[ADDRESS], "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parent,
         )  # fmt: skip
         listening.close()
         atexit.register(end, process, folder)
