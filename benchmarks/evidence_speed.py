@@ -30,7 +30,7 @@ ready = time.perf_counter()
 pairs = with_runs(loaded, results)[tier]
 collected = time.perf_counter()
 for one, found in pairs:
-    formats.write(build(one, found), formats.tables_folder(results, tier))
+    formats.contents(build(one, found))
 tabled = time.perf_counter()
 claims.judge_tier(results, tier, collected=found)
 judged = time.perf_counter()

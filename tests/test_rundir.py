@@ -82,7 +82,7 @@ def test_a_damaged_owner_is_nobody(folder, owner):
     (folder.root / "owner.json").write_text(owner)
     assert folder.writer() is None
     with folder.owned():
-        assert folder.writer()["pid"] == os.getpid()
+        assert folder.writer().pid == os.getpid()
 
 
 def test_a_dead_writer_is_replaced(folder):

@@ -29,8 +29,8 @@ from typing import Any, Self
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
-from lsa_study.config.selection import load_recalled
-from lsa_study.config.study import TIERS, Resources, Run, Tier
+from lsa_study.config.settings import Tier
+from lsa_study.config.study import TIERS, Resources, Run
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
 from lsa_study.launch.scheduler import Queued, array_of
@@ -147,7 +147,7 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
             continue
         for place in tiers_of(results, tier) or ["toy"]:
             with contextlib.suppress(ConfigError):  # not a study of this tier
-                loaded.append(load_recalled(results, place, name))
+                loaded.append(study.load(name, tier=place, recall=results))
     return study.distinct(loaded)
 
 

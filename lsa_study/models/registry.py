@@ -20,7 +20,6 @@ from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
-    DynamicDwConvOp,
     ElsaOp,
     Op,
     UnifiedOp,
@@ -72,7 +71,7 @@ MODELS: dict[str, Model] = {
     "elsa_swin_tiny_noghost": _swin("tiny", ElsaOp(group_width=4, ghost_add=0.0)),
     "dwconv_swin_tiny": _swin("tiny", DwNetOp()),
     "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
-    "ddwconv_swin_tiny": _swin("tiny", DynamicDwConvOp()),
+    "ddwconv_swin_tiny": _swin("tiny", DwNetOp(kind="ddwconv")),
     "ddf_swin_tiny": _swin("tiny", DdfOp()),
     # The article does not say its settings. Of those tried, these alone have the parameters of its
     # three models.

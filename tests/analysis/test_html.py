@@ -192,9 +192,7 @@ def test_whatever_users_write_stays_text(tmp_path):
 
 def test_a_page_without_runs_says_so(tmp_path):
     loaded = study.load("table5")
-    text = page(
-        [(loaded, collect(tmp_path, "toy"))], claims.judge([], [], collect(tmp_path, "toy"), "toy")
-    )
+    text = page([(loaded, collect(tmp_path, "toy"))], [])
     Page(text)
     assert text.count("not run") >= 4
 

@@ -37,6 +37,7 @@ def seconds_of_children():
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.real_process  # the times of forks are not this process's children's
 def test_every_row_of_the_article_is_proven_at_its_full_size_within_a_minute():
     """The two tables of sizes and backbones included, and another row of a name that Table 4 has.
 

@@ -155,7 +155,7 @@ def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
 LAUNCH = """
 import json, sys
 from pathlib import Path
-from lsa_study import study
+from lsa_study.config import study
 from lsa_study.launch import cluster, slurm
 runs = study.load("table1", seeds=(0, 1)).runs()
 wishes = cluster.read(flags={"check_data": "job", "sbatch": {"hold": True}})
