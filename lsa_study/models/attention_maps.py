@@ -44,12 +44,8 @@ def load_run(run: RunDir) -> nn.Module:
 def inputs(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
     """Every spatial operator of a network, by name, with what it reads for these images.
 
-    Args:
-        network: of :mod:`lsa_study.models`; blocks hold their operator as ``attn``.
-        images: (B, 3, H, W), normalised as the network was trained.
-
-    Returns:
-        Such as ``{"layers.0.blocks.1.attn": (operator, x)}``, x (B, H, W, C).
+    Images are (B, 3, H, W), normalised as the network was trained; returned is such as
+    ``{"layers.0.blocks.1.attn": (operator, x)}``, x (B, H, W, C).
     """
     found: dict[str, tuple[nn.Module, Tensor]] = {}
     hooks = []
@@ -180,13 +176,9 @@ def effective_area(weights: Floats) -> Floats:
 
     .. math:: \frac{(\sum_j |w_{i,j}|)^2}{\sum_j w_{i,j}^2}, \quad averaged over i
 
-    One for a group that reads a single pixel, K*K for one that weighs its whole area alike.
-
-    Args:
-        weights: (G, H, W, H, W), as ``attention`` gives them.
-
-    Returns:
-        (G,), pixels. Readers whose weights are all zero are left out.
+    One for a group that reads a single pixel, K*K for one that weighs its whole area alike. Weights
+    are those of ``attention``, (G, H, W, H, W), to (G,) pixels; readers whose weights are all zero
+    are left out.
     """
     size = np.abs(weights).reshape(*weights.shape[:3], -1)
     squares = np.square(size).sum(-1)

@@ -66,10 +66,7 @@ RENAMES: dict[str, tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]]
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
-    """Read a file of weights without running code from it.
-
-    Args:
-        path: a ``.safetensors`` file, or one of torch's own.
+    """Read a ``.safetensors`` file, or one of torch's own, without running code from it.
 
     Raises:
         ConfigError: there is no such file, it is damaged, or it holds more than weights and plain

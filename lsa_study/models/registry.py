@@ -27,6 +27,7 @@ from lsa_study.config.operators import (
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
+from lsa_study.models.operators import LSA
 from lsa_study.vocabulary import Term
 
 SWIN_DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
@@ -45,8 +46,6 @@ NETS: dict[str, tuple[Term, ...]] = {
     "net7": ("qk", "q_rk", "rq_k", "bias"),
 }
 """The summands of Eq. 4 in each network of Table 1."""
-
-LSA = UnifiedOp(terms=("qk", "bias"), norm="softmax", application="window")
 
 
 def _swin(size: str, op: Op) -> Model:
@@ -101,10 +100,7 @@ WINDOW_FIELDS = {"size", "last_stage_window"}
 def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Module:
     """Build the network that a run's settings ask for.
 
-    Args:
-        model: backbone, operator and stochastic depth.
-        image_size: side of the square image in pixels.
-        num_classes: classes of the head; 0 gives features.
+    Its images are squares of ``image_size`` pixels; 0 classes give features.
 
     Raises:
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its

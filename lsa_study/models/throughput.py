@@ -122,10 +122,8 @@ def bench(
     Args:
         layers: names of ``lsa_study.models`` or of timm; window attention is always among them.
         size: side of the images, in pixels.
-        batch: images at once; None means 128 on a GPU, 8 on a CPU.
-        device: None means a GPU where there is one.
+        batch: images at once; None means 128 on a GPU, which is taken where there is one, or 8.
         seconds: how long all networks together are timed in each mode.
-        results: the results folder.
 
     Raises:
         ConfigError: a network is unknown.

@@ -22,9 +22,9 @@ from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Ranks
+from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
-from lsa_study.training.progress import Progress, Report
-from lsa_study.training.trainer import Diverged, Loop, Stopped
+from lsa_study.training.trainer import Diverged, Loop, Progress, Stopped
 
 
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
