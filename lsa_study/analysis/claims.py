@@ -175,7 +175,7 @@ class ClaimVerdict:
         }
 
 
-def read(path: Path | None = None) -> list[Claim]:
+def read_claims(path: Path | None = None) -> list[Claim]:
     """Read the claims; ``experiments/claims.yaml`` unless another file is given.
 
     Raises:
@@ -194,11 +194,11 @@ def judge_tier(
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
     """
-    claims, runs = read(path), collected or collect(results, tier, update=True)
+    claims, runs = read_claims(path), collected or collect(results, tier, update=True)
     sides: dict[str, Side] = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         if tier in studies.tiers_of(name):
-            study = studies.load(name, tier=tier, recall=results)
+            study = studies.load_study(name, tier=tier, recall=results)
             rows = rows_of(study, runs)
             sides |= {f"{study.name}/{row.variant}": (study, row, rows) for row in rows}
     return [_judge(claim, sides, tier) for claim in claims]
@@ -272,7 +272,7 @@ def _compared_over_seeds(
     return found.decided(contrast.difference if contrast else Estimate(), noise)
 
 
-def as_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
+def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
     """All verdicts as data, with what the tier's results may be taken for."""
     return {
         "tier": tier,
@@ -282,7 +282,7 @@ def as_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
     }
 
 
-def as_text(found: Sequence[ClaimVerdict], tier: str) -> str:
+def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     """All verdicts as lines for a terminal."""
     lines = [MEANING[tier], ""]
     for verdict in found:

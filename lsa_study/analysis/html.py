@@ -70,7 +70,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         tier=tier,
         meaning=MEANING[tier],
         verdicts=judged,
-        counts=claims.as_json(judged, tier)["counts"],
+        counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={
             study.name: _pictures(drawn, [n for n in drawn if n.startswith(f"{study.name}-")])

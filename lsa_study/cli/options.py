@@ -61,14 +61,14 @@ def load_all(
     """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
 
     Without a tier, each study is read at its first. ``allowed`` may differ beside the factor.
-    ``recall`` is as in ``study.load``.
+    ``recall`` is as in ``study.load_study``.
     """
     wanted, loaded = parse_seeds(seeds), []
     unmatched: list[str] = []
     for name in study.expand_names(names):
         at = tier or study.tiers_of(name)[0]
         try:
-            one = study.load(
+            one = study.load_study(
                 name, tier=at, seeds=wanted, only=only, overrides=overrides, recall=recall
             )
         except study.NoVariant as error:

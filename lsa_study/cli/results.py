@@ -96,8 +96,8 @@ def claims(
     from lsa_study.analysis import claims as ledger
 
     found = ledger.judge_tier(results, tier)
-    shown = json.dumps(ledger.as_json(found, tier), indent=2) if as_json else None
-    typer.echo(shown or ledger.as_text(found, tier))
+    shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
+    typer.echo(shown or ledger.claims_text(found, tier))
 
 
 def report(
@@ -157,7 +157,7 @@ def bench(
     found = benchmark.bench(
         layer or (), size=size, batch=batch, device=device, seconds=seconds, results=results
     )
-    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.as_text(found))
+    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.bench_text(found))
 
 
 COMMANDS = (table, why, diff, claims, plots, report, doctor, bench)

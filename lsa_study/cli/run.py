@@ -20,7 +20,7 @@ from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
 
 
-def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
+def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     """The distinct runs, once it is known that their tracker is installed."""
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:
@@ -43,11 +43,11 @@ def plan(
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if tier == "paper" else None
     if not as_json:
-        typer.echo(planning.as_text(loaded, results))
+        typer.echo(planning.plan_text(loaded, results))
         if models:
             typer.echo(f"models: {models}")
         return
-    documents = [planning.as_json(one) for one in loaded]
+    documents = [planning.plan_json(one) for one in loaded]
     typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
 
 
@@ -128,7 +128,7 @@ def launch(
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle,
     }  # fmt: skip
-    site_settings = sites.read(site, flags)
+    site_settings = sites.read_cluster(site, flags)
     mode: Any = "dry-run" if dry_run else "submit"
     launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
     if not dry_run:
@@ -152,7 +152,7 @@ def status(
         return states.status(results, study or [], tier=tier)
 
     if as_json:
-        typer.echo(json.dumps(states.as_json(look()), indent=2))
+        typer.echo(json.dumps(states.status_json(look()), indent=2))
     elif watch:
         states.watch(look, results, Console())
     else:
@@ -216,7 +216,7 @@ def retry(
     from lsa_study.launch.retry import retry as again
 
     guard_output(needed=False)
-    cluster = sites.read(site, {"partition": partition})
+    cluster = sites.read_cluster(site, {"partition": partition})
     causes = cause.split(",") if cause else []
     done = again(results, study or [], cluster, causes=causes, tier=tier, accumulate=accumulate)
     for line in done.lines():

@@ -103,7 +103,7 @@ class StudyFile(_Written):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """One training run: a variant with a seed."""
 
     study: str
@@ -140,10 +140,10 @@ class Study:
         """The study's stem, such as ``table1``."""
         return self.file.study
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
         return [
-            Run(
+            RunSpec(
                 self.name, variant, self.file.variants[variant].label, seed,
                 settings.model_copy(update={"seed": seed}), settings.identities([seed])[seed],
                 self.resources[variant], start.identities([seed])[seed] if start else None,
@@ -164,7 +164,7 @@ def repository_folder(name: str) -> Path:
     return here if here.exists() else Path(__file__).resolve().parents[2] / name
 
 
-def find(study: str) -> Path:
+def find_study(study: str) -> Path:
     """Find an experiment file by path or stem.
 
     Raises:
@@ -190,11 +190,11 @@ def expand_names(names: Sequence[str]) -> list[str]:
 
 def tiers_of(study: str) -> list[str]:
     """The tiers a study can be run at; the first is shown where none is asked for."""
-    tiers = yaml.read(find(study)).data.get("tiers")
+    tiers = yaml.read(find_study(study)).data.get("tiers")
     return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
 
 
-def load(
+def load_study(
     study: str | Path,
     *,
     tier: str = "toy",
@@ -219,7 +219,7 @@ def load(
     """
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
-    path = find(str(study))
+    path = find_study(str(study))
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
     _check_names(file, document)
@@ -359,9 +359,9 @@ def _check_names(file: StudyFile, document: yaml.Document) -> None:
         raise ConfigError(*mistakes)
 
 
-def distinct(studies: Iterable[Study]) -> list[Run]:
+def distinct(studies: Iterable[Study]) -> list[RunSpec]:
     """The runs of several studies, each identity once, seed 0 of every row first."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunSpec] = {}
     for study in studies:
         for run in study.runs():
             runs.setdefault(run.identity, run)

@@ -11,12 +11,12 @@ from lsa_study.config.settings import Settings
 from lsa_study.data.paths import DataLacks, require, weights
 
 if TYPE_CHECKING:
-    from lsa_study.data.sets import Sets
+    from lsa_study.data.sets import Datasets
 
 __all__ = ["DataLacks", "check", "load", "require", "weights"]
 
 
-def load(settings: Settings, *, device: str = "cpu") -> Sets:
+def load(settings: Settings, *, device: str = "cpu") -> Datasets:
     """Load the training and the test set that ``settings`` ask for.
 
     Small sets are read whole; of ImageNet only the list of images is read. Batches are made and

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lsa_study.config.settings import Augment
 from lsa_study.data import fast_pil, rng
-from lsa_study.data.sampler import Share
+from lsa_study.data.sampler import MicroBatch
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Pictorial = Callable[[Image.Image], Image.Image]
@@ -79,7 +79,7 @@ def crop_resized(pictures: Tensor, box: Tensor, size: int) -> Tensor:
 
 
 def erase(
-    images: Tensor, share: Share, *, batch: int, augment: Augment, words: Sequence[int]
+    images: Tensor, share: MicroBatch, *, batch: int, augment: Augment, words: Sequence[int]
 ) -> None:
     """Random erasing in place on normalised images: one box of Gaussian noise in some images.
 

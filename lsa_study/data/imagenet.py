@@ -18,8 +18,8 @@ from lsa_study.config.settings import Settings
 from lsa_study.data import fast_pil, index, rng, shards, transforms
 from lsa_study.data.index import Listing
 from lsa_study.data.paths import DataLacks, Layout, imagenet
-from lsa_study.data.sampler import Epoch, Share
-from lsa_study.data.sets import CHANNELS, Pixels, Sets, Source
+from lsa_study.data.sampler import EpochSampler, MicroBatch
+from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels
 from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
@@ -78,7 +78,7 @@ class _Images(Dataset[Decoded]):
         return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
 
-class ImagenetSets(Sets):
+class ImagenetSets(Datasets):
     """Images in files or shards: all there are, unless ``data.train_limit`` asks for few."""
 
     def __init__(self, settings: Settings, device: str) -> None:
@@ -95,7 +95,7 @@ class ImagenetSets(Sets):
                 truth=tokens.labels == "maps_and_truth",
             )  # fmt: skip
             content = maps.content(names)
-        source = Source(
+        source = DatasetInfo(
             len(train.labels[: data.train_limit]), len(test.labels[: data.test_limit]),
             num_classes=len(train.classes), fingerprint=index.fingerprint(train, test, content),
             mean=MEAN, std=STD,
@@ -106,7 +106,9 @@ class ImagenetSets(Sets):
         self._test = _Images(test, transforms.testing(settings), size)
         self._resting: dict[_Images, tuple[DataLoader[Decoded], list[list[Key]]]] = {}
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:
+    def _train_pixels(
+        self, epoch: EpochSampler
+    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
         shares, maps = list(epoch.shares()), self._train.maps
         words = (self.seed, "picture", epoch.epoch)
         keys: list[list[Key]] = [

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from lsa_study.config.settings import Settings
 from lsa_study.data import augment, cifar, digits, rng
 from lsa_study.data.paths import require
-from lsa_study.data.sampler import Epoch, Share
-from lsa_study.data.sets import Pixels, Sets, Source
+from lsa_study.data.sampler import EpochSampler, MicroBatch
+from lsa_study.data.sets import DatasetInfo, Datasets, Pixels
 
 STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
     "digits": ((0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
@@ -39,7 +39,7 @@ def _read(name: str, paths: tuple[Path, ...]) -> tuple[cifar.Tensors, str]:
     return tensors, rng.fingerprint(digits.VERSION, *content)
 
 
-class TensorSets(Sets):
+class TensorSets(Datasets):
     """A set in memory, on the device where its batches are wanted."""
 
     def __init__(self, settings: Settings, device: str) -> None:
@@ -48,7 +48,7 @@ class TensorSets(Sets):
         train, labels = (tensors[f"train.{of}"][: data.train_limit] for of in ("pixels", "labels"))
         test, right = (tensors[f"test.{of}"][: data.test_limit] for of in ("pixels", "labels"))
         mean, std = STATISTICS[data.name]
-        source = Source(len(labels), len(right), cifar.CLASSES, fingerprint, mean, std)
+        source = DatasetInfo(len(labels), len(right), cifar.CLASSES, fingerprint, mean, std)
         super().__init__(source, settings, device)
         scaled = math.floor(size / settings.evaluation.crop_share)
         self._pictorial = augment.pictorial(settings.augment, size, source.mean)
@@ -62,7 +62,9 @@ class TensorSets(Sets):
         pixels = _centre(pixels, size) if settings.augment.crop == "none" else pixels
         self._train = F.pad(pixels, [margin] * 4).to(self.device)
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, None]]:
+    def _train_pixels(
+        self, epoch: EpochSampler
+    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, None]]:
         for share in epoch.shares():
             chosen = share.indices.to(self.device)
             draw = rng.generator(self.seed, "crop", epoch.epoch, share.step)

@@ -179,7 +179,7 @@ def _step(network: nn.Module, images: Tensor, mode: str) -> Contender:
     return infer if mode == "inference" else train
 
 
-def as_text(answer: dict[str, Any]) -> str:
+def bench_text(answer: dict[str, Any]) -> str:
     """The figures as lines for a terminal."""
     machine, networks = answer["machine"], answer["networks"]
     lines = [

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lsa_study.errors import ConfigError
 
 
-class Norms:
+class GroupedBatchNorm:
     r"""The batch norms of a network; a step moves their running statistics once.
 
     .. math:: r \leftarrow (1 - m)\, r + m \, \frac{1}{n} \sum_g s_g

@@ -27,7 +27,7 @@ class PeerFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """This process among those of the run."""
 
     rank: int = 0
@@ -70,7 +70,7 @@ class Ranks:
             return wish
         return bool(self.sum(torch.tensor(float(wish))).item())
 
-    def together(self, work: Callable[[], Value]) -> Value:
+    def all_or_raise(self, work: Callable[[], Value]) -> Value:
         """Do ``work`` in every process; if it fails in one, the same error is raised in all.
 
         So no process waits for ever for another that has given up.
@@ -96,12 +96,12 @@ class Ranks:
         raise error or next(other for other in errors if other is not None)
 
 
-ALONE = Ranks()
+ALONE = Distributed()
 """One process for the whole run."""
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
+def join() -> Iterator[Distributed]:
     """Meet the other processes of this run, if there are any.
 
     Raises:
@@ -116,7 +116,7 @@ def join() -> Iterator[Ranks]:
     with _peers():
         torch_distributed.init_process_group(backend, rank=rank, world_size=count)
     try:
-        yield Ranks(rank, count, local)
+        yield Distributed(rank, count, local)
     finally:
         torch_distributed.destroy_process_group()
 

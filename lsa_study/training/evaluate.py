@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.data.sets import Sets
-from lsa_study.training.distributed import ALONE, Ranks
+from lsa_study.data.sets import Datasets
+from lsa_study.training.distributed import ALONE, Distributed
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Report:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    sets: Sets,
+    sets: Datasets,
     batch_size: int,
     *,
     precision: torch.dtype = torch.float32,
-    ranks: Ranks = ALONE,
+    ranks: Distributed = ALONE,
     tick: Callable[[], None] = lambda: None,
 ) -> Report:
     """Evaluate a network on all test images; ``tick`` is called after every batch."""

@@ -101,7 +101,7 @@ def _settings(
     }
     overrides = [f"{key}={value}" for key, value in asked.items()]
     overrides += [f"data.root={root}"] if root else []
-    loaded = study.load("table1", tier="paper", only="swin", overrides=overrides)
+    loaded = study.load_study("table1", tier="paper", only="swin", overrides=overrides)
     return loaded.variants["swin"]
 
 

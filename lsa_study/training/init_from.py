@@ -13,7 +13,7 @@ from lsa_study.models import load_official, read_checkpoint
 from lsa_study.rundir import RunDir
 
 
-def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
+def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
     """Fill a network, randomly initialised so far, from what ``train.start`` names.
 
     Returns:

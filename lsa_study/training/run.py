@@ -15,16 +15,16 @@ import lsa_kernels
 from lsa_study import data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
-from lsa_study.data.sets import CHANNELS, Sets
+from lsa_study.data.sets import CHANNELS, Datasets
 from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
 from lsa_study.files import cpu_name
 from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
-from lsa_study.training.distributed import Ranks
+from lsa_study.training.distributed import Distributed
 from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
-from lsa_study.training.trainer import Diverged, Loop, Progress, Stopped
+from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
 
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
@@ -44,13 +44,13 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
             shown = console if us.first else None
             return stack.enter_context(Monitor(run_dir, settings, attempt, shown))
 
-        return _Attempt(us.together(claim), stop, us).carry_out()
+        return _Attempt(us.all_or_raise(claim), stop, us).carry_out()
 
 
 class _Attempt:
     """One attempt; remembers what it finds out, so that its end can be recorded wherever it is."""
 
-    def __init__(self, monitor: Monitor, stop: Callable[[], bool], ranks: Ranks) -> None:
+    def __init__(self, monitor: Monitor, stop: Callable[[], bool], ranks: Distributed) -> None:
         self.monitor, self.stop, self.ranks = monitor, stop, ranks
         self.run_dir, self.settings = monitor.run_dir, monitor.settings
         self.facts = Facts()
@@ -88,7 +88,7 @@ class _Attempt:
         self.device = device
         environment.forget_peak_memory(device)
         with environment.deterministic(device):
-            sets = ranks.together(lambda: data.load(settings, device=str(device)))
+            sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
             # The first weights depend on the seed alone.
             torch.manual_seed(rng.derive(settings.seed, "weights"))
             model = models.from_settings(
@@ -97,7 +97,7 @@ class _Attempt:
             )  # fmt: skip
             self.facts = self._facts(model, sets)
             try:
-                loop = ranks.together(lambda: self._prepare(model, sets))
+                loop = ranks.all_or_raise(lambda: self._prepare(model, sets))
                 loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
@@ -122,7 +122,7 @@ class _Attempt:
                 self.run_dir.write_correct(bits.numpy())
             return self._end("done", None)
 
-    def _facts(self, model: nn.Module, sets: Sets) -> Facts:
+    def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
         """What is known before training; recorded for this attempt, and part of the result."""
         settings, source, device = self.settings, sets.source, self.device
         config = self.run_dir.config()
@@ -166,11 +166,11 @@ class _Attempt:
             self.run_dir.write_environment(self.monitor.attempt, found)
         return facts
 
-    def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
+    def _prepare(self, model: nn.Module, sets: Datasets) -> Trainer:
         state, begun = checkpoint.load(self.run_dir), None
         if state is None:
-            begun = init_from.fill(model, self.run_dir, self.settings)
-        loop = Loop(self.monitor, self.stop, self.ranks, model, sets)
+            begun = init_from.load_initial_weights(model, self.run_dir, self.settings)
+        loop = Trainer(self.monitor, self.stop, self.ranks, model, sets)
         loop.progress.start = begun
         checkpoint.need_space(self.run_dir, loop.checkpoint_bytes())
         if state is not None:

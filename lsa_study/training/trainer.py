@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from lsa_study.data import DataLacks
-from lsa_study.data.sampler import Epoch
-from lsa_study.data.sets import Sets
+from lsa_study.data.sampler import EpochSampler
+from lsa_study.data.sets import Datasets
 from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment
-from lsa_study.training.distributed import Ranks
+from lsa_study.training.distributed import Distributed
 from lsa_study.training.evaluate import Report, evaluate
 from lsa_study.training.monitor import Monitor
 from lsa_study.training.step import Stepper
@@ -76,11 +76,16 @@ class Progress:
         return cls(**{**values, **reports})
 
 
-class Loop:
+class Trainer:
     """One attempt of a run, from where the last checkpoint stands to the last epoch."""
 
     def __init__(
-        self, monitor: Monitor, stop: Callable[[], bool], ranks: Ranks, model: nn.Module, sets: Sets
+        self,
+        monitor: Monitor,
+        stop: Callable[[], bool],
+        ranks: Distributed,
+        model: nn.Module,
+        sets: Datasets,
     ) -> None:
         self.monitor, self.stop, self.ranks, self.sets = monitor, stop, ranks, sets
         self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device
@@ -151,7 +156,7 @@ class Loop:
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _plan(self) -> Epoch:
+    def _plan(self) -> EpochSampler:
         parts, mine = self.ranks.parts(self.settings.runtime.accumulate)
         at = self.progress
         return self.sets.epoch(
@@ -166,7 +171,7 @@ class Loop:
         every = 1 if self.device.type == "cpu" else GPU_CHECK_STEPS
         for step in range(at.step, plan.steps):
             try:
-                loss = self.stepper.do(at.epoch, step, batches)
+                loss = self.stepper.train_step(at.epoch, step, batches)
             except Exception:
                 # A signal to the whole job ends the loading processes before it is looked at here.
                 self._stop_if_asked(plan.batch)

@@ -33,7 +33,7 @@ def everything(results, loaded):
     with mock.patch.object(style, "png", return_value=b""):  # of the same figures as SVG
         paths = [*write_tables(loaded, results), *write_plots(loaded, results)]
     paths += write_report(loaded, results)
-    found = claims.as_json(claims.judge_tier(results, "toy"), "toy")
+    found = claims.claims_json(claims.judge_tier(results, "toy"), "toy")
     for text in [json.dumps(found), *(p.read_text() for p in paths if p.suffix == ".json")]:
         json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     # What could not be read stands under a table, and in no collection.
@@ -42,7 +42,7 @@ def everything(results, loaded):
 
 
 def notes(results, name="table4"):
-    table = build(study.load(name), collect(results, "toy"))
+    table = build(study.load_study(name), collect(results, "toy"))
     return " ".join(note.text for note in table.notes)
 
 
@@ -123,7 +123,7 @@ def test_one_broken_result_costs_its_run_and_is_counted(tmp_path):
 
 
 def test_no_run_at_all_is_a_table_a_page_and_open_claims(tmp_path):
-    loaded = [study.load("table4")]
+    loaded = [study.load_study("table4")]
     judged = everything(tmp_path, loaded)
     assert {claim["verdict"] for claim in judged} == {"not run"}
     assert "not run" in (tmp_path / "toy" / "tables" / "table4.md").read_text()
@@ -141,14 +141,16 @@ def own_study(folder, **changes):
 
 def test_a_study_without_rows_is_refused_in_words(tmp_path):
     with pytest.raises(ConfigError, match="variants"):
-        study.load(own_study(tmp_path, variants={}))
+        study.load_study(own_study(tmp_path, variants={}))
 
 
 def test_names_with_signs_stand_in_every_format_as_written(tmp_path):
     document = yaml.safe_load((study.repository_folder("experiments") / "table4.yaml").read_text())
     for variant in document["variants"].values():
         variant["label"] = f"{variant['label']} {SIGNS}"
-    loaded = study.load(own_study(tmp_path, variants=document["variants"], title=SIGNS), seeds=[0])
+    loaded = study.load_study(
+        own_study(tmp_path, variants=document["variants"], title=SIGNS), seeds=[0]
+    )
     for run in loaded.runs():
         write_run(tmp_path, run, changes={"device": SIGNS})
     everything(tmp_path, [loaded])

@@ -14,7 +14,7 @@ from lsa_study.analysis.statistics import t_interval
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 
-CLAIMS = claims.read()
+CLAIMS = claims.read_claims()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
@@ -22,7 +22,7 @@ def test_the_article_s_own_numbers_satisfy_every_claim(tmp_path, claim):
     printed = []
     for name in claim.rows:
         stem, variant = name.split("/")
-        loaded = study.load(stem, tier=claim.tiers[-1])
+        loaded = study.load_study(stem, tier=claim.tiers[-1])
         rows = {row.variant: row for row in rows_of(loaded, collect(tmp_path, "paper"))}
         printed.append(rows[variant].article)
     if claim.relation == "ends":
@@ -94,7 +94,7 @@ def test_nothing_was_run_yet(tmp_path):
     for tier in study.TIERS:
         found = judged(tmp_path, tier)
         assert {verdict.verdict for verdict in found.values()} == {"not run"}
-        document = claims.as_json(list(found.values()), tier)
+        document = claims.claims_json(list(found.values()), tier)
         assert ("never a reproduction" in document["caution"]) == (tier != "paper")
 
 
@@ -107,9 +107,9 @@ def test_invented_runs_are_judged(tmp_path):
     assert found["table2-identity-crashes"].verdict == "supported"
     assert found["fig2-lsa-memory"].reason == "has a meaning at tier paper only"
     assert found["table4-ghost"].verdict == "not run"
-    first = claims.as_json(list(found.values()), "proxy")["claims"][0]
+    first = claims.claims_json(list(found.values()), "proxy")["claims"][0]
     assert {"id", "text", "source", "verdict", "estimate", "low", "high"} <= set(first)
-    text = claims.as_text(list(found.values()), "proxy")
+    text = claims.claims_text(list(found.values()), "proxy")
     assert "table1-net4-below" in text
     assert "never a reproduction" in text
 
@@ -215,7 +215,7 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path, change, words)
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump({"claims": [claim | {"relation": "above"} | change]}))
     with pytest.raises(ConfigError, match=words) as caught:
-        claims.read(path)
+        claims.read_claims(path)
     assert str(path) in str(caught.value)
 
 

@@ -25,7 +25,7 @@ def folders(results):
 
 
 def test_every_fact_of_a_run_comes_back(results):
-    loaded = study.load("table2", tier="toy", seeds=[0, 1])
+    loaded = study.load_study("table2", tier="toy", seeds=[0, 1])
     collected = collect(results, "toy")
     assert collected.broken == ()
     assert sorted(collected.runs.index) == sorted(run.identity for run in loaded.runs())
@@ -66,7 +66,7 @@ def test_a_clone_without_run_folders_reads_the_committed_file(results, tmp_path)
 
 def test_folders_win_and_rows_merge_by_identity(results):
     collect(results, "toy", update=True)
-    run = study.load("table2", tier="toy", seeds=[1], only="net7").runs()[0]
+    run = study.load_study("table2", tier="toy", seeds=[1], only="net7").runs()[0]
     folder = rundir.RunDir(results / "toy" / "runs" / run.name)
     write_run(results, run, changes={"acc1": 12.5})
     write_study(results, "table1", seeds=[0], only="swin")

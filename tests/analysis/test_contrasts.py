@@ -263,7 +263,7 @@ def test_alike_rows_have_no_dagger(tmp_path):
 
 
 def test_a_second_factor_is_a_dagger_too(tmp_path):
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     elsa = loaded.variants["elsa"]
     changed = elsa.model_copy(update={"train": elsa.train.model_copy(update={"lr": 5e-4})})
     loaded.variants["elsa"] = changed

@@ -20,7 +20,7 @@ from lsa_study.config import study
 
 def drawn(results, *names, **how):
     collected = collect(results, "toy")
-    loaded = [study.load(name, **how) for name in names]
+    loaded = [study.load_study(name, **how) for name in names]
     return figures([(one, rows_of(one, collected)) for one in loaded])
 
 
@@ -63,7 +63,7 @@ def test_words_stand_where_numbers_are_missing(tmp_path):
 def test_values_are_drawn_where_they_belong(tmp_path):
     write_study(tmp_path, "table4")
     collected = collect(tmp_path, "toy")
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     rows = rows_of(loaded, collected)
     figure = figures([(loaded, rows)])["table4-accuracy"]
     ours, article = figure.axes
@@ -97,7 +97,7 @@ def test_curves_are_the_metrics_of_the_folders(tmp_path):
 
 def test_differences_stand_beside_the_article_s_on_one_scale(tmp_path):
     write_study(tmp_path, "table4")
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["table4-differences"].axes
     marks = {
@@ -110,7 +110,7 @@ def test_differences_stand_beside_the_article_s_on_one_scale(tmp_path):
 
 def test_seed_strips_hold_every_run(tmp_path):
     write_study(tmp_path, "table4", seeds=[0, 4])
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["table4-seeds"].axes
     drawn = [list(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("None", "")]

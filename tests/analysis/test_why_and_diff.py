@@ -17,7 +17,7 @@ def results(tmp_path):
 
 
 def asked(results, row, seeds=(0, 1)):
-    loaded = study.load("table2", seeds=seeds)
+    loaded = study.load_study("table2", seeds=seeds)
     return provenance.why(loaded, row, collect(results, "toy"), results)
 
 
@@ -71,7 +71,7 @@ def test_two_runs_differ_in_what_they_differ(results):
 
 
 def test_code_and_environment_are_their_own_sections(results):
-    loaded = study.load("table2", seeds=[0, 1])
+    loaded = study.load_study("table2", seeds=[0, 1])
     run = next(run for run in loaded.runs() if (run.variant, run.seed) == ("net7", 1))
     write_run(results, run, changes={"commit": None, "device": "B", "precision": "bfloat16"})
     found = provenance.diff(results, "net7-s0", run.identity)

@@ -234,10 +234,10 @@ def test_a_command_whose_output_is_its_answer_says_so():
 
 def test_the_data_of_all_runs_are_looked_at(tmp_path):
     """Of Table 6 once with label maps and once without; what is missing is an error here."""
-    runs = study.load("table6", tier="paper", overrides=[f"data.root={tmp_path}"]).runs()
+    runs = study.load_study("table6", tier="paper", overrides=[f"data.root={tmp_path}"]).runs()
     assert sorted(one.train.tokens is not None for one in distinct_data(runs)) == [False, True]
     with Server() as server:
         report = server.check_data(runs).wait()
         with pytest.raises(EnvironmentLacks, match=str(tmp_path)):
             need_data(report)
-        need_data(server.check_data(study.load("table1", only="swin").runs()).wait())
+        need_data(server.check_data(study.load_study("table1", only="swin").runs()).wait())

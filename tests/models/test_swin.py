@@ -58,7 +58,7 @@ def rows():
     """Every network of the article's tables at every tier, each once."""
     found = {}
     for name, tier in itertools.product(STUDIES, SIDES):
-        for variant, settings in study.load(name, tier=tier).variants.items():
+        for variant, settings in study.load_study(name, tier=tier).variants.items():
             found.setdefault(settings.model, pytest.param(settings, id=f"{tier}-{name}-{variant}"))
     return list(found.values())
 
@@ -182,7 +182,7 @@ def test_no_setting_of_an_operator_is_dead():
     rows = {
         variant: settings.model.op
         for name in STUDIES
-        for variant, settings in study.load(name, tier="toy").variants.items()
+        for variant, settings in study.load_study(name, tier="toy").variants.items()
     }
     found = outputs_of(rows)
     for one, other in itertools.combinations(rows, 2):

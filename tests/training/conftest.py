@@ -26,7 +26,7 @@ def make_run(tmp_path):
     def make(name="run", variant="swin", tier="toy", seed=0, **changes) -> RunDir:
         asked = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
         overrides = [f"{key}={value}" for key, value in asked.items()]
-        (run,) = study.load(
+        (run,) = study.load_study(
             "table1", tier=tier, only=variant, seeds=[seed], overrides=overrides
         ).runs()
         folder = RunDir(tmp_path / name)

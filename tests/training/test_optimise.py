@@ -13,7 +13,9 @@ from lsa_study.training import optim
 def rates(tier="paper", steps=10, **changes):
     """The rate of every step of a run."""
     overrides = [f"train.{key}={value}" for key, value in changes.items()]
-    (run,) = study.load("table1", tier=tier, only="swin", seeds=[0], overrides=overrides).runs()
+    (run,) = study.load_study(
+        "table1", tier=tier, only="swin", seeds=[0], overrides=overrides
+    ).runs()
     train = run.settings.train
     optimizer = optim.optimiser(nn.Linear(1, 1), train)
     set_rate = optim.schedule(optimizer, train, steps=steps)
@@ -71,7 +73,7 @@ def test_a_single_epoch_trains(schedule):
 def test_what_is_decayed(no_decay, tables_decayed):
     from lsa_study import models
 
-    (run,) = study.load("table1", only="net7", seeds=[0]).runs()
+    (run,) = study.load_study("table1", only="net7", seeds=[0]).runs()
     model = models.from_settings(run.settings.model, image_size=28, num_classes=10)
     train = run.settings.train.model_copy(update={"no_decay": no_decay})
     optimizer = optim.optimiser(model, train)

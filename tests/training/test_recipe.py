@@ -37,12 +37,14 @@ AVERAGED = ("swin_base", "volo_d5")
 
 
 def rows(stem):
-    return study.load(stem, tier="paper").variants
+    return study.load_study(stem, tier="paper").variants
 
 
 def settings_of(stem, variant, **changes):
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    (run,) = study.load(stem, tier="paper", only=variant, seeds=[0], overrides=overrides).runs()
+    (run,) = study.load_study(
+        stem, tier="paper", only=variant, seeds=[0], overrides=overrides
+    ).runs()
     return run.settings
 
 
@@ -58,7 +60,7 @@ def build(settings):
 
 @pytest.mark.parametrize("stem", TRAINED)
 def test_rows_that_are_compared_share_one_protocol(stem):
-    loaded = study.load(stem, tier="paper")
+    loaded = study.load_study(stem, tier="paper")
     for name, row in loaded.variants.items():
         other = loaded.variants[loaded.reference_of(name)]
         drawn = [one.train.model_copy(update={"start": None}) for one in (row, other)]
@@ -290,7 +292,7 @@ def test_erasing_is_timms_in_pixel_mode(monkeypatch):
         return original(count, **options)
 
     monkeypatch.setattr(augment, "boxes", noted)
-    share = augment.Share(0, torch.arange(8), torch.arange(8), ((0, 0, 8),))
+    share = augment.MicroBatch(0, torch.arange(8), torch.arange(8), ((0, 0, 8),))
     augment.erase(torch.zeros(8, 3, 32, 32), share, batch=8, augment=settings.augment, words=(0,))
     assert theirs.probability == 0.25
     assert asked["area"] == pytest.approx((theirs.min_area, theirs.max_area))
