@@ -23,7 +23,7 @@ def main() -> None:
     networks = {}
     for path in sorted((ROOT / "experiments").glob("table*.yaml")):
         for tier in study.tiers_of(str(path)):
-            loaded = study.load(path, tier=tier)
+            loaded = study.load_study(path, tier=tier)
             if loaded.file.costs is None:
                 continue
             for name, settings in loaded.variants.items():

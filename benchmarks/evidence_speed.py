@@ -25,12 +25,12 @@ from lsa_study.analysis.rows import with_runs
 from lsa_study.analysis.table import build
 from lsa_study.config import study
 results, tier = Path(sys.argv[1]), sys.argv[2]
-loaded = [study.load(name, tier=tier) for name in study.ARTICLE]
+loaded = [study.load_study(name, tier=tier) for name in study.ARTICLE]
 ready = time.perf_counter()
 pairs = with_runs(loaded, results)[tier]
 collected = time.perf_counter()
 for one, found in pairs:
-    formats.write(build(one, found), formats.tables_folder(results, tier))
+    formats.contents(build(one, found))
 tabled = time.perf_counter()
 claims.judge_tier(results, tier, collected=found)
 judged = time.perf_counter()
@@ -48,9 +48,11 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from synthetic import write_run
 
-    rows = len(study.distinct(study.load(name, tier=TIER, seeds=[0]) for name in study.ARTICLE))
+    rows = len(
+        study.distinct(study.load_study(name, tier=TIER, seeds=[0]) for name in study.ARTICLE)
+    )
     seeds = range(-(-wanted // rows))
-    loaded = [study.load(name, tier=TIER, seeds=seeds) for name in study.ARTICLE]
+    loaded = [study.load_study(name, tier=TIER, seeds=seeds) for name in study.ARTICLE]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         for run in study.distinct(loaded)[:wanted]:

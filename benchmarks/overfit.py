@@ -42,7 +42,7 @@ def main() -> None:
     done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    loaded = study.load(STUDY, tier=TIER, overrides=asked)
+    loaded = study.load_study(STUDY, tier=TIER, overrides=asked)
     rows = [row(chosen.results, run) for run in loaded.runs()]
     for one in rows:
         reached = f"{one['acc1'][-1]:.1f} % of {images} photographs" if one["acc1"] else "nothing"
@@ -64,7 +64,7 @@ def lay_out(photographs: Path, target: Path) -> int:
     return len(found)
 
 
-def row(results: Path, run: study.Run) -> dict:
+def row(results: Path, run: study.RunSpec) -> dict:
     """What a finished run achieved, epoch by epoch, and what it ran on."""
     folder = rundir.RunDir(rundir.runs_folder(results, TIER) / run.name)
     result, metrics = folder.result(), folder.metrics()

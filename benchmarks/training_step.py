@@ -34,9 +34,9 @@ from lsa_study import data, models
 from lsa_study.config import study
 from lsa_study.config.settings import Settings
 from lsa_study.data import digits
-from lsa_study.data.sets import Sets
+from lsa_study.data.sets import Datasets
 from lsa_study.models.throughput import Contender, interleaved, machine
-from lsa_study.training import environment, optim
+from lsa_study.training import environment
 from lsa_study.training.distributed import ALONE
 from lsa_study.training.evaluate import evaluate
 from lsa_study.training.step import Stepper
@@ -69,7 +69,7 @@ class Bench:
 
     def __init__(self, settings: Settings, device: torch.device, sources: tuple[Any, Any]) -> None:
         self.settings, self.device = settings, device
-        self.sets: Sets = data.load(settings, device=str(device))
+        self.sets: Datasets = data.load(settings, device=str(device))
         self.train_source, self.test_source = sources
         self.precision = environment.precision(settings.train, device)
         self.batch = next(iter(self.sets.train(self._epoch())))
@@ -98,14 +98,17 @@ class Bench:
 
         def our_step() -> Tensor:
             with environment.deterministic(self.device):
-                return ours.do(5, 0, batches)
+                return ours.train_step(5, 0, batches)
 
         return our_step, self._timms_step(self.network().train())
 
     def _timms_step(self, model: nn.Module) -> Callable[[], Tensor]:
         train, (images, targets) = self.settings.train, (self.batch.images, self.batch.targets)
         optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=optim.peak_rate(train), weight_decay=train.weight_decay
+            model,
+            opt="adamw",
+            lr=train.lr * train.batch_size / train.lr_batch,
+            weight_decay=train.weight_decay,
         )
         scheduler = CosineLRScheduler(
             optimizer, t_initial=300, lr_min=train.min_lr, warmup_t=20, t_in_epochs=False,
@@ -192,7 +195,7 @@ class Bench:
 
 def toy(device: torch.device) -> Bench:
     """The micro Swin on the digits."""
-    (run,) = study.load("table1", only="swin", overrides=["model.drop_path=0.0"]).runs()
+    (run,) = study.load_study("table1", only="swin", overrides=["model.drop_path=0.0"]).runs()
     return Bench(run.settings, device, (Digits("train"), Digits("test")))
 
 
@@ -211,7 +214,7 @@ def imagenet(folder: Path, work: Path, device: torch.device, workers: int) -> Be
         # Without noise on its strength: at the strongest, timm's Posterize fails on new Pillows.
         "augment.rand_augment=rand-m9-inc1",
     ]  # fmt: skip
-    (run,) = study.load("table1", tier="paper", only="swin", overrides=overrides).runs()
+    (run,) = study.load_study("table1", tier="paper", only="swin", overrides=overrides).runs()
     roots = (str(work / "imagenet" / split) for split in ("train", "val"))
     train, test = (create_dataset("", root) for root in roots)
     return Bench(run.settings, device, (train, test))

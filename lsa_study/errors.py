@@ -32,6 +32,12 @@ class EnvironmentLacks(LsaError):
     cause = "disk"
 
 
+class NodeLacks(EnvironmentLacks):
+    """The machine lacks the GPU that is asked for, or the other processes of its run."""
+
+    cause = "node"
+
+
 class Refused(LsaError):
     """Going on could spoil results: two writers, another run's folder, two factors at once."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -74,6 +74,9 @@ class _Record(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
         return self.model_dump(by_alias=True)
+
+
+AnyRecord = TypeVar("AnyRecord", bound=_Record)
 
 
 class Facts(_Record):
@@ -180,6 +183,17 @@ class Status(_Record):
     """Left at the pace of this attempt."""
     acc1: Number = None
     """Top-1 accuracy of the last epoch that was tested, percent."""
+
+
+class Writer(_Record):
+    """``owner.json``: who writes in the folder."""
+
+    host: str
+    pid: int
+    job: str | None = None
+    """The scheduler's name of its job, where one started it."""
+    start: float
+    """Seconds since 1970."""
 
 
 class Attempt(Facts):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
 import socket
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +21,16 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.config.yaml import parse
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.files import read_json, read_whole, writable, write_json, write_whole
-from lsa_study.record import Attempt, Result, State, Status
+from lsa_study.files import read_whole, writable, write_json, write_whole
+from lsa_study.record import AnyRecord, Attempt, Result, State, Status, Writer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# The C parser reads and writes the same language several times faster; not every build has it.
-_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The C code writes the same language several times faster; not every build has it.
 _Dumper: type[Any] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 STALE_SECONDS = 600.0
@@ -112,9 +114,8 @@ class RunDir:
             "settings": settings.model_dump(mode="json"),
         } | ({} if start is None else {"start": start})
         with writable(self.root):
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.root / "checkpoint").mkdir(mode=0o700, exist_ok=True)
-            (self.root / "attempts").mkdir(mode=0o700, exist_ok=True)
+            for folder in (self.root, self.root / "checkpoint", self.root / "attempts"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             text = yaml.dump(document, Dumper=_Dumper, sort_keys=True)
             write_whole(self.root / "config.yaml", text)
 
@@ -124,8 +125,8 @@ class RunDir:
         Raises:
             ConfigError: the file is missing or damaged.
         """
-        with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError):
-            document = yaml.load(self.config_text(), Loader=_Loader)
+        with contextlib.suppress(ValueError, RecursionError):
+            document = parse(self.config_text())
             if isinstance(document, dict) and "settings" in document:
                 return document
         raise self._no_config()
@@ -167,51 +168,52 @@ class RunDir:
         Raises:
             Refused: somebody else is writing here now.
         """
-        token = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "start": time.time()}
-        path = self.root / "owner.json"
-        with writable(self.root), self._lock():
-            if (owner := self.writer()) is not None:
-                age = time.time() - (self.status().heartbeat or float(owner["start"]))
-                who = f"{owner['host']} (process {owner['pid']}, job {owner.get('job') or '-'}"
+        me = Writer(host=socket.gethostname(), pid=os.getpid(), job=job, start=time.time())
+        path, metrics = self.root / "owner.json", self.root / "metrics.jsonl"
+        with writable(self.root), self.locked():
+            if (other := self.writer()) is not None:
+                age = time.time() - (self.status().heartbeat or other.start)
                 raise Refused(
-                    f"{self.root.name}: is being written by {who}, {age:.0f} s ago); "
-                    "wait for it, or cancel it"
+                    f"{self.root.name}: is being written by {other.host} (process {other.pid}, "
+                    f"job {other.job or '-'}, {age:.0f} s ago); wait for it, or cancel it"
                 )
-            write_json(path, token)
+            write_json(path, me.as_json())
             attempt = 1 + max((int(p.name) for p in self.attempts()), default=0)
             self.attempt_folder(attempt).mkdir(mode=0o700)
-            self._end_torn_line()
+            # Else the next record is glued to a line torn by a kill, and both are lost.
+            if (read_whole(metrics) or b"\n")[-1:] != b"\n":
+                with metrics.open("a", encoding="utf-8") as file:
+                    file.write("\n")
         try:
             yield attempt
         finally:
-            with self._lock():
-                if read_json(path) == token:
+            with self.locked():
+                if self._record(Writer, path) == me:
                     path.unlink(missing_ok=True)
 
-    def writer(self) -> dict[str, Any] | None:
-        """Who writes here now: host, pid, job, start; None when nobody does any more."""
-        owner = read_json(self.root / "owner.json") or {}
-        try:
-            host, pid, start = owner["host"], int(owner["pid"]), float(owner["start"])
-        except (ValueError, TypeError, KeyError, OverflowError):
-            return None  # there is none, or it is damaged
-        if host == socket.gethostname():
-            alive = _process_started(pid) <= start
+    def writer(self) -> Writer | None:
+        """Who writes here now; None when nobody does any more."""
+        owner = self._record(Writer, self.root / "owner.json")
+        if owner is None:
+            return None
+        if owner.host == socket.gethostname():
+            alive = _process_started(owner.pid) <= owner.start
         else:
-            alive = time.time() - (self.status().heartbeat or start) < STALE_SECONDS
+            alive = time.time() - (self.status().heartbeat or owner.start) < STALE_SECONDS
         return owner if alive else None
 
     @contextlib.contextmanager
-    def tracked(self, tracker: str) -> Iterator[None]:
-        """Be a tracker's one writer while the block runs; waits for the one before."""
-        with self._lock(f".{tracker}.lock"):
-            yield
-
-    @contextlib.contextmanager
-    def _lock(self, name: str = ".lock") -> Iterator[None]:
-        with (self.root / name).open("w") as handle:
+    def locked(self, tracker: str | None = None) -> Iterator[None]:
+        """Be the one that changes the owner, or a tracker's copy; waits for the one before."""
+        with (self.root / f"{'' if tracker is None else '.' + tracker}.lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+    def _record(self, kind: type[AnyRecord], path: Path) -> AnyRecord | None:
+        """What a file records; None if it is not there, or damaged."""
+        with contextlib.suppress(OSError, ConfigError):
+            return kind.read(read_whole(path) or b"")
+        return None
 
     def attempts(self) -> list[Path]:
         """The folders of this run's attempts, oldest first."""
@@ -223,10 +225,7 @@ class RunDir:
 
     def environment(self, attempt: int) -> Attempt | None:
         """What an attempt ran on; None if it did not come so far, or the file is damaged."""
-        with contextlib.suppress(OSError, ConfigError):
-            content = read_whole(self.attempt_folder(attempt) / "environment.json")
-            return None if content is None else Attempt.read(content)
-        return None
+        return self._record(Attempt, self.attempt_folder(attempt) / "environment.json")
 
     def write_environment(self, attempt: int, environment: Attempt) -> None:
         """Record what an attempt runs on."""
@@ -236,10 +235,8 @@ class RunDir:
 
     def status(self) -> Status:
         """The run's state as its writer last reported it; ``waiting`` before, or if damaged."""
-        with contextlib.suppress(OSError, ConfigError):
-            found = Status.read(read_whole(self.root / "status.json") or b"")
-            return found if "state" in found.model_fields_set else Status()
-        return Status()
+        found = self._record(Status, self.root / "status.json")
+        return found if found and "state" in found.model_fields_set else Status()
 
     def write_status(self, status: Status) -> None:
         """Replace the state, with a heartbeat of now."""
@@ -256,10 +253,8 @@ class RunDir:
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record; it needs ``epoch`` and ``attempt``."""
-        with (
-            writable(self.root),
-            (self.root / "metrics.jsonl").open("a", encoding="utf-8") as file,
-        ):
+        path = self.root / "metrics.jsonl"
+        with writable(self.root), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -274,28 +269,21 @@ class RunDir:
                 by_epoch[int(record["epoch"])] = record
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
-    def _end_torn_line(self) -> None:
-        # Without this the next record would be glued to a line torn by a kill, and both be lost.
-        path = self.root / "metrics.jsonl"
-        if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-
     def result(self) -> Result | None:
         """How the run ended, or None while it has not.
 
         Raises:
             ConfigError: the file is there but cannot be read, or holds impossible values.
         """
-        path, mistake = self.root / "result.json", "is unreadable"
+        path = self.root / "result.json"
         try:
             content = read_whole(path)
             return None if content is None else Result.read(content)
-        except ConfigError as error:
-            mistake = str(error)
-        except OSError:
-            pass
-        raise ConfigError(f"{path}: {mistake}; move the run's folder away and run it again")
+        except (OSError, ConfigError) as error:
+            mistake = error if isinstance(error, ConfigError) else "is unreadable"
+            raise ConfigError(
+                f"{path}: {mistake}; move the run's folder away and run it again"
+            ) from None
 
     def write_result(self, result: Result) -> None:
         """End the run. Written once."""
@@ -318,17 +306,33 @@ class RunDir:
         Raises:
             ValueError: the file cannot be read, or is about another number of images.
         """
-        import numpy as np
-
         try:
-            with np.load(io.BytesIO(self.correct_bits.read_bytes())) as arrays:
-                bits: bytes = arrays["bits"].tobytes()
-                count = int(arrays["count"])
+            with zipfile.ZipFile(io.BytesIO(self.correct_bits.read_bytes())) as file:
+                bits, counts = (_array(file.read(f"{name}.npy")) for name in ("bits", "count"))
+            count = int(counts[0])
         except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
             raise ValueError(f"{self.correct_bits}: is unreadable") from None
         if count != images or len(bits) != -(-count // 8):
             raise ValueError(f"{self.correct_bits}: holds {count} images, the result says {images}")
-        return bits
+        return bits.tobytes()
+
+
+def _array(content: bytes) -> npt.NDArray[Any]:
+    import numpy as np
+
+    start = content.index(b"\n", 10) + 1
+    return np.frombuffer(content, _dtype(content[:start]), offset=start)
+
+
+@functools.cache
+def _dtype(header: bytes) -> np.dtype[Any]:
+    # NumPy evaluates Python to read one, most of the time of np.load; those of all runs are equal.
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(header)
+    if npy.read_magic(file) != (1, 0):
+        raise ValueError("not the version that NumPy writes for arrays of numbers")
+    return npy.read_array_header_1_0(file)[2]
 
 
 def runs_folder(results: Path, tier: str) -> Path:

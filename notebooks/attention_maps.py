@@ -25,11 +25,11 @@ rows = {"table1": "net7", "table3": "net7_n_unfold", "table4": "elsa", "table5":
 
 # %%
 here = rundir.existing(results, tier)
-asked = [study.load(name, tier=tier, only=row).runs()[0] for name, row in rows.items()]
+asked = [study.load_study(name, tier=tier, only=row).runs()[0] for name, row in rows.items()]
 if not all(run.identity in here and here[run.identity].weights.exists() for run in asked):
     short = ["train.epochs=1", "data.train_limit=160", "evaluation.batch_size=497"]
     asked = [
-        study.load(name, tier=tier, only=row, overrides=short).runs()[0]
+        study.load_study(name, tier=tier, only=row, overrides=short).runs()[0]
         for name, row in rows.items()
     ]
     scratch = Path(tempfile.mkdtemp())

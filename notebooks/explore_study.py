@@ -26,7 +26,7 @@ collected.runs[facts].sort_values("acc1", ascending=False).head(8)
 # The same object gives CSV, LaTeX, Markdown and JSON.
 
 # %%
-table1 = study.load("table1", tier=tier)
+table1 = study.load_study("table1", tier=tier)
 table = build(table1, collected)
 Markdown(contents(table)["table1.md"])
 

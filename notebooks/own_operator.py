@@ -37,7 +37,7 @@ class GatedMean(nn.Module):
 # set and two epochs keep this short; nothing here is evidence.
 
 # %%
-settings = study.load("table4", overrides=["data.train_limit=640"]).variants["swin"]
+settings = study.load_study("table4", overrides=["data.train_limit=640"]).variants["swin"]
 sets, scores, rows = data.load(settings), {}, []
 for gate in ("none", "own"):
     torch.manual_seed(settings.seed)

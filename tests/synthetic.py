@@ -37,7 +37,9 @@ REASONS = {
 }
 
 
-def write_run(results: Path, run: study.Run, *, changes: Mapping[str, Any] | None = None) -> RunDir:
+def write_run(
+    results: Path, run: study.RunSpec, *, changes: Mapping[str, Any] | None = None
+) -> RunDir:
     """Write one ended run; ``changes`` replaces facts of its result."""
     folder = RunDir(rundir.runs_folder(results, run.settings.tier) / run.name)
     result = result_of(run) | dict(changes or {})
@@ -64,13 +66,13 @@ def write_study(
     results: Path, name: str, *, tier: str = "toy", seeds: Iterable[int] = (0, 1, 2), **how: Any
 ) -> study.Study:
     """Write every run of a study and give it back as loaded with those seeds."""
-    loaded = study.load(name, tier=tier, seeds=list(seeds), **how)
+    loaded = study.load_study(name, tier=tier, seeds=list(seeds), **how)
     for run in loaded.runs():
         write_run(results, run)
     return loaded
 
 
-def result_of(run: study.Run) -> dict[str, Any]:
+def result_of(run: study.RunSpec) -> dict[str, Any]:
     """The facts of a result, with exactly the keys that training writes."""
     settings: Settings = run.settings
     noise = np.random.default_rng(int(run.identity, 16))
@@ -118,7 +120,7 @@ def result_of(run: study.Run) -> dict[str, Any]:
     }
 
 
-def curve(result: Mapping[str, Any], run: study.Run) -> list[dict[str, Any]]:
+def curve(result: Mapping[str, Any], run: study.RunSpec) -> list[dict[str, Any]]:
     """A record for each epoch that was finished."""
     epochs = result["epochs"] if result["outcome"] == "done" else REASONS_EPOCHS[result["outcome"]]
     final = result["acc1"] or 60.0

@@ -18,7 +18,7 @@ from lsa_study.rundir import RunDir
 
 @pytest.fixture
 def run():
-    return study.load("table1", only="swin").runs()[0]
+    return study.load_study("table1", only="swin").runs()[0]
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def test_settings_come_back_as_they_were(folder, run):
 
 def test_another_run_is_refused(folder, run):
     folder.create(run.settings, variant=run.variant)
-    other = study.load("table1", only="swin", overrides=["train.epochs=3"]).runs()[0]
+    other = study.load_study("table1", only="swin", overrides=["train.epochs=3"]).runs()[0]
     with pytest.raises(Refused, match=r"holds another run \(train differ\)"):
         folder.create(other.settings, variant="swin")
 
 
 def test_resources_of_another_call_are_not_another_run(folder):
-    other = study.load("table1", only="swin", overrides=["runtime.workers=3"]).runs()[0]
+    other = study.load_study("table1", only="swin", overrides=["runtime.workers=3"]).runs()[0]
     folder.create(other.settings, variant="swin")
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_owner_is_nobody(folder, owner):
     (folder.root / "owner.json").write_text(owner)
     assert folder.writer() is None
     with folder.owned():
-        assert folder.writer()["pid"] == os.getpid()
+        assert folder.writer().pid == os.getpid()
 
 
 def test_a_dead_writer_is_replaced(folder):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -11,58 +12,50 @@ import pandas as pd
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
-STATUS = {"crash": "crash", "out_of_memory": "out of memory"}
-"""How the article's rows without a number ended, in words."""
-
 
 @dataclass(frozen=True)
-class Printed:
+class ArticleRow:
     """What the article prints for a row: a number, or a word where it has none."""
 
     value: float | None = None
     word: str = ""
+    cells: Mapping[str, str] = field(default_factory=dict)
+    """All of its line in the CSV, as printed; empty if the article has no such row."""
 
+    @classmethod
+    def of(cls, study: Study, variant: str) -> ArticleRow:
+        """The article's row of a variant; empty if it has none.
 
-def printed(study: Study, variant: str) -> Printed:
-    """The article's value for a variant; empty if the article has no such row.
+        Raises:
+            ConfigError: the CSV is missing, or the keys of ``paper`` do not single out one row.
+        """
+        keys, column = study.file.variants[variant].paper, study.file.article.column
+        if not keys:
+            return cls()
+        path = study.document.path.parent / study.file.article.csv
+        place = study.document.where("variants", variant, "paper")
+        try:
+            found = table = read_csv(path)
+        except (OSError, ValueError) as error:
+            problem = f"cannot be read ({error}); give a CSV file"
+            raise ConfigError(f"{place}: {path}: {problem}") from None
+        if unknown := [name for name in (*keys, column) if name not in table]:
+            problem = f"has no column {', '.join(unknown)}; it has {', '.join(map(str, table))}"
+            raise ConfigError(f"{place}: {path.name} {problem}")
+        for name, value in keys.items():
+            found = found[found[name] == str(value)]
+        if len(found) != 1:
+            problem = f"{keys} is {len(found)} rows of {path.name}; single out one"
+            raise ConfigError(f"{place}: {problem}")
+        cells: dict[str, str] = dict(found.iloc[0])
+        if text := cells[column]:
+            return cls(float(text), cells=cells)
+        return cls(word=cells.get("status", "").replace("_", " "), cells=cells)
 
-    Raises:
-        ConfigError: as :func:`printed_row`.
-    """
-    row = printed_row(study, variant)
-    if not row:
-        return Printed()
-    if text := row[study.file.article.column]:
-        return Printed(float(text))
-    return Printed(word=STATUS.get(row.get("status", ""), row.get("status", "")))
-
-
-def printed_row(study: Study, variant: str) -> dict[str, str]:
-    """Find the article's row of a variant in the CSV of its table; empty if it has none.
-
-    Raises:
-        ConfigError: the CSV is missing, or the keys of ``paper`` do not single out one row.
-    """
-    keys = study.file.variants[variant].paper
-    if not keys:
-        return {}
-    path = study.document.path.parent / study.file.article.csv
-    place = study.document.where("variants", variant, "paper")
-    try:
-        found = table = read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{place}: {path}: cannot be read ({error}); give a CSV file") from None
-    column = study.file.article.column
-    if unknown := [name for name in (*keys, column) if name not in table]:
-        known = ", ".join(map(str, table.columns))
-        raise ConfigError(
-            f"{place}: {path.name} has no column {', '.join(unknown)}; it has {known}"
-        )
-    for name, value in keys.items():
-        found = found[found[name] == str(value)]
-    if len(found) != 1:
-        raise ConfigError(f"{place}: {keys} is {len(found)} rows of {path.name}; single out one")
-    return dict(found.iloc[0])
+    @property
+    def text(self) -> str:
+        """The number as printed in tables, or the word; empty without either."""
+        return self.word if self.value is None else f"{self.value:.1f}"
 
 
 @functools.lru_cache(maxsize=32)

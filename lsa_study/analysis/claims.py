@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lsa_study.analysis import verdicts
-from lsa_study.analysis.collect import Collected, refresh
+from lsa_study.analysis.collect import Collected, collect
+from lsa_study.analysis.contrasts import Contrast, compare, mismatches
 from lsa_study.analysis.notes import MEANING
-from lsa_study.analysis.rows import rows_of
-from lsa_study.analysis.statistics import rounded
-from lsa_study.analysis.verdicts import Judged, Side
-from lsa_study.config import layers, selection, yaml
+from lsa_study.analysis.rows import COSTS, Row, rows_of
+from lsa_study.analysis.statistics import (
+    MOST_SEEDS,
+    Estimate,
+    pooled_deviation,
+    rounded,
+    seeds_needed,
+    signed,
+    t_interval,
+)
+from lsa_study.config import layers, yaml
 from lsa_study.config import study as studies
-from lsa_study.config.study import Study, Tier
+from lsa_study.config.contrast import differing_rows, under
+from lsa_study.config.settings import Tier
+from lsa_study.config.study import Study
+
+Word = Literal["supported", "contradicted", "unresolved", "not run"]
+UNITS: Mapping[str, str] = {
+    "acc1": "points",
+    "params": "% parameters",
+    "macs": "% multiply-adds",
+    "speed": "% images a second",
+    "ends": "share of runs",
+}
+Side = tuple[Study, Row, Sequence[Row]]
+"""One side of a claim: a study, its row, and all rows of that study."""
 
 
 class Claim(BaseModel):
@@ -65,43 +85,97 @@ class Claims(BaseModel):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the runs of a tier say of a claim."""
+class ClaimVerdict:
+    """What the runs of a tier say of a claim, and what that rests on."""
 
     claim: Claim
-    judged: Judged
+    word: Word = "not run"
+    estimate: float | None = None
+    """First row minus second, points or percent of the second; for ends, the share that did."""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    needs: str = ""
+    """What would resolve it."""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    """Differences of the environment that may stand behind the estimate."""
     article: float | None = None
     """The article's own difference, points; None where it prints none."""
 
     @property
+    def verdict(self) -> str:
+        """The verdict as it is shown, such as ``unresolved (about 4 more seeds)``."""
+        return f"{self.word} ({self.needs})" if self.needs else self.word
+
+    @property
     def numbers(self) -> str:
-        """What the verdict rests on, in words."""
-        return self.judged.shown(self.claim.metric, self.claim.margin)
+        """The numbers behind it in words, such as ``+0.57 [+0.33, +0.81] points, 3 seeds``."""
+        if self.estimate is None or self.reason:
+            return self.reason
+        metric, margin, interval = self.claim.metric, self.claim.margin, ""
+        if self.low is not None and self.n > 1:
+            interval = f" [{signed(self.low, 2)}, {signed(self.high, 2)}]"
+        seeds = f", {self.n} seed{'s' * (self.n != 1)}" if metric in ("acc1", "speed") else ""
+        bound = f"; margin {signed(margin, 2)}" if margin else ""
+        return f"{signed(self.estimate, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
+
+    def decided(self, found: Estimate, noise: float | None = None) -> ClaimVerdict:
+        """The verdict that follows from holding an interval against the claim's inequality.
+
+        above: supported once the whole interval lies above the margin, contradicted once it lies
+        below. within: supported once it lies inside ±margin, contradicted once it lies outside.
+        ``noise`` is the deviation between seeds seen in other rows, for rows with a single seed.
+        """
+        if found.mean is None:
+            return replace(self, word="unresolved", needs="no seed in common")
+        relation, margin = self.claim.relation, float(self.claim.margin)
+        word: Word = "unresolved"
+        if found.low is not None and found.high is not None:
+            supported, contradicted = found.low > margin, found.high < margin
+            if relation == "within":
+                supported = -margin < found.low and found.high < margin
+                contradicted = found.low > margin or found.high < -margin
+            word = "supported" if supported else "contradicted" if contradicted else "unresolved"
+        needs = ""
+        if word == "unresolved":
+            distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
+            needs = "at least 2 more seeds"
+            if (spread := found.deviation or noise) is not None:
+                seeds = seeds_needed(distance, spread)
+                needs = f"more than {MOST_SEEDS} seeds"
+                if seeds is not None:
+                    more = max(1, seeds - found.n)
+                    needs = f"about {more} more seed{'s' * (more > 1)}"
+        return replace(
+            self, word=word, estimate=found.mean, low=found.low, high=found.high, n=found.n,
+            needs=needs,
+        )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
-        claim, judged = self.claim, self.judged
+        claim = self.claim
         return {
             "id": claim.id,
             "text": claim.text,
             "source": claim.source,
-            "verdict": judged.verdict,
-            "estimate": rounded(judged.estimate),
-            "low": rounded(judged.low),
-            "high": rounded(judged.high),
-            "n": judged.n,
-            "unit": verdicts.UNITS.get(claim.relation, verdicts.UNITS[claim.metric]),
+            "verdict": self.verdict,
+            "estimate": rounded(self.estimate),
+            "low": rounded(self.low),
+            "high": rounded(self.high),
+            "n": self.n,
+            "unit": UNITS.get(claim.relation, UNITS[claim.metric]),
             "relation": claim.relation,
             "metric": claim.metric,
             "margin": claim.margin,
             "rows": claim.rows,
             "paper": rounded(self.article),
-            "reason": judged.reason,
-            "notes": list(judged.notes),
+            "reason": self.reason,
+            "notes": list(self.notes),
         }
 
 
-def read(path: Path | None = None) -> list[Claim]:
+def read_claims(path: Path | None = None) -> list[Claim]:
     """Read the claims; ``experiments/claims.yaml`` unless another file is given.
 
     Raises:
@@ -114,73 +188,107 @@ def read(path: Path | None = None) -> list[Claim]:
 
 def judge_tier(
     results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None
-) -> list[Verdict]:
+) -> list[ClaimVerdict]:
     """Judge every claim by the finished runs of a tier.
 
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
     """
-    claims = read(path)
-    loaded = []
+    claims, runs = read_claims(path), collected or collect(results, tier, update=True)
+    sides: dict[str, Side] = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         if tier in studies.tiers_of(name):
-            loaded.append(selection.load_recalled(results, tier, name))
-    return judge(claims, loaded, collected or refresh(results, tier), tier)
-
-
-def judge(
-    claims: Sequence[Claim], loaded: Sequence[Study], collected: Collected, tier: str
-) -> list[Verdict]:
-    """Judge claims by collected runs; rows of studies that are not given count as not run."""
-    sides: dict[str, Side] = {}
-    for study in loaded:
-        rows = rows_of(study, collected)
-        sides |= {f"{study.name}/{row.variant}": Side(study, row, rows) for row in rows}
+            study = studies.load_study(name, tier=tier, recall=results)
+            rows = rows_of(study, runs)
+            sides |= {f"{study.name}/{row.variant}": (study, row, rows) for row in rows}
     return [_judge(claim, sides, tier) for claim in claims]
 
 
-def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> Verdict:
-    chosen = [sides[row] for row in claim.rows if row in sides]
+def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> ClaimVerdict:
+    rows = {name: sides[name][1] for name in claim.rows if name in sides}
+    found = ClaimVerdict(claim)
+    match [row.article.value for row in rows.values()]:
+        case float(one), float(other) if claim.metric == "acc1":
+            found = ClaimVerdict(claim, article=one - other)
     if tier not in claim.tiers:
-        reason = f"has a meaning at tier {' and '.join(claim.tiers)} only"
-    elif absent := [row for row in claim.rows if row not in sides]:
-        reason = f"{', '.join(absent)}: no such row at tier {tier}"
-    elif lacking := [side.name for side in chosen if not side.row.runs]:
-        reason = f"{', '.join(lacking)}: not run"
-    else:
-        reason = ""
-    if reason:
-        judged = Judged("not run", reason=reason)
-    elif claim.outcome is not None:
-        judged = verdicts.ends(chosen[0], claim.outcome)
-    else:
-        one, other = chosen
-        judged = verdicts.compared(
-            one, other, claim.metric, claim.relation, float(claim.margin), claim.besides
-        )
-    printed = [side.row.article.value for side in chosen]
-    if claim.metric != "acc1" or len(printed) != 2 or printed[0] is None or printed[1] is None:
-        return Verdict(claim, judged)
-    return Verdict(claim, judged, printed[0] - printed[1])
+        return replace(found, reason=f"has a meaning at tier {' and '.join(claim.tiers)} only")
+    if absent := [name for name in claim.rows if name not in rows]:
+        return replace(found, reason=f"{', '.join(absent)}: no such row at tier {tier}")
+    if lacking := [name for name, row in rows.items() if not row.runs]:
+        return replace(found, reason=f"{', '.join(lacking)}: not run")
+    if claim.outcome is None:
+        return _compared(found, *(sides[name] for name in claim.rows))
+    (row,) = rows.values()
+    count, total = row.ends.get(claim.outcome, 0), len(row.runs)
+    reason = f"{claim.outcome} {count}/{total}"
+    found = replace(found, estimate=count / total, n=total, reason=reason)
+    if 0 < count < total:
+        return replace(found, word="unresolved", needs=reason)
+    return replace(found, word="supported" if count else "contradicted")
 
 
-def as_json(found: Sequence[Verdict], tier: str) -> dict[str, Any]:
+def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
+    """Judge an inequality between two rows, over the seeds they share.
+
+    Rows that differ in more than their studies' factors and the settings of ``besides`` are not
+    compared. What does differ by ``besides`` stands in the notes.
+    """
+    claim = found.claim
+    (study, ours, rows), (other_study, theirs, other_rows) = one, other
+    factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
+    pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
+    differing = {key: pair for key, pair in pairs.items() if not under(key, factors)}
+    if confounds := [key for key in differing if not under(key, claim.besides)]:
+        needs = f"the rows also differ in {', '.join(confounds)}"
+        return replace(found, word="unresolved", needs=needs)
+    wanted = (f"{key} {a}, the other {b}" for key, (a, b) in differing.items())
+    found = replace(found, notes=(*wanted, *mismatches(ours.runs, theirs.runs)))
+    if claim.metric in ("params", "macs"):
+        fact = COSTS["params_m" if claim.metric == "params" else "gmacs"].fact
+        counts = [[n for run in row.runs if (n := fact(run))] for row in (ours, theirs)]
+        if not all(counts):
+            return replace(found, reason=f"no {claim.metric} known")
+        percent = 100 * (counts[0][0] / counts[1][0] - 1)
+        return found.decided(Estimate((percent,), percent, percent, percent))
+    contrasts = [row.contrast for row in (*rows, *other_rows) if row.contrast]
+    return _compared_over_seeds(found, ours, theirs, contrasts)
+
+
+def _compared_over_seeds(
+    found: ClaimVerdict, ours: Row, theirs: Row, contrasts: Sequence[Contrast]
+) -> ClaimVerdict:
+    ended = zip(found.claim.rows, (ours, theirs), strict=True)
+    if unfinished := [f"{name}: {row.outcome}" for name, row in ended if not row.done]:
+        return replace(found, word="unresolved", needs=", ".join(unfinished))
+    if found.claim.metric == "speed":
+        if len({run.device for run in (*ours.done, *theirs.done)}) > 1:
+            needs = "the rows ran on different devices"
+            return replace(found, word="unresolved", needs=needs)
+        seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
+        times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
+        return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
+    noise = pooled_deviation(contrast.difference for contrast in contrasts)
+    contrast = compare(ours.done, theirs.done)
+    return found.decided(contrast.difference if contrast else Estimate(), noise)
+
+
+def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
     """All verdicts as data, with what the tier's results may be taken for."""
     return {
         "tier": tier,
         "caution": MEANING[tier],
-        "counts": dict(Counter(verdict.judged.word for verdict in found)),
+        "counts": dict(Counter(verdict.word for verdict in found)),
         "claims": [verdict.as_json() for verdict in found],
     }
 
 
-def as_text(found: Sequence[Verdict], tier: str) -> str:
+def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     """All verdicts as lines for a terminal."""
     lines = [MEANING[tier], ""]
     for verdict in found:
-        lines.append(f"{verdict.judged.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
+        lines.append(f"{verdict.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
         if verdict.numbers:
             lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
-    counts = Counter(verdict.judged.word for verdict in found)
+    counts = Counter(verdict.word for verdict in found)
     lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     return "\n".join(lines)

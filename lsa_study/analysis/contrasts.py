@@ -1,4 +1,4 @@
-"""Compare a row with its reference: paired over shared seeds, and paired over test images."""
+"""Compare a row with its reference: over shared seeds, over test images, and how both were made."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from scipy import stats
 
 from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
+from lsa_study.record import Result
 
-Floats = npt.NDArray[np.float64]
 NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
 """Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
+MISMATCHES = {name: fact.mismatch for name, _, fact in Result.facts() if fact and fact.mismatch}
+"""Facts of a result that must be equal in two rows for their difference to mean the factor."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
         low, high = agresti_min(gained, lost, images)
         difference, p = (gained - lost) / images, mcnemar(gained, lost)
     else:
-        each: Floats = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
+        each = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
         difference = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
         half = NORMAL_EDGE * error
@@ -131,3 +133,22 @@ def agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:
     error = math.sqrt(b + c - (b - c) ** 2 / n) / n
     half = NORMAL_EDGE * error
     return mean - half, mean + half
+
+
+def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:
+    """The facts in which two rows' runs differ, as messages; none if one of them has no runs."""
+
+    def shown(run: RunRecord, name: str) -> str:
+        value = getattr(run, name)
+        if value is None:
+            return "unknown"
+        if name == "commit":
+            return f"{value[:10]}{' with local changes' * bool(run.dirty)}"
+        return str(value)[:10] if name == "data_fingerprint" else str(value)
+
+    reasons = []
+    for name, title in MISMATCHES.items() if one and other else ():
+        ours, theirs = (sorted({shown(run, name) for run in runs}) for runs in (one, other))
+        if ours != theirs:
+            reasons.append(f"{title} {' and '.join(ours)}, reference {' and '.join(theirs)}")
+    return reasons

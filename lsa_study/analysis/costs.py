@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from lsa_study.analysis.article import printed_row
+from lsa_study.analysis.article import ArticleRow
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
@@ -56,8 +54,13 @@ def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | 
 
 
 def _counts(study: Study, variant: str, path: Path) -> dict[str, str]:
-    network = _read(path).get(network_key(study.variants[variant]))
-    article = printed_row(study, variant)
+    try:
+        network = json.loads(path.read_text("utf-8"))["networks"].get(
+            network_key(study.variants[variant])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: no counts ({error}); run python benchmarks/costs.py") from None
+    article = ArticleRow.of(study, variant).cells
     shown = {"params": "?", "gmacs": "?", "gmacs_uncombined": "?"}
     if network is not None:
         macs, raw = network["macs"], network["macs_raw"]
@@ -101,12 +104,3 @@ def rates_of(study: Study) -> tuple[dict[str, dict[str, str]], str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no figures of these rows ({error}); run lsa bench") from None
     return cells, note
-
-
-@functools.lru_cache(maxsize=8)
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["networks"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: no counts ({error}); run python benchmarks/costs.py") from None
-    return found

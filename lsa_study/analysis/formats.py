@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsa_study.analysis.latex import latex
+from lsa_study.analysis.latex import latex, one_line
 from lsa_study.analysis.rows import COSTS, Row, with_runs
 from lsa_study.analysis.statistics import Estimate, rounded
 from lsa_study.analysis.table import Table, build
@@ -24,11 +24,6 @@ COLUMNS = (
 """What the JSON names as the columns of every table, after the labels."""
 
 
-def tables_folder(results: Path, tier: str) -> Path:
-    """Where the tables of a tier lie under a results folder."""
-    return results / tier / "tables"
-
-
 def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
     """Collect the finished runs of the studies' tiers and write each study's table.
 
@@ -37,33 +32,21 @@ def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
         results: the folder that holds ``<tier>/runs``.
 
     Returns:
-        The files written, four for each study: csv, tex, md and json.
+        The files written, four for each study in ``<tier>/tables``: csv, tex, md and json.
     """
-    return [
-        path
-        for tier, pairs in with_runs(studies, results).items()
-        for study, collected in pairs
-        for path in write(build(study, collected), tables_folder(results, tier))
-    ]
-
-
-def write(table: Table, folder: Path) -> list[Path]:
-    """Write one table in every format."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = contents(table)
-    for name, text in files.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in files]
+    paths = []
+    for tier, pairs in with_runs(studies, results).items():
+        folder = results / tier / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        for study, collected in pairs:
+            for name, text in contents(build(study, collected)).items():
+                paths.append(folder / name)
+                write_whole(paths[-1], text)
+    return paths
 
 
 def contents(table: Table) -> dict[str, str]:
-    """The text of each file, by its name."""
-    writers = {"csv": as_csv, "tex": latex, "md": markdown, "json": as_json}
-    return {f"{table.study.name}.{kind}": writers[kind](table) for kind in FORMATS}
-
-
-def as_json(table: Table) -> str:
-    """The table as JSON text; accuracies in percent, rounded to four decimals."""
+    """The text of each file, by its name; accuracies in percent, rounded to four decimals."""
     file = table.study.file
     document = {
         "study": file.study,
@@ -76,7 +59,9 @@ def as_json(table: Table) -> str:
         "rows": [_facts(row) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    texts = (as_csv(table), latex(table), markdown(table), as_json)
+    return {f"{table.study.name}.{kind}": text for kind, text in zip(FORMATS, texts, strict=True)}
 
 
 def as_csv(table: Table) -> str:
@@ -135,15 +120,11 @@ def _facts(row: Row) -> dict[str, Any]:
 
 def markdown(table: Table) -> str:
     """The table as GitHub shows it, with its caption and notes."""
-    header = table.header()
+    header, *body = table.escaped(escape, _marks)
     texts = 1 + len(table.label_columns)
     rule = ["---" if at < texts else "---:" for at in range(len(header))]
-    lines = [[escape(title) for title in header], rule]
-    for row, cells in zip(table.rows, table.texts(), strict=True):
-        first, *rest = map(escape, cells)
-        lines.append([first + _marks(row.marks), *rest])
     notes = [f"- {_marks((n.mark,))} {escape(n.text)}".replace("-  ", "- ") for n in table.notes]
-    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    rows = [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
     return "\n".join([f"**{escape(table.caption)}**", "", *rows, "", *notes]) + "\n"
 
 
@@ -154,5 +135,4 @@ def _marks(marks: Iterable[str]) -> str:
 
 def escape(text: str) -> str:
     """Make a text show as written in a cell of Markdown; control characters become spaces."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", one_line(text))

@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
-from lsa_study.analysis.claims import Verdict
-from lsa_study.analysis.collect import Collected, RunRecord
+from lsa_study.analysis.claims import ClaimVerdict
+from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.rows import Row, with_runs
@@ -47,7 +47,7 @@ def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
     return paths
 
 
-def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) -> str:
+def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict]) -> str:
     """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
     tier = pairs[0][0].tier
     tables = [build(study, collected) for study, collected in pairs]
@@ -59,12 +59,18 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) ->
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+
+    def sort_key(text: str) -> str:
+        """The number that a cell begins with; empty for a word, which stands last."""
+        number = re.match(r"[+−-]?\d+(\.\d+)?", text)
+        return number.group().replace("−", "-") if number else ""
+
     environment.globals.update(zip=zip, signed=signed, behind=behind, sort_key=sort_key)
     return environment.get_template("report.html.j2").render(
         tier=tier,
         meaning=MEANING[tier],
         verdicts=judged,
-        counts=claims.as_json(judged, tier)["counts"],
+        counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={
             study.name: _pictures(drawn, [n for n in drawn if n.startswith(f"{study.name}-")])
@@ -72,15 +78,22 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[Verdict]) ->
         },
         overview=_pictures(drawn, ["fig1-layers", "costs", "throughput"]),
         broken=sorted({line for _, collected in pairs for line in collected.broken}),
-        light={variable(colour): colour for colour in style.DARK},
-        dark={variable(colour): dark for colour, dark in style.DARK.items()},
+        colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )
 
 
 def behind(row: Row, title: str) -> list[str]:
     """What is shown on hover and focus over a row's cell: the runs that it rests on."""
     if title == "Acc@1 (%)":
-        return [_run(run) for run in row.runs]
+        lines = []
+        for run in row.runs:
+            accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
+            commit = f"commit {run.commit[:10]}" if run.commit else "commit unknown"
+            changed = " with local changes" if run.dirty else ""
+            reason = f", {run.reason}" if run.reason else ""
+            about = f"run {run.identity}, {commit}{changed}, {run.device}{reason}"
+            lines.append(f"seed {run.seed}: {accuracy}, {about}")
+        return lines
     if title != "Δ" or row.contrast is None:
         return []
     contrast = row.contrast
@@ -98,43 +111,26 @@ def behind(row: Row, title: str) -> list[str]:
     return lines
 
 
-def _run(run: RunRecord) -> str:
-    accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
-    commit = f"commit {run.commit[:10]}" if run.commit else "commit unknown"
-    changed = " with local changes" if run.dirty else ""
-    reason = f", {run.reason}" if run.reason else ""
-    return (
-        f"seed {run.seed}: {accuracy}, run {run.identity}, {commit}{changed}, {run.device}{reason}"
-    )
-
-
-def sort_key(text: str) -> str:
-    """The number that a cell begins with; empty for a word, which stands last in either order."""
-    number = re.match(r"[+−-]?\d+(\.\d+)?", text)
-    return number.group().replace("−", "-") if number else ""
-
-
 def _pictures(drawn: Mapping[str, Figure], names: Sequence[str]) -> list[tuple[Markup, str]]:
-    """The figures that there are, each inline with its caption."""
-    captions = {name: CAPTIONS[name.rsplit("-", 1)[-1]] for name in names if name in drawn}
-    return [(inline(style.svg(drawn[name]), name, text), text) for name, text in captions.items()]
+    """The figures that there are, each inline with its caption.
 
-
-def variable(colour: str) -> str:
-    """The name of a colour in the page's style sheet."""
-    return f"figure-{colour[1:]}"
-
-
-def inline(svg: str, name: str, caption: str) -> Markup:
-    """Fit an SVG into a page: no prolog, own ids, a text for screen readers, the page's colours."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
-    for colour in style.DARK:
-        body = re.sub(colour, f"var(--{variable(colour)})", body)
-    size = re.search(r'viewBox="[^"]*"', body)
-    assert size is not None
-    opening = f'<svg role="img" aria-label="{escape(caption)}" {size.group()}>'
-    body = re.sub(r"<svg [^>]*>", lambda _: opening, body, count=1)
-    return Markup(body)
+    Inline: no prolog, own ids, a text for screen readers, the page's colours.
+    """
+    found = []
+    for name in names:
+        if name not in drawn:
+            continue
+        caption, svg = CAPTIONS[name.rsplit("-", 1)[-1]], style.svg(drawn[name])
+        body = svg[svg.index("<svg") :]
+        body = re.sub(
+            r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL
+        )
+        body = re.sub(r'\bid="', f'id="{name}-', body)
+        body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
+        for colour in style.DARK:
+            body = body.replace(colour, f"var(--figure-{colour[1:]})")
+        size = re.search(r'viewBox="[^"]*"', body)
+        assert size is not None
+        opening = f'<svg role="img" aria-label="{escape(caption)}" {size.group()}>'
+        found.append((Markup(opening + body[body.index(">") + 1 :]), caption))
+    return found

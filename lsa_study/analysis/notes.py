@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lsa_study.analysis import comparability
 from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.costs import rates_of
 from lsa_study.analysis.rows import Row
@@ -33,23 +31,6 @@ class Note:
 
     text: str
     mark: str = ""
-
-
-def marked(study: Study, rows: Sequence[Row]) -> tuple[list[Note], list[Row]]:
-    """Notes on single rows in order, and the rows with their marks."""
-    marks: dict[str, tuple[str, ...]] = {}
-    notes: list[Note] = []
-    for row in rows:
-        if row.note:
-            marks[row.variant] = (string.ascii_lowercase[len(notes) % 26],)
-            notes.append(Note(row.note, *marks[row.variant]))
-    if reasons := comparability.mismatches(study, rows):
-        names = {row.variant: row.name for row in rows}
-        listed = [f"{names[variant]}: {'; '.join(found)}" for variant, found in reasons.items()]
-        text = f"Not made as the row it is compared with, beside the factor. {'. '.join(listed)}."
-        notes.append(Note(text, "†"))
-        marks |= {variant: (*marks.get(variant, ()), "†") for variant in reasons}
-    return notes, [replace(row, marks=marks.get(row.variant, ())) for row in rows]
 
 
 def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> list[Note]:
@@ -123,10 +104,11 @@ def _order(rows: Sequence[Row]) -> str:
     found = kendall([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
     if found is None:
         return ""
-    chance = f"p = {found.p:.2g}" if found.p >= 1e-4 else "p < 0.0001"
+    tau, p, method = found
+    chance = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
     return (
-        f"Order: Kendall's tau with the article's is {found.tau:.2f} over {found.rows} rows "
-        f"({chance}, one-sided, {found.method})."
+        f"Order: Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
+        f"({chance}, one-sided, {method})."
     )
 
 
@@ -136,14 +118,15 @@ def _data(study: Study, ran: Sequence[RunRecord]) -> str:
     def every(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(map(str, values)))
 
-    prints = distinct(run.data_fingerprint for run in ran) or "none yet"
+    prints = every(sorted({run.data_fingerprint for run in ran if run.data_fingerprint}))
     both = {(run.train_images, run.test_images) for run in ran}
     sizes = sorted((a, b) for a, b in both if a is not None and b is not None)
     images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
     return (
         f"Data: {rows[0].data.name} at {every(one.data.image_size for one in rows)} px"
         + (f", {images}" if images else "")
-        + f"; fingerprint {prints}. Network: {every(one.model.backbone for one in rows)}, "
+        + f"; fingerprint {prints or 'none yet'}. "
+        f"Network: {every(one.model.backbone for one in rows)}, "
         f"{every(one.train.epochs for one in rows)} epochs, "
         f"batch {every(one.train.batch_size for one in rows)}, "
         f"peak lr {every(f'{one.train.lr:g}' for one in rows)}."
@@ -154,15 +137,12 @@ def _environment(ran: Sequence[RunRecord]) -> str:
     known = sorted({run.commit for run in ran if run.commit is not None})
     changed = {run.commit for run in ran if run.dirty}
     commits = [f"{commit[:10]}{' with local changes' * (commit in changed)}" for commit in known]
+    facts = {
+        name: ", ".join(sorted({getattr(run, name) for run in ran} - {None}))
+        for name in ("device", "precision", "torch")
+    }
     return (
-        f"Device: {distinct(run.device for run in ran)}; "
-        f"precision: {distinct(run.precision for run in ran)}; "
-        f"torch: {distinct(run.torch for run in ran)}; "
+        f"Device: {facts['device']}; precision: {facts['precision']}; torch: {facts['torch']}; "
         f"commit: {', '.join(commits) or 'unknown'}; "
         f"seeds: {', '.join(map(str, sorted({run.seed for run in ran})))}."
     )
-
-
-def distinct(found: Iterable[str | None]) -> str:
-    """The distinct texts of a fact, sorted; missing ones are left out."""
-    return ", ".join(sorted({text for text in found if text is not None}))

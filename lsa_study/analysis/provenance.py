@@ -8,7 +8,6 @@ from typing import Any
 
 from lsa_study import rundir
 from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
-from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.config.study import TIERS, Study
@@ -33,8 +32,16 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     Raises:
         ConfigError: the study has no such row, or several with that label.
     """
-    rows = rows_of(study, collected)
-    found = _find(study, row, rows)
+    found = _find(study, row, rows_of(study, collected))
+    contrast = found.contrast
+    difference = contrast and {
+        "seeds": list(contrast.seeds),
+        "mean": contrast.difference.mean,
+        "low": contrast.difference.low,
+        "high": contrast.difference.high,
+        "p": contrast.p,
+        "images_p": contrast.by_image.p if contrast.by_image else None,
+    }
     here = rundir.existing(results, study.tier)
     ran = {run.seed: run.as_json() for run in found.runs}
     stored = dict.fromkeys(ran, str(parquet_path(results, study.tier)))
@@ -50,7 +57,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "high": found.accuracy.high,
         "article": found.article.value,
         "reference": found.reference,
-        "difference": _difference(found.contrast),
+        "difference": difference,
         "settings": str(study.document.where("variants", found.variant)),
         "begins_from": _start(study, found.variant, found.seeds),
         "runs": [
@@ -74,20 +81,6 @@ def _find(study: Study, name: str, rows: Sequence[Row]) -> Row:
     known = ", ".join(row.variant for row in rows)
     many = f"is {len(named)} rows" if named else "is no row"
     raise ConfigError(f"{name}: {many} of {study.name}; known: {known}")
-
-
-def _difference(compared: Contrast | None) -> dict[str, Any] | None:
-    if compared is None:
-        return None
-    found = compared.difference
-    return {
-        "seeds": list(compared.seeds),
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "p": compared.p,
-        "images_p": compared.by_image.p if compared.by_image else None,
-    }
 
 
 def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
@@ -134,33 +127,42 @@ def diff(results: Path, one: str, other: str) -> Sections:
         other: the same for the second run.
 
     Returns:
-        ``config``, ``code``, ``environment`` and ``metrics``: what differs, with both values.
+        ``config``, ``code``, ``environment`` and ``metrics``: what differs, with both values;
+        ``runtime`` settings are left out.
 
     Raises:
         ConfigError: no finished run is called so, or several are.
     """
     known = {
-        identity: (f"{run.variant}-s{run.seed}-{identity}", run)
+        f"{run.variant}-s{run.seed}-{identity}": run
         for tier in TIERS
         for collected in [collect(results, tier)]
         for identity, run in collected.of(collected.runs.index).items()
     }
-    return differences(_find_run(known, one, results), _find_run(known, other, results))
+    ours, theirs = (_find_run(known, start, results) for start in (one, other))
+    found: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
+    for name in sorted({*ours.settings, *theirs.settings}):
+        values = ours.settings.get(name), theirs.settings.get(name)
+        if values[0] != values[1] and not name.startswith("runtime."):
+            found["config"][name] = values
+    for name, shown, fact in Result.facts():
+        values = getattr(ours, name), getattr(theirs, name)
+        if fact is not None and values[0] != values[1]:
+            found[fact.section][shown] = values
+    return found
 
 
-def _find_run(known: Mapping[str, tuple[str, RunRecord]], start: str, results: Path) -> RunRecord:
+def _find_run(known: Mapping[str, RunRecord], start: str, results: Path) -> RunRecord:
     """The one run whose name or identity starts so."""
-    if start in known:
-        return known[start][1]
-    found = {
-        identity: run
-        for identity, (name, run) in known.items()
-        if name.startswith(start) or identity.startswith(start)
-    }
+    found = [
+        name
+        for name, run in known.items()
+        if name.startswith(start) or run.identity.startswith(start)
+    ]
     if len(found) == 1:
-        return next(iter(found.values()))
+        return known[found[0]]
     if found:
-        names = ", ".join(sorted(known[identity][0] for identity in found)[:5])
+        names = ", ".join(sorted(found)[:5])
         raise ConfigError(f"{start}: is the start of {len(found)} runs ({names}, ...); write more")
     started = [
         run.root.name
@@ -171,20 +173,6 @@ def _find_run(known: Mapping[str, tuple[str, RunRecord]], start: str, results: P
     if started:
         raise ConfigError(f"{started[0]}: has not finished, or cannot be read; see lsa status")
     raise ConfigError(f"{start}: no run under {results} is called so; lsa status lists them")
-
-
-def differences(one: RunRecord, other: RunRecord) -> Sections:
-    """What differs between two runs, by section; ``runtime`` settings are left out."""
-    found: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
-    for name in sorted({*one.settings, *other.settings}):
-        values = one.settings.get(name), other.settings.get(name)
-        if values[0] != values[1] and not name.startswith("runtime."):
-            found["config"][name] = values
-    for name, shown, fact in Result.facts():
-        values = getattr(one, name), getattr(other, name)
-        if fact is not None and values[0] != values[1]:
-            found[fact.section][shown] = values
-    return found
 
 
 def diff_text(found: Sections) -> str:

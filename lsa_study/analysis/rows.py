@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from lsa_study.analysis.article import Printed, printed
-from lsa_study.analysis.collect import Collected, RunRecord, refresh
+from lsa_study.analysis.article import ArticleRow
+from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.contrasts import Contrast, compare
 from lsa_study.analysis.costs import columns_and_note, rates_of
-from lsa_study.analysis.statistics import Estimate, decimals, t_interval
+from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.config.study import Study
 
 ENDS = {"diverged": "diverged", "oom": "out of memory"}
@@ -57,7 +57,7 @@ class Row:
     """The seeds that were looked for."""
     runs: tuple[RunRecord, ...]
     """Those of its runs that have ended, by seed."""
-    article: Printed
+    article: ArticleRow
     note: str | None = None
     base: Row | None = None
     """The reference row; None for a baseline, and where it is not in the table."""
@@ -159,7 +159,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
             reference=study.reference_of(variant),
             seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
             runs=tuple(found[identity] for identity in of_row if identity in found),
-            article=printed(study, variant),
+            article=ArticleRow.of(study, variant),
             note=note,
         )
     return [
@@ -168,15 +168,10 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     ]
 
 
-def digits_of(rows: Iterable[Row]) -> int:
-    """Decimals that the accuracies of these rows can carry."""
-    return decimals(max((run.test_images or 0 for row in rows for run in row.done), default=0))
-
-
 def with_runs(studies: Iterable[Study], results: Path) -> dict[str, list[tuple[Study, Collected]]]:
     """Studies with the finished runs of their tiers, by tier; every tier is read once."""
     by_tier: dict[str, list[tuple[Study, Collected]]] = {}
     for study in studies:
         known = by_tier.setdefault(study.tier, [])
-        known.append((study, known[0][1] if known else refresh(results, study.tier)))
+        known.append((study, known[0][1] if known else collect(results, study.tier, update=True)))
     return by_tier

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -49,6 +48,13 @@ class Estimate:
         squares = math.fsum((value - self.mean) ** 2 for value in self.values)
         return math.sqrt(squares / (self.n - 1))
 
+    def shown(self, digits: int, *, sign: bool = False) -> str:
+        """The mean with half its interval, such as ``81.3 ± 0.4``; empty without a value."""
+        if self.mean is None:
+            return ""
+        mean = signed(self.mean, digits) if sign else f"{self.mean:.{digits}f}"
+        return mean if self.half is None else f"{mean} ± {self.half:.{digits}f}"
+
 
 def t_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     """Mean of ``values`` with Student's t interval: mean ± t(n-1) s / sqrt(n).
@@ -71,12 +77,12 @@ def t_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     found = Estimate(values, mean)
     if found.deviation is None:
         return found
-    half = t_edge(found.n - 1, level) * found.deviation / math.sqrt(found.n)
+    half = _t_edge(found.n - 1, level) * found.deviation / math.sqrt(found.n)
     return replace(found, low=mean - half, high=mean + half)
 
 
 @functools.lru_cache(maxsize=4096)
-def t_edge(freedom: int, level: float) -> float:
+def _t_edge(freedom: int, level: float) -> float:
     """Where the middle ``level`` of Student's t distribution ends."""
     return float(stats.t.ppf(0.5 + level / 2, freedom))
 
@@ -90,7 +96,7 @@ def resolvable(seeds: int) -> float | None:
     """
     if seeds < 2:
         return None
-    edge = t_edge(seeds - 1, LEVEL)
+    edge = _t_edge(seeds - 1, LEVEL)
 
     def missing(size: float) -> float:
         # The other tail is below 1e-4 where the power is near 0.8.
@@ -106,13 +112,12 @@ def seeds_needed(distance: float, deviation: float) -> int | None:
     """
     if deviation == 0:
         return 2
-
-    # Every seed more narrows the interval, so the first that is enough can be bisected.
-    def enough(seeds: int) -> bool:
-        return t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
-
-    seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
-    return seeds if seeds <= MOST_SEEDS else None
+    needed = (
+        seeds
+        for seeds in range(2, MOST_SEEDS + 1)
+        if _t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
+    )
+    return next(needed, None)
 
 
 def pooled_deviation(found: Iterable[Estimate]) -> float | None:
@@ -122,20 +127,15 @@ def pooled_deviation(found: Iterable[Estimate]) -> float | None:
     return math.sqrt(sum(square * weight for square, weight in known) / freedom) if known else None
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Kendall's tau-b between two orders of the same rows."""
+def kendall(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, str] | None:
+    """Kendall's tau-b between two orders of the same rows, its p, and how that was found.
 
-    tau: float
-    p: float
-    """Chance of a tau at least this high if one order had nothing to do with the other."""
-    rows: int
-    method: str
-    """exact: all orders were counted; sampled: random ones."""
+    p is the chance of a tau at least this high if one order had nothing to do with the other; it
+    respects ties, and comes from all orders (``exact``) or random ones (``sampled``).
 
-
-def kendall(ours: Sequence[float], theirs: Sequence[float]) -> RankCorrelation | None:
-    """Tau-b with a one-sided permutation p that respects ties; None below three or if all tie."""
+    Returns:
+        tau, p, method; None below three rows, or if all tie.
+    """
     n = len(ours)
     # Rounded: 81.3 + 0.1 and 81.4 must tie.
     one, other = (np.round(np.asarray(side, float), 9) for side in (ours, theirs))
@@ -155,26 +155,15 @@ def kendall(ours: Sequence[float], theirs: Sequence[float]) -> RankCorrelation |
         n_resamples=ORDERS, batch=5040, random_state=0,
     )  # fmt: skip
     method = "exact" if math.factorial(n) <= ORDERS else "sampled"
-    return RankCorrelation(float(tau), float(found.pvalue), n, method)
+    return float(tau), float(found.pvalue), method
 
 
-def decimals(test_images: int | None) -> int:
-    """Decimals of a percentage that a test set of this size can carry.
+def decimals(test_images: Iterable[int | None]) -> int:
+    """Decimals of percentages that the largest of these test sets can carry.
 
     One image of 50,000 is 0.002 points, one of 360 is 0.3: more digits would be noise.
     """
-    return 2 if test_images is not None and test_images >= 10_000 else 1
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number with this many decimals; empty without one."""
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def shown(estimate: Estimate, digits: int, *, sign: bool = False) -> str:
-    """The mean with half its interval, such as ``81.3 ± 0.4``; empty without a value."""
-    half = "" if estimate.half is None else f" ± {estimate.half:.{digits}f}"
-    return f"{(signed if sign else number)(estimate.mean, digits)}{half}"
+    return 2 if max((images or 0 for images in test_images), default=0) >= 10_000 else 1
 
 
 def signed(value: float | None, digits: int) -> str:

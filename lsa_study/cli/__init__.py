@@ -1,5 +1,49 @@
-"""The door: ``lsa``, its commands and options."""
+"""The command line ``lsa``: each command parses, calls one function, prints one answer.
 
-from lsa_study.cli.app import app, main
+The commands stand in ``run`` (plan, run, launch and what follows a run) and ``results``
+(tables, claims, figures, comparisons).
+"""
 
-__all__ = ["app", "main"]
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+
+from lsa_study.cli import results, run
+from lsa_study.errors import LsaError
+from lsa_study.files import guard_output
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="What limits local self-attention? From experiment files to tables with intervals. "
+    "Exit codes: 0 good, 1 some run failed, 2 bad config or usage, 3 the machine lacks something, "
+    "4 refused for safety, 130 interrupted.",
+)
+for command in (*run.COMMANDS, *results.COMMANDS):
+    app.command()(command)
+app.command("eval")(results.evaluate)  # the bare word is Python's own
+
+
+def main() -> None:
+    """Run a command; an error of a user ends with its message and the exit code of its kind."""
+
+    def interrupt(number: int, frame: object) -> None:
+        error = LsaError("interrupted")
+        error.exit_code = 130
+        raise error
+
+    signal.signal(signal.SIGINT, interrupt)
+    guard_output(needed=True)
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except LsaError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"lsa: {line}\n")
+        sys.exit(error.exit_code)

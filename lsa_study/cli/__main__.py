@@ -1,6 +1,6 @@
 """``python -m lsa_study.cli`` is ``lsa``."""
 
-from lsa_study.cli.app import main
+from lsa_study.cli import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lsa_study.config import contrast, selection, study
+from lsa_study.config import study
+from lsa_study.config.contrast import check_contrast
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
@@ -50,31 +51,31 @@ def parse_seeds(text: str | None) -> list[int] | None:
 def load_all(
     names: Sequence[str],
     tier: str | None,
-    *,
     seeds: str | None = None,
     only: str | None = None,
     overrides: Sequence[str] | None = None,
     allowed: Sequence[str] | None = None,
+    *,
     recall: Path | None = None,
 ) -> list[Study]:
     """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
 
     Without a tier, each study is read at its first. ``allowed`` may differ beside the factor.
-    ``recall`` is a results folder: seeds and overrides that are not given are those last asked
-    for there.
+    ``recall`` is as in ``study.load_study``.
     """
-    loaded, unmatched = [], []
+    wanted, loaded = parse_seeds(seeds), []
+    unmatched: list[str] = []
     for name in study.expand_names(names):
         at = tier or study.tiers_of(name)[0]
         try:
-            one = selection.load_recalled(
-                recall, at, name, seeds=parse_seeds(seeds), only=only, overrides=overrides
+            one = study.load_study(
+                name, tier=at, seeds=wanted, only=only, overrides=overrides, recall=recall
             )
         except study.NoVariant as error:
-            unmatched.append(error)
+            unmatched += error.mistakes
             continue
-        contrast.check_contrast(one, allowed or ())
+        check_contrast(one, allowed or ())
         loaded.append(one)
     if not loaded:
-        raise ConfigError(*(mistake for error in unmatched for mistake in error.mistakes))
+        raise ConfigError(*unmatched)
     return loaded

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lsa_study.cli import options as opt
+from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import load_all
 
 
@@ -28,10 +29,7 @@ def table(
     from lsa_study.analysis import formats
     from lsa_study.analysis.check import check_tables
 
-    loaded = load_all(
-        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound,
-        recall=results,
-    )  # fmt: skip
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound, recall=results)
     if check:
         differing = check_tables(loaded, results)
         for line in differing:
@@ -39,10 +37,11 @@ def table(
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    for path in formats.write_tables(loaded, results):
+    written = formats.write_tables(loaded, results)
+    for path in written:
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
-    for folder in dict.fromkeys(formats.tables_folder(results, one.tier) for one in loaded):
+    for folder in dict.fromkeys(path.parent for path in written):
         typer.echo(f"written to {folder}")
 
 
@@ -56,17 +55,9 @@ def plots(
     """Draw the figures of finished runs, as SVG and PNG."""
     from lsa_study.analysis.plots import write_plots
 
-    loaded = load_all(study or ["all"], tier, seeds=seeds, overrides=overrides, recall=results)
+    loaded = load_all(study or ["all"], tier, seeds, None, overrides, recall=results)
     for path in write_plots(loaded, results):
         typer.echo(path)
-
-
-def doctor(results: opt.Results = opt.RESULTS) -> None:
-    """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
-    from lsa_study.cli.doctor import report
-
-    for topic, fact in report(results):
-        typer.echo(f"{topic:<9} {fact}")
 
 
 def why(
@@ -105,8 +96,8 @@ def claims(
     from lsa_study.analysis import claims as ledger
 
     found = ledger.judge_tier(results, tier)
-    shown = json.dumps(ledger.as_json(found, tier), indent=2) if as_json else None
-    typer.echo(shown or ledger.as_text(found, tier))
+    shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
+    typer.echo(shown or ledger.claims_text(found, tier))
 
 
 def report(
@@ -166,7 +157,7 @@ def bench(
     found = benchmark.bench(
         layer or (), size=size, batch=batch, device=device, seconds=seconds, results=results
     )
-    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.as_text(found))
+    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.bench_text(found))
 
 
 COMMANDS = (table, why, diff, claims, plots, report, doctor, bench)

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from lsa_study.cli import options as opt
 from lsa_study.cli.options import load_all
-from lsa_study.config import selection
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
 from lsa_study.files import guard_output
@@ -21,7 +20,7 @@ from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
 
 
-def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.Run]:
+def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     """The distinct runs, once it is known that their tracker is installed."""
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:
@@ -40,17 +39,15 @@ def plan(
     as_json: opt.AsJson = False,
 ) -> None:
     """Show what would run, and check everything; write nothing."""
-    loaded = load_all(
-        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
-    )
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if tier == "paper" else None
     if not as_json:
-        typer.echo(planning.as_text(loaded, results))
+        typer.echo(planning.plan_text(loaded, results))
         if models:
             typer.echo(f"models: {models}")
         return
-    documents = [planning.as_json(one) for one in loaded]
+    documents = [planning.plan_json(one) for one in loaded]
     typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
 
 
@@ -66,7 +63,7 @@ def rehearse(
     from lsa_study.launch.rehearse import Rehearsal
 
     guard_output(needed=False)
-    loaded = load_all(study, tier, only=only, overrides=overrides, allowed=allow_confound)
+    loaded = load_all(study, tier, None, only, overrides, allow_confound)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
@@ -88,13 +85,10 @@ def run(
     from lsa_study.launch.local import Queue
 
     guard_output(needed=False)
-    loaded = load_all(
-        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
-    )
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
     console = Console(soft_wrap=True)
     summary = Queue(results, jobs=jobs, console=console).work(
-        _asked_for(loaded),
-        started=lambda: selection.remember(results, loaded, overrides or ()),
+        _asked_for(loaded), started=lambda: studies.remember(results, loaded, overrides or ())
     )
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
@@ -129,18 +123,16 @@ def launch(
 
     if cluster != "slurm":
         raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
-    loaded = load_all(
-        study, tier, seeds=seeds, only=only, overrides=overrides, allowed=allow_confound
-    )
+    loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle,
     }  # fmt: skip
-    site_settings = sites.read(site, flags)
+    site_settings = sites.read_cluster(site, flags)
     mode: Any = "dry-run" if dry_run else "submit"
     launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
     if not dry_run:
-        selection.remember(results, loaded, overrides or ())
+        studies.remember(results, loaded, overrides or ())
     for line in (*launched.scripts, *launched.lines()):
         typer.echo(line)
     raise typer.Exit(launched.exit_code)
@@ -156,16 +148,15 @@ def status(
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
 
-    names = study or []
+    def look() -> list[states.RunStatus]:
+        return states.status(results, study or [], tier=tier)
+
     if as_json:
-        rows = states.status(results, names, tier=tier)
-        typer.echo(json.dumps(states.as_json(rows), indent=2))
+        typer.echo(json.dumps(states.status_json(look()), indent=2))
     elif watch:
-        console = Console()
-        states.watch(lambda: states.status(results, names, tier=tier), results, console)
+        states.watch(look, results, Console())
     else:
-        rows = states.status(results, names, tier=tier)
-        Console().print(states.page(rows, results), soft_wrap=True)
+        Console().print(states.page(look(), results), soft_wrap=True)
 
 
 def logs(
@@ -225,7 +216,7 @@ def retry(
     from lsa_study.launch.retry import retry as again
 
     guard_output(needed=False)
-    cluster = sites.read(site, {"partition": partition})
+    cluster = sites.read_cluster(site, {"partition": partition})
     causes = cause.split(",") if cause else []
     done = again(results, study or [], cluster, causes=causes, tier=tier, accumulate=accumulate)
     for line in done.lines():

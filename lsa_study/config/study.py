@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from lsa_study.config import yaml
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import Settings
+from lsa_study.config.settings import Settings, Tier
 from lsa_study.errors import ConfigError
+from lsa_study.files import read_json, writable, write_json
 
-Tier = Literal["toy", "proxy", "paper"]
-TIERS: tuple[Tier, ...] = ("toy", "proxy", "paper")
+TIERS: tuple[Tier, ...] = get_args(Tier)
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
@@ -103,7 +103,7 @@ class StudyFile(_Written):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """One training run: a variant with a seed."""
 
     study: str
@@ -140,20 +140,18 @@ class Study:
         """The study's stem, such as ``table1``."""
         return self.file.study
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
-        runs = []
-        for seed in self.seeds:
-            for variant, settings in self.variants.items():
-                seeded = settings.model_copy(update={"seed": seed})
-                label, resources = self.file.variants[variant].label, self.resources[variant]
-                start = self.starts.get(variant)
-                before = None if start is None else start.identities([seed])[seed]
-                identity = seeded.identity()
-                runs.append(
-                    Run(self.name, variant, label, seed, seeded, identity, resources, before)
-                )
-        return runs
+        return [
+            RunSpec(
+                self.name, variant, self.file.variants[variant].label, seed,
+                settings.model_copy(update={"seed": seed}), settings.identities([seed])[seed],
+                self.resources[variant], start.identities([seed])[seed] if start else None,
+            )
+            for seed in self.seeds
+            for variant, settings in self.variants.items()
+            for start in [self.starts.get(variant)]
+        ]  # fmt: skip
 
     def reference_of(self, variant: str) -> str:
         """The row that ``variant`` is compared with; itself for a baseline."""
@@ -166,7 +164,7 @@ def repository_folder(name: str) -> Path:
     return here if here.exists() else Path(__file__).resolve().parents[2] / name
 
 
-def find(study: str) -> Path:
+def find_study(study: str) -> Path:
     """Find an experiment file by path or stem.
 
     Raises:
@@ -192,17 +190,18 @@ def expand_names(names: Sequence[str]) -> list[str]:
 
 def tiers_of(study: str) -> list[str]:
     """The tiers a study can be run at; the first is shown where none is asked for."""
-    tiers = yaml.read(find(study)).data.get("tiers")
+    tiers = yaml.read(find_study(study)).data.get("tiers")
     return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
 
 
-def load(
+def load_study(
     study: str | Path,
     *,
     tier: str = "toy",
     seeds: Sequence[int] | None = None,
     only: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | None = None,
+    recall: Path | None = None,
 ) -> Study:
     """Read an experiment file and resolve every variant at a tier.
 
@@ -212,13 +211,15 @@ def load(
         seeds: None: the tier's.
         only: globs of variants to keep, separated by commas; None: all.
         overrides: ``key=value`` for every variant, over all that is written.
+        recall: a results folder: seeds and overrides that are None are those that the study was
+            last asked for with there, if it was.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
-    path = find(str(study))
+    path = find_study(str(study))
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
     _check_names(file, document)
@@ -231,21 +232,9 @@ def load(
     if not chosen:
         known = ", ".join(file.variants)
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
-    rows = _Rows(file, document, tier, overrides)
-    variants: dict[str, Settings] = {}
-    resources: dict[str, Resources] = {}
-    mistakes: dict[str, list[str]] = {}
-    for name in chosen:
-        try:
-            variants[name] = rows.settings(name)
-            resources[name] = rows.resources(name)
-        except ConfigError as error:
-            for mistake in error.mistakes:
-                mistakes.setdefault(mistake, []).append(name)
-    if mistakes:
-        raise ConfigError(
-            *(m if of == chosen else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
-        )
+    before, last = _recall(recall, tier, file.study)
+    rows = _Rows(file, document, tier, before if overrides is None else overrides)
+    variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
     for name, settings in variants.items():
         first = seen.setdefault(settings.identity(), name)
@@ -254,7 +243,8 @@ def load(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    return Study(file, document, tier, tuple(seeds or rows.seeds), variants, resources, rows.starts)
+    seeds = tuple(seeds or last or rows.seeds)
+    return Study(file, document, tier, seeds, variants, resources, rows.starts)
 
 
 class _Rows:
@@ -283,6 +273,24 @@ class _Rows:
             self._settings.use(self._presets, file.use, document.where("use"))
         self._settings.add(document, file.set, ("set",))
 
+    def resolve(self, names: Sequence[str]) -> tuple[dict[str, Settings], dict[str, Resources]]:
+        """Settings and resources of these rows, by name."""
+        settings: dict[str, Settings] = {}
+        resources: dict[str, Resources] = {}
+        mistakes: dict[str, list[str]] = {}
+        for name in names:
+            try:
+                settings[name] = self.settings(name)
+                resources[name] = self.resources(name)
+            except ConfigError as error:
+                for mistake in error.mistakes:
+                    mistakes.setdefault(mistake, []).append(name)
+        if mistakes:
+            raise ConfigError(
+                *(m if of == names else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
+            )
+        return settings, resources
+
     def resources(self, name: str) -> Resources:
         """What a run of this row asks of a cluster."""
         layers = self._resources.copy()
@@ -300,7 +308,7 @@ class _Rows:
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ConfigError(f"--set {override}: not a setting; write --set key=value")
-            layers.set(key.strip(), yaml.scalar(text), f"--set {override}")
+            layers.set(key.strip(), yaml.parse(text), f"--set {override}")
         settings = validate(Settings, layers.data, layers.where)
         start = settings.train.start
         if start is None:
@@ -334,27 +342,55 @@ class _Rows:
 
 
 def _check_names(file: StudyFile, document: yaml.Document) -> None:
-    known = ", ".join(file.variants)
-    mistakes = []
-    if file.baseline not in file.variants:
-        place = document.where("baseline")
-        mistakes.append(f"{place}: baseline {file.baseline!r} is not a variant; known: {known}")
-    for name, variant in file.variants.items():
-        if variant.against is not None and variant.against not in file.variants:
-            place = document.where("variants", name, "against")
-            mistakes.append(f"{place}: {variant.against!r} is not a variant; known: {known}")
-    for factor in file.factor:
-        if factor not in known_paths():
-            place = document.where("factor")
-            mistakes.append(f"{place}: factor {factor!r} is not a setting; give a dotted path")
+    named: dict[tuple[str, ...], str | None] = {("baseline",): file.baseline}
+    named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
+    mistakes = [
+        f"{document.where(*keys)}: {'baseline ' if len(keys) == 1 else ''}{row!r} is not a "
+        f"variant; known: {', '.join(file.variants)}"
+        for keys, row in named.items()
+        if row is not None and row not in file.variants
+    ]
+    mistakes += [
+        f"{document.where('factor')}: factor {factor!r} is not a setting; give a dotted path"
+        for factor in file.factor
+        if factor not in known_paths()
+    ]
     if mistakes:
         raise ConfigError(*mistakes)
 
 
-def distinct(studies: Iterable[Study]) -> list[Run]:
+def distinct(studies: Iterable[Study]) -> list[RunSpec]:
     """The runs of several studies, each identity once, seed 0 of every row first."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunSpec] = {}
     for study in studies:
         for run in study.runs():
             runs.setdefault(run.identity, run)
     return sorted(runs.values(), key=lambda run: run.seed)
+
+
+def remember(results: Path, studies: Iterable[Study], overrides: Sequence[str]) -> None:
+    """Note what is asked now; seeds add up as long as the overrides stay the same.
+
+    ``lsa run table1 --set train.epochs=1`` trains other runs than ``lsa run table1``; the tables,
+    plots and states of that results folder are about the ones that were asked for last.
+    """
+    for study in studies:
+        before, last = _recall(results, study.tier, study.name)
+        seeds = {*study.seeds, *(last if set(before) == set(overrides) else ())}
+        path = _memory(results, study.tier, study.name)
+        with writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"overrides": sorted(overrides), "seeds": sorted(seeds)})
+
+
+def _memory(results: Path, tier: str, study: str) -> Path:
+    return results / tier / "studies" / f"{study}.json"
+
+
+def _recall(results: Path | None, tier: str, study: str) -> tuple[list[str], list[int]]:
+    """Overrides and seeds; none where the study was never asked for."""
+    found = None if results is None else read_json(_memory(results, tier, study))
+    try:
+        return ([], []) if found is None else (list(found["overrides"]), list(found["seeds"]))
+    except (KeyError, TypeError):
+        return [], []

@@ -16,6 +16,7 @@ from lsa_study.errors import ConfigError
 
 Keys = tuple[str, ...]
 PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+PLAIN_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
 
 # The C parser reads the same language about ten times faster; not every build has it.
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -62,8 +63,8 @@ def read(path: Path) -> Document:
     return Document(path, data, reader.lines)
 
 
-def scalar(text: str) -> Any:
-    """Read the right-hand side of ``--set key=value`` as YAML would."""
+def parse(text: str) -> Any:
+    """Read a value as YAML does, such as that of ``--set key=value``; else it is text."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -89,39 +90,30 @@ class _Reader:
 
     def construct(self, node: yaml.Node, keys: Keys) -> Any:
         if isinstance(node, yaml.CollectionNode) and not node.tag.startswith(PLAIN):
-            self.mistakes.append(
-                f"{self.path}:{node.start_mark.line + 1}: {node.tag} cannot be read; "
-                "use plain values, lists and mappings"
-            )
-            return None
-        if isinstance(node, yaml.MappingNode):
+            self.refuse(node, f"{node.tag} cannot be read; use plain values, lists and mappings")
+        elif isinstance(node, yaml.MappingNode):
             return self.mapping(node, keys)
-        if isinstance(node, yaml.SequenceNode):
+        elif isinstance(node, yaml.SequenceNode):
             return [self.construct(item, keys) for item in node.value]
-        return self.loader.construct_object(node)
+        else:
+            return self.loader.construct_object(node)
 
     def mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            key = self.key(key_node)
+            if key_node.tag not in PLAIN_KEYS:
+                self.refuse(
+                    key_node, f"{key_node.value!r} cannot be a key; quote it to make it text"
+                )
+            key = str(key_node.value)
             here = (*keys, key)
             if key in mapping:
-                first = self.lines[here]
-                self.mistakes.append(
-                    f"{self.path}:{line}: {'.'.join(here)} is set twice "
-                    f"(first in line {first}); keep one"
-                )
+                first = f"(first in line {self.lines[here]}); keep one"
+                self.refuse(key_node, f"{'.'.join(here)} is set twice {first}")
                 continue
-            self.lines[here] = line
+            self.lines[here] = key_node.start_mark.line + 1
             mapping[key] = self.construct(value_node, here)
         return mapping
 
-    def key(self, node: yaml.Node) -> str:
-        plain = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
-        if not (isinstance(node, yaml.ScalarNode) and node.tag in plain):
-            self.mistakes.append(
-                f"{self.path}:{node.start_mark.line + 1}: {node.value!r} cannot be a key; "
-                "quote it to make it text"
-            )
-        return str(node.value)
+    def refuse(self, node: yaml.Node, mistake: str) -> None:
+        self.mistakes.append(f"{self.path}:{node.start_mark.line + 1}: {mistake}")

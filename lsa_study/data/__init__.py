@@ -11,19 +11,16 @@ from lsa_study.config.settings import Settings
 from lsa_study.data.paths import DataLacks, require, weights
 
 if TYPE_CHECKING:
-    from lsa_study.data.sets import Sets
+    from lsa_study.data.sets import Datasets
 
 __all__ = ["DataLacks", "check", "load", "require", "weights"]
 
 
-def load(settings: Settings, *, device: str = "cpu") -> Sets:
+def load(settings: Settings, *, device: str = "cpu") -> Datasets:
     """Load the training and the test set that ``settings`` ask for.
 
-    Small sets are read whole; of ImageNet only the list of images is read.
-
-    Args:
-        settings: a run's settings; data, augment, evaluation, runtime.workers and seed are read.
-        device: where batches are made and handed over, such as ``"cuda"``.
+    Small sets are read whole; of ImageNet only the list of images is read. Batches are made and
+    handed over on ``device``, such as ``"cuda"``.
 
     Raises:
         DataLacks: the files are missing, incomplete or damaged.
@@ -32,8 +29,8 @@ def load(settings: Settings, *, device: str = "cpu") -> Sets:
     from lsa_study.data import imagenet, in_memory
 
     if settings.data.name == "imagenet":
-        return imagenet.load(settings, device=device)
-    return in_memory.load(settings, device=device)
+        return imagenet.ImagenetSets(settings, device)
+    return in_memory.TensorSets(settings, device)
 
 
 def check(settings: Settings) -> None:

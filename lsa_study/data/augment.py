@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lsa_study.config.settings import Augment
 from lsa_study.data import fast_pil, rng
-from lsa_study.data.sampler import Share
+from lsa_study.data.sampler import MicroBatch
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Pictorial = Callable[[Image.Image], Image.Image]
@@ -79,7 +79,7 @@ def crop_resized(pictures: Tensor, box: Tensor, size: int) -> Tensor:
 
 
 def erase(
-    images: Tensor, share: Share, *, batch: int, augment: Augment, words: Sequence[int]
+    images: Tensor, share: MicroBatch, *, batch: int, augment: Augment, words: Sequence[int]
 ) -> None:
     """Random erasing in place on normalised images: one box of Gaussian noise in some images.
 
@@ -124,9 +124,8 @@ def mixer(augment: Augment, num_classes: int) -> Mixer | None:
 def pictorial(augment: Augment, size: int, mean: tuple[float, ...]) -> Pictorial | None:
     """RandAugment, else color jitter, of one picture as timm has it; None where neither is on.
 
-    Args:
-        size: side of the picture in pixels, of which translations are a share.
-        mean: of the data set's pixels in 0..1; what geometric operations uncover gets this colour.
+    Translations are a share of ``size``, the picture's side in pixels. What geometric operations
+    uncover gets the colour ``mean``, in 0..1.
     """
     if augment.rand_augment is not None:
         from timm.data.auto_augment import rand_augment_transform

@@ -18,8 +18,8 @@ from lsa_study.config.settings import Settings
 from lsa_study.data import fast_pil, index, rng, shards, transforms
 from lsa_study.data.index import Listing
 from lsa_study.data.paths import DataLacks, Layout, imagenet
-from lsa_study.data.sampler import Epoch, Share
-from lsa_study.data.sets import CHANNELS, Pixels, Sets, Source
+from lsa_study.data.sampler import EpochSampler, MicroBatch
+from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels
 from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
@@ -28,34 +28,6 @@ STD: Pixels = (0.229, 0.224, 0.225)
 Key = tuple[tuple[int | str, ...], int]
 Decoded = tuple[Tensor, ...]
 """Pixels (N, 3, size, size) and labels; where label maps are read, also maps and cuts."""
-
-
-def load(settings: Settings, *, device: str) -> ImagenetSets:
-    """List the images; check that all are there unless ``data.train_limit`` asks for few.
-
-    Raises:
-        DataLacks: folders, shards or images are missing or damaged.
-    """
-    data, tokens = settings.data, settings.train.tokens
-    train, test = listings(imagenet(data))
-    if data.train_limit is None:
-        index.complete("train", train)
-        index.complete("val", test)
-    maps, content = None, []
-    if tokens is not None and tokens.labels != "plain":
-        names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
-        maps = LabelMaps.find(
-            train.store.root.parent / "token_labels", names, num_classes=len(train.classes),
-            truth=tokens.labels == "maps_and_truth",
-        )  # fmt: skip
-        content = maps.content(names)
-    trained, tested = len(train.labels), len(test.labels)
-    source = Source(
-        "imagenet", min(data.train_limit or trained, trained),
-        min(data.test_limit or tested, tested), num_classes=len(train.classes),
-        fingerprint=index.fingerprint(train, test, content), mean=MEAN, std=STD,
-    )  # fmt: skip
-    return ImagenetSets(source, settings, device, train=train, test=test, maps=maps)
 
 
 @lru_cache(maxsize=1)
@@ -87,9 +59,9 @@ class _Images(Dataset[Decoded]):
         """A whole batch, each image written to its place."""
         pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
         placed: list[tuple[Tensor, Tensor]] = []
-        with rng.preserve_rng():
+        with rng.seeded_global() as seed:
             for out, (words, index) in zip(pixels.numpy(), keys, strict=True):
-                rng.seed_global(*words, index)
+                seed(*words, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
                 except (OSError, SyntaxError, ValueError) as error:
@@ -99,41 +71,49 @@ class _Images(Dataset[Decoded]):
                     ) from error
                 if self.maps is not None:
                     name = os.fsdecode(self.listing.names[index])
-                    placed.append(self.maps.placed(name, self.transform))
+                    crop, flip = self.transform.transforms[:2]
+                    cut = torch.tensor([*crop.box, float(flip.flipped)])
+                    placed.append((self.maps.read(name), cut))
         labels = torch.from_numpy(self.listing.labels[[index for _, index in keys]])
         return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
 
-class _Batches:
-    """The batches of the pass at hand: a loader with workers that stay takes them from here."""
+class ImagenetSets(Datasets):
+    """Images in files or shards: all there are, unless ``data.train_limit`` asks for few."""
 
-    batches: Sequence[list[Key]] = ()
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class ImagenetSets(Sets):
-    """Images in files or shards."""
-
-    def __init__(
-        self, source: Source, settings: Settings, device: str, *, train: Listing, test: Listing,
-        maps: LabelMaps | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, settings: Settings, device: str) -> None:
+        data, tokens = settings.data, settings.train.tokens
+        train, test = listings(imagenet(data))
+        if data.train_limit is None:
+            index.complete("train", train)
+            index.complete("val", test)
+        maps, content = None, []
+        if tokens is not None and tokens.labels != "plain":
+            names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
+            maps = LabelMaps.find(
+                train.store.root.parent / "token_labels", names, num_classes=len(train.classes),
+                truth=tokens.labels == "maps_and_truth",
+            )  # fmt: skip
+            content = maps.content(names)
+        source = DatasetInfo(
+            len(train.labels[: data.train_limit]), len(test.labels[: data.test_limit]),
+            num_classes=len(train.classes), fingerprint=index.fingerprint(train, test, content),
+            mean=MEAN, std=STD,
+        )  # fmt: skip
         super().__init__(source, settings, device)
-        self.workers = settings.runtime.workers
-        size = settings.data.image_size
+        self.workers, size = settings.runtime.workers, data.image_size
         self._train = _Images(train, transforms.training(settings, MEAN), size, maps)
         self._test = _Images(test, transforms.testing(settings), size)
-        self._resting: dict[_Images, tuple[DataLoader[Decoded], _Batches]] = {}
+        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[list[Key]]]] = {}
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:
+    def _train_pixels(
+        self, epoch: EpochSampler
+    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
         shares, maps = list(epoch.shares()), self._train.maps
         words = (self.seed, "picture", epoch.epoch)
-        keys = [[(words, index) for index in share.indices.tolist()] for share in shares]
+        keys: list[list[Key]] = [
+            [(words, index) for index in share.indices.tolist()] for share in shares
+        ]
         for share, parts in zip(shares, self._decode(self._train, keys), strict=True):
             pixels, labels, *placed = parts
             tokens = None
@@ -145,23 +125,24 @@ class ImagenetSets(Sets):
             yield share, pixels, labels, tokens
 
     def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        keys = [[((), index) for index in numbers.tolist()] for numbers in rows]
+        keys: list[list[Key]] = [[((), index) for index in n.tolist()] for n in rows]
         for numbers, (pixels, labels) in zip(rows, self._decode(self._test, keys), strict=True):
             yield numbers, pixels, labels
 
-    def _decode(self, images: _Images, batches: Sequence[Any]) -> Iterator[Decoded]:
-        # Workers stay from pass to pass; a second pass while one is under way has its own.
+    def _decode(self, images: _Images, batches: list[list[Key]]) -> Iterator[Decoded]:
+        # Workers stay from pass to pass and take the batches of the one at hand from a list; a
+        # second pass while one is under way has its own.
         if images in self._resting:
             loader, waiting = self._resting.pop(images)
         else:
             fast_pil.prepare()
-            waiting = _Batches()
+            waiting = []
             loader = DataLoader(
                 images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
                 pin_memory=self.device.type == "cuda", worker_init_fn=_quiet_worker,
                 generator=torch.Generator(), persistent_workers=self.workers > 0,
             )  # fmt: skip
-        waiting.batches = batches
+        waiting[:] = batches
         try:
             for parts in loader:
                 yield tuple(part.to(self.device, non_blocking=True) for part in parts)

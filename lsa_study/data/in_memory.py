@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 from lsa_study.config.settings import Settings
 from lsa_study.data import augment, cifar, digits, rng
 from lsa_study.data.paths import require
-from lsa_study.data.sampler import Epoch, Share
-from lsa_study.data.sets import Pixels, Sets, Source
+from lsa_study.data.sampler import EpochSampler, MicroBatch
+from lsa_study.data.sets import DatasetInfo, Datasets, Pixels
 
 STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
     "digits": ((0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
@@ -27,71 +26,45 @@ STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
 """Mean and standard deviation per channel, of pixels in 0..1."""
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A split: uint8 pixels (N, 3, H, W) and labels (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
-def load(settings: Settings, *, device: str) -> TensorSets:
-    """Read a small set whole.
-
-    Raises:
-        DataLacks: the files are missing or damaged.
-    """
-    *splits, fingerprint = _read(settings.data.name, require(settings.data))
-    limits = settings.data.train_limit, settings.data.test_limit
-    train, test = (
-        Pictures(pictures.pixels[:limit], pictures.labels[:limit])
-        for pictures, limit in zip(splits, limits, strict=True)
-    )
-    mean, std = STATISTICS[settings.data.name]
-    source = Source(
-        settings.data.name, len(train.labels), len(test.labels), num_classes=10,
-        fingerprint=fingerprint, mean=mean, std=std,
-    )  # fmt: skip
-    return TensorSets(source, settings, device, train=train, test=test)
-
-
 @lru_cache(maxsize=1)
-def _read(name: str, paths: tuple[Path, ...]) -> tuple[Pictures, Pictures, str]:
+def _read(name: str, paths: tuple[Path, ...]) -> tuple[cifar.Tensors, str]:
     # Kept, because one process may train many runs of the same set in turn.
     if name == "cifar10":
-        tensors, fingerprint = cifar.read(paths)
-        return (
-            Pictures(tensors["train.pixels"], tensors["train.labels"]),
-            Pictures(tensors["test.pixels"], tensors["test.labels"]),
-            fingerprint,
-        )
-    train, test = (Pictures(*map(torch.from_numpy, digits.make(s))) for s in ("train", "test"))
-    content = [t for split in (train, test) for t in (split.labels, split.pixels)]
-    return train, test, rng.fingerprint(digits.VERSION, *(t.numpy().data for t in content))
+        return cifar.read(paths)
+    tensors: cifar.Tensors = {}
+    for split in ("train", "test"):
+        pixels, labels = map(torch.from_numpy, digits.make(split))
+        tensors |= {f"{split}.labels": labels, f"{split}.pixels": pixels}
+    content = (tensor.numpy().data for tensor in tensors.values())
+    return tensors, rng.fingerprint(digits.VERSION, *content)
 
 
-class TensorSets(Sets):
+class TensorSets(Datasets):
     """A set in memory, on the device where its batches are wanted."""
 
-    def __init__(
-        self, source: Source, settings: Settings, device: str, *, train: Pictures, test: Pictures
-    ) -> None:
+    def __init__(self, settings: Settings, device: str) -> None:
+        data, size = settings.data, settings.data.image_size
+        tensors, fingerprint = _read(data.name, require(data))
+        train, labels = (tensors[f"train.{of}"][: data.train_limit] for of in ("pixels", "labels"))
+        test, right = (tensors[f"test.{of}"][: data.test_limit] for of in ("pixels", "labels"))
+        mean, std = STATISTICS[data.name]
+        source = DatasetInfo(len(labels), len(right), cifar.CLASSES, fingerprint, mean, std)
         super().__init__(source, settings, device)
-        size = settings.data.image_size
         scaled = math.floor(size / settings.evaluation.crop_share)
         self._pictorial = augment.pictorial(settings.augment, size, source.mean)
-        self._train_labels = train.labels.to(self.device)
-        self._test_labels = test.labels.to(self.device)
-        self._test = _centre(_resize(test.pixels, scaled), size).to(self.device)
+        self._train_labels, self._test_labels = labels.to(self.device), right.to(self.device)
+        self._test = _centre(_resize(test, scaled), size).to(self.device)
         if settings.augment.crop == "random_resized":
-            self._train = train.pixels.to(self.device)
+            self._train = train.to(self.device)
             return
         margin = settings.augment.crop_pad if settings.augment.crop == "pad" else 0
-        pixels = _resize(train.pixels, scaled)
+        pixels = _resize(train, scaled)
         pixels = _centre(pixels, size) if settings.augment.crop == "none" else pixels
         self._train = F.pad(pixels, [margin] * 4).to(self.device)
 
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, None]]:
+    def _train_pixels(
+        self, epoch: EpochSampler
+    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, None]]:
         for share in epoch.shares():
             chosen = share.indices.to(self.device)
             draw = rng.generator(self.seed, "crop", epoch.epoch, share.step)

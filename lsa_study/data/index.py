@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,38 +19,30 @@ EXPECTED = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000
 
 
-class Store(Protocol):
-    """Bytes of images by place: a number of the store's own."""
+@dataclass(frozen=True)
+class Store:
+    """The encoded images of a split in an order of its own; here each in a file."""
 
-    @property
-    def root(self) -> Path:
-        """The split's folder, for messages."""
-        ...
+    root: Path
+    """The split's folder, for messages."""
+    names: NDArray[np.bytes_]
+    """Class folder / file; of a shard perhaps the file alone."""
+    labels: NDArray[np.int64]
+    """Class numbers, of which some may be absent."""
+    classes: tuple[str, ...] | None
+    """Names of the classes where folders say them; the labels count in them."""
 
     def read(self, place: int) -> bytes:
-        """The encoded image.
+        """The encoded image at a place.
 
         Raises:
             OSError: it cannot be read.
         """
-        ...
+        return Path(self.where(place)).read_bytes()
 
     def where(self, place: int) -> str:
-        """File, or shard and row, for messages."""
-        ...
-
-
-@dataclass(frozen=True)
-class SplitContents:
-    """What a store holds, in its own order."""
-
-    store: Store
-    labels: NDArray[np.int64]
-    """Class numbers, of which some may be absent."""
-    names: list[str]
-    """Class folder / file, as ``canonical`` makes them; of a shard perhaps the file alone."""
-    classes: tuple[str, ...] | None = None
-    """Names of the classes where folders say them; the labels count in them."""
+        """Its file, or shard and row, for messages."""
+        return str(self.root / os.fsdecode(self.names[place]))
 
 
 @dataclass(frozen=True)
@@ -80,28 +71,10 @@ class Listing:
         return self.store.where(int(self.places[index]))
 
 
-@dataclass(frozen=True)
-class Files:
-    """Images in files of their own."""
-
-    root: Path
-    names: NDArray[np.bytes_]
-
-    def read(self, place: int) -> bytes:
-        """The content of a file."""
-        return Path(self.where(place)).read_bytes()
-
-    def where(self, place: int) -> str:
-        """Its path."""
-        return str(self.root / os.fsdecode(self.names[place]))
-
-
-def find_in_folders(root: Path, classes: Sequence[str] | None) -> SplitContents:
+def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
     """List the images of a split that lie as ``<wnid>/<file>``.
 
-    Args:
-        root: holds one folder for every class.
-        classes: of the training split; None for the training split itself.
+    ``classes`` are those of the training split; None for the training split itself.
 
     Raises:
         DataLacks: a folder is none of ``classes``, or there is none.
@@ -123,52 +96,42 @@ def find_in_folders(root: Path, classes: Sequence[str] | None) -> SplitContents:
     if not names:
         raise DataLacks(f"{root}: holds no images; wanted are <wnid>/ folders of .JPEG files")
     encoded = np.array([os.fsencode(name) for name in names])
-    return SplitContents(Files(root, encoded), np.array(labels, np.int64), names, classes)
+    return Store(root, encoded, np.array(labels, np.int64), classes)
 
 
-def canonical(name: str) -> str:
-    """A recorded name as folders have it: data set hubs append the class to the file's name."""
-    *folders, file = name.split("/")
-    if parts := re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", file):
-        return f"{parts[2]}/{parts[1]}{parts[3]}"
-    return "/".join([*folders[-1:], file])
-
-
-def ordered(found: SplitContents, like: Listing | None) -> Listing:
-    """Put a split in order.
-
-    Args:
-        like: the training split, whose classes count; None for the training split itself.
+def ordered(found: Store, like: Listing | None) -> Listing:
+    """Put a split in order; the classes of ``like``, the training split, count.
 
     Raises:
         DataLacks: there are no images, or some of a class that ``like`` lacks.
     """
     if not len(found.labels):
-        raise DataLacks(f"{found.store.root}: holds no images; wanted are encoded images by class")
+        raise DataLacks(f"{found.root}: holds no images; wanted are encoded images by class")
     numbers = np.unique(found.labels) if like is None else like.numbers
     if extra := sorted(set(found.labels.tolist()) - set(numbers.tolist())):
         shown = ", ".join(map(str, extra[:3]))
         raise DataLacks(
-            f"{found.store.root}: holds images of class {shown}, of which train has none; wanted "
+            f"{found.root}: holds images of class {shown}, of which train has none; wanted "
             "are the same classes as in train"
         )
     labels = np.searchsorted(numbers, found.labels)
-    encoded = np.array([name.encode("utf-8", "surrogateescape") for name in found.names])
-    by_class = np.lexsort((encoded, labels))
+    by_class = np.lexsort((found.names, labels))
     starts = np.searchsorted(labels[by_class], np.arange(len(numbers)))
     turn = np.empty(len(labels), np.int64)
     turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
-    rows = np.lexsort((encoded, labels, turn))
+    rows = np.lexsort((found.names, labels, turn))
     if like is not None:
         classes = like.classes
     elif found.classes is not None:
         classes = tuple(found.classes[number] for number in numbers)
     else:
-        named = {int(n): name for n, name in zip(found.labels, found.names, strict=True)}
+        named = dict(zip(found.labels.tolist(), found.names.tolist(), strict=True))
+        parts = {number: os.fsdecode(name).split("/") for number, name in named.items()}
         classes = tuple(
-            named[n].split("/")[0] if "/" in named[n] else str(n) for n in numbers.tolist()
+            parts[number][0] if len(parts[number]) > 1 else str(number)
+            for number in numbers.tolist()
         )
-    return Listing(found.store, encoded[rows], labels[rows], rows, classes, numbers)
+    return Listing(found, found.names[rows], labels[rows], rows, classes, numbers)
 
 
 def complete(split: str, listing: Listing) -> None:

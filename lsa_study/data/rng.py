@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,27 +28,23 @@ def generator(*words: int | str) -> torch.Generator:
 
 
 @contextmanager
-def seeded_global(*words: int | str) -> Iterator[None]:
-    """Seed the global generators for a library that draws from them; put them back afterwards."""
-    with preserve_rng():
-        seed_global(*words)
-        yield
+def seeded_global(*words: int | str) -> Iterator[Callable[..., None]]:
+    """Seed the global generators for a library that draws from them; put them back afterwards.
 
+    Yields:
+        What seeds them anew, from other words.
+    """
 
-def seed_global(*words: int | str) -> None:
-    """Seed the global generators; only inside ``preserve_rng``."""
-    seed = derive(*words)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+    def seed(*words: int | str) -> None:
+        number = derive(*words)
+        random.seed(number)
+        np.random.seed(number % 2**32)
+        torch.default_generator.manual_seed(number)
 
-
-@contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Put the global generators back as they were, whatever is drawn meanwhile."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        yield
+        seed(*words)
+        yield seed
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])

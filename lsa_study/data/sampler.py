@@ -16,7 +16,7 @@ MIX_GROUP = 128
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """The images of one step that are computed at once: a part of the effective batch."""
 
     step: int
@@ -30,7 +30,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochSampler:
     """The order of one epoch's images, cut into steps and parts.
 
     A step's effective batch is cut into ``parts`` (processes x accumulation steps); this process
@@ -79,14 +79,14 @@ class Epoch:
         """Optimiser steps of an epoch."""
         return max(1, self.images // self.batch_size)
 
-    def shares(self) -> Iterator[Share]:
+    def shares(self) -> Iterator[MicroBatch]:
         """This process's parts, step by step from ``first_step``."""
         order = torch.randperm(self.images, generator=rng.generator(self.seed, "order", self.epoch))
         cuts = [self._cut(part) for part in self.mine]
         for step in range(self.first_step, self.steps):
             batch = order[step * self.batch : (step + 1) * self.batch]
             for positions, groups in cuts:
-                yield Share(step, positions, batch[positions], groups)
+                yield MicroBatch(step, positions, batch[positions], groups)
 
     def _cut(self, part: int) -> tuple[Tensor, tuple[tuple[int, int, int], ...]]:
         if not self.paired:

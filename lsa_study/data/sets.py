@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsa_study.config.settings import Augment, Settings
 from lsa_study.data import augment, rng
-from lsa_study.data.sampler import Epoch, Share
+from lsa_study.data.sampler import EpochSampler, MicroBatch
 
 Pixels = tuple[float, float, float]
 
@@ -19,10 +19,9 @@ CHANNELS = 3
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetInfo:
     """What a data set is, whatever is done to its images."""
 
-    name: str
     train_images: int
     """After ``data.train_limit``."""
     test_images: int
@@ -48,10 +47,10 @@ class Batch:
     """(N, tokens, classes) shares where label maps are read."""
 
 
-class Sets(ABC):
+class Datasets(ABC):
     """The images of one run."""
 
-    def __init__(self, source: Source, settings: Settings, device: str) -> None:
+    def __init__(self, source: DatasetInfo, settings: Settings, device: str) -> None:
         self.source = source
         self.seed = settings.seed
         self.image_size = settings.data.image_size
@@ -62,21 +61,16 @@ class Sets(ABC):
         self._mean, self._std = scale.view(2, CHANNELS, 1, 1).unbind(0)
 
     def epoch(
-        self,
-        epoch: int,
-        batch_size: int,
-        *,
-        first_step: int = 0,
-        parts: int = 1,
+        self, epoch: int, batch_size: int, *, first_step: int = 0, parts: int = 1,
         mine: range = range(1),
-    ) -> Epoch:
-        """Plan one epoch of this set; see ``sampler.Epoch``."""
-        return Epoch(
+    ) -> EpochSampler:  # fmt: skip
+        """Plan one epoch of this set; see ``sampler.EpochSampler``."""
+        return EpochSampler(
             self.source.train_images, batch_size, self.seed, epoch, first_step, parts, mine,
             paired=self.mixer is not None,
         )  # fmt: skip
 
-    def train(self, epoch: Epoch) -> Iterator[Batch]:
+    def train(self, epoch: EpochSampler) -> Iterator[Batch]:
         """Augmented training batches: for every step of ``epoch``, this process's parts in order.
 
         Raises:
@@ -110,7 +104,9 @@ class Sets(ABC):
         return pixels.to(torch.float32).sub_(self._mean).div_(self._std)
 
     @abstractmethod
-    def _train_pixels(self, epoch: Epoch) -> Iterator[tuple[Share, Tensor, Tensor, Tensor | None]]:
+    def _train_pixels(
+        self, epoch: EpochSampler
+    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
         """Share by share, on the device: pixels in 0..255 (N, 3, size, size), then as in Batch."""
 
     @abstractmethod

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from lsa_study.data.index import SplitContents, canonical, find_in_folders
+from lsa_study.data.index import Store, find_in_folders
 from lsa_study.data.paths import DataLacks, layout_of_imagenet
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import replacing, writable
@@ -30,6 +33,8 @@ IMAGES = 5000
 """Of one written shard: about half a gigabyte."""
 GROUP = 8
 """Images of a written row group, which is read whole for one of them."""
+HUB_NAME = re.compile(r"([^/]+)_(n\d{8})(\.\w+)\Z")
+"""File, class and suffix."""
 
 Rows = NDArray[np.int64]
 Image = tuple[str, int, bytes]
@@ -37,15 +42,14 @@ Image = tuple[str, int, bytes]
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Store):
     """Images in the row groups of parquet shards, read in any order by any process."""
 
-    root: Path
     paths: tuple[Path, ...]
     spots: Rows
     """(N, 3): shard, row group, row in the group."""
-    names: NDArray[np.bytes_]
 
+    @override
     def read(self, place: int) -> bytes:
         """An image of a row group, which is read whole for it."""
         import pyarrow as arrow
@@ -62,6 +66,7 @@ class Table:
             raise OSError("it has no bytes")
         return bytes(content)
 
+    @override
     def where(self, place: int) -> str:
         """Shard, row group and row, and the recorded name."""
         shard, group, row = self.spots[place].tolist()
@@ -77,7 +82,7 @@ def _opened(path: Path, _process: int) -> Any:
     return parquet.ParquetFile(path, page_checksum_verification=True)
 
 
-def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> SplitContents:
+def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     """List the rows of a split's shards.
 
     Raises:
@@ -96,10 +101,12 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> SplitContents:
             )
         spots += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
         labels.append(of_shard)
-        names += [canonical(name) for name in recorded]
+        # As folders have them: data set hubs append the class to the file's name.
+        named = (HUB_NAME.sub(r"\2/\1\3", name).split("/")[-2:] for name in recorded)
+        names += map("/".join, named)
     encoded = np.array([os.fsencode(name) for name in names])
-    table = Table(root, paths, np.array(spots, np.int64).reshape(-1, 3), encoded)
-    return SplitContents(table, np.concatenate(labels), names)
+    places = np.array(spots, np.int64).reshape(-1, 3)
+    return Table(root, encoded, np.concatenate(labels), None, paths, places)
 
 
 def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:
@@ -130,11 +137,7 @@ def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows
 
 
 def write_parquet(path: Path, images: Iterable[Image]) -> None:
-    """Write one shard.
-
-    Args:
-        path: where to; it appears when it is whole.
-        images: in the order of the rows.
+    """Write one shard of images in this order; it appears when it is whole.
 
     Raises:
         EnvironmentLacks: the disk is full or the folder cannot be written.
@@ -144,7 +147,7 @@ def write_parquet(path: Path, images: Iterable[Image]) -> None:
 
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     schema = arrow.schema([("image", image), ("label", arrow.int64())])
-    rows: list[dict[str, object]] = []
+    rows = ({"image": {"bytes": content, "path": name}, "label": n} for name, n, content in images)
     # Encoded images do not compress; groups are small, because one image is read at a time.
     with (
         writable(path),
@@ -154,25 +157,14 @@ def write_parquet(path: Path, images: Iterable[Image]) -> None:
             write_statistics=False,
         ) as writer,
     ):  # fmt: skip
-        for name, label, content in images:
-            rows.append({"image": {"bytes": content, "path": name}, "label": label})
-            if len(rows) == GROUP:
-                writer.write_table(arrow.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(arrow.Table.from_pylist(rows, schema))
+        while group := list(itertools.islice(rows, GROUP)):
+            writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
 def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
-    """Write both splits of ImageNet's folders as shards of so many images.
+    """Write both splits of ImageNet's folders as shards of so many images; returns their number.
 
-    Args:
-        source: holds ``imagenet/{train,val}/<wnid>/``.
-        target: where ``imagenet/{train,val}-NNNNN-of-NNNNN.parquet`` are written.
-        images: of one shard.
-
-    Returns:
-        How many shards.
+    They are ``target/imagenet/{train,val}-NNNNN-of-NNNNN.parquet``.
 
     Raises:
         DataLacks: ``source`` has no such folders, an image cannot be read, or ``target`` holds
@@ -189,14 +181,15 @@ def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
     total = 0
     for split, found in (("train", train), ("val", find_in_folders(layout.test[0], train.classes))):
 
-        def image(row: int, found: SplitContents = found) -> Image:
+        def image(row: int, found: Store = found) -> Image:
             try:
-                return found.names[row], int(found.labels[row]), found.store.read(row)
+                name = os.fsdecode(found.names[row])
+                return name, int(found.labels[row]), found.read(row)
             except OSError as error:
-                raise DataLacks(f"{found.store.where(row)}: cannot be read ({error})") from error
+                raise DataLacks(f"{found.where(row)}: cannot be read ({error})") from error
 
         # By class and name; a reader brings them into its own order.
-        rows = np.lexsort((np.array([os.fsencode(n) for n in found.names]), found.labels))
+        rows = np.lexsort((found.names, found.labels))
         parts = np.array_split(rows, -(-len(rows) // images))
         for number, part in enumerate(parts):
             name = f"{split}-{number:05}-of-{len(parts):05}.parquet"

@@ -41,11 +41,7 @@ class LabelMaps:
     def find(cls, root: Path, names: list[str], *, num_classes: int, truth: bool) -> LabelMaps:
         """Look whether each image has a map; the first is read.
 
-        Args:
-            root: holds a folder for each class.
-            names: the images, as class folder / file.
-            num_classes: K.
-            truth: whether images' targets take in their classes.
+        ``root`` holds a folder for each class; ``names`` are class folder / file.
 
         Raises:
             DataLacks: maps are missing, or the first cannot be read.
@@ -89,23 +85,6 @@ class LabelMaps:
             )
         return found.float()
 
-    def placed(self, name: str, transform: Any) -> tuple[Tensor, Tensor]:
-        """The map of the image that ``transform`` made last, and what the image shows of it.
-
-        Args:
-            name: class folder / file.
-            transform: begins with a ``RandomResizedCrop`` and a ``RandomHorizontalFlip``.
-
-        Returns:
-            (2, k, rows, columns), float32; and (5,), the box's left, top, right and bottom as
-            shares of the picture, and 1 if the image is flipped.
-
-        Raises:
-            DataLacks: see ``read``.
-        """
-        crop, flip = transform.transforms[:2]
-        return self.read(name), torch.tensor([*crop.box, float(flip.flipped)])
-
     def targets(
         self, labels: Tensor, maps: Tensor, cuts: Tensor, *, image_size: int, smoothing: float
     ) -> tuple[Tensor, Tensor]:
@@ -113,9 +92,9 @@ class LabelMaps:
 
         Args:
             labels: (N,) class numbers.
-            maps: (N, 2, k, rows, columns) and
-            cuts: (N, 5), see ``placed``.
-            image_size: side of the images in pixels.
+            maps: (N, 2, k, rows, columns), see ``answers``, as for
+            cuts: (N, 5).
+            image_size: in pixels.
             smoothing: see ``smoothed``.
         """
         side = image_size // TOKEN_PIXELS

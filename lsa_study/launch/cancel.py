@@ -85,9 +85,9 @@ def _cancel(
             what = TAKEN_OUT
             if writer is None and row.folder.result() is None:
                 row.folder.change_state("stopped", cause="cancelled")
-        elif writer is not None and writer["host"] == socket.gethostname():
+        elif writer is not None and writer.host == socket.gethostname():
             what = LEAVING
-            os.kill(int(writer["pid"]), signal.SIGTERM)  # a local queue trains it
+            os.kill(writer.pid, signal.SIGTERM)  # a local queue trains it
         done.setdefault(what, []).append(row.name)
 
 

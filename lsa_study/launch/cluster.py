@@ -48,7 +48,7 @@ class Cluster(BaseModel):
     """Further arguments of ``srun``."""
 
 
-def read(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Cluster:
+def read_cluster(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Cluster:
     """Read the site's wishes; what is given as flags wins, None means not given.
 
     Args:

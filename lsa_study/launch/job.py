@@ -201,9 +201,9 @@ class _Life:
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
         end, reported = time.monotonic() + STALE_SECONDS + 60.0, False
-        while (writer := self.run.writer()) is not None and writer.get("job") == self.context.job:
+        while (writer := self.run.writer()) is not None and writer.job == self.context.job:
             if not reported:
-                who = f"process {writer['pid']} on {writer['host']}"
+                who = f"process {writer.pid} on {writer.host}"
                 _say(f"waiting for {who}: an earlier life of this job that still writes here")
                 reported = True
             if self.stop() or time.monotonic() > end:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from lsa_study import rundir
-from lsa_study.config.study import Run
+from lsa_study.config.study import RunSpec
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.process import Child, Server, ended_by, need_data
 from lsa_study.launch.records import (
@@ -68,7 +68,9 @@ def visible_gpus() -> list[str]:
     ]
 
 
-def need_starts(runs: Iterable[Run], known: Mapping[str, RunDir], coming: Collection[str]) -> None:
+def need_starts(
+    runs: Iterable[RunSpec], known: Mapping[str, RunDir], coming: Collection[str]
+) -> None:
     """Check that what runs begin from is trained, or will be before them.
 
     Args:
@@ -97,7 +99,7 @@ def need_starts(runs: Iterable[Run], known: Mapping[str, RunDir], coming: Collec
 class _Training:
     """A run under way."""
 
-    run: Run
+    run: RunSpec
     folder: RunDir
     child: Child
 
@@ -110,13 +112,15 @@ class Queue:
         self.gpus = visible_gpus()
         self.jobs = jobs or max(1, len(self.gpus))
         self.summary = Summary()
-        self.waiting: list[Run] = []
+        self.waiting: list[RunSpec] = []
         self.active: dict[int, _Training] = {}
         """By place: runs share the GPUs by their number."""
         self.failures: list[Failure] = []
         """Since a run last ended well."""
 
-    def work(self, runs: Sequence[Run], *, started: Callable[[], None] = lambda: None) -> Summary:
+    def work(
+        self, runs: Sequence[RunSpec], *, started: Callable[[], None] = lambda: None
+    ) -> Summary:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
 
         Raises:
@@ -143,7 +147,7 @@ class Queue:
             self._train_all(stop)
         return self.summary
 
-    def _folder(self, run: Run) -> RunDir:
+    def _folder(self, run: RunSpec) -> RunDir:
         """The run's folder: an existing one of its identity, else the one it will get."""
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.known.get(run.identity) or RunDir(here)
@@ -164,13 +168,13 @@ class Queue:
                     self._note(one, one.child.wait())
                     del self.active[place]
 
-    def _first_ready(self) -> Run | None:
+    def _first_ready(self) -> RunSpec | None:
         """The next run that does not wait for another's weights."""
         coming = {run.identity for run in self.waiting}
         coming |= {one.run.identity for one in self.active.values()}
         return next((run for run in self.waiting if run.start not in coming), None)
 
-    def _start(self, run: Run, place: int) -> None:
+    def _start(self, run: RunSpec, place: int) -> None:
         self.waiting.remove(run)
         folder = self._folder(run)
         folder.create(run.settings, variant=run.variant, start=run.start)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.config.study import Run, Study, distinct
+from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.record import OUTCOMES
 
 
-def as_json(study: Study) -> dict[str, Any]:
+def plan_json(study: Study) -> dict[str, Any]:
     """One study's runs with their resolved settings."""
     return {
         "study": study.name,
@@ -37,10 +37,12 @@ def as_json(study: Study) -> dict[str, Any]:
     }
 
 
-def as_text(studies: Sequence[Study], results: Path) -> str:
+def plan_text(studies: Sequence[Study], results: Path) -> str:
     """A block for each study and a last line that counts the distinct runs."""
     states = _states(studies, results)
-    rehearsed = {tier: rehearse.read(results, tier) for tier in {one.tier for one in studies}}
+    rehearsed = {
+        tier: rehearse.read_rehearsals(results, tier) for tier in {one.tier for one in studies}
+    }
     blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
@@ -121,7 +123,7 @@ def _block(
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
 
 
-def _shared(runs: Sequence[Run], study: Study, studies: Sequence[Study]) -> str:
+def _shared(runs: Sequence[RunSpec], study: Study, studies: Sequence[Study]) -> str:
     mine = {run.identity: run.variant for run in runs}
     found = []
     for other in studies:
@@ -133,7 +135,7 @@ def _shared(runs: Sequence[Run], study: Study, studies: Sequence[Study]) -> str:
     return "; ".join(found)
 
 
-def _protocol(run: Run) -> str:
+def _protocol(run: RunSpec) -> str:
     data, train = run.settings.data, run.settings.train
     limits = {"images": data.train_limit, "test images": data.test_limit}
     parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)

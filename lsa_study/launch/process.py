@@ -32,7 +32,7 @@ from typing import Any, NoReturn, Self, TextIO
 from rich.console import Console
 
 from lsa_study.config.settings import Settings
-from lsa_study.config.study import Run
+from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused, cause_of
 from lsa_study.files import guard_output
 from lsa_study.launch.track import beside
@@ -174,7 +174,7 @@ class Server:
         variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         return self._order({"train": str(run.root), "variables": variables})
 
-    def check_data(self, runs: Iterable[Run]) -> Child:
+    def check_data(self, runs: Iterable[RunSpec]) -> Child:
         """Look whether the data of runs are there and whole: hand its report to ``need_data``."""
         return self._order({"check": [one.model_dump_json() for one in distinct_data(runs)]})
 
@@ -193,7 +193,7 @@ class Server:
         return Child(json.loads(line)["pid"], replies)
 
 
-def distinct_data(runs: Iterable[Run]) -> list[Settings]:
+def distinct_data(runs: Iterable[RunSpec]) -> list[Settings]:
     """The settings of one run for each set of files that runs read."""
     return list({run.settings.reads(): run.settings for run in runs}.values())
 

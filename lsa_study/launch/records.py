@@ -29,8 +29,8 @@ from typing import Any, Self
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
-from lsa_study.config.selection import load_recalled
-from lsa_study.config.study import TIERS, Resources, Run, Tier
+from lsa_study.config.settings import Tier
+from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
 from lsa_study.launch.scheduler import Queued, array_of
@@ -139,7 +139,7 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     return [run for run in runs if run.identity in wanted]
 
 
-def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[Run]:
+def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunSpec]:
     """The runs of studies as they were last asked for, at the tiers that have runs."""
     loaded = []
     for name in study.expand_names(names):
@@ -147,14 +147,14 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
             continue
         for place in tiers_of(results, tier) or ["toy"]:
             with contextlib.suppress(ConfigError):  # not a study of this tier
-                loaded.append(load_recalled(results, place, name))
+                loaded.append(study.load_study(name, tier=place, recall=results))
     return study.distinct(loaded)
 
 
 def _variants_of(name: str) -> set[str] | None:
     """The variants of a study; None if there is no study of that name."""
     try:
-        path = study.find(name)
+        path = study.find_study(name)
     except ConfigError:
         return None
     return set(yaml.read(path).data.get("variants", ()))

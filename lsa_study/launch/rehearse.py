@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lsa_study.config.settings import Settings
-from lsa_study.config.study import Run
+from lsa_study.config.study import RunSpec
 from lsa_study.files import writable, write_json
 from lsa_study.launch.process import Server, ended_by, need_data
 from lsa_study.record import OUTCOMES
@@ -83,7 +83,7 @@ def key(settings: Settings) -> str:
     return settings.model_copy(update={"seed": 0, "train": train}).identity()
 
 
-def read(results: Path, tier: str) -> dict[str, Rehearsed]:
+def read_rehearsals(results: Path, tier: str) -> dict[str, Rehearsed]:
     """The rehearsed rows of a tier by ``key``; none where nothing was rehearsed."""
     try:
         found = json.loads((results / tier / FILE).read_text("utf-8"))["rows"]
@@ -101,12 +101,12 @@ def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> Path:
     path = results / tier / FILE
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    together = {**read(results, tier), **rows}
+    together = {**read_rehearsals(results, tier), **rows}
     write_json(path, {"rows": {name: row.model_dump() for name, row in together.items()}})
     return path
 
 
-def predicted(runs: Sequence[Run], rows: Mapping[str, Rehearsed]) -> list[tuple[str, str]]:
+def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tuple[str, str]]:
     """What runs will cost and whether they fit, as lines by topic; empty if none is known."""
     known = [(run.settings, rows[name]) for run in runs if (name := key(run.settings)) in rows]
     lines: list[tuple[str, str]] = []
@@ -139,7 +139,7 @@ class _Failed(Exception):
     """What a row's rehearsal failed at."""
 
 
-def shortened(run: Run, *, checkpoints: float) -> Settings:
+def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     """A run's settings with its batch and all else, but few steps and drawn weights.
 
     On a cluster its devices share a step; one alone does their parts in turn, each as large.
@@ -170,13 +170,13 @@ class Rehearsal:
         self.results, self.tell = results, tell
         self.draw = random.Random()
 
-    def work(self, runs: Sequence[Run]) -> list[Rehearsed]:
+    def work(self, runs: Sequence[RunSpec]) -> list[Rehearsed]:
         """Rehearse each distinct row once, and keep what is found for ``lsa plan``.
 
         Raises:
             LsaError: the data are missing or the results folder cannot be written.
         """
-        rows: dict[str, Run] = {}
+        rows: dict[str, RunSpec] = {}
         for run in runs:
             rows.setdefault(key(run.settings), run)
         with Server() as self.server:
@@ -194,7 +194,7 @@ class Rehearsal:
             self._folder(runs[0]).parent.rmdir()
         return found
 
-    def _row(self, run: Run) -> Rehearsed:
+    def _row(self, run: RunSpec) -> Rehearsed:
         folder = self._folder(run)
         shutil.rmtree(folder, ignore_errors=True)
         row: dict[str, Any] = {"variant": run.variant}
@@ -211,10 +211,10 @@ class Rehearsal:
             shutil.rmtree(folder)
         return Rehearsed.model_validate(row)
 
-    def _folder(self, run: Run) -> Path:
+    def _folder(self, run: RunSpec) -> Path:
         return self.results / run.settings.tier / "rehearsal" / run.name
 
-    def _train(self, root: Path, run: Run, *, checkpoints: float = 3600.0) -> RunDir:
+    def _train(self, root: Path, run: RunSpec, *, checkpoints: float = 3600.0) -> RunDir:
         """Train to the end, from where the folder stands."""
         folder = RunDir(root)
         folder.create(shortened(run, checkpoints=checkpoints), variant=run.variant)
@@ -225,7 +225,9 @@ class Rehearsal:
             raise _Failed(str(status.message) if status.state == "failed" else died)
         return folder
 
-    def _kill_and_resume(self, folder: Path, run: Run, whole: RunDir, step_seconds: float) -> str:
+    def _kill_and_resume(
+        self, folder: Path, run: RunSpec, whole: RunDir, step_seconds: float
+    ) -> str:
         """Train again with a kill in between, and compare; returns how it went."""
         cut = RunDir(folder / "killed")
         # The checkpoints of the last epoch's end come too late: the run would be over.

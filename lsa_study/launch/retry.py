@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsa_study.config.study import Resources, Run
+from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import UNFINISHED, discard
@@ -52,7 +52,7 @@ def retry(
     for one in sorted({row.tier for row in rows}):
         records = LaunchFolder.of(results, one)
         arrays = {identity_of(name): array for array in records.arrays() for name in array.runs}
-        runs: list[Run] = []
+        runs: list[RunSpec] = []
         bad_nodes: set[str] = set()
         for row in rows:
             wanted = row.state in UNFINISHED or (row.state == "oom" and "oom" in causes)
@@ -99,7 +99,7 @@ def _why_not(
     return None
 
 
-def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | None) -> Run:
+def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | None) -> RunSpec:
     """The run of a row, in more parts if it was out of memory."""
     assert row.folder is not None
     settings, start = row.folder.settings(), row.folder.config().get("start")
@@ -111,10 +111,10 @@ def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | N
     study = array.study if array is not None else ""
     resources = array.resources if array is not None else Resources()
     name = row.variant
-    return Run(study, name, name, row.seed, settings, row.identity, resources, start)
+    return RunSpec(study, name, name, row.seed, settings, row.identity, resources, start)
 
 
-def _bad_nodes(row: RunStatus, run: Run, records: LaunchFolder) -> set[str]:
+def _bad_nodes(row: RunStatus, run: RunSpec, records: LaunchFolder) -> set[str]:
     """The node on which a run found no device; SLURM itself keeps away from those down."""
     assert row.folder is not None
     lives = records.lives(row.identity)

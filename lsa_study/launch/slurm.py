@@ -21,7 +21,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
-from lsa_study.config.study import Run
+from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import cluster as clusters
 from lsa_study.launch import scheduler
@@ -49,7 +49,7 @@ class Launched:
     """Runs that SLURM did not take; a second launch goes on with them."""
     refusal: str | None = None
     """Why it did not."""
-    local: list[Run] = field(default_factory=list)
+    local: list[RunSpec] = field(default_factory=list)
     """Of a retry: the runs that no cluster ever had, for the local queue."""
 
     @property
@@ -79,12 +79,12 @@ class Launched:
 
 
 def launch(
-    runs: Sequence[Run],
+    runs: Sequence[RunSpec],
     results: Path,
     cluster: Cluster,
     *,
     mode: Literal["submit", "dry-run"] = "submit",
-    again: Callable[[Run], bool] | None = None,
+    again: Callable[[RunSpec], bool] | None = None,
     launched: Launched | None = None,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
@@ -92,7 +92,7 @@ def launch(
     Args:
         runs: as ``study.distinct`` gives them.
         results: the results folder, on a disk that the nodes see.
-        cluster: what the site wants; ``cluster.read``.
+        cluster: what the site wants; ``cluster.read_cluster``.
         mode: submit; or dry-run, which writes and queues nothing and fills ``scripts``.
         again: whether a run that failed of its own fault is tried again; None: none is.
         launched: what was done before with the same command; it is added to.
@@ -126,7 +126,9 @@ class _Launcher:
         self.records = LaunchFolder.of(results, tier)
         self.existing = rundir.existing(results, tier)
 
-    def missing(self, runs: list[Run], again: Callable[[Run], bool] | None) -> list[Run]:
+    def missing(
+        self, runs: list[RunSpec], again: Callable[[RunSpec], bool] | None
+    ) -> list[RunSpec]:
         """Of the runs, those to queue, in order."""
         arrays = self.records.arrays()
         self.jobs = scheduler.queue({array.user for array in arrays})
@@ -151,7 +153,7 @@ class _Launcher:
         by_identity = {run.identity: run for run in missing}
         return sorted(missing, key=lambda run: (_rank(run, by_identity), run.seed))
 
-    def try_out(self, runs: list[Run]) -> None:
+    def try_out(self, runs: list[RunSpec]) -> None:
         """Write the scripts, and have SLURM look at one of each kind."""
         tried = set()
         for chunk in self._plan(runs):
@@ -168,7 +170,7 @@ class _Launcher:
                         f"SLURM would refuse this: {_explained(error)}"
                     ) from None
 
-    def submit(self, runs: list[Run]) -> None:
+    def submit(self, runs: list[RunSpec]) -> None:
         """Queue the runs, as many as one may."""
         if self.cluster.check_data == "here":
             check_data(runs)
@@ -195,7 +197,7 @@ class _Launcher:
         if left and self.launched.refusal is None:
             self.launched.refusal = f"no more than {limit} jobs may be queued at once"
 
-    def _plan(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
+    def _plan(self, runs: Sequence[RunSpec]) -> Iterator[list[RunSpec]]:
         """Cut the runs into arrays of equal resources that SLURM can number.
 
         Runs that begin from others come in later arrays than these.
@@ -204,7 +206,7 @@ class _Launcher:
         seeds_apart = len({run.resources for run in runs}) > 1
         by_identity = {run.identity: run for run in runs}
         ranks = {run.identity: _rank(run, by_identity) for run in runs}
-        groups: dict[Any, list[Run]] = {}
+        groups: dict[Any, list[RunSpec]] = {}
         for run in sorted(runs, key=lambda run: ranks[run.identity]):
             kind = ranks[run.identity], run.resources, seeds_apart and run.seed
             groups.setdefault(kind, []).append(run)
@@ -212,7 +214,7 @@ class _Launcher:
             for start in range(0, len(group), most):
                 yield group[start : start + most]
 
-    def _array(self, runs: Sequence[Run]) -> Array:
+    def _array(self, runs: Sequence[RunSpec]) -> Array:
         resources = runs[0].resources
         return Array(
             key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
@@ -224,7 +226,7 @@ class _Launcher:
             created=time.time(),
         )
 
-    def _folder(self, run: Run) -> RunDir:
+    def _folder(self, run: RunSpec) -> RunDir:
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.existing.get(run.identity) or RunDir(here)
 
@@ -252,7 +254,7 @@ class _Launcher:
         )
         return executor
 
-    def _queue(self, runs: list[Run], previous: str | None) -> str:
+    def _queue(self, runs: list[RunSpec], previous: str | None) -> str:
         """Submit one array; returns its job."""
         array = self._array(runs)
         # Each array has a throttle of its own, so only one may be under way.
@@ -285,7 +287,7 @@ class _Launcher:
         return str(queued.job)
 
 
-def _rank(run: Run, runs: Mapping[str, Run]) -> int:
+def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:
     """How many of ``runs`` have to be trained one after the other before this one."""
     before = None if run.start is None else runs.get(run.start)
     return 0 if before is None else 1 + _rank(before, runs)
@@ -327,7 +329,7 @@ def _why_not(folder: RunDir | None, queued: bool, forgiven: bool) -> str | None:
     return None
 
 
-def check_data(runs: Sequence[Run]) -> None:
+def check_data(runs: Sequence[RunSpec]) -> None:
     """Look for the data of the runs here, before they wait for hours.
 
     Raises:

@@ -190,7 +190,7 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     ]  # fmt: skip
 
 
-def as_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
+def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     """The answer of ``lsa status --json``."""
     shown = [one.name for one in fields(RunStatus) if one.name not in ("note", "folder")]
     return {"runs": [{key: getattr(row, key) for key in shown} for row in rows]}

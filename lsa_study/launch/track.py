@@ -172,7 +172,7 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
     given: list[dict[str, Any]] = []
     over = False
     signal.alarm(PATIENCE_SECONDS)
-    with run_dir.tracked(tracker):
+    with run_dir.locked(tracker):
         while True:
             records = run_dir.metrics()
             if curve is None or records[: len(given)] != given:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lsa_study.errors import ConfigError
 
 
-class Norms:
+class GroupedBatchNorm:
     r"""The batch norms of a network; a step moves their running statistics once.
 
     .. math:: r \leftarrow (1 - m)\, r + m \, \frac{1}{n} \sum_g s_g
@@ -23,10 +23,8 @@ class Norms:
     a step gives the same, whatever its processes and parts.
 
     Args:
-        network: its batch norms are found; ``images`` changes how they compute.
-        images: of a group, ``train.norm_batch``; None for whole parts.
+        images: of a group, ``train.norm_batch``; None for whole parts, as layers compute them.
         part: images in a part of a step.
-        compiled: whether torch.compile is asked for.
 
     Raises:
         ConfigError: a part is no whole number of groups, or groups would have to be compiled.

@@ -91,15 +91,6 @@ def need_space(run_dir: RunDir, checkpoint_bytes: int) -> None:
         )
 
 
-def num_bytes(state: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, dict):
-        return sum(map(num_bytes, state.values()))
-    return sum(map(num_bytes, state)) if isinstance(state, list | tuple) else 0
-
-
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     try:

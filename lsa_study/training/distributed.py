@@ -17,15 +17,9 @@ import torch
 from torch import Tensor
 from torch import distributed as torch_distributed
 
-from lsa_study.errors import EnvironmentLacks, LsaError
+from lsa_study.errors import LsaError, NodeLacks
 
 Value = TypeVar("Value")
-
-
-class PeerLost(EnvironmentLacks):
-    """Another process of the run has gone or cannot be reached."""
-
-    cause = "node"
 
 
 class PeerFailed(RuntimeError):
@@ -33,7 +27,7 @@ class PeerFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """This process among those of the run."""
 
     rank: int = 0
@@ -54,7 +48,7 @@ class Ranks:
         """Replace ``tensor`` by its sum over all processes.
 
         Raises:
-            PeerLost: another process has gone.
+            NodeLacks: another process has gone.
         """
         if self.count > 1:
             with _peers():
@@ -76,7 +70,7 @@ class Ranks:
             return wish
         return bool(self.sum(torch.tensor(float(wish))).item())
 
-    def together(self, work: Callable[[], Value]) -> Value:
+    def all_or_raise(self, work: Callable[[], Value]) -> Value:
         """Do ``work`` in every process; if it fails in one, the same error is raised in all.
 
         So no process waits for ever for another that has given up.
@@ -90,22 +84,28 @@ class Ranks:
             error = caught
         if not self.any(error is not None):
             return value
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            sent: Exception | None = type(error)(str(error))
+        elif error is None or isinstance(error, LsaError):
+            sent = error
+        else:  # errors of libraries may not be picklable; their messages are
+            sent = PeerFailed(f"{type(error).__name__}: {error}")
         errors: list[Exception | None] = [None] * self.count
         with _peers():
-            torch_distributed.all_gather_object(errors, _portable(error))
+            torch_distributed.all_gather_object(errors, sent)
         raise error or next(other for other in errors if other is not None)
 
 
-ALONE = Ranks()
+ALONE = Distributed()
 """One process for the whole run."""
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
+def join() -> Iterator[Distributed]:
     """Meet the other processes of this run, if there are any.
 
     Raises:
-        PeerLost: they do not come.
+        NodeLacks: they do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -116,7 +116,7 @@ def join() -> Iterator[Ranks]:
     with _peers():
         torch_distributed.init_process_group(backend, rank=rank, world_size=count)
     try:
-        yield Ranks(rank, count, local)
+        yield Distributed(rank, count, local)
     finally:
         torch_distributed.destroy_process_group()
 
@@ -127,16 +127,7 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PeerLost(
+        raise NodeLacks(
             f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: lost the other "
             f"processes of this run ({reason}); call the same again, the last checkpoint stands"
         ) from error
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    # Errors of libraries may not be picklable; their messages are.
-    if error is None or isinstance(error, LsaError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return type(error)(str(error))
-    return PeerFailed(f"{type(error).__name__}: {error}")

@@ -18,27 +18,20 @@ import torch
 
 import lsa_study
 from lsa_study.config.settings import Runtime, Train
-from lsa_study.errors import EnvironmentLacks
-from lsa_study.files import cpu_name
+from lsa_study.errors import NodeLacks
 
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
-
-
-class DeviceLacks(EnvironmentLacks):
-    """The device that the settings ask for is not here."""
-
-    cause = "node"
 
 
 def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
     """The device the settings ask for; ``auto`` takes a GPU where there is one.
 
     Raises:
-        DeviceLacks: a GPU is asked for and none can be used.
+        NodeLacks: a GPU is asked for and none can be used.
     """
     usable = torch.cuda.is_available()
     if runtime.device == "cuda" and not usable:
-        raise DeviceLacks(
+        raise NodeLacks(
             "runtime.device = cuda: torch can use no GPU here; set runtime.device: auto or cpu"
         )
     if runtime.device == "cpu" or not usable:
@@ -51,11 +44,6 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
 def precision(train: Train, device: torch.device) -> torch.dtype:
     """The type of the matrix products: bfloat16 for ``amp`` on a GPU, else float32."""
     return torch.bfloat16 if train.precision == "amp" and device.type == "cuda" else torch.float32
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the chip."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def forget_peak_memory(device: torch.device) -> None:
@@ -119,19 +107,16 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What else may explain a difference between two attempts, as fields of ``Attempt``."""
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": packages,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

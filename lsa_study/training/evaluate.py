@@ -9,34 +9,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study.data.sets import Sets
-from lsa_study.training.distributed import ALONE, Ranks
+from lsa_study.data.sets import Datasets
+from lsa_study.training.distributed import ALONE, Distributed
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a network achieves on the test set."""
+@dataclass
+class Report:
+    """What a network achieves on the test set, at the end of an epoch."""
 
-    loss: float
+    epoch: int = 0
+    """Counted from 1; 0 means none."""
+    loss: float = float("nan")
     """Mean cross-entropy, without label smoothing."""
-    acc1: float
-    """Percent."""
-    acc5: float
-    """Percent."""
-    correct: Tensor
-    """(images,) uint8, in the set's order: 1 where the top answer is right."""
+    acc1: float = 0.0
+    """Percent, of the reported weights, as are loss and acc5."""
+    acc5: float = 0.0
+    model_acc1: float = 0.0
+    """Of the trained weights."""
+    ema_acc1: float | None = None
+    """Of the averaged weights, if there are any."""
+    bits: Tensor | None = None
+    """(images,) uint8, in the set's order: 1 where the reported weights' top answer is right."""
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    sets: Sets,
+    sets: Datasets,
     batch_size: int,
     *,
     precision: torch.dtype = torch.float32,
-    ranks: Ranks = ALONE,
+    ranks: Distributed = ALONE,
     tick: Callable[[], None] = lambda: None,
-) -> Scores:
+) -> Report:
     """Evaluate a network on all test images; ``tick`` is called after every batch."""
     images = sets.source.test_images
     top = min(5, sets.source.num_classes)
@@ -59,4 +64,4 @@ def evaluate(
     loss, right5 = (ranks.sum(sums) / images).tolist()
     correct = ranks.sum(correct).to("cpu", torch.uint8)
     acc1 = 100 * int(correct.sum()) / images
-    return Scores(loss, acc1, 100 * right5, correct)
+    return Report(loss=loss, acc1=acc1, acc5=100 * right5, bits=correct)

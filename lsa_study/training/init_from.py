@@ -9,11 +9,11 @@ from torch import nn
 from lsa_study.config.settings import Settings
 from lsa_study.data import DataLacks, paths
 from lsa_study.errors import ConfigError
-from lsa_study.models.pretrained import begin_from, read_checkpoint
+from lsa_study.models import load_official, read_checkpoint
 from lsa_study.rundir import RunDir
 
 
-def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
+def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
     """Fill a network, randomly initialised so far, from what ``train.start`` names.
 
     Returns:
@@ -36,11 +36,10 @@ def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         begun = f"{start.weights} sha256:{digest}"
+    state = read_checkpoint(path)
     try:
-        begin_from(network, read_checkpoint(path), source=source, head=start.head)  # type: ignore[arg-type]
+        load_official(network, state, source=source, head=start.head)  # type: ignore[arg-type]
     except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
             "train.start.head: drawn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lsa_study.models.swin import POSITION_TABLES
 
 
 def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """AdamW with the learning rate scaled to the effective batch.
+    """AdamW, whose peak rate is ``lr`` scaled linearly from ``lr_batch`` to ``batch_size``.
 
     Not decayed are biases, 1-D parameters and what the network names in its ``no_weight_decay``,
     such as VOLO's position map and class token; but Swin's position tables are spared only with
@@ -25,43 +26,35 @@ def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     if train.no_decay == "timm":
         spared = {name for name in spared if name.rpartition(".")[2] not in POSITION_TABLES}
     groups: list[dict[str, Any]] = param_groups_weight_decay(
-        model,
-        train.weight_decay,
-        no_weight_decay_list=spared,
+        model, train.weight_decay, no_weight_decay_list=spared
     )
+    peak = train.lr * train.batch_size / train.lr_batch
     made: torch.optim.Optimizer = create_optimizer_v2(
-        groups, opt="adamw", lr=peak_rate(train), weight_decay=train.weight_decay, fused=True
+        groups, opt="adamw", lr=peak, weight_decay=train.weight_decay, fused=True
     )
     return made
 
 
-def peak_rate(train: Train) -> float:
-    """The peak learning rate: ``lr`` scaled linearly from ``lr_batch`` to ``batch_size``."""
-    return train.lr * train.batch_size / train.lr_batch
-
-
-class Schedule:
+def schedule(
+    optimizer: torch.optim.Optimizer, train: Train, *, steps: int
+) -> Callable[[int, int], None]:
     """Linear warm-up, cosine, then ``min_lr`` for the cool-down.
 
     The cosine is counted from epoch 0 over ``epochs - cooldown_epochs``, warm-up included, so it
     has already fallen a little when the warm-up ends: with the article's 20 + 280 + 10 epochs the
     first rate after it is 9.89e-4 of a peak of 1e-3. If warm-up and cool-down pass half of the
     epochs, both shrink in proportion.
+
+    Returns:
+        What gives the optimiser the rate of (epoch, step), both counted from 0.
     """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, train: Train, *, steps: int) -> None:
-        around = train.warmup_epochs + train.cooldown_epochs
-        shrink = min(1.0, train.epochs / 2 / around) if around else 1.0
-        self.unit = 1 if train.schedule == "epoch" else steps
-        self.steps = steps
-        self.by_epoch = train.schedule == "epoch"
-        cosine = round((train.epochs - train.cooldown_epochs * shrink) * self.unit)
-        self._scheduler = CosineLRScheduler(
-            optimizer, t_initial=cosine, lr_min=train.min_lr, t_in_epochs=False,
-            warmup_t=round(train.warmup_epochs * shrink * self.unit),
-            warmup_lr_init=train.warmup_lr,
-        )  # fmt: skip
-
-    def set(self, epoch: int, step: int) -> None:
-        """Give the optimiser the rate of a step; both are counted from 0."""
-        self._scheduler.step_update(epoch if self.by_epoch else epoch * self.steps + step)
+    around = train.warmup_epochs + train.cooldown_epochs
+    shrink = min(1.0, train.epochs / 2 / around) if around else 1.0
+    by_epoch = train.schedule == "epoch"
+    unit = 1 if by_epoch else steps
+    cosine = CosineLRScheduler(
+        optimizer, t_initial=round((train.epochs - train.cooldown_epochs * shrink) * unit),
+        lr_min=train.min_lr, t_in_epochs=False, warmup_lr_init=train.warmup_lr,
+        warmup_t=round(train.warmup_epochs * shrink * unit),
+    )  # fmt: skip
+    return lambda epoch, step: cosine.step_update(epoch if by_epoch else epoch * steps + step)

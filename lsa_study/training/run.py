@@ -13,16 +13,18 @@ from torch import nn
 
 import lsa_kernels
 from lsa_study import data, measure, models
-from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
-from lsa_study.data.sets import CHANNELS, Sets
+from lsa_study.data.sets import CHANNELS, Datasets
 from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
+from lsa_study.files import cpu_name
 from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
+from lsa_study.training.distributed import Distributed
+from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
-from lsa_study.training.progress import Progress, Report
-from lsa_study.training.trainer import Diverged, Life, Loop, Stopped
+from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
 
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
@@ -42,22 +44,22 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
             shown = console if us.first else None
             return stack.enter_context(Monitor(run_dir, settings, attempt, shown))
 
-        monitor = us.together(claim)
-        return _Attempt(Life(run_dir, settings, monitor.attempt, monitor, stop, us)).carry_out()
+        return _Attempt(us.all_or_raise(claim), stop, us).carry_out()
 
 
 class _Attempt:
     """One attempt; remembers what it finds out, so that its end can be recorded wherever it is."""
 
-    def __init__(self, life: Life) -> None:
-        self.life = life
+    def __init__(self, monitor: Monitor, stop: Callable[[], bool], ranks: Distributed) -> None:
+        self.monitor, self.stop, self.ranks = monitor, stop, ranks
+        self.run_dir, self.settings = monitor.run_dir, monitor.settings
         self.facts = Facts()
         self.device = torch.device("cpu")
         self.progress = Progress()
 
     def carry_out(self) -> str:
         """Prepare, train, record; returns the state the run is left in."""
-        monitor = self.life.monitor
+        monitor = self.monitor
         try:
             return self._train()
         except Stopped:
@@ -81,16 +83,21 @@ class _Attempt:
             return "failed"
 
     def _train(self) -> str:
-        life = self.life
-        device = environment.choose_device(life.settings.runtime, local_rank=life.ranks.local)
+        settings, ranks = self.settings, self.ranks
+        device = environment.choose_device(settings.runtime, local_rank=ranks.local)
         self.device = device
         environment.forget_peak_memory(device)
         with environment.deterministic(device):
-            sets = life.ranks.together(lambda: data.load(life.settings, device=str(device)))
-            model = build(life.settings, sets)
-            self.facts = _facts(life, model, sets, device)
+            sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
+            # The first weights depend on the seed alone.
+            torch.manual_seed(rng.derive(settings.seed, "weights"))
+            model = models.from_settings(
+                settings.model, image_size=settings.data.image_size,
+                num_classes=sets.source.num_classes,
+            )  # fmt: skip
+            self.facts = self._facts(model, sets)
             try:
-                loop = life.ranks.together(lambda: self._prepare(model, sets))
+                loop = ranks.all_or_raise(lambda: self._prepare(model, sets))
                 loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
@@ -100,41 +107,85 @@ class _Attempt:
                     "DefaultCPUAllocator" not in str(error)
                 ):
                     raise
-                at, parts = self.progress, life.settings.runtime.accumulate
+                at, parts = self.progress, settings.runtime.accumulate
                 return self._end(
                     "oom",
                     f"epoch {at.epoch + 1}, step {at.step + 1}: out of memory at a batch of "
-                    f"{life.settings.train.batch_size} in {parts} part{'s' * (parts > 1)} "
+                    f"{settings.train.batch_size} in {parts} part{'s' * (parts > 1)} "
                     f"({str(error).splitlines()[0]}); the same effective batch in less memory: "
                     f"runtime.accumulate={2 * parts}",
                 )
-            if life.ranks.first:
-                checkpoint.save_weights(life.run_dir.weights, loop.final_weights())
+            if ranks.first:
+                checkpoint.save_weights(self.run_dir.weights, loop.final_weights())
                 bits = self._report().bits
                 assert bits is not None
-                life.run_dir.write_correct(bits.numpy())
+                self.run_dir.write_correct(bits.numpy())
             return self._end("done", None)
 
-    def _prepare(self, model: nn.Module, sets: Sets) -> Loop:
-        state, begun = checkpoint.load(self.life.run_dir), None
+    def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
+        """What is known before training; recorded for this attempt, and part of the result."""
+        settings, source, device = self.settings, sets.source, self.device
+        config = self.run_dir.config()
+        cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
+        commit, dirty = environment.code_state()
+        parts = {
+            f"{type(module).__name__}: {module.implementation}"
+            for module in model.modules()
+            if isinstance(getattr(module, "implementation", None), str)
+        }
+        facts = Facts(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            device_kind=device.type,
+            precision=str(environment.precision(settings.train, device)).removeprefix("torch."),
+            torch=torch.__version__,
+            commit=commit,
+            dirty=dirty,
+            implementation=", ".join(sorted(parts)),
+            effective_batch=min(settings.train.batch_size, source.train_images),
+            weights=settings.evaluation.weights,
+            selected=settings.evaluation.epoch,
+            data_fingerprint=source.fingerprint,
+            train_images=source.train_images,
+            test_images=source.test_images,
+            params=cost.params,
+            macs=cost.macs,
+            epochs=settings.train.epochs,
+            schema_version=SCHEMA_VERSION,
+            identity=config["identity"],
+            variant=config["variant"],
+            seed=settings.seed,
+        )
+        if self.ranks.first:
+            # "auto" took the fused kernels wherever these are there and fit.
+            kernels = lsa_kernels.build_info()
+            if device.type == "cuda":
+                missing = lsa_kernels.gpu.why_missing()
+                kernels = f"no Triton kernels: {missing}" if missing else "Triton kernels"
+            machine = environment.machine(device)
+            found = Attempt(**dict(facts), **machine, processes=self.ranks.count, kernels=kernels)
+            self.run_dir.write_environment(self.monitor.attempt, found)
+        return facts
+
+    def _prepare(self, model: nn.Module, sets: Datasets) -> Trainer:
+        state, begun = checkpoint.load(self.run_dir), None
         if state is None:
-            begun = init_from.fill(model, self.life.run_dir, self.life.settings)
-        loop = Loop(self.life, model, sets)
+            begun = init_from.load_initial_weights(model, self.run_dir, self.settings)
+        loop = Trainer(self.monitor, self.stop, self.ranks, model, sets)
         loop.progress.start = begun
-        checkpoint.need_space(self.life.run_dir, loop.checkpoint_bytes())
+        checkpoint.need_space(self.run_dir, loop.checkpoint_bytes())
         if state is not None:
             loop.resume(state)
         self.progress = loop.progress
         return loop
 
     def _report(self) -> Report:
-        best = self.life.settings.evaluation.epoch == "best"
+        best = self.settings.evaluation.epoch == "best"
         return self.progress.best if best else self.progress.last
 
     def _end(self, outcome: Outcome, reason: str | None) -> str:
-        if not self.life.ranks.first:
+        if not self.ranks.first:
             return outcome
-        run_dir, at, done = self.life.run_dir, self.progress, outcome == "done"
+        run_dir, at, done = self.run_dir, self.progress, outcome == "done"
         report = self._report()
         run_dir.write_result(
             Result(
@@ -158,62 +209,6 @@ class _Attempt:
         if done:
             checkpoint.remove(run_dir)
         message = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
-        self.life.monitor.say(f"{outcome}: {message}")
-        self.life.monitor.status(outcome, epoch=at.epoch, step=at.step, message=message)
+        self.monitor.say(f"{outcome}: {message}")
+        self.monitor.status(outcome, epoch=at.epoch, step=at.step, message=message)
         return outcome
-
-
-def build(settings: Settings, sets: Sets) -> nn.Module:
-    """Build the run's network; its first weights depend on the seed alone."""
-    torch.manual_seed(rng.derive(settings.seed, "weights"))
-    return models.from_settings(
-        settings.model,
-        image_size=settings.data.image_size,
-        num_classes=sets.source.num_classes,
-        in_chans=CHANNELS,
-    )
-
-
-def _facts(life: Life, model: nn.Module, sets: Sets, device: torch.device) -> Facts:
-    """What is known before training; recorded for this attempt, and part of the result."""
-    settings, source = life.settings, sets.source
-    config = life.run_dir.config()
-    cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
-    commit, dirty = environment.code_state()
-    parts = {
-        f"{type(module).__name__}: {module.implementation}"
-        for module in model.modules()
-        if isinstance(getattr(module, "implementation", None), str)
-    }
-    facts = Facts(
-        device=environment.device_name(device),
-        device_kind=device.type,
-        precision=str(environment.precision(settings.train, device)).removeprefix("torch."),
-        torch=torch.__version__,
-        commit=commit,
-        dirty=dirty,
-        implementation=", ".join(sorted(parts)),
-        effective_batch=min(settings.train.batch_size, source.train_images),
-        weights=settings.evaluation.weights,
-        selected=settings.evaluation.epoch,
-        data_fingerprint=source.fingerprint,
-        train_images=source.train_images,
-        test_images=source.test_images,
-        params=cost.params,
-        macs=cost.macs,
-        epochs=settings.train.epochs,
-        schema_version=SCHEMA_VERSION,
-        identity=config["identity"],
-        variant=config["variant"],
-        seed=settings.seed,
-    )
-    if life.ranks.first:
-        # "auto" took the fused kernels wherever these are there and fit.
-        kernels = lsa_kernels.build_info()
-        if device.type == "cuda":
-            missing = lsa_kernels.gpu.why_missing()
-            kernels = f"no Triton kernels: {missing}" if missing else "Triton kernels"
-        machine = environment.machine(device)
-        found = Attempt(**dict(facts), **machine, processes=life.ranks.count, kernels=kernels)
-        life.run_dir.write_environment(life.attempt, found)
-    return facts

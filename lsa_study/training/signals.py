@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 STOPPING = (
@@ -49,15 +49,9 @@ class StopOnSignals:
             self._before = {number: signal.signal(number, self._ask) for number in wanted}
         return self
 
-    def __enter__(self) -> Self:
-        return self.install()
+    __enter__ = install
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

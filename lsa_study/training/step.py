@@ -14,8 +14,8 @@ from lsa_study.config.settings import Settings
 from lsa_study.data import rng
 from lsa_study.data.sets import Batch
 from lsa_study.training import environment, optim, token_labeling
-from lsa_study.training.batch_norm import Norms
-from lsa_study.training.distributed import Ranks
+from lsa_study.training.batch_norm import GroupedBatchNorm
+from lsa_study.training.distributed import Distributed
 
 
 class Stepper:
@@ -30,7 +30,7 @@ class Stepper:
         self,
         settings: Settings,
         model: nn.Module,
-        ranks: Ranks,
+        ranks: Distributed,
         *,
         device: torch.device,
         steps: int,
@@ -40,28 +40,25 @@ class Stepper:
         self.precision = environment.precision(train, device)
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
         self.optimizer = optim.optimiser(model, train)
-        self.schedule = optim.Schedule(self.optimizer, train, steps=steps)
+        self.set_rate = optim.schedule(self.optimizer, train, steps=steps)
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
         if train.tokens is not None:
             token_labeling.prepare(model, train.tokens)
         parts = ranks.count * settings.runtime.accumulate
-        self.norms = Norms(
+        self.norms = GroupedBatchNorm(
             model, images=train.norm_batch, part=max(1, train.batch_size // parts),
             compiled=settings.runtime.compile,
         )  # fmt: skip
 
-    def do(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
+    def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.
 
-        Args:
-            epoch: counted from 0.
-            step: counted from 0 in the epoch.
-            batches: gives this process's parts of the step next.
+        Epochs and their steps are counted from 0; ``batches`` gives this process's parts next.
         """
-        self.schedule.set(epoch, step)
-        loss = self.ranks.together(lambda: self._gradients(epoch, step, batches))
+        self.set_rate(epoch, step)
+        loss = self.ranks.all_or_raise(lambda: self._gradients(epoch, step, batches))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.ranks.average([loss, *gradients, *self.norms.running])
         if (most := self.settings.train.clip_grad) is not None:
@@ -75,7 +72,7 @@ class Stepper:
     def rate(self, at: tuple[int, int] | None = None) -> float:
         """The learning rate of the last step, or of an (epoch, step), both from 0."""
         if at is not None:
-            self.schedule.set(*at)
+            self.set_rate(*at)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def reported(self) -> nn.Module:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, schedule
 
-from lsa_study.config.settings import Settings
 from lsa_study.data import DataLacks
-from lsa_study.data.sampler import Epoch
-from lsa_study.data.sets import Sets
-from lsa_study.rundir import RunDir
+from lsa_study.data.sampler import EpochSampler
+from lsa_study.data.sets import Datasets
+from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment
-from lsa_study.training.distributed import ALONE, Ranks
-from lsa_study.training.evaluate import Scores, evaluate
+from lsa_study.training.distributed import Distributed
+from lsa_study.training.evaluate import Report, evaluate
 from lsa_study.training.monitor import Monitor
-from lsa_study.training.progress import Progress, Report
 from lsa_study.training.step import Stepper
-from lsa_study.training.trace import trace
 
 GPU_CHECK_STEPS = 50
 """On a GPU, looking at a loss waits for all queued work; so look now and then."""
+
+TRACE_WARM_UP = 3
+"""Steps that a trace leaves out: the first ones allocate, compile and fill caches."""
 
 
 class Diverged(Exception):
@@ -37,53 +40,69 @@ class Stopped(Exception):
     """Somebody asked to stop; the state is saved."""
 
 
-@dataclass(frozen=True)
-class Life:
-    """One attempt of a run: where and for whom a loop runs."""
+@dataclass
+class Progress:
+    """How far a run is: all that a later attempt needs beside the weights.
 
-    run_dir: RunDir
-    settings: Settings
-    attempt: int
-    monitor: Monitor
-    stop: Callable[[], bool]
-    ranks: Ranks = ALONE
+    Counts are of whole things done: epochs from 0, steps in the running epoch from 0.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of the running epoch, over images."""
+    epoch_seconds: float = 0.0
+    """Training time of the running epoch."""
+    seconds: float = 0.0
+    """Training and evaluation, all attempts."""
+    peak_memory: int = 0
+    fingerprint: str = ""
+    """Of the data the run began with."""
+    start: str | None = None
+    """What its weights began from, if not at random."""
+    last: Report = field(default_factory=Report)
+    best: Report = field(default_factory=Report)
+    best_weights: dict[str, Tensor] | None = None
+    """Kept where the best epoch is reported."""
+
+    def plain(self) -> dict[str, Any]:
+        """As dicts of tensors and plain values, for a checkpoint."""
+        return {**vars(self), "last": vars(self.last), "best": vars(self.best)}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Self:
+        """The reverse of ``plain``."""
+        reports = {key: Report(**values[key]) for key in ("last", "best")}
+        return cls(**{**values, **reports})
 
 
-class LossWatch:
-    """Sums the losses of an epoch on their device and remembers the first that is not finite."""
-
-    def __init__(self, device: torch.device, loss_sum: float) -> None:
-        self.sum = torch.tensor(loss_sum, dtype=torch.float64, device=device)
-        self.bad_step = torch.tensor(-1, device=device)
-        self.bad_loss = torch.tensor(0.0, device=device)
-
-    def add(self, loss: Tensor, images: int, step: int) -> None:
-        """Note the mean loss of a step."""
-        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
-        self.bad_step = torch.where(bad, step, self.bad_step)
-        self.bad_loss = torch.where(bad, loss, self.bad_loss)
-        self.sum += loss.double() * images
-
-
-class Loop:
+class Trainer:
     """One attempt of a run, from where the last checkpoint stands to the last epoch."""
 
-    def __init__(self, life: Life, model: nn.Module, sets: Sets) -> None:
-        self.life, self.settings, self.sets = life, life.settings, sets
-        self.monitor, self.ranks = life.monitor, life.ranks
-        self.device = sets.device
+    def __init__(
+        self,
+        monitor: Monitor,
+        stop: Callable[[], bool],
+        ranks: Distributed,
+        model: nn.Module,
+        sets: Datasets,
+    ) -> None:
+        self.monitor, self.stop, self.ranks, self.sets = monitor, stop, ranks, sets
+        self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device
         self.progress = Progress(fingerprint=sets.source.fingerprint)
         self.steps = self._plan().steps
         self.stepper = Stepper(
-            life.settings, model.to(self.device), life.ranks, device=self.device, steps=self.steps
+            self.settings, model.to(self.device), ranks, device=self.device, steps=self.steps
         )
+        self._unread: list[tuple[int, Tensor]] = []
         self._noted = self._saved = time.monotonic()
 
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: weights, two moments, averaged and best weights."""
         averaged = self.settings.train.ema_decay is not None
         copies = 3 + averaged + (self.settings.evaluation.epoch == "best")
-        return copies * checkpoint.num_bytes(self.stepper.model.state_dict())
+        weights = self.stepper.model.state_dict().values()
+        return copies * sum(int(tensor.nbytes) for tensor in weights)
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go to where a checkpoint stands.
@@ -95,13 +114,13 @@ class Loop:
             progress = Progress.from_plain(state.pop("progress"))
         except (TypeError, KeyError) as error:
             raise DataLacks(
-                f"{self.life.run_dir.root}: its checkpoint was written by another version of this "
+                f"{self.run_dir.root}: its checkpoint was written by another version of this "
                 f"code ({error}); finish the run with that version, or move the folder away to "
                 "begin anew"
             ) from None
         if progress.fingerprint != self.sets.source.fingerprint:
             raise DataLacks(
-                f"{self.life.run_dir.root}: was begun with data {progress.fingerprint}, found are "
+                f"{self.run_dir.root}: was begun with data {progress.fingerprint}, found are "
                 f"{self.sets.source.fingerprint}; bring back the old files, or move the folder "
                 "away to begin anew"
             )
@@ -120,9 +139,11 @@ class Loop:
         self.stepper.model.train()
         self._noted = self._saved = time.monotonic()
         steps = self.settings.runtime.trace_steps if self.ranks.first else 0
-        path = self.life.run_dir.attempt_folder(self.life.attempt) / "trace.json"
+        path = self.run_dir.attempt_folder(self.monitor.attempt) / "trace.json"
+        recorder = tracer(path, steps, self.device) if steps else None
+        self._step_done = recorder.step if recorder else lambda: None
         try:
-            with trace(path, steps, self.device) as self._step_done:
+            with recorder or contextlib.nullcontext():
                 while self.progress.epoch < self.settings.train.epochs:
                     self._end_epoch(self._train_epoch())
                     self._save()
@@ -135,7 +156,7 @@ class Loop:
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _plan(self) -> Epoch:
+    def _plan(self) -> EpochSampler:
         parts, mine = self.ranks.parts(self.settings.runtime.accumulate)
         at = self.progress
         return self.sets.epoch(
@@ -145,43 +166,45 @@ class Loop:
     def _train_epoch(self) -> float:
         """Do the steps that are left of this epoch; returns the epoch's mean training loss."""
         plan, at = self._plan(), self.progress
-        watch = LossWatch(self.device, at.loss_sum)
         batches = iter(self.sets.train(plan))
         before, begun = at.epoch_seconds, time.monotonic()
         every = 1 if self.device.type == "cpu" else GPU_CHECK_STEPS
         for step in range(at.step, plan.steps):
             try:
-                loss = self.stepper.do(at.epoch, step, batches)
+                loss = self.stepper.train_step(at.epoch, step, batches)
             except Exception:
                 # A signal to the whole job ends the loading processes before it is looked at here.
-                self._stop_if_asked(watch)
+                self._stop_if_asked(plan.batch)
                 raise
-            watch.add(loss, plan.batch, step)
+            self._unread.append((step, loss))
             if (step + 1) % every == 0 or step + 1 == plan.steps:
-                self._look(watch)
+                self._look(plan.batch)
             at.step = step + 1
             at.epoch_seconds = before + time.monotonic() - begun
             self._step_done()
-            self._stop_if_asked(watch)
+            self._stop_if_asked(plan.batch)
             if time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds:
-                self._look(watch)
+                self._look(plan.batch)
                 self._save()
             self._tick(f"step {at.step}/{self.steps}")
         return at.loss_sum / (plan.steps * plan.batch)
 
-    def _look(self, watch: LossWatch) -> None:
-        """Copy the sum of losses from the device; raise if one was not finite."""
-        at, step = self.progress, int(watch.bad_step)
-        at.loss_sum = float(watch.sum)
-        if step >= 0:
-            raise Diverged(
-                f"epoch {at.epoch + 1}, step {step + 1}: training loss {float(watch.bad_loss)} "
-                f"at lr {self.stepper.rate((at.epoch, step)):.3g}"
-            )
+    def _look(self, batch: int) -> None:
+        """Copy the losses of ``batch`` images each from the device; raise if one is not finite."""
+        at, unread = self.progress, self._unread
+        losses = torch.stack([loss for _, loss in unread]).tolist() if unread else []
+        for (step, _), loss in zip(unread, losses, strict=True):
+            at.loss_sum += loss * batch
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"epoch {at.epoch + 1}, step {step + 1}: training loss {loss} "
+                    f"at lr {self.stepper.rate((at.epoch, step)):.3g}"
+                )
+        unread.clear()
 
-    def _stop_if_asked(self, watch: LossWatch) -> None:
-        if self.ranks.any(self.life.stop()):
-            self._look(watch)
+    def _stop_if_asked(self, batch: int) -> None:
+        if self.ranks.any(self.stop()):
+            self._look(batch)
             self._save()
             raise Stopped
 
@@ -197,25 +220,25 @@ class Loop:
 
     # -- epochs -------------------------------------------------------------------------------
 
-    def _evaluate(self, model: nn.Module) -> Scores:
+    def _evaluate(self, model: nn.Module) -> Report:
         try:
-            scores = evaluate(
+            report = evaluate(
                 model, self.sets, self.settings.evaluation.batch_size,
                 precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
             )  # fmt: skip
         except RuntimeError:
             self._tick_or_stop()
             raise
-        if not math.isfinite(scores.loss):
+        if not math.isfinite(report.loss):
             raise Diverged(
                 f"epoch {self.progress.epoch + 1}, after step {self.steps}: test loss "
-                f"{scores.loss} at lr {self.stepper.rate():.3g}"
+                f"{report.loss} at lr {self.stepper.rate():.3g}"
             )
-        return scores
+        return report
 
     def _tick_or_stop(self) -> None:
         # All steps of the epoch are done: the next attempt begins with the evaluation.
-        if self.ranks.count == 1 and self.life.stop():
+        if self.ranks.count == 1 and self.stop():
             self._save()
             raise Stopped
         self._tick("testing")
@@ -226,10 +249,9 @@ class Loop:
         averaged = None if stepper.ema is None else self._evaluate(stepper.ema.module)
         if averaged is not None and self.settings.evaluation.weights == "ema":
             chosen = averaged
-        at.last = Report(
-            epoch=at.epoch + 1, loss=chosen.loss, acc1=chosen.acc1, acc5=chosen.acc5,
-            model_acc1=plain.acc1, ema_acc1=None if averaged is None else averaged.acc1,
-            bits=chosen.correct,
+        at.last = replace(
+            chosen, epoch=at.epoch + 1, model_acc1=plain.acc1,
+            ema_acc1=None if averaged is None else averaged.acc1,
         )  # fmt: skip
         if at.best.epoch == 0 or at.last.acc1 > at.best.acc1:
             at.best = at.last
@@ -245,13 +267,13 @@ class Loop:
         at, report = self.progress, self.progress.last
         speed = self.steps * self._plan().batch / at.epoch_seconds
         record: dict[str, Any] = {
-            "epoch": report.epoch, "attempt": self.life.attempt,
+            "epoch": report.epoch, "attempt": self.monitor.attempt,
             "step": report.epoch * self.steps, "lr": self.stepper.rate(),
             "train_loss": train_loss, "loss": report.loss, "acc1": report.acc1,
             "acc5": report.acc5, "model_acc1": report.model_acc1, "ema_acc1": report.ema_acc1,
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
-        self.life.run_dir.log_metrics(record)
+        self.run_dir.log_metrics(record)
         left = self.monitor.eta(self._done())
         message = (
             f"epoch {report.epoch}/{self.settings.train.epochs}  loss {train_loss:.4f}  "
@@ -276,5 +298,22 @@ class Loop:
         self._note_costs()
         if self.ranks.first:
             state = {**self.stepper.state_dict(), "progress": self.progress.plain()}
-            checkpoint.save(self.life.run_dir, state)
+            checkpoint.save(self.run_dir, state)
         self._saved = time.monotonic()
+
+
+def tracer(path: Path, steps: int, device: torch.device) -> profile:
+    """A profiler of so many steps after ``TRACE_WARM_UP``, to be opened in Perfetto.
+
+    The file is written once they are all done, or at the end with what there is of fewer.
+    """
+
+    def write(recorded: profile) -> None:
+        with replacing(path) as part:
+            recorded.export_chrome_trace(str(part))
+
+    gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
+    return profile(
+        activities=[ProfilerActivity.CPU, *gpu], profile_memory=True, on_trace_ready=write,
+        schedule=schedule(wait=0, warmup=TRACE_WARM_UP, active=steps, repeat=1),
+    )  # fmt: skip

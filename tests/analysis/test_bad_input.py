@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from lsa_study import rundir
 from lsa_study.analysis import claims
 from lsa_study.analysis.check import check_tables
-from lsa_study.analysis.collect import collect, parquet_path, refresh
+from lsa_study.analysis.collect import collect, parquet_path
 from lsa_study.analysis.formats import write_tables
 from lsa_study.analysis.html import write_report
 from lsa_study.analysis.plots import style, write_plots
 from lsa_study.analysis.table import build
-from lsa_study.cli.app import app
+from lsa_study.cli import app
 from lsa_study.config import study
 from lsa_study.errors import ConfigError, Refused
 
@@ -33,7 +33,7 @@ def everything(results, loaded):
     with mock.patch.object(style, "png", return_value=b""):  # of the same figures as SVG
         paths = [*write_tables(loaded, results), *write_plots(loaded, results)]
     paths += write_report(loaded, results)
-    found = claims.as_json(claims.judge_tier(results, "toy"), "toy")
+    found = claims.claims_json(claims.judge_tier(results, "toy"), "toy")
     for text in [json.dumps(found), *(p.read_text() for p in paths if p.suffix == ".json")]:
         json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     # What could not be read stands under a table, and in no collection.
@@ -42,7 +42,7 @@ def everything(results, loaded):
 
 
 def notes(results, name="table4"):
-    table = build(study.load(name), collect(results, "toy"))
+    table = build(study.load_study(name), collect(results, "toy"))
     return " ".join(note.text for note in table.notes)
 
 
@@ -75,7 +75,7 @@ def test_runs_of_another_tier_are_left_out_by_name(tmp_path):
     write_study(tmp_path, "table4", tier="proxy", seeds=[0], only="swin")
     (other,) = rundir.existing(tmp_path, "proxy").values()
     shutil.copytree(other.root, tmp_path / "toy" / "runs" / other.root.name)
-    collected = refresh(tmp_path, "toy")
+    collected = collect(tmp_path, "toy", update=True)
     assert set(collected.runs["settings.tier"]) == {"toy"}
     (line,) = collected.broken
     assert other.root.name in line
@@ -87,8 +87,8 @@ def test_runs_of_another_tier_are_left_out_by_name(tmp_path):
 def test_a_collection_of_another_tier_or_schema_is_left_out_by_name(tmp_path):
     write_study(tmp_path, "table4", seeds=[0])
     write_study(tmp_path, "table4", tier="proxy", seeds=[0])
-    refresh(tmp_path, "toy")
-    refresh(tmp_path, "proxy")
+    collect(tmp_path, "toy", update=True)
+    collect(tmp_path, "proxy", update=True)
     mixed = pd.concat(pd.read_parquet(parquet_path(tmp_path, tier)) for tier in ("toy", "proxy"))
     mixed.loc[mixed["variant"] == "elsa", "schema"] = 99
     mixed.to_parquet(parquet_path(tmp_path, "toy"), index=False)
@@ -123,7 +123,7 @@ def test_one_broken_result_costs_its_run_and_is_counted(tmp_path):
 
 
 def test_no_run_at_all_is_a_table_a_page_and_open_claims(tmp_path):
-    loaded = [study.load("table4")]
+    loaded = [study.load_study("table4")]
     judged = everything(tmp_path, loaded)
     assert {claim["verdict"] for claim in judged} == {"not run"}
     assert "not run" in (tmp_path / "toy" / "tables" / "table4.md").read_text()
@@ -141,14 +141,16 @@ def own_study(folder, **changes):
 
 def test_a_study_without_rows_is_refused_in_words(tmp_path):
     with pytest.raises(ConfigError, match="variants"):
-        study.load(own_study(tmp_path, variants={}))
+        study.load_study(own_study(tmp_path, variants={}))
 
 
 def test_names_with_signs_stand_in_every_format_as_written(tmp_path):
     document = yaml.safe_load((study.repository_folder("experiments") / "table4.yaml").read_text())
     for variant in document["variants"].values():
         variant["label"] = f"{variant['label']} {SIGNS}"
-    loaded = study.load(own_study(tmp_path, variants=document["variants"], title=SIGNS), seeds=[0])
+    loaded = study.load_study(
+        own_study(tmp_path, variants=document["variants"], title=SIGNS), seeds=[0]
+    )
     for run in loaded.runs():
         write_run(tmp_path, run, changes={"device": SIGNS})
     everything(tmp_path, [loaded])

@@ -27,7 +27,7 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for name in ("table2", "table4"):
         write_study(folder, name, tier="proxy", seeds=[0, 1])
-    loaded = [study.load(name, tier="proxy") for name in ("table2", "table4")]
+    loaded = [study.load_study(name, tier="proxy") for name in ("table2", "table4")]
     write_run(folder, loaded[1].runs()[0], changes={"device": LONG})
     return write_report(loaded, folder)[0]
 

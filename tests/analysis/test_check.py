@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from lsa_study.analysis.check import check_tables
 from lsa_study.analysis.collect import parquet_path
 from lsa_study.analysis.formats import write_tables
-from lsa_study.cli.app import app
+from lsa_study.cli import app
 from lsa_study.config import study
 
 
@@ -20,7 +20,7 @@ def results(tmp_path):
 
 
 def check(results):
-    return check_tables([study.load("table4")], results)
+    return check_tables([study.load_study("table4")], results)
 
 
 def test_tables_as_written_pass(results):
@@ -73,13 +73,13 @@ def test_a_deleted_cell_is_named_by_the_command_with_exit_code_1(results, kind):
 
 
 def test_a_new_seed_is_named_in_every_format(results):
-    for run in study.load("table4", seeds=[1]).runs():
+    for run in study.load_study("table4", seeds=[1]).runs():
         write_run(results, run)
     before = check(results)
     assert before == [], "runs that are not collected yet do not count"
-    from lsa_study.analysis.collect import refresh
+    from lsa_study.analysis.collect import collect
 
-    refresh(results, "toy")
+    collect(results, "toy", update=True)
     lines = check(results)
     for kind in ("csv", "json", "md", "tex"):
         assert any(line.startswith(f"table4.{kind}: ") for line in lines)

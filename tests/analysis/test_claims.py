@@ -7,14 +7,14 @@ import pytest
 import yaml
 from synthetic import write_run, write_study
 
-from lsa_study.analysis import claims, verdicts
+from lsa_study.analysis import claims
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.statistics import t_interval
-from lsa_study.config import selection, study
+from lsa_study.config import study
 from lsa_study.errors import ConfigError
 
-CLAIMS = claims.read()
+CLAIMS = claims.read_claims()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
@@ -22,7 +22,7 @@ def test_the_article_s_own_numbers_satisfy_every_claim(tmp_path, claim):
     printed = []
     for name in claim.rows:
         stem, variant = name.split("/")
-        loaded = study.load(stem, tier=claim.tiers[-1])
+        loaded = study.load_study(stem, tier=claim.tiers[-1])
         rows = {row.variant: row for row in rows_of(loaded, collect(tmp_path, "paper"))}
         printed.append(rows[variant].article)
     if claim.relation == "ends":
@@ -48,6 +48,11 @@ def values(*numbers):
     return t_interval(numbers)
 
 
+def decided(found, margin=0.0, noise=None, relation="above"):
+    claim = CLAIMS[0].model_copy(update={"relation": relation, "margin": margin})
+    return claims.ClaimVerdict(claim).decided(found, noise)
+
+
 @pytest.mark.parametrize(
     ("found", "relation", "margin", "word"),
     [
@@ -64,32 +69,32 @@ def values(*numbers):
     ],
 )
 def test_verdicts_follow_from_the_interval(found, relation, margin, word):
-    assert verdicts.decide(found, relation, margin, None).word == word
+    assert decided(found, margin, relation=relation).word == word
 
 
 def test_unresolved_says_how_many_seeds_would_do():
     found = values(0.1, 0.5, 0.3, 0.6, -0.2)
-    judged = verdicts.decide(found, "above", 0.0, None)
+    judged = decided(found)
     words, number, *_ = judged.needs.split()
     assert words == "about"
     repeated = values(*(found.values * 20)[: 5 + int(number)])
     assert repeated.low > -0.03  # with as many of the same kind the interval ends near zero
-    assert verdicts.decide(values(0.2), "above", 0.0, None).needs == "at least 2 more seeds"
-    assert verdicts.decide(values(0.2), "above", 0.0, 0.1).needs == "about 3 more seeds"
-    assert verdicts.decide(values(0.0, 1e-9), "above", 1e-4, None).word == "contradicted"
-    assert "more than 1000" in verdicts.decide(values(-1.0, 1.0001), "above", 0.0, None).needs
+    assert decided(values(0.2)).needs == "at least 2 more seeds"
+    assert decided(values(0.2), noise=0.1).needs == "about 3 more seeds"
+    assert decided(values(0.0, 1e-9), 1e-4).word == "contradicted"
+    assert "more than 1000" in decided(values(-1.0, 1.0001)).needs
 
 
 def judged(results, tier="toy", name=None):
     found = {verdict.claim.id: verdict for verdict in claims.judge_tier(results, tier)}
-    return found if name is None else found[name].judged
+    return found if name is None else found[name]
 
 
 def test_nothing_was_run_yet(tmp_path):
     for tier in study.TIERS:
         found = judged(tmp_path, tier)
-        assert {verdict.judged.verdict for verdict in found.values()} == {"not run"}
-        document = claims.as_json(list(found.values()), tier)
+        assert {verdict.verdict for verdict in found.values()} == {"not run"}
+        document = claims.claims_json(list(found.values()), tier)
         assert ("never a reproduction" in document["caution"]) == (tier != "paper")
 
 
@@ -97,14 +102,14 @@ def test_invented_runs_are_judged(tmp_path):
     for name in ("table1", "table2", "fig2"):
         write_study(tmp_path, name, tier="proxy", seeds=[0, 1, 2])
     found = judged(tmp_path, "proxy")
-    assert found["table1-net4-below"].judged.verdict == "supported"
+    assert found["table1-net4-below"].verdict == "supported"
     assert found["table1-net4-below"].article == pytest.approx(1.5)
-    assert found["table2-identity-crashes"].judged.verdict == "supported"
-    assert found["fig2-lsa-memory"].judged.reason == "has a meaning at tier paper only"
-    assert found["table4-ghost"].judged.verdict == "not run"
-    first = claims.as_json(list(found.values()), "proxy")["claims"][0]
+    assert found["table2-identity-crashes"].verdict == "supported"
+    assert found["fig2-lsa-memory"].reason == "has a meaning at tier paper only"
+    assert found["table4-ghost"].verdict == "not run"
+    first = claims.claims_json(list(found.values()), "proxy")["claims"][0]
     assert {"id", "text", "source", "verdict", "estimate", "low", "high"} <= set(first)
-    text = claims.as_text(list(found.values()), "proxy")
+    text = claims.claims_text(list(found.values()), "proxy")
     assert "table1-net4-below" in text
     assert "never a reproduction" in text
 
@@ -148,7 +153,7 @@ def test_studies_are_read_as_they_were_asked_for(tmp_path):
     changed = ["train.epochs=2"]
     loaded = [write_study(tmp_path, name, overrides=changed) for name in ("table4", "table5")]
     assert judged(tmp_path, name="table4-elsa").verdict == "not run"
-    selection.remember(tmp_path, loaded[:1], changed)
+    study.remember(tmp_path, loaded[:1], changed)
     assert judged(tmp_path, name="table4-elsa").n == 3
     # Table 5 was last asked for with other epochs: its rows cannot stand against those of Table 4.
     write_study(tmp_path, "table5")
@@ -169,7 +174,7 @@ def test_whole_networks_are_compared_in_what_the_claim_names(tmp_path):
     words = (study.repository_folder("experiments") / "claims.yaml").read_text()
     path.write_text(words.replace("besides: [model.backbone, ", "besides: ["))
     (fewer,) = [
-        verdict.judged
+        verdict
         for verdict in claims.judge_tier(tmp_path, "paper", path=path)
         if verdict.claim.id == "table8-small-matches-base"
     ]
@@ -210,7 +215,7 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path, change, words)
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump({"claims": [claim | {"relation": "above"} | change]}))
     with pytest.raises(ConfigError, match=words) as caught:
-        claims.read(path)
+        claims.read_claims(path)
     assert str(path) in str(caught.value)
 
 

@@ -85,7 +85,7 @@ def counted(model, side):
 
 
 def counted_row(name, variant):
-    settings = study.load(name, tier="paper").variants[variant]
+    settings = study.load_study(name, tier="paper").variants[variant]
     return counted(settings.model, settings.data.image_size)
 
 
@@ -115,7 +115,7 @@ def test_names_agree_with_the_measurements(row):
 
 
 def rows(name):
-    return [(name, variant) for variant in study.load(name, tier="paper").variants]
+    return [(name, variant) for variant in study.load_study(name, tier="paper").variants]
 
 
 def kept():
@@ -126,7 +126,7 @@ def kept():
 @pytest.mark.parametrize(("name", "variant"), [*rows("table6"), *rows("table8")])
 def test_costs_shown_in_the_tables(name, variant):
     """Those that are counted anew, to the printed digit, and the article's as in its CSV."""
-    loaded = study.load(name, tier="paper")
+    loaded = study.load_study(name, tier="paper")
     file = loaded.file.variants[variant]
     found = counted_row(name, variant)
     network = kept()[network_key(loaded.variants[variant])]
@@ -155,14 +155,14 @@ def test_other_settings_of_a_network_are_not_counted():
     """What moves a count is in the key; how the network is trained is not."""
 
     def found(*overrides):
-        loaded = study.load("table8", tier="paper", only="volo_d3", overrides=overrides)
+        loaded = study.load_study("table8", tier="paper", only="volo_d3", overrides=overrides)
         columns, _ = columns_and_note(loaded, "volo_d3")
         return [columns[f"{cost} (article)"] for cost in ("Params", "GMACs")]
 
     assert found("train.epochs=3", "model.drop_path=0.1") == found()
     for override in ("model.op.stride=1", "data.image_size=480", "data.name=cifar10"):
         assert found("train.tokens.labels=plain", override) == ["? M (86 M)", "? (20.9)"]
-    assert columns_and_note(study.load("table1"), "net7") == ({}, None)
+    assert columns_and_note(study.load_study("table1"), "net7") == ({}, None)
 
 
 def test_a_note_names_its_counts(tmp_path):
@@ -170,7 +170,7 @@ def test_a_note_names_its_counts(tmp_path):
     text = text.replace("../results", f"{TESTS.parent}/results")
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("{params} M here", "{parms} M here"), "utf-8")
-    loaded = study.load(path, tier="paper")
+    loaded = study.load_study(path, tier="paper")
     with pytest.raises(
         ConfigError, match=r"mine.yaml:\d+: \{parms\} is no text for notes; known: "
     ):
@@ -178,10 +178,10 @@ def test_a_note_names_its_counts(tmp_path):
     circle = text.replace("variants:", 'notes: {again: "{again}"}\nvariants:')
     path.write_text(circle, "utf-8")
     with pytest.raises(ConfigError, match=r"mine.yaml:\d+: \{again\} is no text for notes"):
-        columns_and_note(study.load(path, tier="paper"), "ddf")
+        columns_and_note(study.load_study(path, tier="paper"), "ddf")
     path.write_text(text.replace("costs.json", "none.json"), "utf-8")
     with pytest.raises(ConfigError, match=r"none.json: no counts .* run python benchmarks/costs"):
-        columns_and_note(study.load(path, tier="paper"), "swin")
+        columns_and_note(study.load_study(path, tier="paper"), "swin")
 
 
 def rounds_to(value, printed):
@@ -192,7 +192,7 @@ def rounds_to(value, printed):
 @pytest.mark.parametrize(("name", "variant"), [*rows("table6"), *rows("table8")])
 def test_a_row_that_misses_the_article_says_so(name, variant):
     """Each cost that does not round to the article's is named in the row's note, both figures."""
-    loaded = study.load(name, tier="paper")
+    loaded = study.load_study(name, tier="paper")
     columns, note = columns_and_note(loaded, variant)
     for column, unit in (("Params (article)", " M"), ("GMACs (article)", "")):
         ours, article = re.fullmatch(
@@ -219,7 +219,7 @@ def test_both_tables_are_shown_at_the_only_tier_they_have(tmp_path):
         table = json.loads((tmp_path / "paper" / "tables" / f"{name}.json").read_text("utf-8"))
         text = (tmp_path / "paper" / "tables" / f"{name}.md").read_text("utf-8")
         text = text.replace("\\_", "_")
-        loaded = study.load(name, tier="paper")
+        loaded = study.load_study(name, tier="paper")
         assert [row["variant"] for row in table["rows"]] == list(loaded.variants)
         for row in table["rows"]:
             columns, note = columns_and_note(loaded, row["variant"])

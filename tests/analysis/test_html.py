@@ -64,7 +64,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(results):
-    loaded = [study.load(name, tier="proxy") for name in ("table2", "table4")]
+    loaded = [study.load_study(name, tier="proxy") for name in ("table2", "table4")]
     (path,) = write_report(loaded, results)
     assert path == results / "proxy" / "report.html"
     return path.read_text("utf-8")
@@ -97,7 +97,7 @@ def test_claims_come_first_and_the_tier_is_told(written):
     body = written[written.index("<body>") :]
     assert body.index('id="claims"') < body.index('id="table2"') < body.index('id="table4"')
     assert body.index("never a reproduction") < body.index('id="claims"')
-    for claim in claims.read():
+    for claim in claims.read_claims():
         assert f'id="claim-{claim.id}"' in body
     assert '<span class="verdict supported">supported</span>' in body
 
@@ -177,7 +177,7 @@ def test_whatever_users_write_stays_text(tmp_path):
     shutil.copytree(ROOT / "results" / "paper", tmp_path / "results" / "paper")
     path = folder / "table4.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
-    loaded = study.load(path, seeds=[0])
+    loaded = study.load_study(path, seeds=[0])
     for run in loaded.runs():
         write_run(tmp_path, run, changes={"device": NASTY, "commit": NASTY})
     text = page([(loaded, collect(tmp_path, "toy"))], [])
@@ -191,10 +191,8 @@ def test_whatever_users_write_stays_text(tmp_path):
 
 
 def test_a_page_without_runs_says_so(tmp_path):
-    loaded = study.load("table5")
-    text = page(
-        [(loaded, collect(tmp_path, "toy"))], claims.judge([], [], collect(tmp_path, "toy"), "toy")
-    )
+    loaded = study.load_study("table5")
+    text = page([(loaded, collect(tmp_path, "toy"))], [])
     Page(text)
     assert text.count("not run") >= 4
 

@@ -74,7 +74,7 @@ def test_control_characters_cannot_end_a_comment_or_a_row():
 def table(tmp_path):
     """A table whose every text is nasty."""
     write_study(tmp_path, "table3")
-    plain = build(study.load("table3"), collect(tmp_path, "toy"))
+    plain = build(study.load_study("table3"), collect(tmp_path, "toy"))
     rows = tuple(
         dataclasses.replace(
             row,

@@ -13,13 +13,14 @@ from synthetic import write_run, write_study
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.plots import figures, style, write_plots
 from lsa_study.analysis.plots.attention import attention_maps, effective_areas
+from lsa_study.analysis.plots.curves import spread
 from lsa_study.analysis.rows import rows_of
 from lsa_study.config import study
 
 
 def drawn(results, *names, **how):
     collected = collect(results, "toy")
-    loaded = [study.load(name, **how) for name in names]
+    loaded = [study.load_study(name, **how) for name in names]
     return figures([(one, rows_of(one, collected)) for one in loaded])
 
 
@@ -62,7 +63,7 @@ def test_words_stand_where_numbers_are_missing(tmp_path):
 def test_values_are_drawn_where_they_belong(tmp_path):
     write_study(tmp_path, "table4")
     collected = collect(tmp_path, "toy")
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     rows = rows_of(loaded, collected)
     figure = figures([(loaded, rows)])["table4-accuracy"]
     ours, article = figure.axes
@@ -96,7 +97,7 @@ def test_curves_are_the_metrics_of_the_folders(tmp_path):
 
 def test_differences_stand_beside_the_article_s_on_one_scale(tmp_path):
     write_study(tmp_path, "table4")
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["table4-differences"].axes
     marks = {
@@ -109,7 +110,7 @@ def test_differences_stand_beside_the_article_s_on_one_scale(tmp_path):
 
 def test_seed_strips_hold_every_run(tmp_path):
     write_study(tmp_path, "table4", seeds=[0, 4])
-    loaded = study.load("table4")
+    loaded = study.load_study("table4")
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["table4-seeds"].axes
     drawn = [list(line.get_xdata()) for line in axes.lines if line.get_marker() not in ("None", "")]
@@ -205,9 +206,9 @@ def test_a_seed_that_diverged_does_not_cut_the_mean_of_the_others(tmp_path):
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12), st.floats(0.1, 5))
 def test_labels_are_moved_apart_in_order(wanted, gap):
-    placed = style.spread(wanted, gap, 1e9)
+    placed = spread(wanted, gap, 1e9)
     order = sorted(range(len(wanted)), key=lambda at: wanted[at])
     steps = [placed[b] - placed[a] for a, b in itertools.pairwise(order)]
     assert all(step >= gap - 1e-6 for step in steps)
-    capped = style.spread(wanted, gap, 50)
+    capped = spread(wanted, gap, 50)
     assert max(capped) <= 50

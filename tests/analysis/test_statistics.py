@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lsa_study.analysis.statistics import decimals, shown, signed, t_interval
+from lsa_study.analysis.statistics import decimals, signed, t_interval
 
 # Two-sided 95 % points of Student's t as printed in any table, by degrees of freedom.
 PRINTED_T = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262}
@@ -58,10 +58,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say(n):
 
 
 def test_formats():
-    assert shown(t_interval([81.0, 82.0, 83.0]), 1) == "82.0 ± 2.5"
-    assert shown(t_interval([81.256]), 2) == "81.26"
-    assert shown(t_interval([]), 2) == ""
+    assert t_interval([81.0, 82.0, 83.0]).shown(1) == "82.0 ± 2.5"
+    assert t_interval([81.256]).shown(2) == "81.26"
+    assert t_interval([]).shown(2) == ""
     assert [signed(v, 1) for v in (0.44, -0.25, 0.0, -0.04, None)] == [
         "+0.4", "−0.2", "0.0", "0.0", "",
     ]  # fmt: skip
-    assert [decimals(n) for n in (None, 360, 10_000, 50_000)] == [1, 1, 2, 2]
+    assert [decimals([n]) for n in (None, 360, 10_000, 50_000)] == [1, 1, 2, 2]
+    assert (decimals([]), decimals([360, 10_000, None])) == (1, 2)

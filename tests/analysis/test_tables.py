@@ -17,7 +17,7 @@ from lsa_study.config import study
 
 
 def table_of(results, name, **how):
-    return build(study.load(name, **how), collect(results, how.get("tier", "toy")))
+    return build(study.load_study(name, **how), collect(results, how.get("tier", "toy")))
 
 
 def shown(table, variant):
@@ -62,7 +62,7 @@ def test_numbers_are_those_of_the_run_folders(tmp_path):
 def test_seeds_beyond_the_tier_s_count_unless_others_are_asked_for(tmp_path):
     loaded = write_study(tmp_path, "table4", seeds=[0, 4])
     collected = collect(tmp_path, "toy")
-    plain = study.load("table4")
+    plain = study.load_study("table4")
     assert plain.seeds == (0,)
     assert {row.accuracy.n for row in build(plain, collected).rows} == {2}
     assert {row.accuracy.n for row in build(loaded, collected, seeds=[4]).rows} == {1}
@@ -178,7 +178,7 @@ def test_every_study_is_written_four_times_and_the_runs_once(tmp_path):
 
 
 def test_a_table_without_runs_is_still_a_table(tmp_path):
-    (path, *_) = write_tables([study.load("table5")], tmp_path)
+    (path, *_) = write_tables([study.load_study("table5")], tmp_path)
     assert [row["outcome"] for row in rows_of_csv(path.read_text())] == ["not run"] * 4
 
 

@@ -5,7 +5,7 @@ from synthetic import COMMIT, write_run, write_study
 
 from lsa_study import rundir
 from lsa_study.analysis import provenance
-from lsa_study.analysis.collect import collect, parquet_path, refresh
+from lsa_study.analysis.collect import collect, parquet_path
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 
@@ -17,7 +17,7 @@ def results(tmp_path):
 
 
 def asked(results, row, seeds=(0, 1)):
-    loaded = study.load("table2", seeds=seeds)
+    loaded = study.load_study("table2", seeds=seeds)
     return provenance.why(loaded, row, collect(results, "toy"), results)
 
 
@@ -45,7 +45,7 @@ def test_ends_and_absent_seeds_are_told(results):
 
 
 def test_a_clone_points_at_the_committed_file(results, tmp_path):
-    refresh(results, "toy")
+    collect(results, "toy", update=True)
     clone = tmp_path / "clone"
     (clone / "toy").mkdir(parents=True)
     parquet_path(results, "toy").rename(parquet_path(clone, "toy"))
@@ -71,7 +71,7 @@ def test_two_runs_differ_in_what_they_differ(results):
 
 
 def test_code_and_environment_are_their_own_sections(results):
-    loaded = study.load("table2", seeds=[0, 1])
+    loaded = study.load_study("table2", seeds=[0, 1])
     run = next(run for run in loaded.runs() if (run.variant, run.seed) == ("net7", 1))
     write_run(results, run, changes={"commit": None, "device": "B", "precision": "bfloat16"})
     found = provenance.diff(results, "net7-s0", run.identity)

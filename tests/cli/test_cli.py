@@ -26,6 +26,7 @@ def lsa(*arguments, **environment):
     )
 
 
+@pytest.mark.real_process
 def test_plan_names_every_run():
     found = lsa("plan", "table1", "table3")
     assert found.returncode == 0, found.stderr

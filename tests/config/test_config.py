@@ -16,12 +16,12 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def settings(*overrides, name="table1", variant="swin", tier="toy") -> Settings:
-    return study.load(name, tier=tier, overrides=overrides).variants[variant]
+    return study.load_study(name, tier=tier, overrides=overrides).variants[variant]
 
 
 def mistakes(*overrides, name="table1", tier="toy") -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        study.load(name, tier=tier, overrides=overrides)
+        study.load_study(name, tier=tier, overrides=overrides)
     return list(caught.value.mistakes)
 
 
@@ -77,7 +77,7 @@ def test_terms_given_twice_are_refused():
 
 
 def load(*overrides, variant="swin"):
-    loaded = study.load("table1", only=variant, overrides=overrides)
+    loaded = study.load_study("table1", only=variant, overrides=overrides)
     return loaded.variants[variant]
 
 
@@ -112,7 +112,7 @@ def test_a_setting_younger_than_the_results_counts_only_where_it_is_set():
 
 def test_an_identity_is_the_hash_of_canonical_json():
     # Pinned: a change here re-runs everybody's finished grids. Raise SCHEMA_VERSION knowingly.
-    assert load().identity() == study.load("table1").runs()[0].identity
+    assert load().identity() == study.load_study("table1").runs()[0].identity
     assert len(load().identity()) == 10
     reread = Settings.model_validate_json(load().model_dump_json())
     assert reread.identity() == load().identity()
@@ -167,7 +167,7 @@ def test_token_labels_are_in_the_identity_only_where_they_are_on():
 def test_identities_of_runs_whose_results_are_kept():
     """Pinned: new settings must be left out of the identity while they are off."""
     kept = pd.read_parquet(RESULTS / "proxy" / "runs.parquet", columns=["variant", "identity"])
-    runs = {run.variant: run.identity for run in study.load("table1", tier="proxy").runs()}
+    runs = {run.variant: run.identity for run in study.load_study("table1", tier="proxy").runs()}
     assert {name: runs[name] for name in ("swin", "net7")} == {
         "swin": "58f508715a", "net7": "92e71874d5",
     }  # fmt: skip

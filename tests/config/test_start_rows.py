@@ -13,7 +13,7 @@ START = "train.start: {row: whole}"
 
 
 def identities(folder, *changes, **asked):
-    return {run.variant: run for run in study.load(written(folder, *changes), **asked).runs()}
+    return {run.variant: run for run in study.load_study(written(folder, *changes), **asked).runs()}
 
 
 def test_a_run_names_the_run_it_begins_from(tmp_path):
@@ -21,7 +21,7 @@ def test_a_run_names_the_run_it_begins_from(tmp_path):
         runs = identities(tmp_path, seeds=[seed])
         assert runs["tuned"].start == runs["whole"].identity
         assert runs["whole"].start is None
-    assert study.load(written(tmp_path), only="tuned").runs()[0].start is not None
+    assert study.load_study(written(tmp_path), only="tuned").runs()[0].start is not None
 
 
 def test_other_settings_of_the_first_row_make_another_second(tmp_path):
@@ -51,7 +51,7 @@ def test_other_settings_of_the_first_row_make_another_second(tmp_path):
 def test_mistakes_are_named(tmp_path, start, message):
     path = written(tmp_path, (START, f"train.start: {start}"))
     with pytest.raises(ConfigError) as caught:
-        study.load(path)
+        study.load_study(path)
     assert message in str(caught.value)
     assert "tuned.yaml:" in str(caught.value)
 
@@ -59,7 +59,7 @@ def test_mistakes_are_named(tmp_path, start, message):
 def test_rows_that_begin_from_each_other(tmp_path):
     path = written(tmp_path, ("set: {}}", "set: {train.start: {row: tuned}}}"))
     with pytest.raises(ConfigError, match="no row is first; let one be initialised at random"):
-        study.load(path)
+        study.load_study(path)
 
 
 TWO = """
@@ -75,7 +75,7 @@ ELSA = "model.op: {kind: elsa, group_width: 4}"
 def contrast(folder, factor="[model.op]", start="train.start: {row: other}"):
     path = written(folder, ("factor: [model.op]", f"factor: {factor}"))
     path.write_text(path.read_text() + TWO.replace("OP", ELSA).replace("START", start))
-    check_contrast(study.load(path, only="tuned,last"))
+    check_contrast(study.load_study(path, only="tuned,last"))
 
 
 def test_what_rows_begin_from_belongs_to_the_contract(tmp_path):
@@ -89,14 +89,14 @@ def test_what_rows_begin_from_belongs_to_the_contract(tmp_path):
 
 
 def test_plan_shows_it_and_a_rehearsal_needs_it_not(tmp_path):
-    loaded = study.load(written(tmp_path))
-    assert "\n  start     tuned from whole\n" in plan.as_text([loaded], tmp_path) + "\n"
+    loaded = study.load_study(written(tmp_path))
+    assert "\n  start     tuned from whole\n" in plan.plan_text([loaded], tmp_path) + "\n"
     later, _ = loaded.runs()
     assert shortened(later, checkpoints=1.0).train.start is None
-    drawn = study.load(written(tmp_path, (f", {START}", ""))).runs()[0]
+    drawn = study.load_study(written(tmp_path, (f", {START}", ""))).runs()[0]
     assert rehearse.key(later.settings) == rehearse.key(drawn.settings)
 
 
 def test_runs_that_begin_with_random_weights_keep_their_identity():
-    settings = study.load("table1", only="swin").variants["swin"]
+    settings = study.load_study("table1", only="swin").variants["swin"]
     assert "start" not in settings.science()["train"]

@@ -42,7 +42,7 @@ def write(tmp_path, **changes) -> Path:
 def test_every_experiment_keeps_its_contract(path):
     file = read_strictly(path).data
     for tier in study.tiers_of(str(path)):
-        loaded = study.load(path, tier=tier)
+        loaded = study.load_study(path, tier=tier)
         contrast.check_contrast(loaded)
         assert [run.variant for run in loaded.runs()[: len(file["variants"])]] == list(
             file["variants"]
@@ -51,7 +51,7 @@ def test_every_experiment_keeps_its_contract(path):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_row_finds_its_one_row_of_the_article(path):
-    loaded = study.load(path, tier="paper")
+    loaded = study.load_study(path, tier="paper")
     table = pd.read_csv(path.parent / loaded.file.article.csv, dtype=str)
     for name, variant in loaded.file.variants.items():
         found = table
@@ -64,31 +64,31 @@ def test_every_row_finds_its_one_row_of_the_article(path):
 def test_one_identity_has_one_name_over_the_articles_studies(tier):
     names: dict[str, set[str]] = {}
     for stem in study.ARTICLE:
-        for run in study.load(stem, tier=tier).runs():
+        for run in study.load_study(stem, tier=tier).runs():
             names.setdefault(run.identity, set()).add(run.name)
     assert all(len(found) == 1 for found in names.values())
-    seeds = len(study.load("table1", tier=tier).seeds)
+    seeds = len(study.load_study("table1", tier=tier).seeds)
     assert len(names) == 23 * seeds
 
 
 def test_what_must_be_equal_over_a_table_is_equal():
     for stem in study.ARTICLE:
-        variants = study.load(stem, tier="paper").variants.values()
+        variants = study.load_study(stem, tier="paper").variants.values()
         assert len({(v.train, v.augment, v.data, v.model.drop_path) for v in variants}) == 1
 
 
 def test_runs_are_seed_major(tmp_path):
-    runs = study.load(write(tmp_path), seeds=[3, 1]).runs()
+    runs = study.load_study(write(tmp_path), seeds=[3, 1]).runs()
     assert [(run.seed, run.variant) for run in runs] == [
         (3, "soft"), (3, "filter"), (1, "soft"), (1, "filter"),
     ]  # fmt: skip
 
 
 def test_only_keeps_the_variants_that_match(tmp_path):
-    loaded = study.load(write(tmp_path), only="f*,nothing")
+    loaded = study.load_study(write(tmp_path), only="f*,nothing")
     assert list(loaded.variants) == ["filter"]
     with pytest.raises(study.NoVariant, match="known: soft, filter"):
-        study.load(write(tmp_path), only="x*")
+        study.load_study(write(tmp_path), only="x*")
 
 
 def test_a_second_factor_is_refused_by_name(tmp_path):
@@ -96,7 +96,7 @@ def test_a_second_factor_is_refused_by_name(tmp_path):
         "soft": {"label": "Soft", "set": {"model.op.norm": "softmax"}},
         "filter": {"label": "F", "set": {"model.op.norm": "filter_norm", "train.lr": 0.5}},
     }
-    loaded = study.load(write(tmp_path, variants=variants))
+    loaded = study.load_study(write(tmp_path, variants=variants))
     with pytest.raises(Refused) as caught:
         contrast.check_contrast(loaded)
     assert "filter also changes train.lr (0.002 -> 0.5). The declared factor is model.op.norm" in (
@@ -113,7 +113,7 @@ def test_planted_confounds_are_caught(tmp_path, key):
         "filter": {"label": "F", "set": {"model.op.norm": "filter_norm", name: float(value)}},
     }
     with pytest.raises(Refused, match=name):
-        contrast.check_contrast(study.load(write(tmp_path, variants=variants)))
+        contrast.check_contrast(study.load_study(write(tmp_path, variants=variants)))
 
 
 def test_rows_that_are_one_run_are_refused(tmp_path):
@@ -122,7 +122,7 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
         "twin": {"label": "Twin", "set": {"model.op.norm": "softmax"}},
     }
     with pytest.raises(ConfigError, match="twin has the same settings as soft"):
-        study.load(write(tmp_path, variants=variants))
+        study.load_study(write(tmp_path, variants=variants))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
 )
 def test_mistakes_of_an_experiment_are_named_with_their_place(tmp_path, changes, message):
     with pytest.raises(ConfigError) as caught:
-        study.load(write(tmp_path, **changes))
+        study.load_study(write(tmp_path, **changes))
     assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
 
@@ -164,11 +164,11 @@ def used(tmp_path, *, everywhere=(), soft=("soft",), row=(), **asked):
         "soft": {"label": "Soft", "use": list(soft)},
         "filter": {"label": "Filter", "use": ["filter"], "set": dict(row)},
     }
-    return study.load(write(tmp_path, use=list(everywhere), variants=variants), **asked)
+    return study.load_study(write(tmp_path, use=list(everywhere), variants=variants), **asked)
 
 
 def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
-    plain = study.load(write(tmp_path)).runs()
+    plain = study.load_study(write(tmp_path)).runs()
     assert [run.identity for run in used(tmp_path).runs()] == [run.identity for run in plain]
     loaded = used(tmp_path, everywhere=["fast"], row={"train.lr": 0.25})
     assert [one.train.lr for one in loaded.variants.values()] == [0.5, 0.25]
@@ -200,14 +200,14 @@ def test_mistakes_of_presets_are_named_where_they_stand(tmp_path, names, place, 
 
 
 def test_the_repositorys_presets_are_found_from_any_folder(tmp_path):
-    loaded = study.load(write(tmp_path, set={"model.op.border": "zero"}, use=["lsa"]))
+    loaded = study.load_study(write(tmp_path, set={"model.op.border": "zero"}, use=["lsa"]))
     assert loaded.variants["filter"].model.op.terms == ("qk", "bias")
 
 
 def test_a_row_called_as_an_operator_is_no_operator(tmp_path):
     variants = {"elsa": {"label": "ELSA", "lable": "x"}, "ddf": {"label": "DDF", "group_width": 3}}
     with pytest.raises(ConfigError) as caught:
-        study.load(write(tmp_path, baseline="elsa", variants=variants))
+        study.load_study(write(tmp_path, baseline="elsa", variants=variants))
     assert "variants.elsa.lable is not a setting; did you mean variants.elsa.label?" in str(
         caught.value
     )
@@ -218,19 +218,23 @@ def test_a_row_called_as_an_operator_is_no_operator(tmp_path):
 
 def test_resources_are_checked_where_they_stand(tmp_path):
     with pytest.raises(ConfigError, match=r"mine.yaml:\d+: gpus = 'two' is not a number"):
-        study.load(write(tmp_path, resources={"gpus": "two"}))
+        study.load_study(write(tmp_path, resources={"gpus": "two"}))
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match="no such study; known: all, fig2, table1"):
-        study.load("tabel1")
+        study.load_study("tabel1")
     with pytest.raises(ConfigError, match="no such tier; known: toy, proxy, paper"):
-        study.load("table1", tier="big")
+        study.load_study("table1", tier="big")
 
 
-@pytest.mark.parametrize("module", ["launch.plan", "config.study", "rundir", "cli", "launch.local"])
-def test_planning_does_not_need_torch(module):
-    code = f"import sys, lsa_study.{module}; sys.exit('torch' in sys.modules)"
+def test_planning_does_not_need_torch():
+    code = (
+        "import importlib, sys\n"
+        "for name in ('config.study', 'rundir', 'launch.plan', 'launch.local', 'cli'):\n"
+        "    importlib.import_module(f'lsa_study.{name}')\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -23,7 +23,7 @@ def settings():
 
     def make(tier="toy", seed=0, **changes):
         overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-        (run,) = study.load(
+        (run,) = study.load_study(
             "table1", tier=tier, only="swin", seeds=[seed], overrides=overrides
         ).runs()
         return run.settings

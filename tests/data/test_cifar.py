@@ -44,32 +44,30 @@ def root(tmp_path, encoded):
 def test_parquet_is_decoded_as_pillow_does(root, settings, encoded):
     sets = data.load(settings("proxy", data__root=root))
     assert (sets.source.train_images, sets.source.test_images) == (12, 3)
-    train, test, _ = in_memory._read(
-        "cifar10", data.require(settings("proxy", data__root=root).data)
-    )
-    assert train.labels.tolist() == LABELS["train"]
-    assert test.labels.tolist() == LABELS["test"]
-    for row, picture in enumerate(train.pixels):
+    found, _ = in_memory._read("cifar10", data.require(settings("proxy", data__root=root).data))
+    assert found["train.labels"].tolist() == LABELS["train"]
+    assert found["test.labels"].tolist() == LABELS["test"]
+    for row, picture in enumerate(found["train.pixels"]):
         content = encoded(row, form="JPEG" if row % 2 else "PNG")
         want = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         assert np.abs(picture.permute(1, 2, 0).numpy().astype(int) - want).max() <= row % 2
 
 
-def test_decoded_pictures_are_cached_privately_and_read_back(root, settings, monkeypatch):
+def test_decoded_pictures_are_cached_privately_and_read_back(root, settings, monkeypatch, tmp_path):
     asked = settings("proxy", data__root=root)
     first = data.load(asked)
-    (cached,) = cifar.cache_folder().iterdir()
+    (cached,) = (tmp_path / "cache" / "lsa_study").iterdir()
     assert cached.name == f"{first.source.fingerprint}.safetensors"
-    assert stat.S_IMODE(cifar.cache_folder().stat().st_mode) == 0o700
+    assert stat.S_IMODE(cached.parent.stat().st_mode) == 0o700
     monkeypatch.setattr(cifar._Column, "decode", lambda self: pytest.fail("decoded again"))
     in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)
 
 
-def test_a_torn_cache_is_made_again(root, settings):
+def test_a_torn_cache_is_made_again(root, settings, tmp_path):
     asked = settings("proxy", data__root=root)
     first = data.load(asked)
-    (cached,) = cifar.cache_folder().iterdir()
+    (cached,) = (tmp_path / "cache" / "lsa_study").iterdir()
     cached.write_bytes(cached.read_bytes()[:1000])
     in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)
@@ -157,10 +155,10 @@ def test_torchvisions_folder(batches, settings):
     asked = settings("proxy", data__root=batches.parent.parent)
     sets = data.load(asked)
     assert (sets.source.train_images, sets.source.test_images) == (20, 4)
-    train, _, _ = in_memory._read("cifar10", data.require(asked.data))
+    found, _ = in_memory._read("cifar10", data.require(asked.data))
     want = np.random.default_rng(2).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
-    assert np.array_equal(train.pixels[8:12].numpy(), want)
-    assert train.labels[:5].tolist() == [0, 1, 2, 3, 1]
+    assert np.array_equal(found["train.pixels"][8:12].numpy(), want)
+    assert found["train.labels"][:5].tolist() == [0, 1, 2, 3, 1]
 
 
 def test_torchvisions_folder_is_never_unpickled_when_its_checksum_is_wrong(batches, settings):

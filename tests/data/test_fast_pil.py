@@ -228,7 +228,7 @@ def test_planes_are_the_channels():
 
 def test_changes_of_pictures_go_to_other_processes():
     """Loading processes that are started anew, not forked, get them pickled."""
-    settings = study.load("table1", tier="paper", only="swin", seeds=[0]).runs()[0].settings
+    settings = study.load_study("table1", tier="paper", only="swin", seeds=[0]).runs()[0].settings
     change = augment.pictorial(settings.augment, 32, (0.5, 0.5, 0.5))
     again = pickle.loads(pickle.dumps(change))
     for seed in range(8):

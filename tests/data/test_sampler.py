@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from lsa_study.data.sampler import MIX_GROUP, Epoch
+from lsa_study.data.sampler import MIX_GROUP, EpochSampler
 from lsa_study.errors import ConfigError
 
 
-def steps_of(epoch: Epoch) -> list[list[int]]:
+def steps_of(epoch: EpochSampler) -> list[list[int]]:
     """Images of every step, whatever the parts."""
     found: dict[int, list[int]] = {}
     for share in epoch.shares():
@@ -18,7 +18,7 @@ def steps_of(epoch: Epoch) -> list[list[int]]:
 
 
 def test_an_epoch_takes_every_image_at_most_once_and_leaves_out_the_rest():
-    steps = steps_of(Epoch(images=103, batch_size=20, seed=0, epoch=0))
+    steps = steps_of(EpochSampler(images=103, batch_size=20, seed=0, epoch=0))
     assert [len(step) for step in steps] == [20] * 5
     seen = list(itertools.chain(*steps))
     assert len(set(seen)) == 100
@@ -26,14 +26,16 @@ def test_an_epoch_takes_every_image_at_most_once_and_leaves_out_the_rest():
 
 
 def test_fewer_images_than_a_batch_make_one_step_of_all():
-    epoch = Epoch(images=7, batch_size=64, seed=0, epoch=0)
+    epoch = EpochSampler(images=7, batch_size=64, seed=0, epoch=0)
     assert (epoch.steps, epoch.batch) == (1, 7)
     assert sorted(steps_of(epoch)[0]) == list(range(7))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     def first(**changes):
-        return steps_of(Epoch(**{"images": 64, "batch_size": 16, "seed": 1, "epoch": 2, **changes}))
+        return steps_of(
+            EpochSampler(**{"images": 64, "batch_size": 16, "seed": 1, "epoch": 2, **changes})
+        )
 
     assert first() == first()
     assert first(seed=3)[0] != first()[0]
@@ -45,9 +47,9 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("batch", [24, 64, 2 * MIX_GROUP, 3 * MIX_GROUP])
 def test_parts_cut_a_step_without_gap_or_overlap(batch, parts, paired):
-    whole = Epoch(images=2 * batch, batch_size=batch, seed=0, epoch=0, paired=paired)
+    whole = EpochSampler(images=2 * batch, batch_size=batch, seed=0, epoch=0, paired=paired)
     cut = [
-        Epoch(2 * batch, batch, 0, 0, parts=parts, mine=range(part, part + 1), paired=paired)
+        EpochSampler(2 * batch, batch, 0, 0, parts=parts, mine=range(part, part + 1), paired=paired)
         for part in range(parts)
     ]
     for step in range(2):
@@ -61,7 +63,9 @@ def test_a_part_holds_both_images_of_a_mixed_pair(parts):
     """Timm mixes image i of a group with image (last - i): rows reversed give the partners."""
     batch = 3 * MIX_GROUP
     for part in range(parts):
-        epoch = Epoch(batch, batch, 0, 0, parts=parts, mine=range(part, part + 1), paired=True)
+        epoch = EpochSampler(
+            batch, batch, 0, 0, parts=parts, mine=range(part, part + 1), paired=True
+        )
         (share,) = epoch.shares()
         covered = 0
         for group, first, end in share.groups:
@@ -74,8 +78,8 @@ def test_a_part_holds_both_images_of_a_mixed_pair(parts):
 
 def test_a_batch_that_cannot_be_cut_is_refused_in_words():
     with pytest.raises(ConfigError, match=r"batch_size = 64 .* 3 parts .* multiple of 3"):
-        Epoch(images=640, batch_size=64, seed=0, epoch=0, parts=3)
+        EpochSampler(images=640, batch_size=64, seed=0, epoch=0, parts=3)
     with pytest.raises(ConfigError, match=r"pairs for mixup or cutmix .* multiple of 8"):
-        Epoch(images=640, batch_size=20, seed=0, epoch=0, parts=4, paired=True)
+        EpochSampler(images=640, batch_size=20, seed=0, epoch=0, parts=4, paired=True)
     with pytest.raises(ConfigError, match=r"1 training images .* 2 parts"):
-        Epoch(images=1, batch_size=20, seed=0, epoch=0, parts=2)
+        EpochSampler(images=1, batch_size=20, seed=0, epoch=0, parts=2)

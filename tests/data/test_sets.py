@@ -72,9 +72,9 @@ def test_no_augmentation_gives_the_pictures(settings):
     train = in_memory._read("digits", ())[0]
     (share,) = list(sets.epoch(0, 1300).shares())
     (batch,) = epoch_of(sets, batch_size=1300)
-    want = train.pixels[share.indices].float()
+    want = train["train.pixels"][share.indices].float()
     torch.testing.assert_close(pixels_of(sets, batch.images), want, atol=1e-3, rtol=0)
-    assert torch.equal(batch.targets, train.labels[share.indices])
+    assert torch.equal(batch.targets, train["train.labels"][share.indices])
 
 
 def test_padded_crops_are_cut_from_the_padded_picture(settings):
@@ -86,7 +86,7 @@ def test_padded_crops_are_cut_from_the_padded_picture(settings):
     places = set()
     flips = 0
     for image, index in zip(pixels_of(sets, batch.images).round(), share.indices, strict=True):
-        padded = np.pad(train.pixels[index].numpy(), ((0, 0), (2, 2), (2, 2)))
+        padded = np.pad(train["train.pixels"][index].numpy(), ((0, 0), (2, 2), (2, 2)))
         found = [
             (y, x, flip)
             for y in range(5) for x in range(5) for flip in (1, -1)
@@ -183,7 +183,7 @@ def test_rand_augment_and_jitter_change_single_pictures(settings):
 def test_the_test_set_is_the_centre_of_the_resized_picture(settings):
     """crop_share 0.875 of a 32-pixel side is 28: the centre itself, without resizing."""
     sets = data.load(settings(data__image_size=14, evaluation__crop_share=0.5))
-    whole = in_memory._read("digits", ())[1].pixels
+    whole = in_memory._read("digits", ())[0]["test.pixels"]
     assert torch.equal(sets._test, whole[:, :, 7:21, 7:21])
     smaller = data.load(settings(data__image_size=14))
     assert smaller._test.shape[2:] == (14, 14)

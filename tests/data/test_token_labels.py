@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lsa_study import data
-from lsa_study.data import imagenet, token_labels
+from lsa_study.data import token_labels
 from lsa_study.data.paths import DataLacks
 
 CLASSES = {"n01": 3, "n02": 1, "n03": 2}
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_is_named(small, root, damage):
     """Also one that would run code when unpickled."""
     path = map_of(root)
     content = {"empty": b"", "cut": path.read_bytes()[:200], "noise": b"\x80\x02}q\x00" * 9}
-    torch.save(imagenet.load, path) if damage == "code" else path.write_bytes(content[damage])
+    torch.save(data.load, path) if damage == "code" else path.write_bytes(content[damage])
     with pytest.raises(DataLacks, match=r"n01_0.pt: cannot be read as a tensor \(\w+\); unpack it"):
         data.check(small())
 

@@ -26,7 +26,8 @@ def vectors_of(lanes):
     are the same, in the same order.
     """
     native = lanes is None or build.library().lanes() == lanes
-    chosen = {} if native else {"LSA_KERNELS_LANES": str(lanes), "CXXFLAGS": "-O1"}
+    flags = f"{os.environ.get('CXXFLAGS', '')} -O1"
+    chosen = {} if native else {"LSA_KERNELS_LANES": str(lanes), "CXXFLAGS": flags}
     with mock.patch.dict(os.environ, chosen):
         assert native or build.library().lanes() == lanes
         yield

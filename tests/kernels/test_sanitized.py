@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from exactness import LANES
 
 from lsa_kernels import build
 
@@ -21,12 +22,14 @@ FLAGS = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) is on PATH")
-def test_no_access_out_of_bounds(tmp_path):
+@pytest.mark.parametrize("lanes", LANES)
+def test_no_access_out_of_bounds(lanes, tmp_path):
     sources = [DRIVER, *sorted(build.SOURCES.rglob("*.cpp"))]
 
     def compile_one(source):
         made = tmp_path / f"{source.stem}.o"
-        subprocess.run(["g++", *FLAGS, "-c", source, "-o", made], check=True)
+        flags = (*FLAGS, f"-DLSA_LANES={lanes}")
+        subprocess.run(["g++", *flags, "-c", source, "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor() as pool:

@@ -9,13 +9,13 @@ from lsa_study.launch.cluster import Cluster, sbatch_parameters
 
 
 def test_the_sample_asks_for_nothing_special():
-    assert cluster.read() == Cluster()
+    assert cluster.read_cluster() == Cluster()
 
 
 def test_flags_win_over_the_file(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("partition: gpu\naccount: lab\nthrottle: 8\n")
-    wishes = cluster.read(path, {"partition": "long", "account": None})
+    wishes = cluster.read_cluster(path, {"partition": "long", "account": None})
     assert (wishes.partition, wishes.account, wishes.throttle) == ("long", "lab", 8)
 
 
@@ -23,7 +23,7 @@ def test_mistakes_are_named_with_their_place(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("partitoin: gpu\ngpus: some\n")
     with pytest.raises(ConfigError) as caught:
-        cluster.read(path, {"throttle": 0})
+        cluster.read_cluster(path, {"throttle": 0})
     told = str(caught.value)
     assert f"{path}:1: partitoin is not a setting; did you mean partition?" in told
     assert f"{path}:2: gpus = 'some'" in told

@@ -82,7 +82,7 @@ def test_equal_errors_have_equal_signatures(tmp_path):
     """The run's own name does not make two errors different; another line of code does."""
     signatures = []
     for run, line in zip(
-        study.load("table1", only="net1,net2,net3").runs(), (7, 7, 8), strict=True
+        study.load_study("table1", only="net1,net2,net3").runs(), (7, 7, 8), strict=True
     ):
         folder = RunDir(tmp_path / run.name)
         folder.create(run.settings, variant=run.variant)

@@ -27,7 +27,7 @@ def quiet() -> Console:
 
 
 def runs(only, *overrides, seeds=(0,)):
-    loaded = study.load("table1", only=only, seeds=seeds, overrides=[*SMALL, *overrides])
+    loaded = study.load_study("table1", only=only, seeds=seeds, overrides=[*SMALL, *overrides])
     return loaded.runs()
 
 
@@ -46,7 +46,7 @@ def test_only_what_is_missing_is_trained(tmp_path):
 
 
 def test_missing_data_is_told_before_anything_is_made(tmp_path):
-    asked = study.load(
+    asked = study.load_study(
         "table1", tier="proxy", only="swin", overrides=[f"data.root={tmp_path}/none"]
     ).runs()
     with pytest.raises(EnvironmentLacks, match="none"):

@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import zygote
 from safetensors.numpy import load_file
 
 from lsa_study import rundir
@@ -22,31 +23,32 @@ from lsa_study.launch.retry import retry
 from lsa_study.launch.status import status
 from lsa_study.rundir import RunDir
 
-SMALL = ("data.train_limit=64", "data.test_limit=16", "train.batch_size=32", "train.epochs=60")
+SMALL = ("data.train_limit=64", "data.test_limit=16", "train.batch_size=32")
+LONG = "train.epochs=30"
+"""So long that a signal comes before its end."""
 
 
 def wait_for(condition, seconds=90.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 class Called:
     """``lsa run`` of one small run, with the processes that come of it."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, length: str = LONG) -> None:
         self.results = results
         self.command = [
             sys.executable, "-m", "lsa_study.cli", "run", "table1", "--only", "swin",
-            *(word for setting in SMALL for word in ("--set", setting)),
+            *(word for setting in (*SMALL, length) for word in ("--set", setting)),
             "--results", str(results),
         ]  # fmt: skip
-        self.mark = f"LSA_TEST={uuid.uuid4()}"
+        self.mark = uuid.uuid4().hex[:15]
 
     def start(self, **how):
-        name, _, value = self.mark.partition("=")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", name: value}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", zygote.MARK: self.mark}
         out = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(self.command, env=environment, **{**out, **how})
         return self
@@ -74,20 +76,21 @@ class Called:
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 alive = (path / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-                if alive and self.mark.encode() in (path / "environ").read_bytes():
+                forked = (path / "comm").read_text().strip() == self.mark
+                if alive and (forked or self.mark.encode() in (path / "environ").read_bytes()):
                     found.append(int(path.name))
             except OSError:
                 continue
         return found
 
-    def wait_gone(self, seconds=10.0):
+    def wait_gone(self, seconds=20.0):
         wait_for(lambda: self.process.poll() is not None and not self.processes(), seconds)
         self.process.communicate()
 
 
 @pytest.fixture
-def called(tmp_path):
-    one = Called(tmp_path / "results")
+def called(tmp_path, request):
+    one = Called(tmp_path / "results", getattr(request, "param", LONG))
     yield one
     for pid in one.processes():
         os.kill(pid, signal.SIGKILL)
@@ -124,8 +127,12 @@ def close_terminal(called):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "end", [kill(signal.SIGKILL), kill(signal.SIGTERM), kill(signal.SIGHUP), close_terminal],
-    ids=["kill", "term", "hup", "terminal"],
+    "end", [
+        pytest.param(kill(signal.SIGKILL), id="kill", marks=pytest.mark.real_process),
+        pytest.param(kill(signal.SIGTERM), id="term"),
+        pytest.param(kill(signal.SIGHUP), id="hup"),
+        pytest.param(close_terminal, id="terminal"),
+    ],
 )  # fmt: skip
 def test_a_run_ends_with_its_queue_and_goes_on_with_it(called, undisturbed, end):
     end(called)
@@ -198,6 +205,7 @@ def test_a_hangup_means_nothing_under_nohup(called):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["full", "closed", "pipe"])
+@pytest.mark.parametrize("called", ["train.epochs=4"], indirect=True, ids=["short"])
 def test_output_that_nobody_takes_ends_no_run(called, output):
     called.command += ["--set", "runtime.log_seconds=0.01"]
     if output == "closed":
@@ -211,6 +219,7 @@ def test_output_that_nobody_takes_ends_no_run(called, output):
     assert called.folder.result().outcome == "done"
 
 
+@pytest.mark.real_process
 def test_a_command_whose_output_is_its_answer_says_so():
     command = [sys.executable, "-m", "lsa_study.cli", "plan", "table1", "--json"]
     with Path("/dev/full").open("wb") as full:
@@ -225,10 +234,10 @@ def test_a_command_whose_output_is_its_answer_says_so():
 
 def test_the_data_of_all_runs_are_looked_at(tmp_path):
     """Of Table 6 once with label maps and once without; what is missing is an error here."""
-    runs = study.load("table6", tier="paper", overrides=[f"data.root={tmp_path}"]).runs()
+    runs = study.load_study("table6", tier="paper", overrides=[f"data.root={tmp_path}"]).runs()
     assert sorted(one.train.tokens is not None for one in distinct_data(runs)) == [False, True]
     with Server() as server:
         report = server.check_data(runs).wait()
         with pytest.raises(EnvironmentLacks, match=str(tmp_path)):
             need_data(report)
-        need_data(server.check_data(study.load("table1", only="swin").runs()).wait())
+        need_data(server.check_data(study.load_study("table1", only="swin").runs()).wait())

@@ -19,7 +19,7 @@ SMALL = ["train.batch_size=16"]
 
 
 def run_of(only="swin", tier="toy", **options):
-    return study.load("table1", tier=tier, only=only, **options).runs()[0]
+    return study.load_study("table1", tier=tier, only=only, **options).runs()[0]
 
 
 def lsa(folder, *words, fault=""):
@@ -47,12 +47,12 @@ def test_a_good_row_passes_and_plan_shows_its_cost(tmp_path):
     assert "1/1  swin" in told.stdout
     assert "killed, resumed at epoch" in told.stdout
     assert [p.name for p in (tmp_path / "results/toy").iterdir()] == ["rehearsal.json"]
-    loaded = study.load("table1", only="swin,net1", overrides=SMALL)
-    (row,) = rehearse.read(tmp_path / "results", "toy").values()
+    loaded = study.load_study("table1", only="swin,net1", overrides=SMALL)
+    (row,) = rehearse.read_rehearsals(tmp_path / "results", "toy").values()
     assert (row.variant, row.state, row.device_kind) == ("swin", "ok", "cpu")
     assert 0 < row.step_seconds < row.test_seconds * 20
     assert row.peak_bytes > 1e8
-    text = plan.as_text([loaded], tmp_path / "results")
+    text = plan.plan_text([loaded], tmp_path / "results")
     hours = 12 * (81 * row.step_seconds + row.test_seconds) / 3600
     assert f"{hours:.2f} CPU hours for 1 of 2 runs to do" in text
     assert f"at most {row.peak_bytes / 1e9:.2f} GB (swin)" in text
@@ -99,7 +99,9 @@ def test_planted_faults_are_caught(tmp_path):
     }
     told = rehearsed(tmp_path, *words, fault=FAULTS)
     assert told.returncode == 1, told.stdout + told.stderr
-    rows = {row.variant: row for row in rehearse.read(tmp_path / "results", "toy").values()}
+    rows = {
+        row.variant: row for row in rehearse.read_rehearsals(tmp_path / "results", "toy").values()
+    }
     assert set(rows) == set(words)
     for variant, row in rows.items():
         (line,) = [line for line in told.stdout.splitlines() if f"/4  {variant}" in line]
@@ -153,40 +155,40 @@ def test_the_cost_of_a_grid_by_hand(tmp_path):
     """1,281,167 images are 1,251 steps; 310 epochs of them and of the test set; three seeds."""
     rows = {rehearse.key(run_of(tier="paper").settings): row()}
     rehearse.note(tmp_path, "paper", rows)
-    loaded = study.load("table1", tier="paper", only="swin,net7", seeds=[0, 1, 2])
-    text = plan.as_text([loaded], tmp_path)
+    loaded = study.load_study("table1", tier="paper", only="swin,net7", seeds=[0, 1, 2])
+    text = plan.plan_text([loaded], tmp_path)
     seconds = 310 * (1251 * 2 + 100)
     assert f"{3 * seconds / 3600:.2f} GPU hours for 3 of 6 runs to do" in text
     assert "at most 31.00 GB (swin), rehearsed on H200" in text
 
 
 def test_a_run_that_two_studies_share_costs_once(tmp_path):
-    loaded = [study.load(name, only="swin") for name in ("table1", "table3")]
+    loaded = [study.load_study(name, only="swin") for name in ("table1", "table3")]
     rehearse.note(tmp_path, "toy", {rehearse.key(run_of().settings): row()})
-    (*_, last) = plan.as_text(loaded, tmp_path).split("\n")
+    (*_, last) = plan.plan_text(loaded, tmp_path).split("\n")
     seconds = 12 * (40 * 2 + 100)
     assert last.startswith("1 distinct runs, 12 epochs in all, 1 to do; ")
     assert f"; {seconds / 3600:.2f} GPU hours for 1 of 1 runs to do" in last
 
 
 def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
-    loaded = study.load("table1", only="swin")
-    assert "lsa rehearse table1 --tier toy" in plan.as_text([loaded], tmp_path)
+    loaded = study.load_study("table1", only="swin")
+    assert "lsa rehearse table1 --tier toy" in plan.plan_text([loaded], tmp_path)
     bad = Rehearsed(variant="swin", state="failed", words="weights differ")
     rehearse.note(tmp_path, "toy", {rehearse.key(run_of().settings): bad})
-    assert "swin: failed: weights differ" in plan.as_text([loaded], tmp_path)
+    assert "swin: failed: weights differ" in plan.plan_text([loaded], tmp_path)
 
 
 def test_rows_add_up_and_a_damaged_file_counts_as_none(tmp_path):
     rehearse.note(tmp_path, "toy", {"a": row()})
     path = rehearse.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
-    found = rehearse.read(tmp_path, "toy")
+    found = rehearse.read_rehearsals(tmp_path, "toy")
     assert sorted(found) == ["a", "b"]
     assert found["a"].step_seconds == 1.0
     content = json.loads(path.read_text())
     for damaged in ("{", "[]", json.dumps({"rows": [content]}), '{"rows": {"a": {}}}'):
         path.write_text(damaged)
-        assert rehearse.read(tmp_path, "toy") == {}
+        assert rehearse.read_rehearsals(tmp_path, "toy") == {}
 
 
 # -- on a GPU a resumed run has to be as near as a repeated one --------------------------------

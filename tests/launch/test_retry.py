@@ -19,7 +19,7 @@ from lsa_study.rundir import RunDir, runs_folder
 @pytest.fixture
 def made(tmp_path):
     folders = {}
-    for run in study.load("table1", only="swin,net1,net2,net3").runs():
+    for run in study.load_study("table1", only="swin,net1,net2,net3").runs():
         folders[run.variant] = RunDir(rundir.runs_folder(tmp_path, "toy") / run.name)
         folders[run.variant].create(run.settings, variant=run.variant)
     return folders
@@ -61,7 +61,7 @@ def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
 
 
 def test_a_finer_run_still_begins_from_its_row(tmp_path):
-    later, first = study.load(written(tmp_path)).runs()
+    later, first = study.load_study(written(tmp_path)).runs()
     folder = RunDir(runs_folder(tmp_path, "toy") / later.name)
     folder.create(later.settings, variant=later.variant, start=later.start)
     folder.write_result(Result(outcome="oom"))

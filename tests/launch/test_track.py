@@ -47,7 +47,7 @@ def make_run(tmp_path):
     def make(name="swin-s0-0123456789", tracker="none") -> RunDir:
         small = ["train.epochs=2", "data.train_limit=96", "train.batch_size=32"]
         overrides = [*small, f"runtime.tracker={tracker}"]
-        (run,) = study.load("table1", only="swin", seeds=[0], overrides=overrides).runs()
+        (run,) = study.load_study("table1", only="swin", seeds=[0], overrides=overrides).runs()
         folder = RunDir(tmp_path / "results" / "toy" / "runs" / name)
         folder.create(run.settings, variant="swin")
         return folder
@@ -252,7 +252,7 @@ def test_the_queue_mirrors_a_run_that_asks_for_it(tmp_path, monkeypatch):
     plant(monkeypatch, tmp_path, "def init(**_): raise RuntimeError('bad wheel')")
     small = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
     loaded = [
-        study.load(
+        study.load_study(
             "table1", only=row, seeds=[0], overrides=[*small, f"runtime.tracker={tracker}"]
         ).runs()
         for row, tracker in (("swin", "tensorboard"), ("net1", "trackio"))
@@ -393,7 +393,7 @@ def test_no_mirror_outlives_the_command(make_run, lsa_track, number):
     folder.log_metrics(record(1))
     command.send_signal(number)
     assert command.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
-    with folder.tracked("tensorboard"):  # free once the mirror has ended
+    with folder.locked("tensorboard"):  # free once the mirror has ended
         assert read("tensorboard", folder).curve == curve_of(folder)
 
 

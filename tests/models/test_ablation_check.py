@@ -28,7 +28,7 @@ def lsa(*arguments, **environment):
 
 @pytest.mark.parametrize("name", [*study.ARTICLE])
 def test_rows_of_the_article_all_differ(name):
-    loaded = study.load(name, tier="toy")
+    loaded = study.load_study(name, tier="toy")
     assert inactive_options(loaded.variants) == []
 
 
@@ -37,6 +37,7 @@ def seconds_of_children():
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.real_process  # the times of forks are not this process's children's
 def test_every_row_of_the_article_is_proven_at_its_full_size_within_a_minute():
     """The two tables of sizes and backbones included, and another row of a name that Table 4 has.
 
@@ -44,9 +45,9 @@ def test_every_row_of_the_article_is_proven_at_its_full_size_within_a_minute():
     """
     names = (*study.ARTICLE, "table6", "table8")
     wide = ["model.op.group_width=8"]
-    other = study.load("table4", tier="paper", only="elsa", overrides=wide)
+    other = study.load_study("table4", tier="paper", only="elsa", overrides=wide)
     before = seconds_of_children()
-    told = plan.check_models([*(study.load(name, tier="paper") for name in names), other])
+    told = plan.check_models([*(study.load_study(name, tier="paper") for name in names), other])
     assert told == "51 networks built; no two of them are the same"
     assert seconds_of_children() - before < 60
 
@@ -57,14 +58,14 @@ def test_an_option_that_a_builder_forgets_is_found(monkeypatch):
 
     whole = operators.BUILDERS["unified"]
     monkeypatch.setitem(operators.BUILDERS, "unified", forgetful)
-    found = inactive_options(study.load("table2", tier="toy").variants)
+    found = inactive_options(study.load_study("table2", tier="toy").variants)
     assert len(found) == 3  # of three norms, every pair
     assert found[0].startswith("net7_identity and net7_filter_norm differ in model.op.norm, but ")
 
 
 def variant(**changes):
     """One network of table 6 with another operator, backbone or depth."""
-    settings = study.load("table6", tier="paper", only="swin").variants["swin"]
+    settings = study.load_study("table6", tier="paper", only="swin").variants["swin"]
     return settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
 
 
@@ -124,5 +125,5 @@ def test_plan_refuses_a_row_whose_option_does_nothing(tmp_path):
     assert not (tmp_path / "cache" / "lsa_kernels").exists(), "planning compiled the kernels"
     assert "differ in model.op.last_stage_window, but their networks do not" in told.stderr
     assert "Traceback" not in told.stderr
-    wide = study.load(path, tier="paper", overrides=["data.image_size=384"])
+    wide = study.load_study(path, tier="paper", overrides=["data.image_size=384"])
     assert inactive_options(wide.variants) == []

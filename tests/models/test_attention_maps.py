@@ -165,12 +165,12 @@ def test_inputs_are_what_each_operator_of_a_network_reads():
 
 
 def micro():
-    settings = study.load("table4", only="swin").variants["swin"]
+    settings = study.load_study("table4", only="swin").variants["swin"]
     return from_settings(settings.model, image_size=28, num_classes=10).eval()
 
 
 def test_a_run_gives_its_network_back(tmp_path):
-    (run,) = study.load("table4", only="swin").runs()
+    (run,) = study.load_study("table4", only="swin").runs()
     folder = RunDir(tmp_path / run.name)
     folder.create(run.settings, variant=run.variant)
     with pytest.raises(ConfigError, match="no such file of weights"):

@@ -13,7 +13,6 @@ from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
-    DynamicDwConvOp,
     ElsaOp,
     OutlookOp,
     UnifiedOp,
@@ -59,7 +58,7 @@ def rows():
     """Every network of the article's tables at every tier, each once."""
     found = {}
     for name, tier in itertools.product(STUDIES, SIDES):
-        for variant, settings in study.load(name, tier=tier).variants.items():
+        for variant, settings in study.load_study(name, tier=tier).variants.items():
             found.setdefault(settings.model, pytest.param(settings, id=f"{tier}-{name}-{variant}"))
     return list(found.values())
 
@@ -84,7 +83,7 @@ def test_every_row_of_the_article_builds(settings):
         ElsaOp(variant="eq7", last_stage="same"),
         DwConvOp(heads="1x", last_stage="lsa"),
         DwNetOp(),
-        DynamicDwConvOp(),
+        DwNetOp(kind="ddwconv"),
         DdfOp(combine="add", heads="1x", reduction=0.3),
         OutlookOp(),
     ],
@@ -183,7 +182,7 @@ def test_no_setting_of_an_operator_is_dead():
     rows = {
         variant: settings.model.op
         for name in STUDIES
-        for variant, settings in study.load(name, tier="toy").variants.items()
+        for variant, settings in study.load_study(name, tier="toy").variants.items()
     }
     found = outputs_of(rows)
     for one, other in itertools.combinations(rows, 2):
@@ -196,8 +195,8 @@ def test_no_setting_of_a_counterpart_is_dead():
         {
             "dwnet": DwNetOp(),
             "dwnet5": DwNetOp(kernel_size=5),
-            "ddwconv": DynamicDwConvOp(),
-            "ddwconv5": DynamicDwConvOp(kernel_size=5),
+            "ddwconv": DwNetOp(kind="ddwconv"),
+            "ddwconv5": DwNetOp(kind="ddwconv", kernel_size=5),
             "ddf": DdfOp(),
             "ddf_heads": DdfOp(heads="1x"),
             "ddf_add": DdfOp(combine="add"),

@@ -29,7 +29,7 @@ def test_networks_are_timed_beside_window_attention(tmp_path):
     assert lsa["training"]["peak_bytes"] > lsa["inference"]["peak_bytes"]
     assert 28e6 < lsa["params"] < 28.3e6
     assert json.loads((tmp_path / "benchmarks" / "networks.json").read_text()) == found
-    assert "x LSA" in throughput.as_text(found)
+    assert "x LSA" in throughput.bench_text(found)
 
 
 def test_an_unknown_network_is_refused_before_anything_is_timed(tmp_path):
@@ -53,7 +53,7 @@ def written(tmp_path, networks):
 
 
 def table7(benchmark):
-    loaded = study.load("table7", tier="paper")
+    loaded = study.load_study("table7", tier="paper")
     file = loaded.file.model_copy(update={"benchmark": str(benchmark)})
     return dataclasses.replace(loaded, file=file)
 

@@ -50,7 +50,7 @@ SETTINGS = (
 
 def asked(*, only="swin", seeds=(0,), **resources):
     """Runs of Table 1 with the settings that all share here."""
-    loaded = study.load("table1", only=only, seeds=seeds, overrides=SETTINGS)
+    loaded = study.load_study("table1", only=only, seeds=seeds, overrides=SETTINGS)
     return [
         replace(run, resources=run.resources.model_copy(update=resources)) for run in loaded.runs()
     ]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
-from lsa_study.config.study import find as study_file
+from lsa_study.config.study import find_study as study_file
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import LEAVING, TAKEN_OUT, cancel
 from lsa_study.launch.logs import logs

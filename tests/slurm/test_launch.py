@@ -127,11 +127,11 @@ def after(site, job):
 def test_runs_wait_for_those_they_begin_from(site, held, tmp_path):
     """Queued with them, after them, or not without them."""
     path = written(tmp_path)
-    later, first = study.load(path).runs()
+    later, first = study.load_study(path).runs()
     with pytest.raises(EnvironmentLacks, match=r"begins from whole .* ask for that row too"):
         held.launch([later])
     assert site.jobs() == {}
-    together = held.launch(study.load(path, seeds=(1, 2)).runs())
+    together = held.launch(study.load_study(path, seeds=(1, 2)).runs())
     wholes, tuned = together.queued
     rows = [name.partition("-")[0] for name in (*wholes.runs, *tuned.runs)]
     assert rows == ["whole", "whole", "tuned", "tuned"]
@@ -143,7 +143,7 @@ def test_runs_wait_for_those_they_begin_from(site, held, tmp_path):
 
 
 def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
-    runs = study.load(written(tmp_path), overrides=["runtime.device=cpu"]).runs()
+    runs = study.load_study(written(tmp_path), overrides=["runtime.device=cpu"]).runs()
     trial.launch(runs)
     folders = [RunDir(runs_folder(trial.results, "toy") / run.name) for run in runs]
     wait_for(lambda: all(f.result() for f in folders), 240, lambda: f"two results: {trial.log()}")
@@ -157,8 +157,8 @@ import json, sys
 from pathlib import Path
 from lsa_study.config import study
 from lsa_study.launch import cluster, slurm
-runs = study.load("table1", seeds=(0, 1)).runs()
-wishes = cluster.read(flags={"check_data": "job", "sbatch": {"hold": True}})
+runs = study.load_study("table1", seeds=(0, 1)).runs()
+wishes = cluster.read_cluster(flags={"check_data": "job", "sbatch": {"hold": True}})
 launched = slurm.launch(runs, Path(sys.argv[1]), wishes)
 print(json.dumps([name for array in launched.queued for name in array.runs]))
 """

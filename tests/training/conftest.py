@@ -1,9 +1,7 @@
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
-from lives import live
+from lives import Life
 from PIL import Image
 
 from lsa_study.config import study
@@ -28,7 +26,7 @@ def make_run(tmp_path):
     def make(name="run", variant="swin", tier="toy", seed=0, **changes) -> RunDir:
         asked = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
         overrides = [f"{key}={value}" for key, value in asked.items()]
-        (run,) = study.load(
+        (run,) = study.load_study(
             "table1", tier=tier, only=variant, seeds=[seed], overrides=overrides
         ).runs()
         folder = RunDir(tmp_path / name)
@@ -41,20 +39,16 @@ def make_run(tmp_path):
 @pytest.fixture
 def start():
     """Start a function in a process of its own; the imports are shared, so it takes no time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lsa_study.training.run", "timm.data", "scipy.special"])
     started = []
 
     def begin(target, *arguments, **environment):
-        process = context.Process(target=live, args=(target, environment, arguments))
-        process.start()
-        started.append(process)
-        return process
+        started.append(Life(target, arguments, environment))
+        return started[-1]
 
     yield begin
-    for process in started:
-        process.kill()
-        process.join()
+    for life in started:
+        life.kill()
+        life.join()
 
 
 @pytest.fixture

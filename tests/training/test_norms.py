@@ -10,7 +10,7 @@ from torch import nn
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm
 from lsa_study.training import train
-from lsa_study.training.batch_norm import Norms
+from lsa_study.training.batch_norm import GroupedBatchNorm
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, ChannelsLastBatchNorm])
@@ -23,7 +23,7 @@ def test_every_group_is_normalised_by_itself(kind):
     weights = torch.randn(shape, generator=draw, dtype=torch.float64)
     layer, alone = (kind(3).double().train() for _ in range(2))
     before = alone.running_var.clone().numpy()
-    Norms(nn.Sequential(layer), images=2, part=6)
+    GroupedBatchNorm(nn.Sequential(layer), images=2, part=6)
     out = layer(x)
     (out * weights).sum().backward()
 
@@ -86,8 +86,8 @@ def test_parts_that_are_no_whole_groups_are_refused(make_run):
     assert folder.status().cause == "config"
     assert "train.norm_batch=8: a part of a step has 4 images; give" in folder.status().message
     with pytest.raises(ConfigError, match=r"runtime\.compile=True: train\.norm_batch"):
-        Norms(nn.BatchNorm2d(2), images=2, part=4, compiled=True)
-    Norms(nn.LayerNorm(2), images=2, part=4, compiled=True)
+        GroupedBatchNorm(nn.BatchNorm2d(2), images=2, part=4, compiled=True)
+    GroupedBatchNorm(nn.LayerNorm(2), images=2, part=4, compiled=True)
     assert (
         train(make_run("none", **{**ROW, "model__op": "{kind: elsa}"}, runtime__accumulate=8))
         == "done"

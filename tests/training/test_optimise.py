@@ -13,16 +13,16 @@ from lsa_study.training import optim
 def rates(tier="paper", steps=10, **changes):
     """The rate of every step of a run."""
     overrides = [f"train.{key}={value}" for key, value in changes.items()]
-    (run,) = study.load("table1", tier=tier, only="swin", seeds=[0], overrides=overrides).runs()
+    (run,) = study.load_study(
+        "table1", tier=tier, only="swin", seeds=[0], overrides=overrides
+    ).runs()
     train = run.settings.train
-    optimizer = torch.optim.AdamW(
-        [nn.Parameter(torch.zeros(1))], lr=optim.peak_rate(train)
-    )  # fmt: skip
-    schedule = optim.Schedule(optimizer, train, steps=steps)
+    optimizer = optim.optimiser(nn.Linear(1, 1), train)
+    set_rate = optim.schedule(optimizer, train, steps=steps)
     found = []
     for epoch in range(train.epochs):
         for step in range(steps):
-            schedule.set(epoch, step)
+            set_rate(epoch, step)
             found.append(optimizer.param_groups[0]["lr"])
     return found
 
@@ -73,7 +73,7 @@ def test_a_single_epoch_trains(schedule):
 def test_what_is_decayed(no_decay, tables_decayed):
     from lsa_study import models
 
-    (run,) = study.load("table1", only="net7", seeds=[0]).runs()
+    (run,) = study.load_study("table1", only="net7", seeds=[0]).runs()
     model = models.from_settings(run.settings.model, image_size=28, num_classes=10)
     train = run.settings.train.model_copy(update={"no_decay": no_decay})
     optimizer = optim.optimiser(model, train)

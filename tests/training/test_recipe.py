@@ -37,19 +37,21 @@ AVERAGED = ("swin_base", "volo_d5")
 
 
 def rows(stem):
-    return study.load(stem, tier="paper").variants
+    return study.load_study(stem, tier="paper").variants
 
 
 def settings_of(stem, variant, **changes):
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    (run,) = study.load(stem, tier="paper", only=variant, seeds=[0], overrides=overrides).runs()
+    (run,) = study.load_study(
+        stem, tier="paper", only=variant, seeds=[0], overrides=overrides
+    ).runs()
     return run.settings
 
 
 def build(settings):
     torch.manual_seed(0)
     return models.from_settings(
-        settings.model, image_size=settings.data.image_size, num_classes=1000, in_chans=3
+        settings.model, image_size=settings.data.image_size, num_classes=1000
     )
 
 
@@ -58,7 +60,7 @@ def build(settings):
 
 @pytest.mark.parametrize("stem", TRAINED)
 def test_rows_that_are_compared_share_one_protocol(stem):
-    loaded = study.load(stem, tier="paper")
+    loaded = study.load_study(stem, tier="paper")
     for name, row in loaded.variants.items():
         other = loaded.variants[loaded.reference_of(name)]
         drawn = [one.train.model_copy(update={"start": None}) for one in (row, other)]
@@ -99,11 +101,11 @@ def test_every_row_has_the_released_values_of_its_backbone(stem):
 def rates(settings, steps):
     """The rate of every step."""
     train = settings.train
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=optim.peak_rate(train))
-    schedule = optim.Schedule(optimizer, train, steps=steps)
+    optimizer = optim.optimiser(nn.Linear(1, 1), train)
+    set_rate = optim.schedule(optimizer, train, steps=steps)
     found = []
     for place in range(train.epochs * steps):
-        schedule.set(*divmod(place, steps))
+        set_rate(*divmod(place, steps))
         found.append(optimizer.param_groups[0]["lr"])
     return found
 
@@ -290,7 +292,7 @@ def test_erasing_is_timms_in_pixel_mode(monkeypatch):
         return original(count, **options)
 
     monkeypatch.setattr(augment, "boxes", noted)
-    share = augment.Share(0, torch.arange(8), torch.arange(8), ((0, 0, 8),))
+    share = augment.MicroBatch(0, torch.arange(8), torch.arange(8), ((0, 0, 8),))
     augment.erase(torch.zeros(8, 3, 32, 32), share, batch=8, augment=settings.augment, words=(0,))
     assert theirs.probability == 0.25
     assert asked["area"] == pytest.approx((theirs.min_area, theirs.max_area))

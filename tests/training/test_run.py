@@ -41,7 +41,7 @@ def done(tmp_path_factory):
     from lsa_study.config import study
 
     overrides = ["train.epochs=2", "data.train_limit=96", "train.batch_size=32"]
-    (asked,) = study.load("table1", only="net7", seeds=[3], overrides=overrides).runs()
+    (asked,) = study.load_study("table1", only="net7", seeds=[3], overrides=overrides).runs()
     folder = RunDir(tmp_path_factory.mktemp("done") / "run")
     folder.create(asked.settings, variant="net7")
     console = Console(file=io.StringIO(), force_terminal=False)
@@ -97,7 +97,7 @@ def test_one_bit_per_test_image(done):
             assert bits[row] == (model(image).argmax() == sets._test_labels[row])
     assert 100 * bits.mean() == pytest.approx(folder.result().acc1)
     scores = evaluate.evaluate(model, sets, 64)
-    assert scores.correct.tolist() == bits.tolist()
+    assert scores.bits.tolist() == bits.tolist()
     assert scores.acc5 >= scores.acc1
     assert scores.acc5 == pytest.approx(folder.result().acc5)
     assert scores.loss == pytest.approx(folder.result().loss, rel=1e-5)
@@ -226,7 +226,7 @@ def test_a_gpu_that_is_not_there(make_run):
 )
 def test_a_crash_keeps_its_traceback_in_the_log(make_run, monkeypatch, error, cause):
     folder = make_run()
-    monkeypatch.setattr(run.Loop, "_train_epoch", lambda self: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(run.Trainer, "_train_epoch", lambda self: (_ for _ in ()).throw(error))
     assert train(folder) == "failed"
     status = folder.status()
     assert status.cause == cause

@@ -30,7 +30,7 @@ def run_folder(results, run):
 def tuned(tmp_path_factory):
     """Both rows trained by a queue that is told the later one first; the study and its results."""
     folder = tmp_path_factory.mktemp("tuned")
-    loaded = study.load(written(folder))
+    loaded = study.load_study(written(folder))
     summary = Queue(folder, jobs=1, console=Console(file=io.StringIO())).work(loaded.runs())
     assert list(summary.finished.values()) == ["done", "done"], summary.errors
     return loaded, folder
@@ -59,7 +59,7 @@ def test_a_resumed_run_needs_its_start_no_more(tuned, tmp_path):
     """Bitwise as the undisturbed one, though the run it began from has been moved away."""
     loaded, results = tuned
     changed = written(tmp_path, ("train.lr: 1.0e-12", "train.lr: 1.0e-3"))
-    later, first = study.load(changed).runs()
+    later, first = study.load_study(changed).runs()
     assert first.identity == loaded.runs()[1].identity
     lives = {}
     for name, lives_of_it in (("whole", 1), ("cut", 2)):
@@ -78,7 +78,7 @@ def test_a_resumed_run_needs_its_start_no_more(tuned, tmp_path):
 
 
 def test_a_queue_refuses_what_begins_from_nothing(tmp_path):
-    asked = study.load(written(tmp_path), only="tuned").runs()
+    asked = study.load_study(written(tmp_path), only="tuned").runs()
     with pytest.raises(
         EnvironmentLacks, match=r"tuned-s0-.*begins from whole \(\w{10}\), which ha"
     ):
@@ -87,7 +87,7 @@ def test_a_queue_refuses_what_begins_from_nothing(tmp_path):
 
 
 def test_a_start_that_diverged_is_told(tmp_path):
-    later, first = study.load(written(tmp_path)).runs()
+    later, first = study.load_study(written(tmp_path)).runs()
     folder = run_folder(tmp_path, later)
     assert train(folder, console=None) == "failed"
     words = f"{later.name}: begins from whole ({first.identity}), which has not been trained; train"
@@ -101,7 +101,7 @@ def test_a_start_that_diverged_is_told(tmp_path):
 def from_file(tmp_path, monkeypatch, more=""):
     monkeypatch.setenv("LSA_DATA", str(tmp_path))
     start = f"train.start: {{weights: mine/w.safetensors, source: lsa{more}}}"
-    (later, _) = study.load(written(tmp_path, ("train.start: {row: whole}", start))).runs()
+    (later, _) = study.load_study(written(tmp_path, ("train.start: {row: whole}", start))).runs()
     return run_folder(tmp_path, later)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from lsa_study.training import train
-from lsa_study.training.trace import WARM_UP
+from lsa_study.training.trainer import TRACE_WARM_UP
 
 
 def trace_of(folder):
@@ -15,7 +15,7 @@ def trace_of(folder):
     return life / "trace.json"
 
 
-@pytest.mark.parametrize(("asked", "recorded"), [(4, 4), (1000, 4 * 3 - WARM_UP)])
+@pytest.mark.parametrize(("asked", "recorded"), [(4, 4), (1000, 4 * 3 - TRACE_WARM_UP)])
 def test_a_trace_holds_the_steps_after_the_warm_up(make_run, asked, recorded):
     changes = {"train__epochs": 4, "data__train_limit": 96, "train__batch_size": 32}
     folder = make_run(runtime__trace_steps=asked, **changes)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from lsa_kernels.gpu.norms import filter_pull, grow, slope, soften, spread, weigh
-from lsa_kernels.gpu.tiles import at, inside, pixels, read, write
+from lsa_kernels.gpu.tiles import at, inside, pixels, read, write, write_share
 
 
 @triton.jit
@@ -334,9 +334,7 @@ def tables_kernel(
             q_total += to_logit[:, None] * key
             b_total += to_logit
     share = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    if to_rel_k is not None:
-        tl.store(to_rel_k + share * DEPTH + channel, tl.sum(k_total, 0) * scale, channel < DEPTH)
-    if to_rel_q is not None:
-        tl.store(to_rel_q + share * DEPTH + channel, tl.sum(q_total, 0) * scale, channel < DEPTH)
+    write_share(to_rel_k, share, k_total, channel, scale, DEPTH)
+    write_share(to_rel_q, share, q_total, channel, scale, DEPTH)
     if to_bias is not None:
         tl.store(to_bias + share, tl.sum(b_total, 0))

@@ -124,3 +124,10 @@ def read(address, mask):
 def write(address, numbers, mask):
     """Numbers in whatever type the memory has."""
     tl.store(address, numbers.to(address.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def write_share(to_table, share, total, channel, scale, DEPTH: tl.constexpr):
+    """A program's part of a table's gradient, if the table is there."""
+    if to_table is not None:
+        tl.store(to_table + share * DEPTH + channel, tl.sum(total, 0) * scale, channel < DEPTH)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from lsa_kernels.gpu.norms import filter_pull, grow, slope, soften, spread, weigh
-from lsa_kernels.gpu.tiles import at, read, write
+from lsa_kernels.gpu.tiles import at, read, write, write_share
 
 
 @triton.jit
@@ -313,10 +313,15 @@ def keys_kernel(
 
 
 @triton.jit
-def _apart(base, strides, image, head, y, x, channel):
-    """Addresses (pixels, channels) of pixels each of which has its own image."""
-    start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
-    return base + (start + (y * strides[2] + x * strides[3]))[:, None] + channel[None, :]
+def _apart(base, strides, image, head, y, x, channel, known):
+    """Numbers (pixels, channels) of pixels each of which has its own image; zero without a map."""
+    if base is None:
+        found = tl.zeros([y.shape[0], channel.shape[0]], tl.float32)
+    else:
+        start = image.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+        pixel = (start + (y * strides[2] + x * strides[3]))[:, None]
+        found = read(base + pixel + channel[None, :], known)
+    return found
 
 
 @triton.jit
@@ -356,15 +361,11 @@ def tables_kernel(
         right = lane % broad + tl.maximum(-dx, 0)
         y = window // (width // ACROSS) * DOWN + down
         x = window % (width // ACROSS) * ACROSS + right
-        value = read(_apart(v, v_strides, image, head, y + dy, x + dx, channel), known)
-        grad = read(_apart(to_out, to_out_strides, image, head, y, x, channel), known)
+        value = _apart(v, v_strides, image, head, y + dy, x + dx, channel, known)
+        grad = _apart(to_out, to_out_strides, image, head, y, x, channel, known)
         to_weight = tl.sum(grad * value, 1)
-        query = tl.zeros_like(value)
-        key = tl.zeros_like(value)
-        if q is not None:
-            query = read(_apart(q, q_strides, image, head, y, x, channel), known)
-        if k is not None:
-            key = read(_apart(k, k_strides, image, head, y + dy, x + dx, channel), known)
+        query = _apart(q, q_strides, image, head, y, x, channel, known)
+        key = _apart(k, k_strides, image, head, y + dy, x + dx, channel, known)
         side = _side(key, rel_k, place, channel, USE_QK, DEPTH)
         logit = _logit(query, side, key, rel_q, bias, place, channel, scale, DEPTH)
         i = down * ACROSS + right
@@ -378,9 +379,7 @@ def tables_kernel(
         q_total += to_logit[:, None] * key
         b_total += to_logit
     share = tl.program_id(0).to(tl.int64)
-    if to_rel_k is not None:
-        tl.store(to_rel_k + share * DEPTH + channel, tl.sum(k_total, 0) * scale, channel < DEPTH)
-    if to_rel_q is not None:
-        tl.store(to_rel_q + share * DEPTH + channel, tl.sum(q_total, 0) * scale, channel < DEPTH)
+    write_share(to_rel_k, share, k_total, channel, scale, DEPTH)
+    write_share(to_rel_q, share, q_total, channel, scale, DEPTH)
     if to_bias is not None:
         tl.store(to_bias + share, tl.sum(b_total, 0))

@@ -45,6 +45,4 @@ def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
                 drawn[f"{study.name}-heads"] = rows.heads(study, of_study)
         if (figure := rows.layers(pairs)) is not None:
             drawn["fig1-layers"] = figure
-        drawn["costs"] = costs.costs(pairs)
-        drawn["throughput"] = costs.throughput(pairs)
-    return drawn
+        return drawn | costs.costs(pairs)

@@ -19,25 +19,18 @@ SIZE = (8.2, 4.8)
 """Inches."""
 
 
-def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
-    """Draw accuracy over MACs; a row that several studies share is drawn once."""
-    counts = [(row, row.done[0].macs) for row in _distinct(pairs)]
-    largest = max((macs for _, macs in counts if macs is not None), default=0)
-    unit, name = (1e9, "GMACs: 10⁹") if largest >= 1e8 else (1e6, "MMACs: 10⁶")
-    places = [(row, t_interval([macs / unit])) for row, macs in counts if macs is not None]
-    drawn, axes = _frame(pairs, "Accuracy against cost")
-    axes.set_xlabel(f"Cost of one image ({name} multiply-adds)")
-    _draw(axes, places)
-    return drawn
+def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
+    """Draw accuracy over the MACs of an image and over images a second in training, by file name.
 
-
-def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
-    """Draw accuracy over images a second in training, with intervals over seeds of both.
-
-    Runs of several devices cannot be compared: the device that most rows ran on is drawn, and the
-    axis names it.
+    A row that several studies share is drawn once. Runs of several devices cannot be compared in
+    speed: the device that most rows ran on is drawn, and the axis names it.
     """
-    rows = _distinct(pairs)
+    distinct = {row.identities[0]: row for _, rows in pairs for row in rows if row.done}
+    rows = list(distinct.values())
+    counts = [row.done[0].macs for row in rows]
+    largest = max((macs for macs in counts if macs is not None), default=0)
+    unit, name = (1e9, "GMACs: 10⁹") if largest >= 1e8 else (1e6, "MMACs: 10⁶")
+    places = [t_interval([] if macs is None else [macs / unit]) for macs in counts]
     devices = Counter(run.device or "unknown" for row in rows for run in row.done)
     device = max(devices, key=lambda name: (devices[name], name), default="no device")
     speeds = [
@@ -52,26 +45,27 @@ def throughput(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
         )
         for row in rows
     ]
-    drawn, axes = _frame(pairs, "Accuracy against speed")
-    axes.set_xlabel(f"Images a second in training (on {style.short(device, 60)})")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    _draw(axes, [(row, speed) for row, speed in zip(rows, speeds, strict=True) if speed.n])
-    return drawn
-
-
-def _distinct(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> list[Row]:
-    found = {row.identities[0]: row for _, rows in pairs for row in rows if row.done}
-    return list(found.values())
-
-
-def _frame(pairs: Sequence[tuple[Study, Sequence[Row]]], title: str) -> tuple[Figure, Axes]:
-    drawn = style.figure(*SIZE, style.title(pairs[0][0], title))
-    axes = drawn.subplots()
-    axes.set_ylabel(style.ACCURACY)
-    return drawn, axes
+    figures = {}
+    for file, title, label, across in (
+        ("costs", "cost", f"Cost of one image ({name} multiply-adds)", places),
+        (
+            "throughput",
+            "speed",
+            f"Images a second in training (on {style.short(device, 60)})",
+            speeds,
+        ),
+    ):
+        figures[file] = style.figure(*SIZE, style.title(pairs[0][0], f"Accuracy against {title}"))
+        axes = figures[file].subplots()
+        axes.set_ylabel(style.ACCURACY)
+        axes.set_xlabel(label)
+        if file == "throughput":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        _draw(axes, list(zip(rows, across, strict=True)))
+    return figures
 
 
 def _draw(axes: Axes, places: Sequence[tuple[Row, Estimate]]) -> None:
