@@ -94,10 +94,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-class OutputLost(EnvironmentLacks):
-    """Standard output takes no more: its disk is full, or its reader has gone."""
-
-
 class _Output(io.RawIOBase):
     """Bytes for a file descriptor; once it fails, what is written is lost."""
 
@@ -124,7 +120,8 @@ class _Output(io.RawIOBase):
             if needed and isinstance(error, BrokenPipeError):
                 sys.exit(0)  # as in ``lsa status | head``: its reader has seen enough
             if needed:
-                raise OutputLost(f"standard output: cannot be written ({error.strerror})") from None
+                message = f"standard output: cannot be written ({error.strerror})"
+                raise EnvironmentLacks(message) from None
             return memoryview(content).nbytes
 
 
@@ -133,7 +130,7 @@ def guard_output(*, needed: bool) -> None:
 
     Args:
         needed: whether what is printed is what the command is for: then it ends with
-            ``OutputLost``, or quietly where a reader has gone. Else it goes on.
+            ``EnvironmentLacks``, or quietly where a reader has gone. Else it goes on.
     """
     # Where they were closed, the next file to be opened would take their place.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:

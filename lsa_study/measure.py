@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,14 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
     shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
     parts = dict(_parts(module, ""))
     found = dict.fromkeys(parts, (0, 0))
-    with _watch(parts, found), _counted(module), torch.no_grad():
+
+    def add(name: str, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        raw, filters = FORMULAS[type(part)](part, inputs[0].shape, output.shape)
+        found[name] = (found[name][0] + raw, found[name][1] + filters)
+
+    with ExitStack() as hooks, _counted(module), torch.no_grad():
+        for name, part in parts.items():
+            hooks.enter_context(part.register_forward_hook(partial(add, name)))
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -95,23 +103,6 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def _watch(parts: dict[str, nn.Module], found: dict[str, Products]) -> Iterator[None]:
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            raw, filters = FORMULAS[type(module)](module, inputs[0].shape, output.shape)
-            found[name] = (found[name][0] + raw, found[name][1] + filters)
-
-        return hook
-
-    handles = [part.register_forward_hook(hook_of(name)) for name, part in parts.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def _counted(module: nn.Module) -> Iterator[None]:
     """Evaluate, with implementations that meta tensors have and that call torch least often."""
     training = [part for part in module.modules() if part.training]
@@ -127,10 +118,6 @@ def _counted(module: nn.Module) -> Iterator[None]:
             part.training = True
         for op, implementation in zip(layers, chosen, strict=True):
             op.implementation = implementation
-
-
-def _convolution(conv: Any, inputs: Shape, output: Shape) -> Products:
-    return math.prod(output) * conv.in_channels // conv.groups * math.prod(conv.kernel_size), 0
 
 
 def _unified(op: ops.UnifiedSpatialOp, inputs: Shape, output: Shape) -> Products:
@@ -207,7 +194,10 @@ def _outlook(op: Any, inputs: Shape, output: Shape) -> Products:
 
 FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     nn.Linear: lambda linear, _, output: (math.prod(output) * linear.in_features, 0),
-    nn.Conv2d: _convolution,
+    nn.Conv2d: lambda conv, _, output: (
+        math.prod(output) * conv.in_channels // conv.groups * math.prod(conv.kernel_size),
+        0,
+    ),
     ops.UnifiedSpatialOp: _unified,
     ops.ELSA: _elsa,
     ops.DwConv: lambda op, x, _: (math.prod(x) * (2 * op.dim + op.kernel_size**2), 0),
@@ -232,22 +222,19 @@ FREE = (nn.LayerNorm, _BatchNorm)
 FLOPS_PER_PRODUCT = 2
 
 
-def _neighboring(
-    q: Any, k: Any, v: Shape, rel_k: Any, rel_q: Any, rel_bias: Any, use_qk: bool, norm: str,
-    size: int, *rest: Any, **out: Any,
-) -> int:  # fmt: skip
-    """Eq. 4: one product per tap and channel for each dot product and for the sum."""
-    products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
-    return FLOPS_PER_PRODUCT * products * math.prod(v) * size**2
-
-
 def _window(
     q: Any, k: Any, v: Shape, rel_k: Any, rel_q: Any, rel_bias: Any, excluded: Any, use_qk: bool,
     norm: str, rows: int, columns: int, *rest: Any, **out: Any,
 ) -> int:  # fmt: skip
-    """As on neighborhoods, with the window's pixels for taps."""
+    """Eq. 4: one product per tap and channel for each dot product and for the sum."""
     products = use_qk + (rel_k is not None) + (rel_q is not None) + 1
     return FLOPS_PER_PRODUCT * products * math.prod(v) * rows * columns
+
+
+def _neighboring(*given: Any, **out: Any) -> int:
+    """The same, without excluded pairs and with a square of taps."""
+    *tensors, use_qk, norm, size = given[:9]
+    return _window(*tensors, None, use_qk, norm, size, size)
 
 
 def _filters(

@@ -60,7 +60,7 @@ pd.crosstab(pd.Series(first, name=names[0]), pd.Series(second, name=names[1]))
 sets = data.load(study.load("table4", tier=tier).variants["swin"])
 images = np.concatenate([batch.numpy() for _, batch, _ in sets.test(256)])
 with style.styled():
-    drawn = style.figure(7, 1.6)
+    drawn = style.figure(7, 1.6, f"Right only by {names[1]}")
     for axes, at in zip(drawn.subplots(1, 8), np.flatnonzero(second & ~first), strict=False):
         axes.imshow(images[at, 0], cmap="gray")
         axes.set_title(f"no. {at}", fontsize=7)

@@ -48,8 +48,11 @@ class Golden:
         return {key[start:]: a for key, a in self.arrays.items() if key.startswith(prefix)}
 
 
-# Their tests share what takes long to make, so one worker runs them all.
-TOGETHER = ("test_costs.py", "test_released.py")
+# Their tests share what takes long to make, so one worker runs them all; the longest begins.
+TOGETHER = (
+    "test_process.py", "test_released.py", "test_costs.py", "test_start.py", "test_pinned_json.py",
+    "test_browser.py", "test_html.py", "test_run.py",
+)  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, in the process that hands tests out
@@ -67,7 +70,20 @@ def pytest_xdist_make_scheduler(config, log):
                 return self.groups.setdefault(nodeid, f"slurm-{len(self.groups) % 2}")
             return path.name if path.name in TOGETHER else nodeid
 
+    config.option.loadscopereorder = False  # as they are ordered below
     return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def rank(item):
+    """When a test begins: what others would wait for at the end goes first.
+
+    Tests of SLURM mostly wait, beside tests that compute; then come long files, then long tests.
+    """
+    if item.get_closest_marker("slurm") is not None:
+        return 0
+    if item.path.name in TOGETHER:
+        return 1 + TOGETHER.index(item.path.name)
+    return 1 + len(TOGETHER) + (item.get_closest_marker("slow") is None)
 
 
 def pytest_configure(config):
@@ -88,8 +104,7 @@ def lacks_its_file(item) -> bool:
 
 def pytest_collection_modifyitems(items):
     items[:] = [item for item in items if not lacks_its_file(item)]
-    # They begin at once, beside tests that compute, and are not what all the others wait for.
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    items.sort(key=rank)
 
 
 def pytest_generate_tests(metafunc):

@@ -37,9 +37,11 @@ IMPORTED = (
     "lsa_study.cli", "lsa_study.launch.process", "lsa_study.training.run",
     "lsa_study.training.evaluate_released", "lsa_study.models.ablation_check",
     "lsa_study.models.throughput", "lsa_study.data.in_memory", "lsa_study.analysis.html",
-    "lsa_study.analysis.plots", "timm.data", "scipy.special", "pandas", "pyarrow.parquet",
+    "lsa_study.analysis.plots", "timm.data", "scipy.special", "pandas", "pyarrow.parquet", "pytest",
 )  # fmt: skip
 Real = subprocess.Popen
+FIRST = dict(os.environ)
+"""The environment before any test changes it."""
 
 
 class Popen(Real):
@@ -69,7 +71,9 @@ class Popen(Real):
         self._reply.connect(address())
         socket.send_fds(self._reply, [text[:1]], [*streams, *pass_fds])
         self._reply.sendall(text[1:])
-        self.pid = int.from_bytes(self._reply.recv(8), "big")
+        number = self._reply.recv(8)
+        assert number, "the zygote has died"
+        self.pid = int.from_bytes(number, "big")
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
@@ -92,10 +96,11 @@ class Popen(Real):
 
 
 def forkable(args):
-    """Whether a command is ``python -m`` of one of the package's modules."""
+    """Whether a command is ``python -m`` of a module of the package, or of the tests' ``lives``."""
     if isinstance(args, (str, bytes)) or len(args) < 3:
         return False
-    return [*args[:2]] == [sys.executable, "-m"] and str(args[2]).split(".")[0] == "lsa_study"
+    package = str(args[2]).partition(".")[0]
+    return [*args[:2]] == [sys.executable, "-m"] and package in ("lsa_study", "lives")
 
 
 @functools.cache
@@ -109,7 +114,8 @@ def address():
         # It ends when its standard input does: when this process has ended, however that comes.
         process = Real(
             [sys.executable, __file__, str(number)], stdin=subprocess.PIPE, pass_fds=[number],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env={**FIRST, ADDRESS: os.environ[ADDRESS], "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parent,
         )  # fmt: skip
         listening.close()
         atexit.register(end, process, folder)
@@ -255,5 +261,7 @@ def run_main(args):
 
 
 if __name__ == "__main__":
+    import zygote  # under its name, for those who import it in a fork
+
     with socket.socket(fileno=int(sys.argv[1])) as listening:
-        serve(listening)
+        zygote.serve(listening)

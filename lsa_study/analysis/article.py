@@ -12,9 +12,6 @@ import pandas as pd
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
-STATUS = {"crash": "crash", "out_of_memory": "out of memory"}
-"""How the article's rows without a number ended, in words."""
-
 
 @dataclass(frozen=True)
 class ArticleRow:
@@ -53,8 +50,7 @@ class ArticleRow:
         cells: dict[str, str] = dict(found.iloc[0])
         if text := cells[column]:
             return cls(float(text), cells=cells)
-        status = cells.get("status", "")
-        return cls(word=STATUS.get(status, status), cells=cells)
+        return cls(word=cells.get("status", "").replace("_", " "), cells=cells)
 
     @property
     def text(self) -> str:

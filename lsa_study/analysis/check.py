@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lsa_study.analysis.collect import Collected, stored
+from lsa_study.analysis.collect import Collected, collect
 from lsa_study.analysis.formats import contents
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
@@ -29,7 +29,7 @@ def check_tables(studies: Sequence[Study], results: Path) -> list[str]:
     collected: dict[str, Collected] = {}
     found = []
     for study in studies:
-        runs = collected.setdefault(study.tier, stored(results, study.tier))
+        runs = collected.setdefault(study.tier, collect(results, study.tier, folders=False))
         folder = results / study.tier / "tables"
         found += list(runs.broken)
         for name, text in contents(build(study, runs)).items():

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lsa_study.analysis.collect import Collected, refresh
+from lsa_study.analysis.collect import Collected, collect
 from lsa_study.analysis.contrasts import Contrast, compare, mismatches
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import COSTS, Row, rows_of
@@ -26,7 +26,8 @@ from lsa_study.analysis.statistics import (
 from lsa_study.config import layers, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import differing_rows, under
-from lsa_study.config.study import Study, Tier
+from lsa_study.config.settings import Tier
+from lsa_study.config.study import Study
 
 Word = Literal["supported", "contradicted", "unresolved", "not run"]
 UNITS: Mapping[str, str] = {
@@ -119,6 +120,38 @@ class ClaimVerdict:
         bound = f"; margin {signed(margin, 2)}" if margin else ""
         return f"{signed(self.estimate, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
 
+    def decided(self, found: Estimate, noise: float | None = None) -> ClaimVerdict:
+        """The verdict that follows from holding an interval against the claim's inequality.
+
+        above: supported once the whole interval lies above the margin, contradicted once it lies
+        below. within: supported once it lies inside ±margin, contradicted once it lies outside.
+        ``noise`` is the deviation between seeds seen in other rows, for rows with a single seed.
+        """
+        if found.mean is None:
+            return replace(self, word="unresolved", needs="no seed in common")
+        relation, margin = self.claim.relation, float(self.claim.margin)
+        word: Word = "unresolved"
+        if found.low is not None and found.high is not None:
+            supported, contradicted = found.low > margin, found.high < margin
+            if relation == "within":
+                supported = -margin < found.low and found.high < margin
+                contradicted = found.low > margin or found.high < -margin
+            word = "supported" if supported else "contradicted" if contradicted else "unresolved"
+        needs = ""
+        if word == "unresolved":
+            distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
+            needs = "at least 2 more seeds"
+            if (spread := found.deviation or noise) is not None:
+                seeds = seeds_needed(distance, spread)
+                needs = f"more than {MOST_SEEDS} seeds"
+                if seeds is not None:
+                    more = max(1, seeds - found.n)
+                    needs = f"about {more} more seed{'s' * (more > 1)}"
+        return replace(
+            self, word=word, estimate=found.mean, low=found.low, high=found.high, n=found.n,
+            needs=needs,
+        )  # fmt: skip
+
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
         claim = self.claim
@@ -161,7 +194,7 @@ def judge_tier(
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
     """
-    claims, runs = read(path), collected or refresh(results, tier)
+    claims, runs = read(path), collected or collect(results, tier, update=True)
     sides: dict[str, Side] = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         if tier in studies.tiers_of(name):
@@ -216,7 +249,7 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
         if not all(counts):
             return replace(found, reason=f"no {claim.metric} known")
         percent = 100 * (counts[0][0] / counts[1][0] - 1)
-        return decide(found, Estimate((percent,), percent, percent, percent))
+        return found.decided(Estimate((percent,), percent, percent, percent))
     contrasts = [row.contrast for row in (*rows, *other_rows) if row.contrast]
     return _compared_over_seeds(found, ours, theirs, contrasts)
 
@@ -233,43 +266,10 @@ def _compared_over_seeds(
             return replace(found, word="unresolved", needs=needs)
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
-        return decide(found, t_interval([100 * (b / a - 1) for a, b in times if a and b]))
+        return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
     noise = pooled_deviation(contrast.difference for contrast in contrasts)
     contrast = compare(ours.done, theirs.done)
-    return decide(found, contrast.difference if contrast else Estimate(), noise)
-
-
-def decide(verdict: ClaimVerdict, found: Estimate, noise: float | None = None) -> ClaimVerdict:
-    """Complete a verdict by holding an interval against the claim's inequality.
-
-    above: supported once the whole interval lies above the margin, contradicted once it lies
-    below. within: supported once it lies inside ±margin, contradicted once it lies outside.
-    ``noise`` is the deviation between seeds seen in other rows, for rows with a single seed.
-    """
-    if found.mean is None:
-        return replace(verdict, word="unresolved", needs="no seed in common")
-    relation, margin = verdict.claim.relation, float(verdict.claim.margin)
-    word: Word = "unresolved"
-    if found.low is not None and found.high is not None:
-        supported, contradicted = found.low > margin, found.high < margin
-        if relation == "within":
-            supported = -margin < found.low and found.high < margin
-            contradicted = found.low > margin or found.high < -margin
-        word = "supported" if supported else "contradicted" if contradicted else "unresolved"
-    needs = ""
-    if word == "unresolved":
-        distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
-        needs = "at least 2 more seeds"
-        if (spread := found.deviation or noise) is not None:
-            seeds = seeds_needed(distance, spread)
-            needs = f"more than {MOST_SEEDS} seeds"
-            if seeds is not None:
-                more = max(1, seeds - found.n)
-                needs = f"about {more} more seed{'s' * (more > 1)}"
-    return replace(
-        verdict, word=word, estimate=found.mean, low=found.low, high=found.high, n=found.n,
-        needs=needs,
-    )  # fmt: skip
+    return found.decided(contrast.difference if contrast else Estimate(), noise)
 
 
 def as_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:

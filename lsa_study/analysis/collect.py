@@ -107,38 +107,23 @@ def parquet_path(results: Path, tier: str) -> Path:
     return results / tier / "runs.parquet"
 
 
-def collect(results: Path, tier: str) -> Collected:
+def collect(results: Path, tier: str, *, folders: bool = True, update: bool = False) -> Collected:
     """Read every finished run of a tier; run folders win over the committed ``runs.parquet``.
 
     Runs that have not ended are left out; files that cannot be read are named in ``broken``.
+
+    Args:
+        results: the folder that holds ``<tier>/runs``.
+        tier: whose runs.
+        folders: False reads ``runs.parquet`` alone, as a fresh clone has it.
+        update: bring ``runs.parquet`` up to date if anything changed.
     """
     broken: list[str] = []
-    return _with_folders(_stored(results, tier, broken), results, tier, broken)
-
-
-def stored(results: Path, tier: str) -> Collected:
-    """The runs of ``runs.parquet`` alone, as a fresh clone has them."""
-    broken: list[str] = []
-    return Collected(_stored(results, tier, broken).sort_values(ORDER), tuple(broken))
-
-
-def refresh(results: Path, tier: str) -> Collected:
-    """Collect, and bring ``runs.parquet`` up to date if anything changed."""
-    broken: list[str] = []
-    known = _stored(results, tier, broken)
-    collected = _with_folders(known, results, tier, broken)
-    if len(collected.runs) and not collected.runs.equals(known):
-        content = io.BytesIO()
-        collected.runs.to_parquet(content, compression="zstd", index=False)
-        write_whole(parquet_path(results, tier), content.getvalue())
-    return collected
-
-
-def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[str]) -> Collected:
+    known = runs = _stored(results, tier, broken)
     facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
-    for identity, run in sorted(rundir.existing(results, tier).items()):
+    for identity, run in sorted(rundir.existing(results, tier).items()) if folders else ():
         try:
             result = run.result()
             # It is written once, after all else, so a run whose result is known is known whole.
@@ -146,12 +131,16 @@ def _with_folders(known: pd.DataFrame, results: Path, tier: str, broken: list[st
                 fresh.append(reader.record(run, identity, result))
         except ConfigError as error:
             broken.append(_first_line(error))
-    runs = known
     if fresh:
-        new = _frame(fresh, reader.rows)
-        kept = known[~known.index.isin(new.index)]
-        runs = _typed(pd.concat([kept, new])) if len(kept) else new
-    return Collected(_in_order(runs).sort_values(ORDER), tuple(broken))
+        runs = _typed(pd.DataFrame(fresh, dtype=object))
+        kept = known[~known.index.isin(runs.index)]
+        runs = _typed(pd.concat([kept, runs])) if len(kept) else runs
+    runs = runs.sort_values(ORDER)
+    if update and len(runs) and not runs.equals(known):
+        content = io.BytesIO()
+        runs.to_parquet(content, compression="zstd", index=False)
+        write_whole(parquet_path(results, tier), content.getvalue())
+    return Collected(runs, tuple(broken))
 
 
 _RESULT = {column: name for name, column, _ in Result.facts() if column in COLUMNS}
@@ -167,7 +156,7 @@ def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[An
 
 
 def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
-    path, empty = parquet_path(results, tier), _frame([], [])
+    path, empty = parquet_path(results, tier), _typed(pd.DataFrame())
     if not path.exists():
         return empty
     try:
@@ -176,7 +165,7 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
             broken.append(f"{path}: lacks {', '.join(missing)}; run folders alone count")
             return empty
         fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
-        kept = _keyed(_typed(_in_order(found[fits["schema"] & fits["tier"]])))
+        kept = _typed(found[fits["schema"] & fits["tier"]])
     except (OSError, ValueError, TypeError, OverflowError) as error:
         broken.append(f"{path}: is unreadable ({_first_line(error)}); run folders alone count")
         return empty
@@ -186,44 +175,17 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
     return kept
 
 
-def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+def _typed(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs by identity, their columns in order and each of its type."""
     settings = sorted({str(name) for name in runs} - set(COLUMNS))
-    return runs.reindex(columns=[*COLUMNS, *settings])
-
-
-def _frame(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per record; ``row`` of a record is the place of its settings in ``rows``."""
-    facts = _columns(records, COLUMNS)
-    names = dict.fromkeys(name for row in rows for name in row)
-    settings = _columns(rows, names).iloc[[record["row"] for record in records]]
-    whole = facts.join(settings.set_axis(facts.index))
-    if len(whole):
-        whole["settings.seed"] = whole["seed"]
-    return _keyed(whole)
-
-
-def _keyed(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs.set_index("identity", drop=False).rename_axis("key")
-
-
-def _columns(records: Sequence[Mapping[str, Any]], names: Iterable[str]) -> pd.DataFrame:
-    columns = {name: [record.get(name) for record in records] for name in names}
-    return _typed(pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()}))
-
-
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    names = [str(name) for name in frame]
-    types = {
-        name: DTYPES.get(name)
-        or SETTINGS_DTYPES.get(pd.api.types.infer_dtype(frame[name]), "object")
-        for name in names
-    }
-    wrong = {name: kind for name, kind in types.items() if frame[name].dtype != kind}
-    typed = frame.astype(wrong)
+    runs = runs.reindex(columns=[*COLUMNS, *settings])
+    kinds = {name: SETTINGS_DTYPES.get(pd.api.types.infer_dtype(runs[name])) for name in settings}
+    types = DTYPES | {name: kind or "object" for name, kind in kinds.items()}
+    typed = runs.astype({name: kind for name, kind in types.items() if runs[name].dtype != kind})
     for name, kind in types.items():
         if kind == "object" and typed[name].isna().any():
             typed[name] = typed[name].where(typed[name].notna(), None)
-    return typed
+    return typed.set_index("identity", drop=False).rename_axis("key")
 
 
 class _Reader:
@@ -235,11 +197,10 @@ class _Reader:
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
         self.broken = broken
-        self.rows: list[dict[str, Any]] = []
-        self.parsed: dict[str, int] = {}
+        self.parsed: dict[str, dict[str, Any]] = {}
 
     def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
-        """The run's columns, but for its settings: ``row`` is their place in ``rows``.
+        """The run's columns.
 
         Raises:
             ConfigError: the folder does not hold this run, or not in this tier and schema.
@@ -258,42 +219,37 @@ class _Reader:
             raise ConfigError(
                 f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
             )
-        row = self.row(run)
-        if (tier := self.rows[row].get("settings.tier")) != self.tier:
+        settings = self.settings(run)
+        if (tier := settings.get("settings.tier")) != self.tier:
             raise ConfigError(
                 f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
             )
-        bits = self.bits(run, result) if result.outcome == "done" else None
+        bits = None
+        try:
+            bits = run.correct(result.test_images) if result.outcome == "done" else None
+        except ValueError as error:
+            self.broken.append(f"{error}; comparisons by image leave this run out")
         return {
-            **result.as_json(),
-            "row": row,
+            **{name: value for name, value in result.as_json().items() if name in DTYPES},
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
             "correct_count": None if bits is None else result.test_images,
+            **settings,
+            "settings.seed": result.seed,
         }
 
-    def row(self, run: RunDir) -> int:
-        """Where the run's settings, but for its seed, stand in ``rows``."""
+    def settings(self, run: RunDir) -> dict[str, Any]:
+        """By column; the seed may be that of another run."""
         common = self.OWN_LINES.sub("", run.config_text())
         if common not in self.parsed:
             nested = run.config()["settings"]
             if not isinstance(nested, dict):
                 raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
-            self.parsed[common] = len(self.rows)
-            self.rows.append(
-                {
-                    key: json.dumps(value) if isinstance(value, list | dict) else value
-                    for key, value in flatten(nested, "settings.").items()
-                }
-            )
+            self.parsed[common] = {
+                key: json.dumps(value) if isinstance(value, list | dict) else value
+                for key, value in flatten(nested, "settings.").items()
+            }
         return self.parsed[common]
-
-    def bits(self, run: RunDir, result: Result) -> bytes | None:
-        try:
-            return run.correct(result.test_images)
-        except ValueError as error:
-            self.broken.append(f"{error}; comparisons by image leave this run out")
-            return None
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsa_study.analysis.latex import latex
+from lsa_study.analysis.latex import latex, one_line
 from lsa_study.analysis.rows import COSTS, Row, with_runs
 from lsa_study.analysis.statistics import Estimate, rounded
 from lsa_study.analysis.table import Table, build
@@ -120,15 +120,11 @@ def _facts(row: Row) -> dict[str, Any]:
 
 def markdown(table: Table) -> str:
     """The table as GitHub shows it, with its caption and notes."""
-    header = table.header()
+    header, *body = table.escaped(escape, _marks)
     texts = 1 + len(table.label_columns)
     rule = ["---" if at < texts else "---:" for at in range(len(header))]
-    lines = [[escape(title) for title in header], rule]
-    for row, cells in zip(table.rows, table.texts(), strict=True):
-        first, *rest = map(escape, cells)
-        lines.append([first + _marks(row.marks), *rest])
     notes = [f"- {_marks((n.mark,))} {escape(n.text)}".replace("-  ", "- ") for n in table.notes]
-    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    rows = [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
     return "\n".join([f"**{escape(table.caption)}**", "", *rows, "", *notes]) + "\n"
 
 
@@ -139,5 +135,4 @@ def _marks(marks: Iterable[str]) -> str:
 
 def escape(text: str) -> str:
     """Make a text show as written in a cell of Markdown; control characters become spaces."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", one_line(text))

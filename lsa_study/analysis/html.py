@@ -59,6 +59,12 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+
+    def sort_key(text: str) -> str:
+        """The number that a cell begins with; empty for a word, which stands last."""
+        number = re.match(r"[+−-]?\d+(\.\d+)?", text)
+        return number.group().replace("−", "-") if number else ""
+
     environment.globals.update(zip=zip, signed=signed, behind=behind, sort_key=sort_key)
     return environment.get_template("report.html.j2").render(
         tier=tier,
@@ -103,12 +109,6 @@ def behind(row: Row, title: str) -> list[str]:
             f"p = {images.p:.2g}; {images.gained} gained, {images.lost} lost"
         )
     return lines
-
-
-def sort_key(text: str) -> str:
-    """The number that a cell begins with; empty for a word, which stands last in either order."""
-    number = re.match(r"[+−-]?\d+(\.\d+)?", text)
-    return number.group().replace("−", "-") if number else ""
 
 
 def _pictures(drawn: Mapping[str, Figure], names: Sequence[str]) -> list[tuple[Markup, str]]:

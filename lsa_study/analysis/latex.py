@@ -6,7 +6,7 @@ Needs ``\usepackage{booktabs}``. Tables with further label columns want the widt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lsa_study.analysis.table import Table
 
@@ -50,7 +50,7 @@ MELTING = "-,'"
 
 def escape(text: str) -> str:
     """Make a text show as written, whatever signs it holds; control characters become spaces."""
-    text = _one_line(text)
+    text = one_line(text)
     return "".join(
         f"{{{sign}}}" if sign in MELTING and sign == after else ESCAPES.get(sign, sign)
         for sign, after in zip(text, f"{text[1:]} ", strict=False)
@@ -59,12 +59,12 @@ def escape(text: str) -> str:
 
 def latex(table: Table) -> str:
     """The table as a ``table`` environment with its notes."""
-    header = table.header()
+    header, *body = (" & ".join(cells) + r" \\" for cells in table.escaped(escape, _marks))
     texts = 1 + len(table.label_columns)
-    shape = "l" * texts + "r" * (len(header) - texts)
+    shape = "l" * texts + "r" * (len(table.header()) - texts)
     label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
     lines = [
-        rf"% {_one_line(table.caption)}",
+        rf"% {one_line(table.caption)}",
         r"\begin{table}",
         r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"  \caption{{{escape(table.caption)}}}",
@@ -73,13 +73,13 @@ def latex(table: Table) -> str:
         r"  \makebox[\linewidth]{%",
         rf"  \begin{{tabular}}{{{shape}}}",
         r"    \toprule",
-        f"    {_cells(header)}",
+        f"    {header}",
         r"    \midrule",
     ]
-    for row, cells in zip(table.rows, table.texts(), strict=True):
-        runs = _one_line(" ".join(row.identities)) or "no runs"
-        lines.append(f"    % {_one_line(row.variant)}: {runs}")
-        lines.append(f"    {_cells(cells, marks=row.marks)}")
+    for row, cells in zip(table.rows, body, strict=True):
+        runs = one_line(" ".join(row.identities)) or "no runs"
+        lines.append(f"    % {one_line(row.variant)}: {runs}")
+        lines.append(f"    {cells}")
     lines += [r"    \bottomrule", r"  \end{tabular}}", r"  \par\smallskip"]
     lines += [r"  \begin{minipage}{\linewidth}\footnotesize"]
     lines += [f"    {_marks((note.mark,))}{escape(note.text)}\\par" for note in table.notes]
@@ -87,15 +87,11 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(cells: list[str], *, marks: tuple[str, ...] = ()) -> str:
-    first, *rest = cells
-    return " & ".join([escape(first) + _marks(marks), *map(escape, rest)]) + r" \\"
-
-
-def _marks(marks: tuple[str, ...]) -> str:
+def _marks(marks: Iterable[str]) -> str:
     shown = ",".join(escape(mark) for mark in marks if mark)
     return rf"\textsuperscript{{{shown}}}" if shown else ""
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Control characters and ends of lines become spaces."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)

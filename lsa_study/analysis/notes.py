@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lsa_study.analysis.collect import Collected, RunRecord
-from lsa_study.analysis.contrasts import mismatches
 from lsa_study.analysis.costs import rates_of
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import kendall, pooled_deviation, resolvable
-from lsa_study.config.contrast import confounds
 from lsa_study.config.study import Study
 
 MEANING: Mapping[str, str] = {
@@ -34,28 +31,6 @@ class Note:
 
     text: str
     mark: str = ""
-
-
-def marked(study: Study, rows: Sequence[Row]) -> tuple[list[Note], list[Row]]:
-    """Notes on single rows in order, and the rows with their marks."""
-    marks: dict[str, tuple[str, ...]] = {}
-    notes: list[Note] = []
-    for row in rows:
-        if row.note:
-            marks[row.variant] = (string.ascii_lowercase[len(notes) % 26],)
-            notes.append(Note(row.note, *marks[row.variant]))
-    also, unlike = confounds(study), []
-    for row in rows:
-        reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
-        if row.base is not None:
-            reasons += mismatches(row.runs, row.base.runs)
-        if reasons:
-            unlike.append(f"{row.name}: {'; '.join(reasons)}")
-            marks[row.variant] = (*marks.get(row.variant, ()), "†")
-    if unlike:
-        text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
-        notes.append(Note(text, "†"))
-    return notes, [replace(row, marks=marks.get(row.variant, ())) for row in rows]
 
 
 def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> list[Note]:

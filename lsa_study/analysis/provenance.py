@@ -134,7 +134,7 @@ def diff(results: Path, one: str, other: str) -> Sections:
         ConfigError: no finished run is called so, or several are.
     """
     known = {
-        identity: (f"{run.variant}-s{run.seed}-{identity}", run)
+        f"{run.variant}-s{run.seed}-{identity}": run
         for tier in TIERS
         for collected in [collect(results, tier)]
         for identity, run in collected.of(collected.runs.index).items()
@@ -152,19 +152,17 @@ def diff(results: Path, one: str, other: str) -> Sections:
     return found
 
 
-def _find_run(known: Mapping[str, tuple[str, RunRecord]], start: str, results: Path) -> RunRecord:
+def _find_run(known: Mapping[str, RunRecord], start: str, results: Path) -> RunRecord:
     """The one run whose name or identity starts so."""
-    if start in known:
-        return known[start][1]
-    found = {
-        identity: run
-        for identity, (name, run) in known.items()
-        if name.startswith(start) or identity.startswith(start)
-    }
+    found = [
+        name
+        for name, run in known.items()
+        if name.startswith(start) or run.identity.startswith(start)
+    ]
     if len(found) == 1:
-        return next(iter(found.values()))
+        return known[found[0]]
     if found:
-        names = ", ".join(sorted(known[identity][0] for identity in found)[:5])
+        names = ", ".join(sorted(found)[:5])
         raise ConfigError(f"{start}: is the start of {len(found)} runs ({names}, ...); write more")
     started = [
         run.root.name

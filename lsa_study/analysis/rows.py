@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lsa_study.analysis.article import ArticleRow
-from lsa_study.analysis.collect import Collected, RunRecord, refresh
+from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.contrasts import Contrast, compare
 from lsa_study.analysis.costs import columns_and_note, rates_of
 from lsa_study.analysis.statistics import Estimate, t_interval
@@ -173,5 +173,5 @@ def with_runs(studies: Iterable[Study], results: Path) -> dict[str, list[tuple[S
     by_tier: dict[str, list[tuple[Study, Collected]]] = {}
     for study in studies:
         known = by_tier.setdefault(study.tier, [])
-        known.append((study, known[0][1] if known else refresh(results, study.tier)))
+        known.append((study, known[0][1] if known else collect(results, study.tier, update=True)))
     return by_tier

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -113,13 +112,12 @@ def seeds_needed(distance: float, deviation: float) -> int | None:
     """
     if deviation == 0:
         return 2
-
-    # Every seed more narrows the interval, so the first that is enough can be bisected.
-    def enough(seeds: int) -> bool:
-        return _t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
-
-    seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)
-    return seeds if seeds <= MOST_SEEDS else None
+    needed = (
+        seeds
+        for seeds in range(2, MOST_SEEDS + 1)
+        if _t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
+    )
+    return next(needed, None)
 
 
 def pooled_deviation(found: Iterable[Estimate]) -> float | None:

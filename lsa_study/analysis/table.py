@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lsa_study.analysis.collect import Collected
-from lsa_study.analysis.notes import Note, general_notes, marked
+from lsa_study.analysis.contrasts import mismatches
+from lsa_study.analysis.notes import Note, general_notes
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import decimals, signed
+from lsa_study.config.contrast import confounds
 from lsa_study.config.study import Study
 
 
@@ -40,6 +43,15 @@ class Table:
         """The cells as shown, row by row; the model's marks are not among them."""
         columns = self._columns()
         return [[cell(row) for _, cell in columns] for row in self.rows]
+
+    def escaped(
+        self, escape: Callable[[str], str], raised: Callable[[Iterable[str]], str]
+    ) -> list[list[str]]:
+        """The header and the rows as a format writes them, the model's marks ``raised``."""
+        cells = [[escape(text) for text in line] for line in (self.header(), *self.texts())]
+        for line, row in zip(cells[1:], self.rows, strict=True):
+            line[0] += raised(row.marks)
+        return cells
 
     def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
         digits = decimals(run.test_images for row in self.rows for run in row.done)
@@ -94,5 +106,22 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
         collected: the finished runs.
         seeds: the seeds that count; None: every seed that was run.
     """
-    notes, rows = marked(study, rows_of(study, collected, seeds=seeds))
-    return Table(study, tuple(rows), (*notes, *general_notes(study, rows, collected)))
+    rows, also = rows_of(study, collected, seeds=seeds), confounds(study)
+    notes: list[Note] = []
+    marks: dict[str, tuple[str, ...]] = {row.variant: () for row in rows}
+    unlike = []
+    for row in rows:
+        if row.note:
+            notes.append(Note(row.note, string.ascii_lowercase[len(notes) % 26]))
+            marks[row.variant] = (notes[-1].mark,)
+        reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
+        if row.base is not None:
+            reasons += mismatches(row.runs, row.base.runs)
+        if reasons:
+            unlike.append(f"{row.name}: {'; '.join(reasons)}")
+            marks[row.variant] += ("†",)
+    if unlike:
+        text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
+        notes.append(Note(text, "†"))
+    notes += general_notes(study, rows, collected)
+    return Table(study, tuple(replace(row, marks=marks[row.variant]) for row in rows), tuple(notes))

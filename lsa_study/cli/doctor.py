@@ -1,4 +1,4 @@
-"""What this machine has: the answer of ``lsa doctor``. Looks, changes nothing."""
+"""What this machine has: ``lsa doctor``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from lsa_study.data.paths import DataLacks, layout_of_imagenet
-from lsa_study.launch.local import visible_gpus
+import typer
+
+from lsa_study.cli import options as opt
 from lsa_study.launch.track import TRACKERS
 
 
-def report(results: Path) -> list[tuple[str, str]]:
-    """Facts of this machine, each with its topic."""
+def doctor(results: opt.Results = opt.RESULTS) -> None:
+    """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
     import torch
 
     import lsa_kernels
 
     cores = len(os.sched_getaffinity(0))
     here = results if results.exists() else Path()
-    return [
+    for topic, fact in (
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("packages", _versions("torch", "timm", "triton", "submitit", "pandas")),
         ("trackers", _versions(*TRACKERS)),
@@ -32,7 +33,8 @@ def report(results: Path) -> list[tuple[str, str]]:
         ("slurm", _slurm()),
         ("data", _data()),
         ("disk", f"{shutil.disk_usage(here).free / 1e9:.0f} GB free for {results}"),
-    ]
+    ):
+        typer.echo(f"{topic:<9} {fact}")
 
 
 def _versions(*names: str) -> str:
@@ -46,11 +48,12 @@ def _versions(*names: str) -> str:
 
 
 def _gpus() -> str:
-    gpus = visible_gpus()
-    if not gpus:
-        return "none: runs use one CPU worker"
     import torch
 
+    from lsa_study.launch.local import visible_gpus
+
+    if not (gpus := visible_gpus()):
+        return "none: runs use one CPU worker"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names) or f"{len(gpus)} seen by the driver, none by torch"
 
@@ -67,24 +70,21 @@ def _slurm() -> str:
 
 
 def _data() -> str:
+    from lsa_study.data.paths import DataLacks, layout_of_imagenet
+
     root = os.environ.get("LSA_DATA")
     if root is None:
         return "LSA_DATA is not set: only the toy tier runs (it needs no data)"
     cifar10 = "missing (wants cifar10/train.parquet or cifar10/cifar-10-batches-py)"
     if (Path(root) / "cifar10").is_dir():
         cifar10 = "found"
+    imagenet = "missing (wants imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards)"
     try:
         layout = layout_of_imagenet(Path(root))
     except DataLacks as error:
         imagenet = str(error)
     else:
-        if layout is None:
-            imagenet = (
-                "missing (wants imagenet/train/<wnid>/ and imagenet/val/<wnid>/, or parquet shards)"
-            )
-        elif layout.kind == "folders":
-            imagenet = "found as folders"
-        else:
-            shards = f"{len(layout.train)} + {len(layout.test)}"
-            imagenet = f"found as {layout.kind}, {shards} shards"
+        if layout is not None:
+            shards = f", {len(layout.train)} + {len(layout.test)} shards"
+            imagenet = f"found as {layout.kind}{'' if layout.kind == 'folders' else shards}"
     return f"{root}: cifar10 {cifar10}; imagenet {imagenet}"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lsa_study.cli import options as opt
+from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import load_all
 
 
@@ -57,14 +58,6 @@ def plots(
     loaded = load_all(study or ["all"], tier, seeds, None, overrides, recall=results)
     for path in write_plots(loaded, results):
         typer.echo(path)
-
-
-def doctor(results: opt.Results = opt.RESULTS) -> None:
-    """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
-    from lsa_study.cli.doctor import report
-
-    for topic, fact in report(results):
-        typer.echo(f"{topic:<9} {fact}")
 
 
 def why(

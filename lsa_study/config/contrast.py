@@ -51,7 +51,7 @@ def confounds(study: Study, allowed: Sequence[str] = ()) -> dict[str, list[str]]
         found[name] = [
             f"{key} ({old} -> {new})"
             for key, (old, new) in differences.items()
-            if key != "seed" and not under(key, study.file.factor) and not under(key, allowed)
+            if not under(key, ("seed", *study.file.factor, *allowed))
         ]
     return {name: changes for name, changes in found.items() if changes}
 

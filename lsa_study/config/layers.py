@@ -6,6 +6,7 @@ is the whole operator and leaves nothing of an earlier one behind.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -137,16 +138,14 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
             tag = detail["ctx"]["tag"]
             said = f"{name}.kind = {tag!r} is no operator; known: {', '.join(OP_KINDS)}"
         case "float_type" | "int_type" if isinstance(value, str):
-            said = f"{name} = {value!r} {_as_number(value)}"
+            said = f"{name} = {value!r} is not a number; give one"
+            with contextlib.suppress(ValueError):
+                float(value)
+                said = (
+                    f"{name} = {value!r} was read as text: YAML wants a dot and a sign in "
+                    "exponents; write it like 1.0e-3"
+                )
     return f"{where(*keys)}: {said}"
-
-
-def _as_number(text: str) -> str:
-    try:
-        float(text)
-    except ValueError:
-        return "is not a number; give one"
-    return "was read as text: YAML wants a dot and a sign in exponents; write it like 1.0e-3"
 
 
 def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
@@ -173,9 +172,7 @@ def _groups(spec: FieldInfo) -> list[type[BaseModel]]:
 
 def known_paths(kind: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     """List every dotted path that can be set, a group of settings included."""
-    paths = set()
+    paths = {f"{prefix}{name}" for name in kind.model_fields}
     for name, spec in kind.model_fields.items():
-        paths.add(f"{prefix}{name}")
-        for group in _groups(spec):
-            paths |= {*known_paths(group, f"{prefix}{name}.")}
+        paths.update(*(known_paths(group, f"{prefix}{name}.") for group in _groups(spec)))
     return sorted(paths)

@@ -126,14 +126,8 @@ class DwConvOp(Group):
 class DwNetOp(Group):
     """Depthwise convolution as DWNet has it: batch norm and ReLU around it, no norm before it."""
 
-    kind: Literal["dwnet"] = "dwnet"
-    kernel_size: OddSize = 7
-
-
-class DynamicDwConvOp(Group):
-    """DWNet with filters made from the image: one per image and channel (D-DwConv)."""
-
-    kind: Literal["ddwconv"] = "ddwconv"
+    kind: Literal["dwnet", "ddwconv"] = "dwnet"
+    """ddwconv: with filters made from the image, one per image and channel (D-DwConv)."""
     kernel_size: OddSize = 7
 
 
@@ -160,10 +154,12 @@ class OutlookOp(Group):
 
 
 Op = Annotated[
-    UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DynamicDwConvOp | DdfOp | OutlookOp,
+    UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp,
     Field(discriminator="kind"),
 ]
 OP_KINDS: dict[str, type[Group]] = {
-    op.model_fields["kind"].default: op for op in get_args(get_args(Op)[0])
+    kind: op
+    for op in get_args(get_args(Op)[0])
+    for kind in get_args(op.model_fields["kind"].annotation)
 }
 """``kind`` in the YAML -> settings of that operator."""

@@ -25,6 +25,7 @@ from lsa_study.config.operators import Group, Op
 SCHEMA_VERSION = 1
 """Raised when the meaning of a setting changes; part of every identity."""
 
+Tier = Literal["toy", "proxy", "paper"]
 Backbone = Literal[
     "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
@@ -202,7 +203,7 @@ class Runtime(Group):
 class Settings(Group):
     """Everything that says what a run is."""
 
-    tier: Literal["toy", "proxy", "paper"]
+    tier: Tier
     seed: NonNegativeInt = 0
     data: Data
     model: Model

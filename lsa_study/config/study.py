@@ -7,18 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from lsa_study.config import yaml
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import Settings
+from lsa_study.config.settings import Settings, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
 
-Tier = Literal["toy", "proxy", "paper"]
-TIERS: tuple[Tier, ...] = ("toy", "proxy", "paper")
+TIERS: tuple[Tier, ...] = get_args(Tier)
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
@@ -235,20 +234,7 @@ def load(
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
     before, last = _recall(recall, tier, file.study)
     rows = _Rows(file, document, tier, before if overrides is None else overrides)
-    variants: dict[str, Settings] = {}
-    resources: dict[str, Resources] = {}
-    mistakes: dict[str, list[str]] = {}
-    for name in chosen:
-        try:
-            variants[name] = rows.settings(name)
-            resources[name] = rows.resources(name)
-        except ConfigError as error:
-            for mistake in error.mistakes:
-                mistakes.setdefault(mistake, []).append(name)
-    if mistakes:
-        raise ConfigError(
-            *(m if of == chosen else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
-        )
+    variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
     for name, settings in variants.items():
         first = seen.setdefault(settings.identity(), name)
@@ -257,9 +243,8 @@ def load(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    return Study(
-        file, document, tier, tuple(seeds or last or rows.seeds), variants, resources, rows.starts
-    )
+    seeds = tuple(seeds or last or rows.seeds)
+    return Study(file, document, tier, seeds, variants, resources, rows.starts)
 
 
 class _Rows:
@@ -287,6 +272,24 @@ class _Rows:
         if file.use:
             self._settings.use(self._presets, file.use, document.where("use"))
         self._settings.add(document, file.set, ("set",))
+
+    def resolve(self, names: Sequence[str]) -> tuple[dict[str, Settings], dict[str, Resources]]:
+        """Settings and resources of these rows, by name."""
+        settings: dict[str, Settings] = {}
+        resources: dict[str, Resources] = {}
+        mistakes: dict[str, list[str]] = {}
+        for name in names:
+            try:
+                settings[name] = self.settings(name)
+                resources[name] = self.resources(name)
+            except ConfigError as error:
+                for mistake in error.mistakes:
+                    mistakes.setdefault(mistake, []).append(name)
+        if mistakes:
+            raise ConfigError(
+                *(m if of == names else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
+            )
+        return settings, resources
 
     def resources(self, name: str) -> Resources:
         """What a run of this row asks of a cluster."""

@@ -19,11 +19,8 @@ __all__ = ["DataLacks", "check", "load", "require", "weights"]
 def load(settings: Settings, *, device: str = "cpu") -> Sets:
     """Load the training and the test set that ``settings`` ask for.
 
-    Small sets are read whole; of ImageNet only the list of images is read.
-
-    Args:
-        settings: a run's settings; data, augment, evaluation, runtime.workers and seed are read.
-        device: where batches are made and handed over, such as ``"cuda"``.
+    Small sets are read whole; of ImageNet only the list of images is read. Batches are made and
+    handed over on ``device``, such as ``"cuda"``.
 
     Raises:
         DataLacks: the files are missing, incomplete or damaged.

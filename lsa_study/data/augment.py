@@ -124,9 +124,8 @@ def mixer(augment: Augment, num_classes: int) -> Mixer | None:
 def pictorial(augment: Augment, size: int, mean: tuple[float, ...]) -> Pictorial | None:
     """RandAugment, else color jitter, of one picture as timm has it; None where neither is on.
 
-    Args:
-        size: side of the picture in pixels, of which translations are a share.
-        mean: of the data set's pixels in 0..1; what geometric operations uncover gets this colour.
+    Translations are a share of ``size``, the picture's side in pixels. What geometric operations
+    uncover gets the colour ``mean``, in 0..1.
     """
     if augment.rand_augment is not None:
         from timm.data.auto_augment import rand_augment_transform

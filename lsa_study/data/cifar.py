@@ -26,7 +26,7 @@ Tensors = dict[str, Tensor]
 
 
 def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
-    """Read both splits.
+    """Read both splits; what is decoded is kept under ``lsa_study`` in the user's cache folder.
 
     Args:
         paths: (train.parquet, test.parquet), or torchvision's folder alone.
@@ -45,7 +45,8 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     columns = {path.stem: _Column(path) for path in paths}
     content = [part for column in columns.values() for part in column.content()]
     fingerprint = rng.fingerprint("cifar10", *content)
-    cached = cache_folder() / f"{fingerprint}.safetensors"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cached = Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
     with contextlib.suppress(OSError, SafetensorError):
         return load_file(cached), fingerprint
     tensors: Tensors = {}
@@ -115,9 +116,3 @@ def _from_torchvision(folder: Path) -> tuple[Tensors, str]:
         tensors[f"{split}.pixels"] = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
         tensors[f"{split}.labels"] = torch.tensor(found.targets)
     return tensors, rng.fingerprint("cifar10", *(t.numpy() for t in tensors.values()))
-
-
-def cache_folder() -> Path:
-    """Where decoded pictures are kept: ``lsa_study`` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "lsa_study"

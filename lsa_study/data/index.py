@@ -74,9 +74,7 @@ class Listing:
 def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
     """List the images of a split that lie as ``<wnid>/<file>``.
 
-    Args:
-        root: holds one folder for every class.
-        classes: of the training split; None for the training split itself.
+    ``classes`` are those of the training split; None for the training split itself.
 
     Raises:
         DataLacks: a folder is none of ``classes``, or there is none.
@@ -102,10 +100,7 @@ def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
 
 
 def ordered(found: Store, like: Listing | None) -> Listing:
-    """Put a split in order.
-
-    Args:
-        like: the training split, whose classes count; None for the training split itself.
+    """Put a split in order; the classes of ``like``, the training split, count.
 
     Raises:
         DataLacks: there are no images, or some of a class that ``like`` lacks.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import sys
@@ -136,11 +137,7 @@ def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows
 
 
 def write_parquet(path: Path, images: Iterable[Image]) -> None:
-    """Write one shard.
-
-    Args:
-        path: where to; it appears when it is whole.
-        images: in the order of the rows.
+    """Write one shard of images in this order; it appears when it is whole.
 
     Raises:
         EnvironmentLacks: the disk is full or the folder cannot be written.
@@ -150,7 +147,7 @@ def write_parquet(path: Path, images: Iterable[Image]) -> None:
 
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     schema = arrow.schema([("image", image), ("label", arrow.int64())])
-    rows: list[dict[str, object]] = []
+    rows = ({"image": {"bytes": content, "path": name}, "label": n} for name, n, content in images)
     # Encoded images do not compress; groups are small, because one image is read at a time.
     with (
         writable(path),
@@ -160,25 +157,14 @@ def write_parquet(path: Path, images: Iterable[Image]) -> None:
             write_statistics=False,
         ) as writer,
     ):  # fmt: skip
-        for name, label, content in images:
-            rows.append({"image": {"bytes": content, "path": name}, "label": label})
-            if len(rows) == GROUP:
-                writer.write_table(arrow.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(arrow.Table.from_pylist(rows, schema))
+        while group := list(itertools.islice(rows, GROUP)):
+            writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
 def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
-    """Write both splits of ImageNet's folders as shards of so many images.
+    """Write both splits of ImageNet's folders as shards of so many images; returns their number.
 
-    Args:
-        source: holds ``imagenet/{train,val}/<wnid>/``.
-        target: where ``imagenet/{train,val}-NNNNN-of-NNNNN.parquet`` are written.
-        images: of one shard.
-
-    Returns:
-        How many shards.
+    They are ``target/imagenet/{train,val}-NNNNN-of-NNNNN.parquet``.
 
     Raises:
         DataLacks: ``source`` has no such folders, an image cannot be read, or ``target`` holds

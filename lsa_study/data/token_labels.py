@@ -41,11 +41,7 @@ class LabelMaps:
     def find(cls, root: Path, names: list[str], *, num_classes: int, truth: bool) -> LabelMaps:
         """Look whether each image has a map; the first is read.
 
-        Args:
-            root: holds a folder for each class.
-            names: the images, as class folder / file.
-            num_classes: K.
-            truth: whether images' targets take in their classes.
+        ``root`` holds a folder for each class; ``names`` are class folder / file.
 
         Raises:
             DataLacks: maps are missing, or the first cannot be read.
@@ -96,9 +92,9 @@ class LabelMaps:
 
         Args:
             labels: (N,) class numbers.
-            maps: (N, 2, k, rows, columns) and
-            cuts: (N, 5), see ``answers``.
-            image_size: side of the images in pixels.
+            maps: (N, 2, k, rows, columns), see ``answers``, as for
+            cuts: (N, 5).
+            image_size: in pixels.
             smoothing: see ``smoothed``.
         """
         side = image_size // TOKEN_PIXELS

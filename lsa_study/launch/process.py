@@ -110,8 +110,9 @@ class Child:
 
     def kill(self) -> None:
         """End it and the processes that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        for end in (os.kill, os.killpg):  # it may not have its group yet
+            with contextlib.suppress(ProcessLookupError):
+                end(self.pid, signal.SIGKILL)
 
 
 def ended_by(code: int | None) -> str:
@@ -280,7 +281,9 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
     """Be the process of one order, to the end of the process."""
     code = 1
     try:
-        os.setpgid(0, 0)  # with what it starts, such as loading processes, it can be killed at once
+        # With what it starts, such as loading processes, it can be killed at once; and Linux shares
+        # a busy machine out by session, so that each run of a queue counts as one.
+        os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         threading.Thread(target=_leave_with_server, args=(alive,), daemon=True).start()

@@ -29,7 +29,8 @@ from typing import Any, Self
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
-from lsa_study.config.study import TIERS, Resources, Run, Tier
+from lsa_study.config.settings import Tier
+from lsa_study.config.study import TIERS, Resources, Run
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
 from lsa_study.launch.scheduler import Queued, array_of

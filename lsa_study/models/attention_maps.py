@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from lsa_study.ops.checks import sides
 from lsa_study.ops.functional import apply_filters, spatial_attention
 from lsa_study.rundir import RunDir
 
+Mix = Callable[[Tensor], Tensor]
+"""Values (H, W, channels), one-hot -> (G, reading pixel, channel)."""
 Floats = npt.NDArray[np.float32]
 MOST_PIXELS = 4096
 """A map of more has over 16 million pairs."""
@@ -42,12 +44,8 @@ def load_run(run: RunDir) -> nn.Module:
 def inputs(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
     """Every spatial operator of a network, by name, with what it reads for these images.
 
-    Args:
-        network: of :mod:`lsa_study.models`; blocks hold their operator as ``attn``.
-        images: (B, 3, H, W), normalised as the network was trained.
-
-    Returns:
-        Such as ``{"layers.0.blocks.1.attn": (operator, x)}``, x (B, H, W, C).
+    Images are (B, 3, H, W), normalised as the network was trained; returned is such as
+    ``{"layers.0.blocks.1.attn": (operator, x)}``, x (B, H, W, C).
     """
     found: dict[str, tuple[nn.Module, Tensor]] = {}
     hooks = []
@@ -94,10 +92,17 @@ def attention(op: nn.Module, x: Tensor, *, without: Collection[str] = ()) -> Flo
         parts = ", ".join(sorted(_parts(op))) or "none"
         raise ValueError(f"without={unknown}: no parts of {type(op).__name__}; it has {parts}")
     if isinstance(op, UnifiedSpatialOp):
-        found = _of_terms(op, x, op.terms - set(without))
+        mix, depth = _of_terms(op, x, op.terms - set(without))
     else:
-        found = _of_filters(op, x, without)
-    return found.reshape(-1, height, width, height, width).float().cpu().numpy()
+        mix, depth = _of_filters(op, x, without)
+    pixels, found = height * width, []
+    for start in range(0, pixels, depth):
+        # Channel c is 1 at pixel start + c alone.
+        ones = x.new_zeros(pixels + depth, depth)
+        ones[torch.arange(start, start + depth), torch.arange(depth)] = 1
+        found.append(mix(ones[:pixels].view(height, width, depth)))
+    weights = torch.cat(found, -1)[..., :pixels]
+    return weights.reshape(-1, height, width, height, width).float().cpu().numpy()
 
 
 def _parts(op: nn.Module) -> set[str]:
@@ -106,7 +111,7 @@ def _parts(op: nn.Module) -> set[str]:
     return {GHOST} if isinstance(op, ELSA) and op.ghost_head is not None else set()
 
 
-def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> Tensor:
+def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> tuple[Mix, int]:
     # How a layer projects is its own: there is no public way to ask for it.
     q, k, v = op._project(x)
     (height, width), (rows, columns) = x.shape[1:3], sides(op.size)
@@ -116,10 +121,8 @@ def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> Tensor
             f"a map of {height} x {width} is shifted by {shift} and {right}; give one that is "
             "longer than a window on both axes or on none"
         )
-    pixels = height * width
-    found = []
-    for start in range(0, pixels, op.depth):
-        ones = _one_hot(v[0, 0], start, op.depth)
+
+    def mix(ones: Tensor) -> Tensor:
         mixed = spatial_attention(
             q, k, ones.expand_as(v), rel_k=op.rel_k if "q_rk" in terms else None,
             rel_q=op.rel_q if "rq_k" in terms else None,
@@ -127,8 +130,9 @@ def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> Tensor
             application=op.application, size=op.size, shift=shift, border=op.border,
             scale=op.scale, implementation="reference",
         )  # fmt: skip
-        found.append(mixed[0].flatten(1, 2))
-    return torch.cat(found, -1)[..., :pixels]
+        return mixed[0].flatten(1, 2)
+
+    return mix, op.depth
 
 
 def _filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
@@ -153,27 +157,18 @@ def _filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
     return filters if add is None else filters + add.flatten(1)
 
 
-def _of_filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
+def _of_filters(op: nn.Module, x: Tensor, without: Collection[str]) -> tuple[Mix, int]:
     filters = _filters(op, x, without)
-    height, width, groups, taps = filters.shape[1:]
+    groups, taps = filters.shape[3:]
     side = round(taps**0.5)
-    pixels = height * width
-    found = []
-    for start in range(0, pixels, side):
-        ones = _one_hot(filters.new_empty(height, width, side), start, side)
+
+    def mix(ones: Tensor) -> Tensor:
         mixed = apply_filters(
             ones.repeat(1, 1, groups)[None], filters, kernel_size=side, implementation="reference"
         )
-        found.append(mixed.view(pixels, groups, side).transpose(0, 1))
-    return torch.cat(found, -1)[..., :pixels]
+        return mixed.view(-1, groups, side).transpose(0, 1)
 
-
-def _one_hot(like: Tensor, start: int, count: int) -> Tensor:
-    """Values (H, W, count) whose channel c is 1 at pixel ``start + c`` alone."""
-    height, width = like.shape[:2]
-    ones = like.new_zeros(height * width + count, count)
-    ones[torch.arange(start, start + count), torch.arange(count)] = 1
-    return ones[: height * width].view(height, width, count)
+    return mix, side
 
 
 def effective_area(weights: Floats) -> Floats:
@@ -181,13 +176,9 @@ def effective_area(weights: Floats) -> Floats:
 
     .. math:: \frac{(\sum_j |w_{i,j}|)^2}{\sum_j w_{i,j}^2}, \quad averaged over i
 
-    One for a group that reads a single pixel, K*K for one that weighs its whole area alike.
-
-    Args:
-        weights: (G, H, W, H, W), as ``attention`` gives them.
-
-    Returns:
-        (G,), pixels. Readers whose weights are all zero are left out.
+    One for a group that reads a single pixel, K*K for one that weighs its whole area alike. Weights
+    are those of ``attention``, (G, H, W, H, W), to (G,) pixels; readers whose weights are all zero
+    are left out.
     """
     size = np.abs(weights).reshape(*weights.shape[:3], -1)
     squares = np.square(size).sum(-1)

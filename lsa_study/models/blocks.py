@@ -27,9 +27,8 @@ class SpatialBlock(nn.Module):
 
     Args:
         dim: channels C.
-        op: maps (B, H, W, C) to the same shape.
-        norm1: what the operator reads through; layer norm unless given.
-        norm2: what the perceptron reads through; layer norm unless given.
+        op: maps (B, H, W, C) to the same shape, which it reads through ``norm1``.
+        norm2: what the perceptron reads through; both are layer norms unless given.
         mlp_ratio: hidden channels of the perceptron against C.
         drop_path: probability in [0, 1) to drop a branch in training.
     """

@@ -17,6 +17,9 @@ from lsa_study.config.operators import DdfOp, DwConvOp, ElsaOp, Heads, Op, Unifi
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
+LSA = UnifiedOp(terms=("qk", "bias"), norm="softmax", application="window")
+"""Swin's own attention."""
+
 
 @dataclass(frozen=True)
 class BlockContext:
@@ -45,6 +48,9 @@ def build_block(
     Raises:
         ConfigError: the heads asked for do not divide the channels there.
     """
+    if place.last_stage and isinstance(op, ElsaOp | DwConvOp) and op.last_stage == "lsa":
+        size = op.last_stage_window if isinstance(op, ElsaOp) else LSA.size
+        op = LSA.model_copy(update={"size": size, "heads": op.heads})
     spatial = BUILDERS[op.kind](op, place)
     shell = isinstance(spatial, ops.DwNetShell)
     return SpatialBlock(
@@ -82,16 +88,7 @@ def _unified(op: UnifiedOp, place: BlockContext) -> nn.Module:
     )
 
 
-def _swin_attention(op: ElsaOp | DwConvOp, place: BlockContext, size: int) -> nn.Module:
-    terms = UnifiedOp(
-        terms=("qk", "bias"), norm="softmax", application="window", size=size, heads=op.heads
-    )
-    return _unified(terms, place)
-
-
 def _elsa(op: ElsaOp, place: BlockContext) -> nn.Module:
-    if place.last_stage and op.last_stage == "lsa":
-        return _swin_attention(op, place, op.last_stage_window)
     return ops.ELSA(
         place.dim,
         _heads(op.heads, place),
@@ -103,12 +100,6 @@ def _elsa(op: ElsaOp, place: BlockContext) -> nn.Module:
         qkv_bias=place.qkv_bias,
         implementation=op.implementation,
     )
-
-
-def _dwconv(op: DwConvOp, place: BlockContext) -> nn.Module:
-    if place.last_stage and op.last_stage == "lsa":
-        return _swin_attention(op, place, size=7)
-    return ops.DwConv(place.dim, num_heads=_heads(op.heads, place), kernel_size=op.kernel_size)
 
 
 def _ddf(op: DdfOp, place: BlockContext) -> nn.Module:
@@ -135,7 +126,9 @@ def _heads(setting: Heads, place: BlockContext) -> int:
 BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
     "unified": _unified,
     "elsa": _elsa,
-    "dwconv": _dwconv,
+    "dwconv": lambda op, place: ops.DwConv(
+        place.dim, num_heads=_heads(op.heads, place), kernel_size=op.kernel_size
+    ),
     "dwnet": lambda op, place: ops.DwNetShell(
         place.dim, ops.DepthwiseConv(place.dim, kernel_size=op.kernel_size)
     ),

@@ -43,11 +43,30 @@ DERIVED = ("relative_position_index", "relative_id", "attn_mask")
 """Buffers some releases store though they follow from the settings."""
 
 
-def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
-    """Read a file of weights without running code from it.
+SWINS = (
+    # They merge at the end of a stage, we at the start of the next.
+    (r"^layers\.(\d+)\.downsample\.", lambda at: f"layers.{int(at[1]) + 1}.downsample."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+)
+RENAMES: dict[str, tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = {
+    "swin": SWINS,
+    "elsa": SWINS,
+    "dwnet": (
+        *SWINS,
+        (r"(^|\.)attn2conv\.", r"\1attn."),
+        (r"^(layers\.\d+\.blocks\.\d+\.)bn\.", r"\1norm2."),
+    ),
+    "involution": (
+        (r"(^|\.)conv1\.conv\.", r"\1reduce."),
+        (r"(^|\.)conv1\.bn\.", r"\1norm."),
+        (r"(^|\.)conv2\.conv\.", r"\1span."),
+    ),
+}
+"""source -> patterns of their names, and ours."""
 
-    Args:
-        path: a ``.safetensors`` file, or one of torch's own.
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """Read a ``.safetensors`` file, or one of torch's own, without running code from it.
 
     Raises:
         ConfigError: there is no such file, it is damaged, or it holds more than weights and plain
@@ -83,7 +102,13 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     return content
 
 
-def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: Source) -> None:
+def load_official(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    source: Source,
+    head: Literal["kept", "drawn"] | None = None,
+) -> None:
     """Fill a network, a block or an operator from released weights.
 
     Args:
@@ -91,46 +116,40 @@ def load_official(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
         state_dict: tensors by name, or a checkpoint that holds them under ``model`` or
             ``state_dict``; prefixes of data-parallel training are dropped.
         source: whose layout it is; see the table above.
+        head: given for a network of another image size: its maps and tables of positions are
+            interpolated bicubically, as Swin's authors do it. kept: the classifier comes along,
+            for the same classes; drawn: the network keeps its own.
 
     Raises:
         ValueError: an unknown source, or weights that do not fit: names left over on either side
             and both shapes where they differ. Nothing is loaded then.
     """
+    own = module.state_dict()
     state = in_our_layout(module, state_dict, source=source)
-    _check_fit(state, module.state_dict(), f"{source} weights for {type(module).__name__}")
-    module.load_state_dict(state)
-
-
-def begin_from(
-    network: nn.Module,
-    state_dict: Mapping[str, Any],
-    *,
-    source: Source,
-    head: Literal["kept", "drawn"],
-) -> None:
-    """Fill a network from weights that were trained at another size, or for other classes.
-
-    Position maps and tables of positions are interpolated bicubically, as Swin's authors do it.
-
-    Args:
-        network: what to fill, randomly initialised already.
-        state_dict: as ``load_official`` takes it.
-        source: whose layout it is.
-        head: kept: the classifier comes along, for the same classes; drawn: the network keeps its
-            own.
-
-    Raises:
-        ValueError: as ``load_official``.
-    """
-    own = network.state_dict()
-    state = in_our_layout(network, state_dict, source=source)
     if head == "drawn":
         drawn = {name: tensor for name, tensor in own.items() if name.startswith(HEADS)}
         state = {k: t for k, t in state.items() if not k.startswith(HEADS)} | drawn
-    for name in state.keys() & own.keys():
-        state[name] = _resized(name, state[name], own[name])
-    _check_fit(state, own, f"{source} weights for {type(network).__name__}")
-    network.load_state_dict(state)
+    if head is not None:
+        for name in state.keys() & own.keys():
+            state[name] = _resized(name, state[name], own[name])
+    differ = [
+        f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{problem}: {', '.join(names)}"
+        for problem, names in (
+            ("they lack", [name for name in own if name not in state]),
+            ("nothing here takes", [name for name in state if name not in own]),
+            ("shapes differ", differ),
+        )
+        if names
+    ]
+    if problems:
+        what = f"{source} weights for {type(module).__name__}"
+        raise ValueError(f"{what} do not fit: {'; '.join(problems)}")
+    module.load_state_dict(state)
 
 
 def _resized(name: str, theirs: Tensor, ours: Tensor) -> Tensor:
@@ -180,8 +199,8 @@ def in_our_layout(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
         if convert is not None:
             prefix = f"{name}." if name else ""
             theirs = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
-            ours = convert(part, {key.removeprefix(prefix): t for key, t in theirs.items()})
-            state |= {prefix + key: tensor for key, tensor in ours.items()}
+            part_state = convert({key.removeprefix(prefix): t for key, t in theirs.items()})
+            state |= {prefix + key: tensor for key, tensor in part_state.items()}
     for name, tensor in module.state_dict().items():
         # Batch norm's count of training steps is no weight; a release may lack it.
         if name.endswith("num_batches_tracked"):
@@ -190,21 +209,12 @@ def in_our_layout(module: nn.Module, state_dict: Mapping[str, Any], *, source: S
 
 
 def _renamed(name: str, source: str) -> str:
-    if source in ("swin", "elsa", "dwnet"):
-        # They merge at the end of a stage, we at the start of the next.
-        name = re.sub(
-            r"^layers\.(\d+)\.downsample\.",
-            lambda match: f"layers.{int(match[1]) + 1}.downsample.",
-            name,
-        )
-        name = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)
-    if source == "dwnet":
-        name = re.sub(r"(^|\.)attn2conv\.", r"\1attn.", name)
-        name = re.sub(r"^(layers\.\d+\.blocks\.\d+\.)bn\.", r"\1norm2.", name)
+    for pattern, ours in RENAMES.get(source, ()):
+        name = re.sub(pattern, ours, name)
     return name
 
 
-def _swin_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
+def _swin_attention(theirs: State) -> State:
     ours = dict(theirs)
     if "relative_position_bias_table" in ours:
         # Their index is pos(i) - pos(j): the same table read backwards.
@@ -212,7 +222,7 @@ def _swin_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
     return ours
 
 
-def _elsa_window_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
+def _elsa_window_attention(theirs: State) -> State:
     ours = {name.replace("post_proj.", "proj."): tensor for name, tensor in theirs.items()}
     for name in ("weight", "bias"):
         if f"pre_proj.{name}" in ours:
@@ -223,7 +233,7 @@ def _elsa_window_attention(part: ops.UnifiedSpatialOp, theirs: State) -> State:
     return ours
 
 
-def _elsa(part: ops.ELSA, theirs: State) -> State:
+def _elsa(theirs: State) -> State:
     ours = dict(theirs)
     if "ghost_head" in ours and ours["ghost_head"].dim() == 5:
         # Theirs is (2, 1, C, K, K); torch cannot bring five axes into channels-last memory.
@@ -231,41 +241,10 @@ def _elsa(part: ops.ELSA, theirs: State) -> State:
     return ours
 
 
-def _involution(part: ops.Involution, theirs: State) -> State:
-    names = {"conv1.conv.": "reduce.", "conv1.bn.": "norm.", "conv2.conv.": "span."}
-    ours = {}
-    for name, tensor in theirs.items():
-        prefix = next((p for p in names if name.startswith(p)), "")
-        ours[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
-    return ours
-
-
-CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[Any, State], State]] = {
+CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[State], State]] = {
     ("timm", ops.UnifiedSpatialOp): _swin_attention,
     ("swin", ops.UnifiedSpatialOp): _swin_attention,
     ("elsa", ops.UnifiedSpatialOp): _elsa_window_attention,
     ("elsa", ops.ELSA): _elsa,
-    ("involution", ops.Involution): _involution,
 }
 """(source, our operator) -> from their tensors to ours. Without a line, names are the same."""
-
-
-def _check_fit(state: State, own: State, what: str) -> None:
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    differ = [
-        f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{problem}: {', '.join(names)}"
-        for problem, names in (
-            ("they lack", missing),
-            ("nothing here takes", unexpected),
-            ("shapes differ", differ),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{what} do not fit: {'; '.join(problems)}")

@@ -20,7 +20,6 @@ from lsa_study.config.operators import (
     DdfOp,
     DwConvOp,
     DwNetOp,
-    DynamicDwConvOp,
     ElsaOp,
     Op,
     UnifiedOp,
@@ -28,6 +27,7 @@ from lsa_study.config.operators import (
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
+from lsa_study.models.operators import LSA
 from lsa_study.vocabulary import Term
 
 SWIN_DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
@@ -46,8 +46,6 @@ NETS: dict[str, tuple[Term, ...]] = {
     "net7": ("qk", "q_rk", "rq_k", "bias"),
 }
 """The summands of Eq. 4 in each network of Table 1."""
-
-LSA = UnifiedOp(terms=("qk", "bias"), norm="softmax", application="window")
 
 
 def _swin(size: str, op: Op) -> Model:
@@ -73,7 +71,7 @@ MODELS: dict[str, Model] = {
     "elsa_swin_tiny_noghost": _swin("tiny", ElsaOp(group_width=4, ghost_add=0.0)),
     "dwconv_swin_tiny": _swin("tiny", DwNetOp()),
     "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
-    "ddwconv_swin_tiny": _swin("tiny", DynamicDwConvOp()),
+    "ddwconv_swin_tiny": _swin("tiny", DwNetOp(kind="ddwconv")),
     "ddf_swin_tiny": _swin("tiny", DdfOp()),
     # The article does not say its settings. Of those tried, these alone have the parameters of its
     # three models.
@@ -99,16 +97,10 @@ WINDOW_FIELDS = {"size", "last_stage_window"}
 """Settings of an operator that timm calls ``window_size``."""
 
 
-def from_settings(
-    model: Model, *, image_size: int, num_classes: int, in_chans: int = 3
-) -> nn.Module:
+def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Module:
     """Build the network that a run's settings ask for.
 
-    Args:
-        model: backbone, operator and stochastic depth.
-        image_size: side of the square image in pixels.
-        num_classes: classes of the head; 0 gives features.
-        in_chans: channels of the image.
+    Its images are squares of ``image_size`` pixels; 0 classes give features.
 
     Raises:
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its
@@ -120,7 +112,6 @@ def from_settings(
         model.op,
         img_size=image_size,
         num_classes=num_classes,
-        in_chans=in_chans,
         drop_path_rate=model.drop_path,
     )
     return network

@@ -51,10 +51,9 @@ and whose odd blocks are shifted, and a last stage that is one window (maps 28, 
 class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
     """Swin Transformer whose blocks hold the operator of a study.
 
+    What of the operator depends on the stage, see :mod:`lsa_study.models.operators`.
+
     Args:
-        size: depths and widths.
-        op: settings of the operator; see :mod:`lsa_study.models.operators` for what depends on
-            the stage.
         img_size: side or sides of the image in pixels.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         options: anything else timm's ``SwinTransformer`` takes, such as ``num_classes``.

@@ -44,13 +44,8 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
     """Vision Outlooker whose first stage holds the operator of a study.
 
     As in VOLO's own builder, stochastic depth starts after the first stage, and projections to
-    queries, keys and values have no bias.
-
-    Args:
-        size: depths and widths.
-        op: settings of the operator.
-        img_size: side or sides of the image in pixels, multiples of 16.
-        options: anything else timm's ``VOLO`` takes, such as ``num_classes``.
+    queries, keys and values have no bias. ``img_size`` is the side or sides of the image in pixels,
+    multiples of 16; ``options`` is anything else timm's ``VOLO`` takes, such as ``num_classes``.
     """
 
     def __init__(

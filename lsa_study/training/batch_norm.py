@@ -23,10 +23,8 @@ class Norms:
     a step gives the same, whatever its processes and parts.
 
     Args:
-        network: its batch norms are found; ``images`` changes how they compute.
-        images: of a group, ``train.norm_batch``; None for whole parts.
+        images: of a group, ``train.norm_batch``; None for whole parts, as layers compute them.
         part: images in a part of a step.
-        compiled: whether torch.compile is asked for.
 
     Raises:
         ConfigError: a part is no whole number of groups, or groups would have to be compiled.

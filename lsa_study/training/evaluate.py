@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_study.data.sets import Sets
 from lsa_study.training.distributed import ALONE, Ranks
-from lsa_study.training.progress import Report
+
+
+@dataclass
+class Report:
+    """What a network achieves on the test set, at the end of an epoch."""
+
+    epoch: int = 0
+    """Counted from 1; 0 means none."""
+    loss: float = float("nan")
+    """Mean cross-entropy, without label smoothing."""
+    acc1: float = 0.0
+    """Percent, of the reported weights, as are loss and acc5."""
+    acc5: float = 0.0
+    model_acc1: float = 0.0
+    """Of the trained weights."""
+    ema_acc1: float | None = None
+    """Of the averaged weights, if there are any."""
+    bits: Tensor | None = None
+    """(images,) uint8, in the set's order: 1 where the reported weights' top answer is right."""
 
 
 @torch.inference_mode()

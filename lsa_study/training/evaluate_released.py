@@ -24,15 +24,13 @@ def evaluate_weights(
     """Load released weights into a network and measure top-1 and top-5 on ImageNet's val images.
 
     Args:
-        name: a network of ``lsa_study.models``, or a Swin or VOLO of timm.
+        name: a network of ``lsa_study.models``, or a Swin or VOLO of timm. Its own are the side
+            of the crop and of windows, in pixels, and the crop's share of the resized image's
+            shorter side where these are None.
         weights: the checkpoint; only tensors and plain settings are read from it.
-        source: whose layout it has; see ``models.official``.
+        source: whose layout it has; see ``models.pretrained``.
         root: the folder that holds ``imagenet/{train,val}/<wnid>/``; None means LSA_DATA. The
             folders under train name the classes.
-        image_size: side of the crop, in pixels; None means the network's own.
-        crop_share: the crop's share of the resized image's shorter side; None means the network's
-            own.
-        window: side of the network's windows; None means its own.
         results: where ``released/<name>-<source>.json`` is written.
 
     Raises:

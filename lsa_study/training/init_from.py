@@ -9,7 +9,7 @@ from torch import nn
 from lsa_study.config.settings import Settings
 from lsa_study.data import DataLacks, paths
 from lsa_study.errors import ConfigError
-from lsa_study.models.pretrained import begin_from, read_checkpoint
+from lsa_study.models import load_official, read_checkpoint
 from lsa_study.rundir import RunDir
 
 
@@ -38,7 +38,7 @@ def fill(network: nn.Module, run_dir: RunDir, settings: Settings) -> str | None:
         begun = f"{start.weights} sha256:{digest}"
     state = read_checkpoint(path)
     try:
-        begin_from(network, state, source=source, head=start.head)  # type: ignore[arg-type]
+        load_official(network, state, source=source, head=start.head)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(
             f"train.start: {path}: {error}. Give weights of the same network; for other classes, "

@@ -31,10 +31,9 @@ class Monitor:
         self, run_dir: RunDir, settings: Settings, attempt: int, console: Console | None
     ) -> None:
         self.run_dir, self.attempt, self.console = run_dir, attempt, console
-        self.settings, self.line_seconds = settings, settings.runtime.log_seconds
-        self.epochs = settings.train.epochs
+        self.settings, self.epochs = settings, settings.train.epochs
         self.now = Status(
-            epochs=settings.train.epochs, attempt=attempt, host=socket.gethostname(), job=job(),
+            epochs=self.epochs, attempt=attempt, host=socket.gethostname(), job=job(),
             pid=os.getpid(), message="starting",
         )  # fmt: skip
         path = run_dir.attempt_folder(attempt) / "log.txt" if attempt else Path(os.devnull)
@@ -72,20 +71,21 @@ class Monitor:
         if now - self._last_status >= HEARTBEAT_SECONDS:
             left = self.eta(done)
             self.status("running", epoch=epoch, step=step, message=message, eta_seconds=left)
-        if now - self._last_line >= self.line_seconds:
+        if now - self._last_line >= self.settings.runtime.log_seconds:
             self._line(message)
-
-    def _line(self, message: str) -> None:
-        self._last_line = time.monotonic()
-        self.log(message)
-        if self.console is not None and self._bar is None:
-            self.console.print(message, markup=False, highlight=False)
 
     def epoch(self, message: str) -> None:
         """Log an epoch's numbers; show them when a line is due, and always after the last."""
         last = message.startswith(f"epoch {self.epochs}/")
-        if last or time.monotonic() - self._last_line >= self.line_seconds:
+        if last or time.monotonic() - self._last_line >= self.settings.runtime.log_seconds:
             self._line(message)
+        else:
+            self.log(message)
+
+    def _line(self, message: str) -> None:
+        self._last_line = time.monotonic()
+        if self._bar is None:
+            self.say(message)
         else:
             self.log(message)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import lsa_kernels
 from lsa_study import data, measure, models
-from lsa_study.config.settings import SCHEMA_VERSION, Settings
+from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Sets
 from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
@@ -22,9 +22,9 @@ from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Ranks
+from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
-from lsa_study.training.progress import Progress, Report
-from lsa_study.training.trainer import Diverged, Loop, Stopped
+from lsa_study.training.trainer import Diverged, Loop, Progress, Stopped
 
 
 def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) -> str:
@@ -89,7 +89,12 @@ class _Attempt:
         environment.forget_peak_memory(device)
         with environment.deterministic(device):
             sets = ranks.together(lambda: data.load(settings, device=str(device)))
-            model = build(settings, sets)
+            # The first weights depend on the seed alone.
+            torch.manual_seed(rng.derive(settings.seed, "weights"))
+            model = models.from_settings(
+                settings.model, image_size=settings.data.image_size,
+                num_classes=sets.source.num_classes,
+            )  # fmt: skip
             self.facts = self._facts(model, sets)
             try:
                 loop = ranks.together(lambda: self._prepare(model, sets))
@@ -207,13 +212,3 @@ class _Attempt:
         self.monitor.say(f"{outcome}: {message}")
         self.monitor.status(outcome, epoch=at.epoch, step=at.step, message=message)
         return outcome
-
-
-def build(settings: Settings, sets: Sets) -> nn.Module:
-    """Build the run's network; its first weights depend on the seed alone."""
-    torch.manual_seed(rng.derive(settings.seed, "weights"))
-    return models.from_settings(
-        settings.model,
-        image_size=settings.data.image_size,
-        num_classes=sets.source.num_classes,
-    )

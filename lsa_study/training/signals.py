@@ -49,8 +49,7 @@ class StopOnSignals:
             self._before = {number: signal.signal(number, self._ask) for number in wanted}
         return self
 
-    def __enter__(self) -> Self:
-        return self.install()
+    __enter__ = install
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

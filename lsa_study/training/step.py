@@ -55,10 +55,7 @@ class Stepper:
     def do(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.
 
-        Args:
-            epoch: counted from 0.
-            step: counted from 0 in the epoch.
-            batches: gives this process's parts of the step next.
+        Epochs and their steps are counted from 0; ``batches`` gives this process's parts next.
         """
         self.set_rate(epoch, step)
         loss = self.ranks.together(lambda: self._gradients(epoch, step, batches))

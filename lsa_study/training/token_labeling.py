@@ -40,11 +40,9 @@ def prepare(model: VOLO, wanted: TokenLabels) -> None:
 
 
 def answer(model: VOLO, images: Tensor, *purpose: int | str) -> Answers:
-    """Answer in training, for images and tokens; ``purpose`` alone decides which box is mixed.
+    """Answer for images (N, 3, H, W) and tokens; ``purpose`` alone decides which box is mixed.
 
-    Args:
-        model: on which ``prepare`` was called, in training mode.
-        images: (N, 3, H, W).
+    The model is in training mode, and ``prepare`` was called on it.
     """
     # By its version, timm draws the box from numpy's or torch's global generator.
     with rng.seeded_global(*purpose):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ from lsa_study.data.sets import Sets
 from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment
 from lsa_study.training.distributed import Ranks
-from lsa_study.training.evaluate import evaluate
+from lsa_study.training.evaluate import Report, evaluate
 from lsa_study.training.monitor import Monitor
-from lsa_study.training.progress import Progress, Report
 from lsa_study.training.step import Stepper
 
 GPU_CHECK_STEPS = 50
@@ -39,6 +38,42 @@ class Diverged(Exception):
 
 class Stopped(Exception):
     """Somebody asked to stop; the state is saved."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that a later attempt needs beside the weights.
+
+    Counts are of whole things done: epochs from 0, steps in the running epoch from 0.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of the running epoch, over images."""
+    epoch_seconds: float = 0.0
+    """Training time of the running epoch."""
+    seconds: float = 0.0
+    """Training and evaluation, all attempts."""
+    peak_memory: int = 0
+    fingerprint: str = ""
+    """Of the data the run began with."""
+    start: str | None = None
+    """What its weights began from, if not at random."""
+    last: Report = field(default_factory=Report)
+    best: Report = field(default_factory=Report)
+    best_weights: dict[str, Tensor] | None = None
+    """Kept where the best epoch is reported."""
+
+    def plain(self) -> dict[str, Any]:
+        """As dicts of tensors and plain values, for a checkpoint."""
+        return {**vars(self), "last": vars(self.last), "best": vars(self.best)}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Self:
+        """The reverse of ``plain``."""
+        reports = {key: Report(**values[key]) for key in ("last", "best")}
+        return cls(**{**values, **reports})
 
 
 class Loop:
@@ -209,7 +244,7 @@ class Loop:
         averaged = None if stepper.ema is None else self._evaluate(stepper.ema.module)
         if averaged is not None and self.settings.evaluation.weights == "ema":
             chosen = averaged
-        at.last = dataclasses.replace(
+        at.last = replace(
             chosen, epoch=at.epoch + 1, model_acc1=plain.acc1,
             ema_acc1=None if averaged is None else averaged.acc1,
         )  # fmt: skip

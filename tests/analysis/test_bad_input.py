@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lsa_study import rundir
 from lsa_study.analysis import claims
 from lsa_study.analysis.check import check_tables
-from lsa_study.analysis.collect import collect, parquet_path, refresh
+from lsa_study.analysis.collect import collect, parquet_path
 from lsa_study.analysis.formats import write_tables
 from lsa_study.analysis.html import write_report
 from lsa_study.analysis.plots import style, write_plots
@@ -75,7 +75,7 @@ def test_runs_of_another_tier_are_left_out_by_name(tmp_path):
     write_study(tmp_path, "table4", tier="proxy", seeds=[0], only="swin")
     (other,) = rundir.existing(tmp_path, "proxy").values()
     shutil.copytree(other.root, tmp_path / "toy" / "runs" / other.root.name)
-    collected = refresh(tmp_path, "toy")
+    collected = collect(tmp_path, "toy", update=True)
     assert set(collected.runs["settings.tier"]) == {"toy"}
     (line,) = collected.broken
     assert other.root.name in line
@@ -87,8 +87,8 @@ def test_runs_of_another_tier_are_left_out_by_name(tmp_path):
 def test_a_collection_of_another_tier_or_schema_is_left_out_by_name(tmp_path):
     write_study(tmp_path, "table4", seeds=[0])
     write_study(tmp_path, "table4", tier="proxy", seeds=[0])
-    refresh(tmp_path, "toy")
-    refresh(tmp_path, "proxy")
+    collect(tmp_path, "toy", update=True)
+    collect(tmp_path, "proxy", update=True)
     mixed = pd.concat(pd.read_parquet(parquet_path(tmp_path, tier)) for tier in ("toy", "proxy"))
     mixed.loc[mixed["variant"] == "elsa", "schema"] = 99
     mixed.to_parquet(parquet_path(tmp_path, "toy"), index=False)

@@ -77,9 +77,9 @@ def test_a_new_seed_is_named_in_every_format(results):
         write_run(results, run)
     before = check(results)
     assert before == [], "runs that are not collected yet do not count"
-    from lsa_study.analysis.collect import refresh
+    from lsa_study.analysis.collect import collect
 
-    refresh(results, "toy")
+    collect(results, "toy", update=True)
     lines = check(results)
     for kind in ("csv", "json", "md", "tex"):
         assert any(line.startswith(f"table4.{kind}: ") for line in lines)

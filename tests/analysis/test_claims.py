@@ -50,7 +50,7 @@ def values(*numbers):
 
 def decided(found, margin=0.0, noise=None, relation="above"):
     claim = CLAIMS[0].model_copy(update={"relation": relation, "margin": margin})
-    return claims.decide(claims.ClaimVerdict(claim), found, noise)
+    return claims.ClaimVerdict(claim).decided(found, noise)
 
 
 @pytest.mark.parametrize(

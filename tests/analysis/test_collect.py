@@ -10,7 +10,7 @@ import pytest
 from synthetic import change_result, write_run, write_study
 
 from lsa_study import rundir
-from lsa_study.analysis.collect import COLUMNS, collect, parquet_path, refresh
+from lsa_study.analysis.collect import COLUMNS, collect, parquet_path
 from lsa_study.config import study
 
 
@@ -57,7 +57,7 @@ def test_settings_are_each_run_s_own(results):
 
 
 def test_a_clone_without_run_folders_reads_the_committed_file(results, tmp_path):
-    first = refresh(results, "toy")
+    first = collect(results, "toy", update=True)
     clone = tmp_path / "clone"
     (clone / "toy").mkdir(parents=True)
     parquet_path(results, "toy").rename(parquet_path(clone, "toy"))
@@ -65,7 +65,7 @@ def test_a_clone_without_run_folders_reads_the_committed_file(results, tmp_path)
 
 
 def test_folders_win_and_rows_merge_by_identity(results):
-    refresh(results, "toy")
+    collect(results, "toy", update=True)
     run = study.load("table2", tier="toy", seeds=[1], only="net7").runs()[0]
     folder = rundir.RunDir(results / "toy" / "runs" / run.name)
     write_run(results, run, changes={"acc1": 12.5})
@@ -77,19 +77,19 @@ def test_folders_win_and_rows_merge_by_identity(results):
 
 
 def test_refresh_twice_leaves_the_file_alone(results):
-    refresh(results, "toy")
+    collect(results, "toy", update=True)
     path = parquet_path(results, "toy")
     before, content = path.stat().st_mtime_ns, path.read_bytes()
-    again = refresh(results, "toy")
+    again = collect(results, "toy", update=True)
     assert path.stat().st_mtime_ns == before
     path.unlink()
-    assert refresh(results, "toy").runs.equals(again.runs)
+    assert collect(results, "toy", update=True).runs.equals(again.runs)
     assert path.read_bytes() == content, "the same runs give the same bytes"
     assert list(path.parent.glob("*.part")) == []
 
 
 def test_nothing_there_is_an_empty_collection(tmp_path):
-    collected = refresh(tmp_path, "toy")
+    collected = collect(tmp_path, "toy", update=True)
     assert len(collected.runs) == 0
     assert set(COLUMNS) <= set(collected.runs)
     assert not parquet_path(tmp_path, "toy").exists()
@@ -209,14 +209,14 @@ def test_a_broken_parquet_is_named_and_folders_stand_in(results, content):
         pd.DataFrame({"a": [1]}).to_parquet(path)
     else:
         path.write_bytes(content)
-    collected = refresh(results, "toy")
+    collected = collect(results, "toy", update=True)
     assert len(collected.runs) == 6
     assert "run folders alone count" in collected.broken[0]
     assert collect(results, "toy").broken == ()
 
 
 def test_a_collection_of_before_a_fact_was_recorded_is_read(results):
-    written = refresh(results, "toy").runs
+    written = collect(results, "toy", update=True).runs
     path = parquet_path(results, "toy")
     pd.read_parquet(path).drop(columns=["macs", "finished"]).to_parquet(path, index=False)
     runs = rundir.runs_folder(results, "toy")
@@ -230,7 +230,7 @@ def test_a_collection_of_before_a_fact_was_recorded_is_read(results):
 
 
 def test_a_collection_with_values_of_another_type_is_named(results):
-    written = refresh(results, "toy").runs
+    written = collect(results, "toy", update=True).runs
     path = parquet_path(results, "toy")
     pd.read_parquet(path).assign(acc1="high").to_parquet(path, index=False)
     collected = collect(results, "toy")

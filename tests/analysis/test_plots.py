@@ -13,6 +13,7 @@ from synthetic import write_run, write_study
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.plots import figures, style, write_plots
 from lsa_study.analysis.plots.attention import attention_maps, effective_areas
+from lsa_study.analysis.plots.curves import spread
 from lsa_study.analysis.rows import rows_of
 from lsa_study.config import study
 
@@ -205,9 +206,9 @@ def test_a_seed_that_diverged_does_not_cut_the_mean_of_the_others(tmp_path):
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12), st.floats(0.1, 5))
 def test_labels_are_moved_apart_in_order(wanted, gap):
-    placed = style.spread(wanted, gap, 1e9)
+    placed = spread(wanted, gap, 1e9)
     order = sorted(range(len(wanted)), key=lambda at: wanted[at])
     steps = [placed[b] - placed[a] for a, b in itertools.pairwise(order)]
     assert all(step >= gap - 1e-6 for step in steps)
-    capped = style.spread(wanted, gap, 50)
+    capped = spread(wanted, gap, 50)
     assert max(capped) <= 50

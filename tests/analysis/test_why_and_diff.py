@@ -5,7 +5,7 @@ from synthetic import COMMIT, write_run, write_study
 
 from lsa_study import rundir
 from lsa_study.analysis import provenance
-from lsa_study.analysis.collect import collect, parquet_path, refresh
+from lsa_study.analysis.collect import collect, parquet_path
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 
@@ -45,7 +45,7 @@ def test_ends_and_absent_seeds_are_told(results):
 
 
 def test_a_clone_points_at_the_committed_file(results, tmp_path):
-    refresh(results, "toy")
+    collect(results, "toy", update=True)
     clone = tmp_path / "clone"
     (clone / "toy").mkdir(parents=True)
     parquet_path(results, "toy").rename(parquet_path(clone, "toy"))

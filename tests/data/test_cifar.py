@@ -53,21 +53,21 @@ def test_parquet_is_decoded_as_pillow_does(root, settings, encoded):
         assert np.abs(picture.permute(1, 2, 0).numpy().astype(int) - want).max() <= row % 2
 
 
-def test_decoded_pictures_are_cached_privately_and_read_back(root, settings, monkeypatch):
+def test_decoded_pictures_are_cached_privately_and_read_back(root, settings, monkeypatch, tmp_path):
     asked = settings("proxy", data__root=root)
     first = data.load(asked)
-    (cached,) = cifar.cache_folder().iterdir()
+    (cached,) = (tmp_path / "cache" / "lsa_study").iterdir()
     assert cached.name == f"{first.source.fingerprint}.safetensors"
-    assert stat.S_IMODE(cifar.cache_folder().stat().st_mode) == 0o700
+    assert stat.S_IMODE(cached.parent.stat().st_mode) == 0o700
     monkeypatch.setattr(cifar._Column, "decode", lambda self: pytest.fail("decoded again"))
     in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)
 
 
-def test_a_torn_cache_is_made_again(root, settings):
+def test_a_torn_cache_is_made_again(root, settings, tmp_path):
     asked = settings("proxy", data__root=root)
     first = data.load(asked)
-    (cached,) = cifar.cache_folder().iterdir()
+    (cached,) = (tmp_path / "cache" / "lsa_study").iterdir()
     cached.write_bytes(cached.read_bytes()[:1000])
     in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)

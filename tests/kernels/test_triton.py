@@ -32,6 +32,7 @@ GROUPS = (
 
 
 # A child, since Triton looks at TRITON_INTERPRET when a kernel is defined, and for good.
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_interpreted(group):
     # Pixels off the map divide by zero; nothing of theirs is stored.

@@ -83,7 +83,7 @@ class Called:
                 continue
         return found
 
-    def wait_gone(self, seconds=10.0):
+    def wait_gone(self, seconds=20.0):
         wait_for(lambda: self.process.poll() is not None and not self.processes(), seconds)
         self.process.communicate()
 

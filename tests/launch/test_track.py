@@ -393,7 +393,7 @@ def test_no_mirror_outlives_the_command(make_run, lsa_track, number):
     folder.log_metrics(record(1))
     command.send_signal(number)
     assert command.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
-    with folder.tracked("tensorboard"):  # free once the mirror has ended
+    with folder.locked("tensorboard"):  # free once the mirror has ended
         assert read("tensorboard", folder).curve == curve_of(folder)
 
 

@@ -5,8 +5,7 @@ import pytest
 import timm
 import torch
 
-from lsa_study.models import build_model
-from lsa_study.models.pretrained import begin_from
+from lsa_study.models import build_model, load_official
 
 
 def cubic(distance, a=-0.75):
@@ -42,7 +41,7 @@ def drawn(name, **options):
 def begun(name, state, source="lsa", head="kept", **options):
     torch.manual_seed(1)
     model = build_model(name, num_classes=4, **options)
-    begin_from(model, state, source=source, head=head)
+    load_official(model, state, source=source, head=head)
     return model.state_dict()
 
 

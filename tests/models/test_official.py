@@ -10,7 +10,7 @@ import timm
 import torch
 from layouts import as_released_by_elsa, as_released_by_swin
 
-from lsa_study.config.operators import DwNetOp, DynamicDwConvOp, ElsaOp
+from lsa_study.config.operators import DwNetOp, ElsaOp
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official, read_checkpoint
@@ -182,7 +182,7 @@ def test_elsa_release_comes_back():
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("op", [DwNetOp(), DynamicDwConvOp()], ids=lambda op: op.kind)
+@pytest.mark.parametrize("op", [DwNetOp(), DwNetOp(kind="ddwconv")], ids=lambda op: op.kind)
 def test_dwnet_release_comes_back(op):
     settings = Model(backbone="swin_mini", op=op, drop_path=0.0)
     first = from_settings(settings, image_size=28, num_classes=10)

@@ -1,9 +1,7 @@
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
-from lives import live
+from lives import Life
 from PIL import Image
 
 from lsa_study.config import study
@@ -41,20 +39,16 @@ def make_run(tmp_path):
 @pytest.fixture
 def start():
     """Start a function in a process of its own; the imports are shared, so it takes no time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lsa_study.training.run", "timm.data", "scipy.special"])
     started = []
 
     def begin(target, *arguments, **environment):
-        process = context.Process(target=live, args=(target, environment, arguments))
-        process.start()
-        started.append(process)
-        return process
+        started.append(Life(target, arguments, environment))
+        return started[-1]
 
     yield begin
-    for process in started:
-        process.kill()
-        process.join()
+    for life in started:
+        life.kill()
+        life.join()
 
 
 @pytest.fixture

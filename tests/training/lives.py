@@ -3,17 +3,40 @@
 Not in conftest.py: a new process imports it by name, and there are several modules of that name.
 """
 
+import contextlib
 import os
+import pickle
+import subprocess
 import sys
 
 import torch
+import zygote
 from safetensors.torch import load_file
 
 
-def live(target, environment, arguments):
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    sys.exit(target(*arguments))
+class Life(zygote.Popen):
+    """A process that calls a function of a test's module, whose answer is its exit code."""
+
+    def __init__(self, target, arguments, environment):
+        # Functions are sent by their module's name, which the path has to lead to.
+        known = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        super().__init__(
+            [sys.executable, "-m", "lives"], stdin=subprocess.PIPE,
+            env=os.environ | known | environment,
+        )  # fmt: skip
+        with self.stdin as stdin:
+            pickle.dump((target, arguments), stdin)
+
+    def join(self, seconds=None):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(seconds)
+
+    def is_alive(self):
+        return self.poll() is None
+
+    @property
+    def exitcode(self):
+        return self.poll()
 
 
 class StopAfter:
@@ -40,3 +63,8 @@ def weights_of(folder):
 
 def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+if __name__ == "__main__":
+    target, arguments = pickle.load(sys.stdin.buffer)
+    sys.exit(target(*arguments))

@@ -49,7 +49,7 @@ def settings_of(stem, variant, **changes):
 def build(settings):
     torch.manual_seed(0)
     return models.from_settings(
-        settings.model, image_size=settings.data.image_size, num_classes=1000, in_chans=3
+        settings.model, image_size=settings.data.image_size, num_classes=1000
     )
 
 

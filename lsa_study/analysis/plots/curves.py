@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
@@ -23,7 +25,19 @@ class Curve:
 
     row: Row
     look: dict[str, Any]
-    seeds: list[dict[int, float]]
+
+    @cached_property
+    def seeds(self) -> list[dict[int, float]]:
+        """By epoch, for each seed that has finished one."""
+        points = [
+            {
+                int(r["epoch"]): float(r["acc1"])
+                for r in json.loads(run.curve)
+                if r.get("acc1") is not None
+            }
+            for run in self.row.done or self.row.runs
+        ]
+        return [seed for seed in points if seed]
 
     @cached_property
     def mean(self) -> dict[int, float]:
@@ -36,22 +50,29 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw the whole training on the left and its second half, enlarged and labelled, right."""
     drawn = style.figure(8.6, 3.9, style.title(study))
     left, right = drawn.subplots(1, 2, width_ratios=(1, 1.25))
-    every = [Curve(row, style.look(at), _seeds(row)) for at, row in enumerate(rows)]
+    every = [Curve(row, style.look(at)) for at, row in enumerate(rows)]
     found = [curve for curve in every if curve.mean]
-    left.set_title("Whole training")
-    right.set_title("Second half")
-    for axes in (left, right):
+    left.set_ylabel(style.ACCURACY)
+    for axes, title in ((left, "Whole training"), (right, "Second half")):
+        axes.set_title(title)
         axes.set_xlabel("Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    left.set_ylabel(style.ACCURACY)
-    if not found:
-        for axes in (left, right):
+        if not found:
             style.empty(axes, "no run has finished an epoch")
+    if not found:
         return drawn
     finished = [curve for curve in found if curve.row.done]
     for axes, shown in ((left, found), (right, finished)):
         for curve in shown:
-            _draw(axes, curve)
+            colour, mean = curve.look["color"], curve.mean
+            for seed in curve.seeds if len(curve.seeds) > 1 else ():
+                axes.plot(list(seed), list(seed.values()), color=colour, lw=0.6, alpha=0.35)
+            look = curve.look if len(mean) < 4 else curve.look | {"marker": ""}
+            axes.plot(list(mean), list(mean.values()), **look)
+            if not curve.row.done:
+                end = max(mean)
+                axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
+                style.note(axes, curve.row.word, end, mean[end], colour)
     last = max(max(curve.mean) for curve in found)
     left.set_xlim(0, last)
     right.set_xlim(last / 2, last)
@@ -63,34 +84,13 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def _seeds(row: Row) -> list[dict[int, float]]:
-    curves = [json.loads(run.curve) for run in row.done or row.runs]
-    points = [
-        {int(r["epoch"]): float(r["acc1"]) for r in records if r.get("acc1") is not None}
-        for records in curves
-    ]
-    return [seed for seed in points if seed]
-
-
-def _draw(axes: Axes, curve: Curve) -> None:
-    colour, mean = curve.look["color"], curve.mean
-    for seed in curve.seeds if len(curve.seeds) > 1 else ():
-        axes.plot(list(seed), list(seed.values()), color=colour, lw=0.6, alpha=0.35)
-    look = curve.look if len(mean) < 4 else curve.look | {"marker": ""}
-    axes.plot(list(mean), list(mean.values()), **look)
-    if not curve.row.done:
-        end = max(mean)
-        axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
-        style.note(axes, curve.row.word, end, mean[end], colour)
-
-
 def _label(axes: Axes, curves: Sequence[Curve]) -> None:
     """Name the curves at their ends, and under these the rows that have none."""
     shown = [curve for curve in curves if curve.row.done and curve.mean]
     ends = [curve.mean[max(curve.mean)] for curve in shown]
     low, high = axes.get_ylim()
     line = (high - low) * 0.056
-    heights = style.spread(ends, line, high - line / 2)
+    heights = spread(ends, line, high - line / 2)
     across = axes.get_yaxis_transform()
     for curve, end, height in zip(shown, ends, heights, strict=True):
         ways: dict[str, Any] = {"transform": across, "color": curve.look["color"], "clip_on": False}
@@ -101,3 +101,14 @@ def _label(axes: Axes, curves: Sequence[Curve]) -> None:
         text = f"{style.short(curve.row.name)}: {curve.row.word}"
         place = lowest - line * step
         axes.text(1.04, place, text, transform=across, va="center", fontsize=8, color=style.QUIET)
+
+
+def spread(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
+    """Move label heights apart to at least ``gap`` and below ``highest``, keeping their order."""
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(order))
+    # Heights that keep their distances are those that rise, once the steps between are taken off.
+    rising = isotonic_regression(np.asarray(wanted)[order] - steps).x if len(order) else steps
+    placed = np.empty(len(order))
+    placed[order] = np.minimum(rising + steps, highest - steps[::-1])
+    return [float(height) for height in placed]

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lsa_study.analysis.article import read_csv
@@ -66,6 +67,29 @@ def _point(
     )  # fmt: skip
 
 
+def _legend(of: Axes | Figure, *, ours: str = "", columns: int = 2) -> None:
+    """Name what is drawn, above a plot or under a figure; ``ours`` beside the article's sign."""
+    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8}
+    if ours:
+        ways["handles"] = [
+            Line2D([], [], color=style.OURS, marker="o", ls="none", label=ours),
+            Line2D([], [], color=style.ARTICLE, marker="D", ls="none", ms=4, label="the article"),
+        ]
+    if isinstance(of, Axes):
+        of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
+    else:
+        of.legend(loc="outside lower center", **ways)
+
+
+def _widen(axes: Axes, *, room: float) -> None:
+    """Leave ``room``, a share of the width, right for words; an empty axis loses its ticks."""
+    if not axes.lines:
+        axes.set_xticks([])
+        return
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + room * (high - low))
+
+
 def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw one line per row: ours on the left, the article's right, each on its own scale."""
     drawn = style.figure(8.2, 1.3 + 0.34 * len(rows), style.title(study))
@@ -86,10 +110,10 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
         interval = (found.low, found.high, 2.4, 0.5)
         _point(left, place, found.mean, row.word or text, spans=[interval])
         _point(right, place, printed, row.article.text or "not in the article", article=True)
-    style.widen(left, room=0.5)
+    _widen(left, room=0.5)
     low, high = left.get_xlim()
     left.set_xticks([tick for tick in left.get_xticks() if low <= tick <= min(high, 100)])
-    style.widen(right, room=0.3)
+    _widen(right, room=0.3)
     style.rows_down((left, right), [style.short(row.name) for row in rows])
     return drawn
 
@@ -102,7 +126,7 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     compared = [row for row in rows if row.reference != row.variant]
     drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), style.title(study))
     axes = drawn.subplots()
-    style.legend(axes, ours="ours, with intervals over seeds (thick) and over test images (thin)")
+    _legend(axes, ours="ours, with intervals over seeds (thick) and over test images (thin)")
     axes.axvline(0, color=style.QUIET, lw=0.8)
     digits = decimals(run.test_images for row in rows for run in row.done)
     names = []
@@ -127,7 +151,7 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
         _point(axes, place - 0.2, found.mean, text, spans=spans)
     style.rows_down((axes,), names)
     axes.set_xlabel("Difference in top-1 accuracy (points)")
-    style.widen(axes, room=0.2)
+    _widen(axes, room=0.2)
     return drawn
 
 
@@ -153,7 +177,7 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
         else:
             bar = [place - 0.22, place + 0.22]
             axes.plot([row.accuracy.mean] * 2, bar, color=style.INK, lw=2)
-    style.legend(axes, columns=min(len(known), 8))
+    _legend(axes, columns=min(len(known), 8))
     style.rows_down((axes,), [style.short(row.name) for row in rows])
     return drawn
 
@@ -197,9 +221,9 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
                 elif facts is ours and at == 0:
                     word = rows[name].word if name in rows else "not run"
                     _point(axes, place + shift, None, word)
-        style.widen(axes, room=0.25)
+        _widen(axes, room=0.25)
     style.rows_down(panels, LAYERS)
-    style.legend(drawn, ours="ours")
+    _legend(drawn, ours="ours")
     return drawn
 
 
@@ -219,31 +243,26 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
             if row.label == layer
         ]
         look, name = style.look(at), style.short(layer)
-        _line(left, name, look, [(place, row.accuracy.mean, row.word) for place, row in mine])
+        ours = [(place, row.accuracy.mean, row.word) for place, row in mine]
+        theirs = [(place, row.article.value, row.article.word) for place, row in mine]
+        for axes, points in ((left, ours), (right, theirs)):
+            known = [(place, value) for place, value, _ in points if value is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), **look)
+                style.note(axes, name, *known[-1], look["color"])
+            for place, value, word in points:
+                if value is None and word:
+                    axes.text(
+                        place, 0.03, f"{name}:\n{word}", transform=axes.get_xaxis_transform(),
+                        ha="center", va="bottom", fontsize=8, color=look["color"],
+                    )  # fmt: skip
         for place, row in mine:
             if row.accuracy.low is not None:
                 ends = [row.accuracy.low, row.accuracy.high]
                 left.plot([place, place], ends, color=look["color"], lw=2.4, alpha=0.45)
-        printed = [(place, row.article.value, row.article.word) for place, row in mine]
-        _line(right, name, look, printed)
     for axes in (left, right):
         axes.set_xticks(range(len(settings)), settings)
         axes.set_xlim(-0.4, len(settings) - 0.3)
         axes.set_xlabel("Heads (1x: the backbone's own; C: one a channel)")
         axes.margins(y=0.2)
     return drawn
-
-
-def _line(
-    axes: Axes, name: str, look: dict[str, Any], points: Sequence[tuple[int, float | None, str]]
-) -> None:
-    known = [(place, value) for place, value, _ in points if value is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), **look)
-        style.note(axes, name, *known[-1], look["color"])
-    for place, value, word in points:
-        if value is None and word:
-            axes.text(
-                place, 0.03, f"{name}:\n{word}", transform=axes.get_xaxis_transform(),
-                ha="center", va="bottom", fontsize=8, color=look["color"],
-            )  # fmt: skip

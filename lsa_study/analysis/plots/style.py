@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from scipy.optimize import isotonic_regression
 
 from lsa_study.config.study import Study
 
@@ -23,10 +20,6 @@ QUIET = "#57606a"
 GRID = "#d8dee4"
 OURS = "#0072b2"
 ARTICLE = "#b25400"
-COLOURS = (
-    OURS, "#c44e00", "#007f5c", "#b3478c", "#7a5c00", "#2f7cb0", "#8a3b00", "#4b4b9f",
-)  # fmt: skip
-"""After Okabe and Ito, darkened until text in them can be read on white (contrast 4.5)."""
 DARK: Mapping[str, str] = {
     PAPER: "#14181d",
     INK: "#e6e9ec",
@@ -43,6 +36,8 @@ DARK: Mapping[str, str] = {
     "#4b4b9f": "#aab0ff",
 }
 """Every colour of a figure and what stands for it on a dark page."""
+COLOURS = tuple(DARK)[list(DARK).index(OURS) :]
+"""After Okabe and Ito, darkened until text in them can be read on white (contrast 4.5)."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 """Beside colours, so that lines can be told apart without them."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -120,17 +115,6 @@ def png(drawn: Figure) -> bytes:
     return content.getvalue()
 
 
-def spread(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
-    """Move label heights apart to at least ``gap`` and below ``highest``, keeping their order."""
-    order = np.argsort(wanted, kind="stable")
-    steps = gap * np.arange(len(order))
-    # Heights that keep their distances are those that rise, once the steps between are taken off.
-    rising = isotonic_regression(np.asarray(wanted)[order] - steps).x if len(order) else steps
-    placed = np.empty(len(order))
-    placed[order] = np.minimum(rising + steps, highest - steps[::-1])
-    return [float(height) for height in placed]
-
-
 def empty(axes: Axes, words: str) -> None:
     """Say in the middle of an empty plot why nothing is there."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=QUIET)
@@ -163,20 +147,6 @@ def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
     )
 
 
-def legend(of: Axes | Figure, *, ours: str = "", columns: int = 2) -> None:
-    """Name what is drawn, above a plot or under a figure; ``ours`` beside the article's sign."""
-    ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8}
-    if ours:
-        ways["handles"] = [
-            Line2D([], [], color=OURS, marker="o", ls="none", label=ours),
-            Line2D([], [], color=ARTICLE, marker="D", ls="none", ms=4, label="the article"),
-        ]
-    if isinstance(of, Axes):
-        of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
-    else:
-        of.legend(loc="outside lower center", **ways)
-
-
 def rows_down(panels: Sequence[Axes], names: Iterable[str]) -> None:
     """Give panels that share their height a line for each name, from the top down."""
     names = list(names)
@@ -185,12 +155,3 @@ def rows_down(panels: Sequence[Axes], names: Iterable[str]) -> None:
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-
-
-def widen(axes: Axes, *, room: float) -> None:
-    """Leave ``room``, a share of the width, right for words; an empty axis loses its ticks."""
-    if not axes.lines:
-        axes.set_xticks([])
-        return
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high + room * (high - low))
