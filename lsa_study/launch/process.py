@@ -265,8 +265,8 @@ def _end(replies: dict[int, int]) -> None:
         os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + GRACE_SECONDS
     while replies:
-        if time.monotonic() > end:
-            for pid in replies:
+        for pid in replies if time.monotonic() > end else ():
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.02)
         _reap(replies)
