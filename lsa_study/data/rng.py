@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for, never on earlier draws.
 
-Every draw of a run has a purpose, such as (seed, "order", epoch) or (seed, "step", epoch, step), so a
-resumed run, or one with another number of workers, draws the same.
+Every draw of a run has a purpose, such as (seed, "order", epoch) or (seed, "step", epoch, step), so
+a resumed run, or one with another number of workers, draws the same.
 """
 
 from __future__ import annotations
