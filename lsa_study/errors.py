@@ -26,16 +26,17 @@ class ConfigError(LsaError, ValueError):
 
 
 class EnvironmentLacks(LsaError):
-    """The machine lacks something the command needs: data, a scheduler, space."""
+    """The machine lacks something the command needs: data, a scheduler, space.
+
+    Args:
+        cause: node for a GPU or the other processes of a run, import for a package.
+    """
 
     exit_code = 3
-    cause = "disk"
 
-
-class NodeLacks(EnvironmentLacks):
-    """The machine lacks the GPU that is asked for, or the other processes of its run."""
-
-    cause = "node"
+    def __init__(self, message: str, *, cause: str = "disk") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Refused(LsaError):

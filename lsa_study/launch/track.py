@@ -57,22 +57,17 @@ class Curve(NamedTuple):
     """Add the result at the last epoch, if there is one, and write what is left."""
 
 
-class TrackerLacks(EnvironmentLacks):
-    """The tracker that was asked for is not installed."""
-
-    cause = "import"
-
-
 def require(tracker: str) -> None:
     """Check that a tracker of ``runtime.tracker`` can be used; it is not imported.
 
     Raises:
-        TrackerLacks: its package is not installed.
+        EnvironmentLacks: its package is not installed.
     """
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise TrackerLacks(
+        raise EnvironmentLacks(
             f"runtime.tracker={tracker!r}: the package is not installed; "
-            f"pip install 'lsa_study[{tracker}]'"
+            f"pip install 'lsa_study[{tracker}]'",
+            cause="import",
         )
 
 
@@ -271,7 +266,7 @@ def beside(run_dir: RunDir, say: Callable[[str], object]) -> Iterator[None]:
     A mirror that failed is one line at the end, for ``say`` and in the attempt's log.
 
     Raises:
-        TrackerLacks: the tracker is not installed.
+        EnvironmentLacks: the tracker is not installed.
     """
     tracker = run_dir.settings().runtime.tracker
     if tracker == "none":
@@ -322,7 +317,7 @@ def track(
 
     Raises:
         ConfigError: there are no such runs, or no such tracker, or it takes no such flags.
-        TrackerLacks: a tracker is not installed.
+        EnvironmentLacks: a tracker is not installed.
     """
     seen: set[Path] = set()
     mirrors: list[Mirror] = []

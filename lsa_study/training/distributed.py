@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch import distributed as torch_distributed
 
-from lsa_study.errors import LsaError, NodeLacks
+from lsa_study.errors import EnvironmentLacks, LsaError
 
 Value = TypeVar("Value")
 
@@ -48,7 +48,7 @@ class Distributed:
         """Replace ``tensor`` by its sum over all processes.
 
         Raises:
-            NodeLacks: another process has gone.
+            EnvironmentLacks: another process has gone.
         """
         if self.count > 1:
             with _peers():
@@ -105,7 +105,7 @@ def join() -> Iterator[Distributed]:
     """Meet the other processes of this run, if there are any.
 
     Raises:
-        NodeLacks: they do not come.
+        EnvironmentLacks: they do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -127,7 +127,8 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NodeLacks(
+        raise EnvironmentLacks(
             f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: lost the other "
-            f"processes of this run ({reason}); call the same again, the last checkpoint stands"
+            f"processes of this run ({reason}); call the same again, the last checkpoint stands",
+            cause="node",
         ) from error
