@@ -48,6 +48,7 @@ POLL_SECONDS = 5.0
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
+"""How torch's processes find each other."""
 
 
 @dataclass(frozen=True)
@@ -59,40 +60,30 @@ class JobContext:
     rank: int
     count: int
     gpus: int
-
-    @classmethod
-    def here(cls) -> JobContext:
-        """Read SLURM's variables."""
-        env = os.environ
-        array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        return cls(
-            job=f"{array}_{index}" if array else env["SLURM_JOB_ID"],
-            restart=int(env.get("SLURM_RESTART_COUNT", "0")),
-            rank=int(env.get("SLURM_PROCID", "0")),
-            count=int(env.get("SLURM_NTASKS", "1")),
-            gpus=int(env.get("LSA_GPUS", "0")),
-        )
-
-
-def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """What torch's processes need to find each other, from SLURM's variables.
+    variables: Mapping[str, str]
+    """``RANK_VARIABLES``; empty for a process alone.
 
     The address is the one from which SLURM started the processes: that of the first node, where
     rank 0 is, and one that all nodes have just reached. The port moves with the job and with every
     restart, so that what is left of an earlier life cannot be met.
     """
-    count = int(env.get("SLURM_NTASKS", "1"))
-    if count == 1:
-        return {}
-    place = int(env["SLURM_JOB_ID"]) * 31 + int(env.get("SLURM_RESTART_COUNT", "0")) * 7
-    return {
-        "RANK": env["SLURM_PROCID"],
-        "WORLD_SIZE": str(count),
-        "LOCAL_RANK": env["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(count // int(env.get("SLURM_JOB_NUM_NODES", "1"))),
-        "MASTER_ADDR": env["SLURM_LAUNCH_NODE_IPADDR"],
-        "MASTER_PORT": str(20000 + place % 12000),
-    }
+
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> JobContext:
+        """Read SLURM's variables."""
+        array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+        restart, rank = int(env.get("SLURM_RESTART_COUNT", "0")), env.get("SLURM_PROCID", "0")
+        count, variables = int(env.get("SLURM_NTASKS", "1")), {}
+        if count > 1:
+            place = int(env["SLURM_JOB_ID"]) * 31 + restart * 7
+            on_node = count // int(env.get("SLURM_JOB_NUM_NODES", "1"))
+            values = (
+                rank, str(count), env["SLURM_LOCALID"], str(on_node),
+                env["SLURM_LAUNCH_NODE_IPADDR"], str(20000 + place % 12000),
+            )  # fmt: skip
+            variables = dict(zip(RANK_VARIABLES, values, strict=True))
+        job = f"{array}_{index}" if array else env["SLURM_JOB_ID"]
+        return cls(job, restart, int(rank), count, int(env.get("LSA_GPUS", "0")), variables)
 
 
 @dataclass(frozen=True)
@@ -108,11 +99,10 @@ class RunTask:
         # SLURM takes the node away and requeues by itself where it means to, or ``lsa cancel``:
         # save only. Submitit's own handlers never come back: they would queue the job once more.
         stop = StopOnSignals().install()
-        context = JobContext.here()
+        context = JobContext.of(os.environ)
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)
-        os.environ.update(rank_variables(os.environ))
-        os.environ["LSA_JOB"] = context.job
+        os.environ.update(context.variables, LSA_JOB=context.job)
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         run = RunDir(Path(self.folder))
         life = _Life(run, context, stop)
@@ -253,24 +243,21 @@ class _Life:
             cause, message = "disk", "the disk is full"
             self._change_state("failed", cause, message)
         self._end(cause)
-        failure = Failure.of(self.run, cause, message or cause)
-        if failure is not None:
+        if (failure := Failure.of(self.run, cause, message or cause)) is not None:
             with contextlib.suppress(OSError, LsaError):
                 self.records.note_failure(failure)
-                hold_rest(self.records)
+                if equal := equal_failures(self.records.failures()):
+                    self._hold_rest(equal)
         sys.exit(scheduler.DISK_EXIT_CODE if cause == "disk" else 1)
 
-
-def hold_rest(records: LaunchFolder) -> None:
-    """Hold the rest of the queue if so many runs died of one error that the next would too."""
-    runs = equal_failures(records.failures())
-    if not runs or records.held() is not None:
-        return
-    mine = {array.job for array in records.arrays()}
-    waiting = [scheduler.array_of(job.job) for job in scheduler.queue().values() if job.pending]
-    held = [array for array in waiting if array in mine]
-    if held:
-        message = next(one.message for one in records.failures() if one.run == runs[-1])
-        arrays = sorted(set(held))
-        records.note_held({"message": message, "runs": runs, "count": len(held), "arrays": arrays})
-        scheduler.order("hold", arrays)
+    def _hold_rest(self, equal: list[Failure]) -> None:
+        """Hold the rest of the queue: the next run would die of the same error too."""
+        mine = {array.job for array in self.records.arrays()}
+        waiting = [scheduler.array_of(job.job) for job in scheduler.queue().values() if job.pending]
+        held = [array for array in waiting if array in mine]
+        if held and self.records.held() is None:
+            self.records.note_held({
+                "message": equal[-1].message, "runs": [one.run for one in equal],
+                "count": len(held), "arrays": sorted(set(held)),
+            })  # fmt: skip
+            scheduler.order("hold", sorted(set(held)))

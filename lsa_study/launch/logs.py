@@ -42,7 +42,7 @@ def logs(
 
     def printed() -> str:
         files = [
-            records.folder_of(array) / output_name(array.jobs()[found.identity], rank=rank)
+            records.output_of(array, array.jobs()[found.identity], rank)
             for array in records.arrays()
             if found.identity in array.jobs()
         ]
@@ -71,11 +71,6 @@ def logs(
             done = len(text)
         if not ended:
             time.sleep(POLL_SECONDS)
-
-
-def output_name(job: str, *, rank: int) -> str:
-    """The file that one process of a job prints into."""
-    return f"{job}_{rank}_log.out"
 
 
 def last_lines(path: Path, count: int = 20) -> list[str]:

@@ -25,7 +25,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
@@ -33,7 +35,7 @@ from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
-from lsa_study.launch.scheduler import Queued, array_of
+from lsa_study.launch.scheduler import SlurmJob, array_of
 from lsa_study.rundir import RunDir
 
 INTERRUPTED = "interrupted"
@@ -86,25 +88,13 @@ def tiers_of(results: Path, tier: str | None) -> list[Tier]:
     return [name for name in TIERS if rundir.runs_folder(results, name).is_dir()]
 
 
-def every_run(results: Path, tier: str | None = None) -> list[RunRef]:
-    """All run folders, by tier, seed and variant."""
-    found = []
-    for name in tiers_of(results, tier):
-        for folder in rundir.existing(results, name).values():
-            if match := NAME.fullmatch(folder.root.name):
-                seed = int(match["seed"])
-                found.append(RunRef(name, match["variant"], seed, match["identity"], folder))
-    place = [*TIERS].index
-    return sorted(found, key=lambda run: (place(run.tier), run.seed, run.variant, run.identity))
-
-
 def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
     """The run whose name or identity begins with ``text``.
 
     Raises:
         ConfigError: none does, or several do; they are named.
     """
-    runs = every_run(results, tier)
+    runs = chosen_runs(results, (), tier)
     alike = [run for run in runs if text in (run.name, run.identity)] or [
         run for run in runs if any(one.startswith(text) for one in (run.name, run.identity))
     ]
@@ -118,7 +108,7 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
 
 
 def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunRef]:
-    """The run folders of studies and runs; all of them where no name is given.
+    """The run folders of studies and runs by tier, seed and variant; without a name all of them.
 
     A study means the runs it was last asked with, whichever study made their folders, and all
     others of its variants.
@@ -126,7 +116,14 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     Raises:
         ConfigError: a name is neither a study nor the beginning of a run's name.
     """
-    runs = every_run(results, tier)
+    runs = [
+        RunRef(one, match["variant"], int(match["seed"]), match["identity"], folder)
+        for one in tiers_of(results, tier)
+        for folder in rundir.existing(results, one).values()
+        if (match := NAME.fullmatch(folder.root.name))
+    ]
+    place = [*TIERS].index
+    runs.sort(key=lambda run: (place(run.tier), run.seed, run.variant, run.identity))
     if not names:
         return runs
     wanted: set[str] = set()
@@ -251,11 +248,14 @@ class Failure:
         return cls(run.root.name, signature, message)
 
 
-def equal_failures(failures: Sequence[Failure]) -> list[str]:
-    """Names of the runs that died of one error, if they are so many that the next would too."""
+def equal_failures(failures: Sequence[Failure]) -> list[Failure]:
+    """Those of one error, if they are so many that the next run would die of it too."""
     counts = Counter(failure.signature for failure in failures)
     most, count = counts.most_common(1)[0] if counts else ("", 0)
-    return [one.run for one in failures if one.signature == most] * (count >= EQUAL_FAILURES)
+    return [one for one in failures if one.signature == most] * (count >= EQUAL_FAILURES)
+
+
+Record = TypeVar("Record", Array, Failure)
 
 
 @dataclass(frozen=True)
@@ -292,29 +292,34 @@ class LaunchFolder:
         """Record an array."""
         folder = self.folder_of(array)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_json(
-            folder / "array.json", asdict(array) | {"resources": array.resources.model_dump()}
-        )
+        write_json(folder / "array.json", TypeAdapter(Array).dump_python(array, mode="json"))
 
-    def arrays(self) -> list[Array]:
-        """All submissions, oldest first; damaged records are left out."""
-        found = []
-        for path in self.root.glob("*/array.json"):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                facts = json.loads(path.read_text("utf-8"))
-                facts["runs"] = tuple(facts["runs"])
-                facts["resources"] = Resources.model_validate(facts["resources"])
-                found.append(Array(**facts))
-        return sorted(found, key=lambda array: (array.created, array.key))
+    def arrays(self, queue: Mapping[str, SlurmJob] | None = None) -> list[Array]:
+        """All submissions, oldest first; damaged records are left out.
 
-    def adopt(self, queue: Mapping[str, Queued]) -> list[Array]:
-        """Find the jobs of arrays whose launcher died before it noted them; returns all arrays."""
-        jobs = {job.comment: array_of(job.job) for job in queue.values()}
-        for array in self.arrays():
+        Args:
+            queue: where to find the jobs of those whose launcher died before it noted them.
+        """
+        found = self._all(Array, "*/array.json")
+        jobs = {job.comment: array_of(job.job) for job in (queue or {}).values()}
+        for place, array in enumerate(found):
             job = jobs.get(COMMENT_PREFIX + array.key)
             if array.job is None and job is not None:
-                self.write(replace(array, job=job))
-        return self.arrays()
+                found[place] = replace(array, job=job)
+                self.write(found[place])
+        return sorted(found, key=lambda array: (array.created, array.key))
+
+    def _all(self, kind: type[Record], pattern: str) -> list[Record]:
+        """The records in files of JSON; damaged ones are left out."""
+        found, adapter = [], TypeAdapter(kind)
+        for path in sorted(self.root.glob(pattern)):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(adapter.validate_json(path.read_bytes()))
+        return found
+
+    def output_of(self, array: Array, job: str, rank: int = 0) -> Path:
+        """The file that one process of a job prints into."""
+        return self.folder_of(array) / f"{job}_{rank}_log.out"
 
     def lives(self, identity: str) -> list[Life]:
         """All starts of a run, oldest first."""
@@ -350,11 +355,7 @@ class LaunchFolder:
 
     def failures(self) -> list[Failure]:
         """The errors that runs died with and that nobody has looked after yet."""
-        found = []
-        for path in sorted((self.root / "failures").glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                found.append(Failure(**json.loads(path.read_text("utf-8"))))
-        return found
+        return self._all(Failure, "failures/*.json")
 
     def note_failure(self, failure: Failure) -> None:
         """Record a run's error."""

@@ -5,11 +5,12 @@ The text formats used here have been the same for many versions; the JSON output
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
-import shutil
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,13 +28,16 @@ CALL_SIZE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Queued:
-    """A job that SLURM still has in hand: pending, running or completing."""
+class SlurmJob:
+    """What SLURM says of a job: one that it has in hand, or remembers."""
 
     job: str
     state: str
-    reason: str
-    comment: str
+    reason: str = ""
+    """Why it is pending."""
+    comment: str = ""
+    exit_code: str = ""
+    """``code:signal`` as SLURM writes it, once it has ended."""
 
     @property
     def pending(self) -> bool:
@@ -44,16 +48,6 @@ class Queued:
     def held(self) -> bool:
         """Whether it waits for somebody to release it."""
         return self.pending and self.reason.startswith("JobHeld")
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What SLURM remembers of a job that has gone."""
-
-    state: str
-    exit_code: str = ""
-    """``code:signal`` as SLURM writes it."""
-    nodes: str = ""
 
 
 DISK_EXIT_CODE = 28
@@ -80,25 +74,6 @@ TRACES = (
 
 class Rejected(EnvironmentLacks):
     """SLURM refused an order; holds its own words."""
-
-
-def require() -> None:
-    """Make sure that jobs can be submitted here.
-
-    Raises:
-        EnvironmentLacks: there is no SLURM on this machine.
-    """
-    for command in ("sbatch", "srun", "squeue", "scontrol"):
-        if shutil.which(command) is None:
-            raise EnvironmentLacks(
-                f"launch needs SLURM: {command} is not on PATH here. "
-                "On a login node, load it; on this machine use lsa run"
-            )
-
-
-def here() -> bool:
-    """Whether SLURM's commands are on PATH."""
-    return shutil.which("squeue") is not None and shutil.which("scontrol") is not None
 
 
 def call(*words: str, text: str | None = None, seconds: float = SECONDS) -> str:
@@ -130,7 +105,7 @@ def plain_words(stderr: str) -> str:
 # -- asking -------------------------------------------------------------------------------------
 
 
-def queue(users: Collection[str] = ()) -> dict[str, Queued]:
+def queue(users: Collection[str] = ()) -> dict[str, SlurmJob]:
     """The jobs of some users (else of oneself) that have not ended, by job id.
 
     An element of an array has the id ``ARRAY_INDEX``.
@@ -139,9 +114,9 @@ def queue(users: Collection[str] = ()) -> dict[str, Queued]:
         Rejected: the controller does not answer.
     """
     names = ",".join(sorted({*users} or {getpass.getuser()}))
-    told = call("squeue", "--noheader", "--array", "--user", names, "--format", "%i|%T|%r|%k")
-    rows = (line.split("|", 3) for line in told.splitlines())
-    return {row[0].strip(): Queued(*(part.strip() for part in row)) for row in rows if len(row) > 3}
+    listed = call("squeue", "--noheader", "--array", "--user", names, "--format", "%i|%T|%r|%k")
+    rows = [[part.strip() for part in line.split("|", 3)] for line in listed.splitlines()]
+    return {row[0]: SlurmJob(*row) for row in rows if len(row) == 4}
 
 
 def array_of(job: str) -> str:
@@ -149,56 +124,34 @@ def array_of(job: str) -> str:
     return job.partition("_")[0]
 
 
-def ended(jobs: Iterable[str]) -> dict[str, Ended]:
+def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
     """What is still known of jobs that have left the queue; those forgotten are left out.
 
     The controller forgets after some minutes (``MinJobAge``); accounting remembers, where there
     is any and users may ask it.
     """
-    wanted = set(jobs)
-    found = {job: end for job, end in _from_controller(wanted) if job in wanted}
-    missing = wanted - found.keys()
-    return found | {job: end for job, end in _from_accounting(missing) if job in missing}
+    wanted, found = set(jobs), dict[str, SlurmJob]()
+    for array in sorted({array_of(job) for job in wanted}):
+        with contextlib.suppress(Rejected):
+            for line in call("scontrol", "show", "job", "--oneliner", array).splitlines():
+                facts = defaultdict(str, re.findall(r"(\S+?)=(\S*)", line))
+                index = facts["ArrayTaskId"]
+                job = f"{facts['ArrayJobId']}_{index}" if index else facts["JobId"]
+                found[job] = SlurmJob(job, facts["JobState"], exit_code=facts["ExitCode"])
+    missing = sorted({array_of(job) for job in wanted - found.keys()})
+    command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
+    with contextlib.suppress(Rejected):
+        for part in _parts(missing):
+            asked = ("--format", "JobID,State,ExitCode", "--jobs", ",".join(part))
+            for line in call(*command, *asked).splitlines():
+                job, state, code = line.split("|")
+                # "CANCELLED by 1000"
+                found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], exit_code=code))
+    return {job: end for job, end in found.items() if job in wanted}
 
 
-def _from_controller(jobs: set[str]) -> Iterator[tuple[str, Ended]]:
-    for array in sorted({array_of(job) for job in jobs}):
-        try:
-            told = call("scontrol", "show", "job", "--oneliner", array)
-        except Rejected:
-            continue
-        for line in told.splitlines():
-            facts = dict(re.findall(r"(\S+?)=(\S*)", line))
-            job, index = facts.get("JobId", ""), facts.get("ArrayTaskId", "")
-            if index:
-                job = f"{facts['ArrayJobId']}_{index}"
-            nodes = facts.get("NodeList", "").replace("(null)", "")
-            yield job, Ended(facts.get("JobState", ""), facts.get("ExitCode", ""), nodes)
-
-
-def _from_accounting(jobs: set[str]) -> Iterator[tuple[str, Ended]]:
-    if not jobs or shutil.which("sacct") is None:
-        return
-    arrays = sorted({array_of(job) for job in jobs})
-    for part in _parts(arrays):
-        try:
-            told = call(
-                "sacct", "--noheader", "--parsable2", "--allocations", "--array",
-                "--format", "JobID,State,ExitCode,NodeList", "--jobs", ",".join(part),
-            )  # fmt: skip
-        except Rejected:
-            return
-        for line in told.splitlines():
-            job, state, exit_code, nodes = line.split("|", 3)
-            # "CANCELLED by 1000"
-            yield job, Ended(state.split(" ", 1)[0], exit_code, nodes.replace("None assigned", ""))
-
-
-def why_ended(end: Ended, last: Sequence[str]) -> tuple[str, str, str, str]:
-    """Judge the end of a job whose run has no result.
-
-    Args:
-        last: the last lines that it printed.
+def why_ended(end: SlurmJob, last: Sequence[str]) -> tuple[str, str, str, str]:
+    """Judge the end of a job whose run has no result, also by the last lines that it printed.
 
     Returns:
         State and cause of the run, a note, and the line that says why, else the last one.
@@ -228,17 +181,12 @@ def setting(name: str, otherwise: int) -> int:
 
 def submit_limit() -> int | None:
     """Most jobs that accounting lets oneself have queued; None where it does not say."""
-    if shutil.which("sacctmgr") is None:
-        return None
+    asked = ("show", "associations", f"user={getpass.getuser()}", "format=MaxSubmitJobs")
     try:
-        told = call(
-            "sacctmgr", "--noheader", "--parsable2", "show", "associations",
-            f"user={getpass.getuser()}", "format=MaxSubmitJobs",
-        )  # fmt: skip
+        listed = call("sacctmgr", "--noheader", "--parsable2", *asked)
     except Rejected:
         return None
-    limits = [int(line) for line in told.split() if line.isdigit()]
-    return min(limits) if limits else None
+    return min((int(line) for line in listed.split() if line.isdigit()), default=None)
 
 
 def partitions() -> list[str]:
@@ -255,14 +203,12 @@ def seconds_left(job: str) -> float | None:
         told = call("squeue", "--noheader", "--job", job, "--format", "%L").strip()
     except Rejected:
         return None
-    days, dash, clock = told.partition("-")
-    fields = (clock if dash else days).split(":")
-    if not all(field.isdigit() for field in fields):
+    # [[DAYS-]HOURS:]MINUTES:SECONDS, or a word
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", told)
+    if match is None:
         return None
-    seconds = 0.0
-    for field in fields:
-        seconds = seconds * 60 + int(field)
-    return seconds + (int(days) * 86400 if dash else 0)
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 # -- telling ------------------------------------------------------------------------------------

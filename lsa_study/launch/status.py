@@ -23,7 +23,7 @@ from rich.text import Text
 
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
-from lsa_study.launch.logs import last_lines, output_name
+from lsa_study.launch.logs import last_lines
 from lsa_study.launch.records import (
     INTERRUPTED,
     LaunchFolder,
@@ -33,8 +33,7 @@ from lsa_study.launch.records import (
     chosen_runs,
     tiers_of,
 )
-from lsa_study.launch.scheduler import Ended, Queued
-from lsa_study.record import Status
+from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
 
 SILENT_SECONDS = 90.0
@@ -85,75 +84,65 @@ class Job:
     """What its first process printed."""
     answers: bool = True
     """Whether there is a SLURM here and it answers; else the rest means nothing."""
-    queued: Queued | None = None
+    queued: SlurmJob | None = None
     """None: it is not in the queue."""
-    ended: Ended | None = None
+    ended: SlurmJob | None = None
     """What is remembered of its end; None: nothing, or nobody has asked yet."""
     last: Sequence[str] = ()
     """The last lines it printed."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Where a run without a result stands."""
-
-    state: str
-    cause: str | None = None
-    note: str = ""
-    message: str = ""
-    """The line of output that says why, else the last one."""
-
-
 def judge(
-    facts: Status, writer: bool, job: Job | None, age: float, *, cancelled: bool = False
-) -> Verdict:
+    row: RunStatus, writer: bool, job: Job | None, age: float, *, cancelled: bool = False
+) -> RunStatus:
     """Judge where a run without a result stands.
 
     Args:
-        facts: its status file.
+        row: as its status file has it.
         writer: whether somebody seems to write in its folder.
         job: its latest job; None: no scheduler ever had it.
         age: seconds since its last heartbeat; infinite if there was none.
         cancelled: whether the user cancelled it since it was last started.
     """
-    state, cause = facts.state, facts.cause
+    state, cause = row.state, row.cause
     silence = f"no heartbeat {age / 60:.0f} min" if SILENT_SECONDS <= age < float("inf") else ""
     if (alive := _alive(state, writer and state != "failed", job, silence)) is not None:
-        return alive
+        return replace(row, state=alive[0], cause=None, note=alive[1])
     if state == "running" or (state == "waiting" and job is not None):
         if cancelled:
-            return Verdict("stopped", "cancelled")
+            return replace(row, state="stopped", cause="cancelled")
         if job is None or job.ended is None:
-            gone = Verdict("lost", "lost", "job not in the queue" if job else "its process is gone")
+            state, cause, last = "lost", "lost", ""
+            note = "job not in the queue" if job else "its process is gone"
         else:
-            gone = Verdict(*scheduler.why_ended(job.ended, job.last))
-        return replace(gone, note="; ".join(filter(None, (silence, gone.note))))
+            state, cause, note, last = scheduler.why_ended(job.ended, job.last)
+        note = "; ".join(filter(None, (silence, note)))
+        return replace(row, state=state, cause=cause, note=note, message=last or row.message)
     if state == "stopped" and cause is None:
         cause = "cancelled" if cancelled else INTERRUPTED
     # A preemption and a plain scancel send the same signal: only SLURM knows which it was.
     if cause == "preempted" and job is not None and job.ended is not None:
         cause = "cancelled" if job.ended.state == "CANCELLED" else cause
-    return Verdict(state, cause)
+    return replace(row, cause=cause)
 
 
-def _alive(state: str, writer: bool, job: Job | None, silence: str) -> Verdict | None:
-    """How a run is under way; None if it is not."""
+def _alive(state: str, writer: bool, job: Job | None, silence: str) -> tuple[str, str] | None:
+    """How a run is under way, as state and note; None if it is not."""
     if writer and not silence:
-        return Verdict("running")
+        return "running", ""
     if job is None or not job.answers:
         if writer:
-            return Verdict("running", note=silence)
+            return "running", silence
         if job is not None and state in ("running", "waiting"):
-            shown = "queued" if state == "waiting" else "running"
-            return Verdict(shown, note="SLURM does not answer here")
+            return "queued" if state == "waiting" else "running", "SLURM does not answer here"
         return None
     if job.queued is None:
         return None
     if job.queued.pending:
-        return Verdict("queued", note="held" if job.queued.held else job.queued.reason.lower())
+        return "queued", "held" if job.queued.held else job.queued.reason.lower()
     if state == "failed":
         return None
-    return Verdict("running", note=silence if state == "running" else "starting")
+    return "running", silence if state == "running" else "starting"
 
 
 # -- gathering the evidence ---------------------------------------------------------------------
@@ -222,20 +211,17 @@ def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
 def _jobs(records: LaunchFolder) -> dict[str, Job]:
     """The latest job of every run by identity."""
     arrays = records.arrays()
-    queue: dict[str, Queued] | None = None
-    if arrays and scheduler.here():
+    queue: dict[str, SlurmJob] | None = None
+    if arrays:
         with contextlib.suppress(scheduler.Rejected):
             queue = scheduler.queue({array.user for array in arrays})
-    if queue is not None and any(array.job is None for array in arrays):
-        arrays = records.adopt(queue)
+            arrays = records.arrays(queue)
+    known, answers = queue or {}, queue is not None
     return {
-        identity: Job(
-            job, records.folder_of(array) / output_name(job, rank=0), queue is not None,
-            None if queue is None else queue.get(job),
-        )
+        identity: Job(job, records.output_of(array, job), answers, known.get(job))
         for array in arrays
         for identity, job in array.jobs().items()
-    }  # fmt: skip
+    }
 
 
 def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
@@ -256,15 +242,14 @@ def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
         )  # fmt: skip
     facts = run.folder.status()
     age = float("inf") if facts.heartbeat is None else time.time() - facts.heartbeat
-    cancelled = records.cancelled(run.identity)
-    writer = run.folder.writer() is not None
-    verdict = judge(facts, writer, job, age, cancelled=cancelled)
-    return replace(
-        row, state=verdict.state, cause=verdict.cause, epoch=facts.epoch, epochs=facts.epochs,
-        attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1, note=verdict.note,
-        eta_seconds=facts.eta_seconds if verdict.state == "running" else None,
-        message=verdict.message or facts.message or "",
+    row = replace(
+        row, state=facts.state, cause=facts.cause, epoch=facts.epoch, epochs=facts.epochs,
+        attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1,
+        eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
+    writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity)
+    row = judge(row, writer, job, age, cancelled=cancelled)
+    return row if row.state == "running" else replace(row, eta_seconds=None)
 
 
 def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
@@ -297,8 +282,33 @@ COLUMNS = {
 
 
 def page(rows: Sequence[RunStatus], results: Path) -> Group:
-    """The table, what it adds up to, and what to do next."""
-    return Group(table(rows), *map(Text, summary(rows, results)))
+    """One line per run, what they add up to over all lives, and the command that helps."""
+    # A table of rich takes ten seconds for ten thousand runs.
+    cells = [tuple(COLUMNS), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [
+        [align(cell, n) for align, cell, n in zip(COLUMNS.values(), line, widths, strict=True)]
+        for line in cells
+    ]
+    table = Text().append("  ".join(aligned[0]).rstrip(), "bold")
+    for row, line in zip(rows, aligned[1:], strict=True):
+        table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
+        table.append("  " + "  ".join(line[2:]).rstrip())
+    counts = Counter(row.state for row in rows)
+    numbers = [f"{counts[state]} {state}" for state in STYLES if counts[state]]
+    hours = sum(row.gpu_hours for row in rows)
+    lines = ["  ".join(numbers) or f"no runs under {results}"]
+    if hours >= 0.05:
+        lines[0] += f"   {hours:.1f} GPU-hours over all lives"
+    for tier in tiers_of(results, None):
+        if (held := LaunchFolder.of(results, tier).held()) is not None:
+            lines.append(
+                f"{len(held['runs'])} runs died of the same error ({held['message']}). "
+                f"Held the other {held['count']}; fix it first"
+            )
+    if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
+        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
+    return Group(table, *map(Text, lines))
 
 
 def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Console) -> None:
@@ -311,22 +321,6 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
                 break
             time.sleep(WATCH_SECONDS)
     console.print(page(rows, results), soft_wrap=True)
-
-
-def table(rows: Sequence[RunStatus]) -> Text:
-    """One line per run."""
-    # A table of rich takes ten seconds for ten thousand runs.
-    cells = [tuple(COLUMNS), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        [align(cell, n) for align, cell, n in zip(COLUMNS.values(), line, widths, strict=True)]
-        for line in cells
-    ]
-    shown = Text().append("  ".join(lines[0]).rstrip(), "bold")
-    for row, line in zip(rows, lines[1:], strict=True):
-        shown.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
-        shown.append("  " + "  ".join(line[2:]).rstrip())
-    return shown
 
 
 def _cells(row: RunStatus) -> tuple[str, ...]:
@@ -343,22 +337,3 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
         row.job or "-",
         ": ".join(filter(None, notes)),
     )
-
-
-def summary(rows: Sequence[RunStatus], results: Path) -> list[str]:
-    """Counts, GPU-hours over all lives, and the command that helps."""
-    counts = Counter(row.state for row in rows)
-    numbers = [f"{counts[state]} {state}" for state in STYLES if counts[state]]
-    hours = sum(row.gpu_hours for row in rows)
-    lines = ["  ".join(numbers) or f"no runs under {results}"]
-    if hours >= 0.05:
-        lines[0] += f"   {hours:.1f} GPU-hours over all lives"
-    for tier in tiers_of(results, None):
-        if (held := LaunchFolder.of(results, tier).held()) is not None:
-            lines.append(
-                f"{len(held['runs'])} runs died of the same error ({held['message']}). "
-                f"Held the other {held['count']}; fix it first"
-            )
-    if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
-        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
-    return lines

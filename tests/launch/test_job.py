@@ -10,11 +10,10 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from lsa_study.config import study
-from lsa_study.launch.job import JobContext, RunTask, rank_variables
+from lsa_study.launch.job import JobContext, RunTask
 from lsa_study.launch.records import Failure
-from lsa_study.launch.scheduler import Ended, plain_words
-from lsa_study.launch.status import Job, judge
-from lsa_study.record import Status
+from lsa_study.launch.scheduler import SlurmJob, plain_words
+from lsa_study.launch.status import Job, RunStatus, judge
 from lsa_study.rundir import RunDir
 
 TWO_NODES = {
@@ -24,16 +23,16 @@ TWO_NODES = {
 
 
 def test_processes_find_each_other():
-    told = rank_variables(TWO_NODES)
+    told = JobContext.of(TWO_NODES).variables
     assert told["MASTER_ADDR"] == "10.0.0.7"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     assert [told[name] for name in names] == ["9", "16", "1", "8"]
-    assert rank_variables({"SLURM_NTASKS": "1"}) == {}
+    assert JobContext.of({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "812"}).variables == {}
 
 
 def test_the_port_moves_with_every_restart_and_job():
     ports = {
-        rank_variables(TWO_NODES | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": count})[
+        JobContext.of(TWO_NODES | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": count}).variables[
             "MASTER_PORT"
         ]
         for job in ("812", "813", "814")
@@ -43,14 +42,10 @@ def test_the_port_moves_with_every_restart_and_job():
     assert all(1024 < int(port) < 32768 for port in ports), "the system hands out those above"
 
 
-def test_an_element_of_an_array_knows_its_name(monkeypatch):
-    for name, value in TWO_NODES.items():
-        monkeypatch.setenv(name, value)
-    assert JobContext.here().job == "812"
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "800")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "12")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    place = JobContext.here()
+def test_an_element_of_an_array_knows_its_name():
+    assert JobContext.of(TWO_NODES).job == "812"
+    element = {"SLURM_ARRAY_JOB_ID": "800", "SLURM_ARRAY_TASK_ID": "12"}
+    place = JobContext.of(TWO_NODES | element | {"SLURM_RESTART_COUNT": "3"})
     assert (place.job, place.restart, place.rank, place.count) == ("800_12", 3, 9, 16)
 
 
@@ -96,23 +91,25 @@ def test_equal_errors_have_equal_signatures(tmp_path):
 @pytest.mark.parametrize(
     ("end", "last", "state", "cause"),
     [
-        (Ended("OUT_OF_MEMORY", "0:125"), [], "failed", "oom-host"),
-        (Ended("NODE_FAIL", "0:0"), [], "failed", "node"),
-        (Ended("TIMEOUT", "0:0"), [], "failed", "timeout"),
-        (Ended("CANCELLED", "0:15"), [], "stopped", "cancelled"),
-        (Ended("FAILED", "0:9"), [], "lost", "lost"),
-        (Ended("FAILED", "137:0"), ["Detected 1 oom-kill event"], "failed", "oom-host"),
-        (Ended("FAILED", "28:0"), [], "failed", "disk"),
-        (Ended("FAILED", "1:0"), ["No space left on device"], "failed", "disk"),
-        (Ended("FAILED", "1:0"), ["ModuleNotFoundError: No module named 'x'"], "failed", "import"),
-        (Ended("FAILED", "1:0"), ["Segmentation fault"], "failed", "bug"),
-        (Ended("COMPLETED", "0:0"), [], "failed", "bug"),
+        (("OUT_OF_MEMORY", "0:125"), [], "failed", "oom-host"),
+        (("NODE_FAIL", "0:0"), [], "failed", "node"),
+        (("TIMEOUT", "0:0"), [], "failed", "timeout"),
+        (("CANCELLED", "0:15"), [], "stopped", "cancelled"),
+        (("FAILED", "0:9"), [], "lost", "lost"),
+        (("FAILED", "137:0"), ["Detected 1 oom-kill event"], "failed", "oom-host"),
+        (("FAILED", "28:0"), [], "failed", "disk"),
+        (("FAILED", "1:0"), ["No space left on device"], "failed", "disk"),
+        (("FAILED", "1:0"), ["ModuleNotFoundError: No module named 'x'"], "failed", "import"),
+        (("FAILED", "1:0"), ["Segmentation fault"], "failed", "bug"),
+        (("COMPLETED", "0:0"), [], "failed", "bug"),
         (None, ["KeyError"], "lost", "lost"),
     ],
 )  # fmt: skip
 def test_why_a_run_is_gone(end, last, state, cause):
-    job = Job("7", Path("7_0_log.out"), ended=end, last=last)
-    verdict = judge(Status(state="running"), False, job, 100.0)
+    known = end and SlurmJob("7", end[0], exit_code=end[1])
+    job = Job("7", Path("7_0_log.out"), ended=known, last=last)
+    row = RunStatus("swin-s0-0123456789", "0123456789", "swin", 0, "toy", "running")
+    verdict = judge(row, False, job, 100.0)
     assert (verdict.state, verdict.cause) == (state, cause)
     assert verdict.note
 

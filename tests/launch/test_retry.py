@@ -106,7 +106,8 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
     array = Array("key", (made["net1"].root.name, run), "table1", Resources(), 1, "me", 0.0, "7")
     with records.lock():
         records.write(array)
-    path = records.folder_of(array) / "7_1_0_log.out"
+    path = records.output_of(array, "7_1")
+    assert path.name == "7_1_0_log.out"
     path.write_text("submitit\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
     pieces = []
     logs(tmp_path, run, pieces.append, attempt=2)
