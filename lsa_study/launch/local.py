@@ -20,7 +20,7 @@ from rich.console import Console
 from lsa_study import rundir
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.launch.process import Child, Server, ended_by, need_data
+from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import (
     EQUAL_FAILURES,
     INTERRUPTED,
@@ -31,8 +31,6 @@ from lsa_study.launch.records import (
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
-
-POLL_SECONDS = 0.2
 
 
 @dataclass
@@ -136,13 +134,8 @@ class Queue:
             started()
             return self.summary
         with StopOnSignals(self._kill_all) as stop, Server(self.jobs) as self.server:
-            look = self.server.check_data(self.waiting)
-            while not look.ended(POLL_SECONDS):
-                if stop():
-                    look.kill()
-            report = look.wait()
+            self.server.check_data(self.waiting, stop)
             if not stop():
-                need_data(report)
                 started()
             self._train_all(stop)
         return self.summary

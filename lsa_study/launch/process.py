@@ -42,6 +42,8 @@ from lsa_study.training import StopOnSignals
 GRACE_SECONDS = 6.0
 """So long a run may take to end its step and save once its queue is gone."""
 
+POLL_SECONDS = 0.2
+
 PRELOADED = ("lsa_study.training.run", "lsa_study.data.in_memory", "timm.data", "scipy.special")
 """What every run imports; it must start no threads of OpenMP and leave CUDA alone."""
 
@@ -174,9 +176,25 @@ class Server:
         variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         return self._order({"train": str(run.root), "variables": variables})
 
-    def check_data(self, runs: Iterable[RunSpec]) -> Child:
-        """Look whether the data of runs are there and whole: hand its report to ``need_data``."""
-        return self._order({"check": [one.model_dump_json() for one in distinct_data(runs)]})
+    def check_data(self, runs: Iterable[RunSpec], stop: Callable[[], bool] = lambda: False) -> None:
+        """Look whether the data of runs are there and whole, until ``stop`` says to end.
+
+        Raises:
+            LsaError: data are missing or damaged.
+        """
+        # One run for each set of files that they read.
+        settings = {run.settings.reads(): run.settings for run in runs}.values()
+        look = self._order({"check": [one.model_dump_json() for one in settings]})
+        while not look.ended(POLL_SECONDS):
+            if stop():
+                look.kill()
+        report = look.wait()
+        if stop() or report.get("error", "") is None:
+            return
+        if "error" not in report:
+            raise LsaError("the process that looked at the data has died; see above")
+        kind = {2: ConfigError, 3: EnvironmentLacks}.get(report["exit_code"], LsaError)
+        raise kind(report["error"])
 
     def _order(self, order: Mapping[str, Any]) -> Child:
         if self.process.poll() is not None:  # killed between two runs, as when memory is short
@@ -191,24 +209,6 @@ class Server:
             replies.close()
             raise LsaError("the process that starts runs has died; see above")
         return Child(json.loads(line)["pid"], replies)
-
-
-def distinct_data(runs: Iterable[RunSpec]) -> list[Settings]:
-    """The settings of one run for each set of files that runs read."""
-    return list({run.settings.reads(): run.settings for run in runs}.values())
-
-
-def need_data(report: Mapping[str, Any]) -> None:
-    """Raise what a look at the data found wrong.
-
-    Raises:
-        LsaError: data are missing or damaged.
-    """
-    if "error" not in report:
-        raise LsaError("the process that looked at the data has died; see above")
-    if report["error"] is not None:
-        kind = {2: ConfigError, 3: EnvironmentLacks}.get(report["exit_code"], LsaError)
-        raise kind(report["error"])
 
 
 # -- the server's side --------------------------------------------------------------------------

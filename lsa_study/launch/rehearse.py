@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
 from lsa_study.files import writable, write_json
-from lsa_study.launch.process import Server, ended_by, need_data
+from lsa_study.launch.process import Server, ended_by
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 
@@ -180,7 +180,7 @@ class Rehearsal:
         for run in runs:
             rows.setdefault(key(run.settings), run)
         with Server() as self.server:
-            need_data(self.server.check_data(runs).wait())
+            self.server.check_data(runs)
             self.tell(
                 f"{len(rows)} row{'s' * (len(rows) > 1)}: each trains {EPOCHS} x {STEPS} steps "
                 "undisturbed, and again killed and resumed; both have to end alike"

@@ -28,7 +28,7 @@ from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
 from lsa_study.launch.local import need_starts
-from lsa_study.launch.process import Server, need_data
+from lsa_study.launch.process import Server
 from lsa_study.launch.records import AUTOMATIC, COMMENT_PREFIX, Array, LaunchFolder
 from lsa_study.rundir import RunDir
 
@@ -102,7 +102,12 @@ def launch(
     """
     if mode not in ("submit", "dry-run"):
         raise ValueError(f"mode={mode!r}: give submit or dry-run")
-    scheduler.require()
+    for command in ("sbatch", "srun", "squeue", "scontrol"):
+        if shutil.which(command) is None:
+            raise EnvironmentLacks(
+                f"launch needs SLURM: {command} is not on PATH here. "
+                "On a login node, load it; on this machine use lsa run"
+            )
     launched = launched or Launched()
     for tier in sorted({run.settings.tier for run in runs}):
         launcher = _Launcher(results.absolute(), tier, cluster, launched)
@@ -130,13 +135,10 @@ class _Launcher:
         self, runs: list[RunSpec], again: Callable[[RunSpec], bool] | None
     ) -> list[RunSpec]:
         """Of the runs, those to queue, in order."""
-        arrays = self.records.arrays()
-        self.jobs = scheduler.queue({array.user for array in arrays})
-        if any(array.job is None for array in arrays):
-            arrays = self.records.adopt(self.jobs)
+        self.jobs = scheduler.queue({array.user for array in self.records.arrays()})
         in_queue = {
             identity
-            for array in arrays
+            for array in self.records.arrays(self.jobs)
             for identity, job in array.jobs().items()
             if job in self.jobs
         }
@@ -172,8 +174,13 @@ class _Launcher:
 
     def submit(self, runs: list[RunSpec]) -> None:
         """Queue the runs, as many as one may."""
-        if self.cluster.check_data == "here":
-            check_data(runs)
+        if self.cluster.check_data == "here":  # before they wait for hours
+            try:
+                with Server() as server:
+                    server.check_data(runs)
+            except LsaError as error:
+                where = "where only the nodes see the data: check_data: job"
+                raise EnvironmentLacks(f"{error} ({where})") from None
         known = (self.cluster.submit_limit, scheduler.submit_limit())
         limit = min((limit for limit in known if limit is not None), default=None)
         room = len(runs) if limit is None else max(0, limit - len(self.jobs))
@@ -327,17 +334,3 @@ def _why_not(folder: RunDir | None, queued: bool, forgiven: bool) -> str | None:
         cause = status.cause
         return f"failed ({cause}); when that is mended: lsa retry --cause {cause}"
     return None
-
-
-def check_data(runs: Sequence[RunSpec]) -> None:
-    """Look for the data of the runs here, before they wait for hours.
-
-    Raises:
-        EnvironmentLacks: some are missing.
-    """
-    with Server() as server:
-        try:
-            need_data(server.check_data(runs).wait())
-        except LsaError as error:
-            where = "where only the nodes see the data: check_data: job"
-            raise EnvironmentLacks(f"{error} ({where})") from None

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 
 from lsa_study import rundir
 from lsa_study.config import study
+from lsa_study.config.settings import Settings
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.process import Server, distinct_data, need_data
+from lsa_study.launch.process import Server
 from lsa_study.launch.retry import retry
 from lsa_study.launch.status import status
 from lsa_study.rundir import RunDir
@@ -235,9 +236,14 @@ def test_a_command_whose_output_is_its_answer_says_so():
 def test_the_data_of_all_runs_are_looked_at(tmp_path):
     """Of Table 6 once with label maps and once without; what is missing is an error here."""
     runs = study.load_study("table6", tier="paper", overrides=[f"data.root={tmp_path}"]).runs()
-    assert sorted(one.train.tokens is not None for one in distinct_data(runs)) == [False, True]
-    with Server() as server:
-        report = server.check_data(runs).wait()
+
+    class Watched(Server):
+        def _order(self, order):
+            self.asked = [Settings.model_validate_json(one) for one in order["check"]]
+            return super()._order(order)
+
+    with Watched() as server:
         with pytest.raises(EnvironmentLacks, match=str(tmp_path)):
-            need_data(report)
-        need_data(server.check_data(study.load_study("table1", only="swin").runs()).wait())
+            server.check_data(runs)
+        assert sorted(one.train.tokens is not None for one in server.asked) == [False, True]
+        server.check_data(study.load_study("table1", only="swin").runs())
