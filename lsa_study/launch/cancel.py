@@ -37,12 +37,9 @@ def cancel(
     """Cancel the runs of studies, or single runs.
 
     Args:
-        results: the results folder.
-        names: studies or beginnings of run names.
         how: save: what runs ends its step, saves and leaves; now: it is ended by SLURM, which
             gives it some seconds.
         confirm: asked when more than ``MANY`` runs would go.
-        tier: toy, proxy or paper; None: all that have runs.
 
     Returns:
         Names of the runs by what was done: ``TAKEN_OUT``, ``LEAVING`` or ``IDLE``.
@@ -106,10 +103,8 @@ def gc(
     """Move to the trash the job files of runs that have ended and, of those named, what failed.
 
     Args:
-        results: the results folder.
         names: studies or runs whose folders go if they stopped, failed or got lost; empty: none.
         confirm: asked once with what would go; says whether to do it. A dry run says no.
-        tier: toy, proxy or paper; None: all.
 
     Returns:
         The folders that went, or would have gone, and why.

@@ -47,6 +47,43 @@ class Cluster(BaseModel):
     srun: list[str] = []
     """Further arguments of ``srun``."""
 
+    def gpus_of(self, resources: Resources) -> int:
+        """GPUs that one run holds."""
+        return 0 if self.gpus == "none" else resources.nodes * resources.gpus
+
+    def options(self, resources: Resources) -> dict[str, Any]:
+        """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
+        minutes = max(1, math.ceil(resources.hours * 60))
+        nice = {} if self.nice is None else {"nice": self.nice}
+        asked: dict[str, Any] = self.model_dump(
+            include={"partition", "account", "qos", "constraint", "exclude"}
+        )
+        asked |= {
+            "time": minutes,
+            "nodes": resources.nodes,
+            # One process per GPU.
+            "ntasks_per_node": 1 if self.gpus == "none" else resources.gpus,
+            "cpus_per_task": resources.cpus,
+            "mem": f"{resources.memory_gb}GB",
+            "signal_delay_s": min(self.leave_seconds, minutes * 60 // 4),
+            # srun takes --cpus-per-task from nobody else; without it loading gets one core.
+            # When one process of a run ends, the others would wait for it until the time limit.
+            "srun_args": [
+                f"--cpus-per-task={resources.cpus}",
+                "--kill-on-bad-exit=1",
+                f"--wait={PEERS_SECONDS}",
+                "--export=ALL",
+                *self.srun,
+            ],
+            "additional_parameters": {"requeue": True, **nice, **self.sbatch},
+        }
+        kind = f"{self.gpu_type}:" if self.gpu_type else ""
+        if self.gpus == "gres":
+            asked["gres"] = f"gpu:{kind}{resources.gpus}"
+        elif self.gpus == "gpus-per-node":
+            asked["gpus_per_node"] = f"{kind}{resources.gpus}"
+        return {name: value for name, value in asked.items() if value is not None}
+
 
 def read_cluster(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Cluster:
     """Read the site's wishes; what is given as flags wins, None means not given.
@@ -67,44 +104,3 @@ def read_cluster(path: Path | None = None, flags: Mapping[str, Any] | None = Non
         if value is not None:
             layers.set(name, value, f"--{name.replace('_', '-')}")
     return validate(Cluster, layers.data, layers.where)
-
-
-def gpus_of(resources: Resources, cluster: Cluster) -> int:
-    """GPUs that one run holds."""
-    return 0 if cluster.gpus == "none" else resources.nodes * resources.gpus
-
-
-def sbatch_parameters(resources: Resources, cluster: Cluster) -> dict[str, Any]:
-    """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
-    minutes = max(1, math.ceil(resources.hours * 60))
-    nice = {} if cluster.nice is None else {"nice": cluster.nice}
-    asked: dict[str, Any] = {
-        "time": minutes,
-        "nodes": resources.nodes,
-        # One process per GPU.
-        "ntasks_per_node": 1 if cluster.gpus == "none" else resources.gpus,
-        "cpus_per_task": resources.cpus,
-        "mem": f"{resources.memory_gb}GB",
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "exclude": cluster.exclude,
-        "signal_delay_s": min(cluster.leave_seconds, minutes * 60 // 4),
-        # srun takes --cpus-per-task from nobody else; without it loading gets one core.
-        # When one process of a run ends, the others would wait for it until the time limit.
-        "srun_args": [
-            f"--cpus-per-task={resources.cpus}",
-            "--kill-on-bad-exit=1",
-            f"--wait={PEERS_SECONDS}",
-            "--export=ALL",
-            *cluster.srun,
-        ],
-        "additional_parameters": {"requeue": True, **nice, **cluster.sbatch},
-    }
-    kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
-    if cluster.gpus == "gres":
-        asked["gres"] = f"gpu:{kind}{resources.gpus}"
-    elif cluster.gpus == "gpus-per-node":
-        asked["gpus_per_node"] = f"{kind}{resources.gpus}"
-    return {name: value for name, value in asked.items() if value is not None}

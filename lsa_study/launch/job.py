@@ -143,7 +143,13 @@ class _Life:
 
     def carry_out(self) -> str:
         """Train, record how the life ended, and see to the next."""
-        self._close_earlier()
+        beat = self.run.status().heartbeat or 0.0
+        for life in self.records.lives(self.identity):
+            if life.end is None:  # it could not record its end itself
+                # SLURM restarts a job that did not leave by itself when its node is lost.
+                why = "node" if life.job == self.context.job else "lost"
+                end, at = max(life.start, beat), self._position()
+                self._note(job=life.job, restart=life.restart, end=end, why=why, ended_at=at)
         self._note(
             start=time.time(), host=self.host, gpus=self.context.gpus, begun_at=self._position()
         )
@@ -162,18 +168,6 @@ class _Life:
             self._failed()
         self._end(state)
         return state
-
-    def _close_earlier(self) -> None:
-        """End the lives that could not record their end themselves."""
-        beat = self.run.status().heartbeat or 0.0
-        for life in self.records.lives(self.identity):
-            if life.end is None:
-                # SLURM restarts a job that did not leave by itself when its node is lost.
-                why = "node" if life.job == self.context.job else "lost"
-                self._note(
-                    job=life.job, restart=life.restart, end=max(life.start, beat), why=why,
-                    ended_at=self._position(),
-                )  # fmt: skip
 
     def _end(self, why: str) -> None:
         self._note(end=time.time(), why=why, ended_at=self._position())
@@ -205,7 +199,14 @@ class _Life:
             self.run.change_state(state, cause=cause, message=message)
 
     def _stopped(self) -> str:
-        cause = self._why_leave()
+        if self.records.cancelled(self.identity):
+            cause = "cancelled"
+        elif self.stop.signal is not signal.SIGUSR2:
+            cause = "preempted"
+        else:
+            left = scheduler.seconds_left(self.context.job)
+            near = float(os.environ.get("LSA_LEAVE_SECONDS", "120")) + SIGNAL_EARLY_SECONDS
+            cause = "timeout" if left is not None and left <= near else "preempted"
         self._end(cause)
         self._change_state("stopped", cause)
         if cause == "cancelled" or self.stop.signal is not signal.SIGUSR2:
@@ -224,15 +225,6 @@ class _Life:
         except scheduler.Rejected as error:
             _say(f"cannot go back into the queue ({error}); lsa retry will do it")
         return "stopped"
-
-    def _why_leave(self) -> str:
-        if self.records.cancelled(self.identity):
-            return "cancelled"
-        if self.stop.signal is not signal.SIGUSR2:
-            return "preempted"
-        left = scheduler.seconds_left(self.context.job)
-        near = float(os.environ.get("LSA_LEAVE_SECONDS", "120")) + SIGNAL_EARLY_SECONDS
-        return "timeout" if left is not None and left <= near else "preempted"
 
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""

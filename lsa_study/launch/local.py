@@ -11,9 +11,8 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -31,26 +30,6 @@ from lsa_study.launch.records import (
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
-
-
-@dataclass
-class Summary:
-    """What a call of the queue did."""
-
-    finished: dict[str, str] = field(default_factory=dict)
-    """Run name -> its state after this call."""
-    already: int = 0
-    interrupted: bool = False
-    held: int = 0
-    errors: list[str] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 good, 1 some run failed, 130 interrupted."""
-        if self.interrupted:
-            return 130
-        good = all(state in OUTCOMES for state in self.finished.values())
-        return 0 if good and not self.held else 1
 
 
 def visible_gpus() -> list[str]:
@@ -72,7 +51,6 @@ def need_starts(
     """Check that what runs begin from is trained, or will be before them.
 
     Args:
-        runs: to be trained.
         known: the run folders there are, by identity.
         coming: identities of the runs that are under way or will be trained with these.
 
@@ -93,15 +71,6 @@ def need_starts(
         raise EnvironmentLacks("\n".join(lacking))
 
 
-@dataclass(frozen=True, eq=False)
-class _Training:
-    """A run under way."""
-
-    run: RunSpec
-    folder: RunDir
-    child: Child
-
-
 class Queue:
     """Runs waiting for a GPU, or for their share of the cores."""
 
@@ -109,16 +78,27 @@ class Queue:
         self.results, self.console = results, console
         self.gpus = visible_gpus()
         self.jobs = jobs or max(1, len(self.gpus))
-        self.summary = Summary()
+        self.finished: dict[str, str] = {}
+        """Run name -> its state after this call."""
+        self.already = self.held = 0
+        """Runs that had a result before, and those that were not tried after equal failures."""
+        self.interrupted = False
+        self.errors: list[str] = []
         self.waiting: list[RunSpec] = []
-        self.active: dict[int, _Training] = {}
+        self.active: dict[int, tuple[RunSpec, RunDir, Child]] = {}
         """By place: runs share the GPUs by their number."""
         self.failures: list[Failure] = []
         """Since a run last ended well."""
 
-    def work(
-        self, runs: Sequence[RunSpec], *, started: Callable[[], None] = lambda: None
-    ) -> Summary:
+    @property
+    def exit_code(self) -> int:
+        """0 good, 1 some run failed, 130 interrupted."""
+        if self.interrupted:
+            return 130
+        good = all(state in OUTCOMES for state in self.finished.values())
+        return 0 if good and not self.held else 1
+
+    def work(self, runs: Sequence[RunSpec], *, started: Callable[[], None] = lambda: None) -> Self:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
 
         Raises:
@@ -128,17 +108,17 @@ class Queue:
         for tier in {run.settings.tier for run in runs}:
             self.known |= rundir.existing(self.results, tier)
         self.waiting = [run for run in runs if self._folder(run).result() is None]
-        self.summary.already = len(runs) - len(self.waiting)
+        self.already = len(runs) - len(self.waiting)
         need_starts(self.waiting, self.known, {run.identity for run in self.waiting})
         if not self.waiting:
             started()
-            return self.summary
+            return self
         with StopOnSignals(self._kill_all) as stop, Server(self.jobs) as self.server:
             self.server.check_data(self.waiting, stop)
             if not stop():
                 started()
             self._train_all(stop)
-        return self.summary
+        return self
 
     def _folder(self, run: RunSpec) -> RunDir:
         """The run's folder: an existing one of its identity, else the one it will get."""
@@ -147,65 +127,63 @@ class Queue:
 
     def _train_all(self, stop: StopOnSignals) -> None:
         while True:
-            if stop() and not self.summary.interrupted:
+            if stop() and not self.interrupted:
                 self._stop_all(stop.signal)
             for place in range(self.jobs):
-                if place not in self.active and (run := self._first_ready()) is not None:
-                    self._start(run, place)
+                if place not in self.active:
+                    self._start_next(place)
             if not self.active:
                 return
-            children = [one.child for one in self.active.values()]
+            children = [child for _, _, child in self.active.values()]
             ended, _, _ = select.select(children, [], [], POLL_SECONDS)
-            for place, one in list(self.active.items()):
-                if one.child in ended:
-                    self._note(one, one.child.wait())
+            for place, (run, folder, child) in list(self.active.items()):
+                if child in ended:
+                    self._note(run, folder, child.wait())
                     del self.active[place]
 
-    def _first_ready(self) -> RunSpec | None:
-        """The next run that does not wait for another's weights."""
+    def _start_next(self, place: int) -> None:
+        """Start the next run that does not wait for another's weights."""
         coming = {run.identity for run in self.waiting}
-        coming |= {one.run.identity for one in self.active.values()}
-        return next((run for run in self.waiting if run.start not in coming), None)
-
-    def _start(self, run: RunSpec, place: int) -> None:
+        coming |= {run.identity for run, _, _ in self.active.values()}
+        run = next((run for run in self.waiting if run.start not in coming), None)
+        if run is None:
+            return
         self.waiting.remove(run)
         folder = self._folder(run)
         folder.create(run.settings, variant=run.variant, start=run.start)
         LaunchFolder.of_run(folder.root).forget([run.identity])
         self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
         gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
-        self.active[place] = _Training(run, folder, self.server.train(folder, gpu=gpu))
+        self.active[place] = run, folder, self.server.train(folder, gpu=gpu)
 
-    def _note(self, one: _Training, report: Mapping[str, Any]) -> None:
+    def _note(self, run: RunSpec, folder: RunDir, report: Mapping[str, Any]) -> None:
         """Note how a run ended; hold the rest if too many died of the same error."""
-        status, error = one.folder.status(), report.get("error")
-        if "error" not in report and one.folder.result() is None:
-            error = self._record_death(one.folder, report.get("code"))
-            status = one.folder.status()
+        status, error = folder.status(), report.get("error")
+        if "error" not in report and folder.result() is None:
+            error = self._record_death(folder, report.get("code"))
+            status = folder.status()
         elif status.state == "failed":
             error = error or status.message
-        self.summary.finished[one.run.name] = "failed" if error else status.state
+        self.finished[run.name] = "failed" if error else status.state
         if not error:
             self.failures.clear()
             return
-        self.summary.errors.append(f"{one.run.name}: {error}")
-        self.console.print(
-            f"{one.run.name}: {error}", style="red", markup=False, highlight=False
-        )  # fmt: skip
-        if (failure := Failure.of(one.folder, status.cause, error)) is not None:
+        self.errors.append(f"{run.name}: {error}")
+        self.console.print(f"{run.name}: {error}", style="red", markup=False, highlight=False)
+        if (failure := Failure.of(folder, status.cause, error)) is not None:
             self.failures.append(failure)
         if self.waiting and equal_failures(self.failures):
-            self.summary.held = len(self.waiting)
+            self.held = len(self.waiting)
             self.waiting.clear()
             self.console.print(
                 f"The last {EQUAL_FAILURES} runs died with the same error. Held the other "
-                f"{self.summary.held}. Fix it, then call the same command again.",
+                f"{self.held}. Fix it, then call the same command again.",
                 style="red",
             )
 
     def _record_death(self, folder: RunDir, code: int | None) -> str | None:
         """Record for a run that its process died; returns why, unless the user wanted it."""
-        if self.summary.interrupted and code in (-signal.SIGKILL, -signal.SIGTERM, 130):
+        if self.interrupted and code in (-signal.SIGKILL, -signal.SIGTERM, 130):
             message = "left at once; the last checkpoint stands"
             folder.change_state("stopped", cause=INTERRUPTED, message=message)
             return None
@@ -217,15 +195,15 @@ class Queue:
     # -- leaving ------------------------------------------------------------------------------
 
     def _stop_all(self, number: signal.Signals | None) -> None:
-        self.summary.interrupted = True
+        self.interrupted = True
         self.waiting.clear()
         if number in (signal.SIGTERM, signal.SIGHUP):
             self.server.end()  # nobody is there to wait for a long step
             return
-        for one in self.active.values():
-            one.child.stop()
+        for _, _, child in self.active.values():
+            child.stop()
         self.console.print("Stopping after this step... (again within 5 s: leave now)")
 
     def _kill_all(self) -> None:
-        for one in self.active.values():
-            one.child.kill()
+        for _, _, child in self.active.values():
+            child.kill()

@@ -25,9 +25,7 @@ def logs(
     """Hand what a run printed to ``write``, piece by piece.
 
     Args:
-        results: the results folder.
         run: the beginning of the run's name or identity.
-        write: takes text, such as ``sys.stdout.write``.
         mode: all; or follow, which goes on until the run has ended.
         rank: which of the run's processes.
         attempt: which of its lives, from 1; None: all.

@@ -25,13 +25,8 @@ def plan_json(study: Study) -> dict[str, Any]:
         "factor": ", ".join(study.file.factor),
         "baseline": study.file.baseline,
         "runs": [
-            {
-                "name": run.name,
-                "identity": run.identity,
-                "variant": run.variant,
-                "seed": run.seed,
-                "settings": run.settings.model_dump(mode="json"),
-            }
+            {key: getattr(run, key) for key in ("name", "identity", "variant", "seed")}
+            | {"settings": run.settings.model_dump(mode="json")}
             for run in study.runs()
         ],
     }
@@ -39,10 +34,13 @@ def plan_json(study: Study) -> dict[str, Any]:
 
 def plan_text(studies: Sequence[Study], results: Path) -> str:
     """A block for each study and a last line that counts the distinct runs."""
-    states = _states(studies, results)
-    rehearsed = {
-        tier: rehearse.read_rehearsals(results, tier) for tier in {one.tier for one in studies}
-    }
+    tiers = {one.tier for one in studies}
+    states: dict[str, str] = {}
+    for tier in tiers:
+        for identity, folder in rundir.existing(results, tier).items():
+            result = folder.result()
+            states[identity] = result.outcome if result else folder.status().state
+    rehearsed = {tier: rehearse.read_rehearsals(results, tier) for tier in tiers}
     blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
@@ -79,15 +77,6 @@ def check_models(studies: Sequence[Study]) -> str:
     return f"{answer['built']} networks built; no two of them are the same"
 
 
-def _states(studies: Sequence[Study], results: Path) -> dict[str, str]:
-    states: dict[str, str] = {}
-    for tier in {study.tier for study in studies}:
-        for identity, folder in rundir.existing(results, tier).items():
-            result = folder.result()
-            states[identity] = result.outcome if result else folder.status().state
-    return states
-
-
 def _block(
     study: Study,
     studies: Sequence[Study],
@@ -102,6 +91,11 @@ def _block(
         for variant, settings in study.variants.items()
         if (start := settings.train.start) is not None
     ]
+    mine, shared = {run.identity: run.variant for run in runs}, []
+    for other in studies:
+        common = {mine[run.identity] for run in other.runs() if run.identity in mine}
+        if common and other is not study:
+            shared.append(f"{', '.join(sorted(common))} with {other.name}")
     costs = rehearse.predicted(todo, rehearsed)
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
@@ -110,7 +104,7 @@ def _block(
     lines = [
         ("contrast", f"ok: only {', '.join(factor)} differ{'s' * (len(factor) == 1)}"),
         ("reuse", done),
-        ("shared", _shared(runs, study, studies)),
+        ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0])),
         ("start", "; ".join(starts)),
         *costs,
@@ -121,18 +115,6 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
-
-
-def _shared(runs: Sequence[RunSpec], study: Study, studies: Sequence[Study]) -> str:
-    mine = {run.identity: run.variant for run in runs}
-    found = []
-    for other in studies:
-        if other is study:
-            continue
-        common = {mine[run.identity] for run in other.runs() if run.identity in mine}
-        if common:
-            found.append(f"{', '.join(sorted(common))} with {other.name}")
-    return "; ".join(found)
 
 
 def _protocol(run: RunSpec) -> str:

@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Self, TextIO
 
 from rich.console import Console
@@ -49,12 +48,9 @@ PRELOADED = ("lsa_study.training.run", "lsa_study.data.in_memory", "timm.data", 
 
 
 def train(run: RunDir, stop: Callable[[], bool], console: Console) -> str:
-    """Train or resume a run here; what fails before training can record it is recorded too.
+    """Train or resume a run here, of the local queue as of a scheduler's job.
 
-    The one way into training, of the local queue as of a scheduler's job.
-
-    Returns:
-        The state the run was left in.
+    What fails before training can record it is recorded too. Returns the state it was left in.
 
     Raises:
         Refused: somebody else is writing in its folder.
@@ -149,12 +145,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
         self.process.wait()
         self.channel.close()

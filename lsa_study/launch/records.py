@@ -288,10 +288,14 @@ class LaunchFolder:
         """Where an array's files lie."""
         return self.root / array.key
 
+    def _made(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
     def write(self, array: Array) -> None:
         """Record an array."""
-        folder = self.folder_of(array)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = self._made(array.key)
         write_json(folder / "array.json", TypeAdapter(Array).dump_python(array, mode="json"))
 
     def arrays(self, queue: Mapping[str, SlurmJob] | None = None) -> list[Array]:
@@ -346,9 +350,7 @@ class LaunchFolder:
 
     def note_life(self, identity: str, facts: Mapping[str, Any]) -> None:
         """Append to a run's lives; ``job`` and ``restart`` say which one is meant."""
-        folder = self.root / "lives"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with (folder / f"{identity}.jsonl").open("a", encoding="utf-8") as file:
+        with (self._made("lives") / f"{identity}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -359,9 +361,7 @@ class LaunchFolder:
 
     def note_failure(self, failure: Failure) -> None:
         """Record a run's error."""
-        folder = self.root / "failures"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        write_json(folder / f"{identity_of(failure.run)}.json", asdict(failure))
+        write_json(self._made("failures") / f"{identity_of(failure.run)}.json", asdict(failure))
 
     def forget(self, identities: Sequence[str]) -> None:
         """Drop the errors of runs that are queued again, and that they were cancelled."""
@@ -375,8 +375,7 @@ class LaunchFolder:
 
     def note_cancelled(self, identities: Sequence[str]) -> None:
         """Record that runs are not wanted any more."""
-        folder = self.root / "cancelled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self._made("cancelled")
         for identity in identities:
             (folder / identity).touch()
 

@@ -30,7 +30,6 @@ from lsa_study.rundir import RunDir
 IMAGES = {"digits": (1300, 497), "cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
 """Training and test images of the whole sets."""
 
-
 EPOCHS = STEPS = 2
 """Two epochs, so that a kill can meet their boundary and the second is timed warm; two steps each,
 so that it can meet the middle of one."""
@@ -202,7 +201,19 @@ class Rehearsal:
             whole = self._train(folder / "whole", run)
             row |= {"state": whole.status().state, "words": str(whole.status().message)}
             if row["state"] == "done":
-                row |= measured(whole)
+                result, record = whole.result(), whole.metrics()[-1]
+                assert result is not None
+                assert result.effective_batch is not None
+                assert result.test_images is not None
+                # The second epoch is warm.
+                step = result.effective_batch / record["images_per_second"]
+                tests = record["seconds"] - record["step"] // record["epoch"] * step
+                whole_set = IMAGES[run.settings.data.name][1] / result.test_images
+                row |= {
+                    "device": result.device, "device_kind": result.device_kind,
+                    "step_seconds": step, "test_seconds": max(0.0, tests) * whole_set,
+                    "peak_bytes": result.peak_memory_bytes,
+                }  # fmt: skip
                 row["words"] = self._kill_and_resume(folder, run, whole, row["step_seconds"])
                 row["state"] = "ok"
         except _Failed as error:
@@ -267,24 +278,6 @@ class Rehearsal:
         child.ended(pause)
         child.kill()
         child.wait()
-
-
-def measured(folder: RunDir) -> dict[str, Any]:
-    """What a finished run cost: the warm second epoch's steps and test, and the most memory."""
-    result, record = folder.result(), folder.metrics()[-1]
-    assert result is not None
-    assert result.effective_batch is not None
-    assert result.test_images is not None
-    step = result.effective_batch / record["images_per_second"]
-    steps = record["step"] // record["epoch"]
-    whole_set = IMAGES[folder.settings().data.name][1] / result.test_images
-    return {
-        "device": result.device,
-        "device_kind": result.device_kind,
-        "step_seconds": step,
-        "test_seconds": max(0.0, record["seconds"] - steps * step) * whole_set,
-        "peak_bytes": result.peak_memory_bytes,
-    }
 
 
 def differing(one: RunDir, other: RunDir) -> str | None:

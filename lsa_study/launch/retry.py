@@ -32,12 +32,8 @@ def retry(
     """Queue runs again by the cause of their end; they go on from their last checkpoint.
 
     Args:
-        results: the results folder.
-        names: studies or beginnings of run names; empty: all runs.
-        cluster: what the site wants.
         causes: of ``CAUSES``; empty: those that say nothing against the run, unless the last
             ``IDLE_LIVES`` lives gained nothing.
-        tier: toy, proxy or paper; None: all that have runs.
         accumulate: for the cause ``oom``: cut each step in so many parts, with the same effective
             batch and identity. The old folder moves to the trash.
 
@@ -48,7 +44,7 @@ def retry(
     if unknown := [cause for cause in causes if cause not in CAUSES]:
         raise ConfigError(f"--cause {unknown[0]}: no such cause; known: {', '.join(CAUSES)}")
     done = Launched()
-    rows = [row for row in status(results, names, tier=tier) if row.folder is not None]
+    rows = status(results, names, tier=tier)
     for one in sorted({row.tier for row in rows}):
         records = LaunchFolder.of(results, one)
         arrays = {identity_of(name): array for array in records.arrays() for name in array.runs}
@@ -56,14 +52,16 @@ def retry(
         bad_nodes: set[str] = set()
         for row in rows:
             wanted = row.state in UNFINISHED or (row.state == "oom" and "oom" in causes)
-            if row.tier != one or not wanted:
+            if row.tier != one or not wanted or row.folder is None:
                 continue
             if reason := _why_not(row, causes, records, accumulate):
                 done.skipped.setdefault(f"not tried again: {reason}", []).append(row.name)
                 continue
             run = _run(row, arrays.get(row.identity), results, accumulate)
             (runs if row.identity in arrays else done.local).append(run)
-            bad_nodes |= _bad_nodes(row, run, records)
+            # Where it found no device; SLURM itself keeps away from nodes that are down.
+            if row.folder.status().cause == "node" and run.resources.nodes == 1:
+                bad_nodes |= {life.host for life in records.lives(row.identity)[-1:]}
         if runs:
             held = records.held()
             names_held = {identity_of(name) for name in held["runs"]} if held else set()
@@ -112,11 +110,3 @@ def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | N
     resources = array.resources if array is not None else Resources()
     name = row.variant
     return RunSpec(study, name, name, row.seed, settings, row.identity, resources, start)
-
-
-def _bad_nodes(row: RunStatus, run: RunSpec, records: LaunchFolder) -> set[str]:
-    """The node on which a run found no device; SLURM itself keeps away from those down."""
-    assert row.folder is not None
-    lives = records.lives(row.identity)
-    by_itself = row.folder.status().cause == "node" and run.resources.nodes == 1
-    return {lives[-1].host} if by_itself and lives else set()

@@ -23,7 +23,6 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from lsa_study import rundir
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
-from lsa_study.launch import cluster as clusters
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
@@ -91,8 +90,7 @@ def launch(
 
     Args:
         runs: as ``study.distinct`` gives them.
-        results: the results folder, on a disk that the nodes see.
-        cluster: what the site wants; ``cluster.read_cluster``.
+        results: on a disk that the nodes see.
         mode: submit; or dry-run, which writes and queues nothing and fills ``scripts``.
         again: whether a run that failed of its own fault is tried again; None: none is.
         launched: what was done before with the same command; it is added to.
@@ -228,7 +226,7 @@ class _Launcher:
             runs=tuple(self._folder(run).root.name for run in runs),
             study=runs[0].study,
             resources=resources,
-            gpus=clusters.gpus_of(resources, self.cluster),
+            gpus=self.cluster.gpus_of(resources),
             user=getpass.getuser(),
             created=time.time(),
         )
@@ -239,7 +237,7 @@ class _Launcher:
 
     def _executor(self, array: Array, after: Sequence[str] = ()) -> SlurmExecutor:
         executor = SlurmExecutor(self.records.folder_of(array), max_num_timeout=ENDLESS)
-        asked = clusters.sbatch_parameters(array.resources, self.cluster)
+        asked = self.cluster.options(array.resources)
         if after:
             asked["dependency"] = ":".join(["afterany", *after])
         folder = shlex.quote(str(self.records.folder_of(array)))

@@ -152,13 +152,9 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     """Where runs stand.
 
     Args:
-        results: the results folder.
         names: studies or beginnings of run names; empty: all runs that are there. Rows of a study
-            that have no folder yet are listed as waiting.
-        tier: toy, proxy or paper; None: those that have runs.
-
-    Returns:
-        One entry per run, by tier, seed and variant.
+            that have no folder yet are listed as waiting, after the others.
+        tier: None: those that have runs.
 
     Raises:
         ConfigError: a name means nothing.

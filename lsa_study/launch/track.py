@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from lsa_study.config.settings import flatten
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import writable
+from lsa_study.launch.logs import last_lines
 from lsa_study.launch.records import chosen_runs
 from lsa_study.rundir import RunDir
 
@@ -174,11 +175,16 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
                 # Trackers only add, so an epoch that was done again means all of them.
                 if curve is not None:
                     curve.close(len(given), {})
-                curve, given = _begin(run_dir, tracker, flags), []
+                folder, config = run_dir.tracking / tracker, run_dir.config()
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(mode=0o700)
+                named = {key: config[key] for key in ("variant", "identity")}
+                settings = _plain(named | flatten(config["settings"]))
+                curve, given = TRACKERS[tracker](folder, settings, flags), []
             for record in records[len(given) :]:
                 # "step" is a name of the trackers' own.
-                named = {"steps" if k == "step" else k: record[k] for k in record if k != "epoch"}
-                curve.log(record["epoch"], {k: v for k, v in named.items() if v is not None})
+                values = {"steps" if k == "step" else k: record[k] for k in record if k != "epoch"}
+                curve.log(record["epoch"], {k: v for k, v in values.items() if v is not None})
             given = records
             if over:
                 break
@@ -188,15 +194,6 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
         result = run_dir.result()
         known = {} if result is None else result.as_json()
         curve.close(len(given), _plain({k: v for k, v in known.items() if v is not None}))
-
-
-def _begin(run_dir: RunDir, tracker: str, flags: Values) -> Curve:
-    folder = run_dir.tracking / tracker
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    config = run_dir.config()
-    named = {key: config[key] for key in ("variant", "identity")}
-    return TRACKERS[tracker](folder, _plain(named | flatten(config["settings"])), flags)
 
 
 def _plain(values: Mapping[str, Any]) -> Values:
@@ -251,9 +248,8 @@ class Mirror:
             return f"took longer than {PATIENCE_SECONDS} s, or another process mirrors it too"
         if code < 0:
             return f"ended by signal {signal.Signals(-code).name}"
-        lines = self.printed.read_text("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), f"code {code}")
-        return last if code else None
+        last = last_lines(self.printed) or [f"code {code}"]
+        return last[-1].strip() if code else None
 
 
 # -- who starts it -------------------------------------------------------------------------------
@@ -304,10 +300,7 @@ def track(
     """Mirror runs; tells where each can be seen, or why it cannot.
 
     Args:
-        results: the results folder.
         names: studies, beginnings of runs' names or identities, or run folders.
-        tell: takes a line.
-        tier: of the runs; None: all.
         follow: go on until all runs have ended, those included that begin meanwhile.
         tracker: of ``TRACKERS``; None: each run's ``runtime.tracker``, or TensorBoard.
         flags: of wandb's ``init``: mode, project, entity, group, tags.

@@ -5,7 +5,7 @@ import pytest
 from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
 from lsa_study.launch import cluster
-from lsa_study.launch.cluster import Cluster, sbatch_parameters
+from lsa_study.launch.cluster import Cluster
 
 
 def test_the_sample_asks_for_nothing_special():
@@ -32,7 +32,7 @@ def test_mistakes_are_named_with_their_place(tmp_path):
 
 def test_what_one_run_asks_for():
     asked = Resources(nodes=2, gpus=8, cpus=6, memory_gb=320, hours=36.5)
-    options = sbatch_parameters(asked, Cluster(gpu_type="a100", nice=5, srun=["--mpi=none"]))
+    options = Cluster(gpu_type="a100", nice=5, srun=["--mpi=none"]).options(asked)
     assert options["time"] == 2190
     assert (options["nodes"], options["ntasks_per_node"], options["cpus_per_task"]) == (2, 8, 6)
     assert options["gpus_per_node"] == "a100:8"
@@ -53,13 +53,13 @@ def test_what_one_run_asks_for():
     ],
 )
 def test_ways_to_ask_for_gpus(way, tasks, gpus, options):
-    asked = sbatch_parameters(Resources(gpus=4), Cluster(gpus=way))
+    asked = Cluster(gpus=way).options(Resources(gpus=4))
     assert asked["ntasks_per_node"] == tasks
     assert {key: asked[key] for key in ("gres", "gpus_per_node") if key in asked} == options
-    assert cluster.gpus_of(Resources(gpus=4), Cluster(gpus=way)) == gpus
+    assert Cluster(gpus=way).gpus_of(Resources(gpus=4)) == gpus
 
 
 def test_a_short_limit_keeps_most_of_its_time():
     """Told 120 s before the end of one minute, a run would leave as soon as it began."""
-    options = sbatch_parameters(Resources(hours=1 / 60), Cluster())
+    options = Cluster().options(Resources(hours=1 / 60))
     assert (options["time"], options["signal_delay_s"]) == (1, 15)
