@@ -106,7 +106,6 @@ class RunTask:
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         run = RunDir(Path(self.folder))
         life = _Life(run, context, stop)
-        life.mark()
         if life.records.cancelled(life.identity):
             return "stopped"
         if context.rank > 0:
@@ -131,15 +130,10 @@ class _Life:
         self.identity = identity_of(run.root.name)
         self.records = LaunchFolder.of_run(run.root)
         self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-    def mark(self) -> None:
-        """Begin this process's output of the life."""
-        this = self.context.job, self.context.restart
-        earlier = [
-            life for life in self.records.lives(self.identity) if (life.job, life.restart) != this
-        ]
-        where = f"job {self.context.job} on {self.host}, process {self.context.rank}"
-        _say(f"{LIFE_MARK}{len(earlier) + 1}: {where}")
+        starts = {(life.job, life.restart) for life in self.records.lives(self.identity)}
+        number = len(starts | {(context.job, context.restart)})
+        where = f"job {context.job} on {self.host}, process {context.rank}"
+        _say(f"{LIFE_MARK}{number}: {where}")
 
     def carry_out(self) -> str:
         """Train, record how the life ended, and see to the next."""
@@ -238,7 +232,8 @@ class _Life:
         if (failure := Failure.of(self.run, cause, message or cause)) is not None:
             with contextlib.suppress(OSError, LsaError):
                 self.records.note_failure(failure)
-                if equal := equal_failures(self.records.failures()):
+                equal = equal_failures(self.records.failures())
+                if equal and self.records.held() is None:
                     self._hold_rest(equal)
         sys.exit(scheduler.DISK_EXIT_CODE if cause == "disk" else 1)
 
@@ -247,7 +242,7 @@ class _Life:
         mine = {array.job for array in self.records.arrays()}
         waiting = [scheduler.array_of(job.job) for job in scheduler.queue().values() if job.pending]
         held = [array for array in waiting if array in mine]
-        if held and self.records.held() is None:
+        if held:
             self.records.note_held({
                 "message": equal[-1].message, "runs": [one.run for one in equal],
                 "count": len(held), "arrays": sorted(set(held)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.config.study import RunSpec, Study, distinct
+from lsa_study.config.study import Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.record import OUTCOMES
@@ -100,12 +100,20 @@ def _block(
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
         costs = [("cost", unknown)]
+    data, train = runs[0].settings.data, runs[0].settings.train
+    limits = {"images": data.train_limit, "test images": data.test_limit}
+    parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)
+    protocol = (
+        f"{data.name}{f' ({parts})' if parts else ''} at {data.image_size} px, "
+        f"{runs[0].settings.model.backbone}, {train.epochs} epochs, batch {train.batch_size}, "
+        f"lr {train.lr:g}"
+    )
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("contrast", f"ok: only {', '.join(factor)} differ{'s' * (len(factor) == 1)}"),
         ("reuse", done),
         ("shared", "; ".join(shared)),
-        ("train", _protocol(runs[0])),
+        ("train", protocol),
         ("start", "; ".join(starts)),
         *costs,
     ]
@@ -115,14 +123,3 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
-
-
-def _protocol(run: RunSpec) -> str:
-    data, train = run.settings.data, run.settings.train
-    limits = {"images": data.train_limit, "test images": data.test_limit}
-    parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)
-    limit = f" ({parts})" if parts else ""
-    return (
-        f"{data.name}{limit} at {data.image_size} px, {run.settings.model.backbone}, "
-        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
-    )

@@ -344,10 +344,6 @@ class LaunchFolder:
         last = self.lives(identity)[-IDLE_LIVES:]
         return len(last) == IDLE_LIVES and not any(life.gained for life in last)
 
-    def known_lives(self) -> set[str]:
-        """Identities of the runs that were ever started by the scheduler."""
-        return {path.name.removesuffix(".jsonl") for path in (self.root / "lives").glob("*.jsonl")}
-
     def note_life(self, identity: str, facts: Mapping[str, Any]) -> None:
         """Append to a run's lives; ``job`` and ``restart`` say which one is meant."""
         with (self._made("lives") / f"{identity}.jsonl").open("a", encoding="utf-8") as file:

@@ -70,7 +70,7 @@ def retry(
                 records.note_held(None)
             exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
             site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
-            launch(runs, results, site, again=lambda run: True, launched=done)
+            launch(runs, results, site, again=True, launched=done)
     return done
 
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +83,7 @@ def launch(
     cluster: Cluster,
     *,
     mode: Literal["submit", "dry-run"] = "submit",
-    again: Callable[[RunSpec], bool] | None = None,
+    again: bool = False,
     launched: Launched | None = None,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
@@ -92,7 +92,7 @@ def launch(
         runs: as ``study.distinct`` gives them.
         results: on a disk that the nodes see.
         mode: submit; or dry-run, which writes and queues nothing and fills ``scripts``.
-        again: whether a run that failed of its own fault is tried again; None: none is.
+        again: whether runs that failed of their own fault are tried again.
         launched: what was done before with the same command; it is added to.
 
     Raises:
@@ -129,9 +129,7 @@ class _Launcher:
         self.records = LaunchFolder.of(results, tier)
         self.existing = rundir.existing(results, tier)
 
-    def missing(
-        self, runs: list[RunSpec], again: Callable[[RunSpec], bool] | None
-    ) -> list[RunSpec]:
+    def missing(self, runs: list[RunSpec], again: bool) -> list[RunSpec]:
         """Of the runs, those to queue, in order."""
         self.jobs = scheduler.queue({array.user for array in self.records.arrays()})
         in_queue = {
@@ -142,13 +140,12 @@ class _Launcher:
         }
         missing = []
         for run in runs:
-            forgiven = again is not None and again(run)
-            reason = _why_not(self.existing.get(run.identity), run.identity in in_queue, forgiven)
+            reason = _why_not(self.existing.get(run.identity), run.identity in in_queue, again)
             if reason is None:
                 missing.append(run)
             else:
                 self.launched.skipped.setdefault(reason, []).append(run.name)
-        if again is None:
+        if not again:
             need_starts(missing, self.existing, in_queue | {run.identity for run in missing})
         by_identity = {run.identity: run for run in missing}
         return sorted(missing, key=lambda run: (_rank(run, by_identity), run.seed))
@@ -313,7 +310,7 @@ def _script(executor: SlurmExecutor, runs: int) -> str:
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def _why_not(folder: RunDir | None, queued: bool, forgiven: bool) -> str | None:
+def _why_not(folder: RunDir | None, queued: bool, again: bool) -> str | None:
     """Why a run is not queued; None if it is."""
     try:
         result = folder.result() if folder is not None else None
@@ -328,7 +325,7 @@ def _why_not(folder: RunDir | None, queued: bool, forgiven: bool) -> str | None:
     if folder.writer() is not None:
         return "being trained already"
     status = folder.status()
-    if status.state == "failed" and status.cause not in AUTOMATIC and not forgiven:
+    if status.state == "failed" and status.cause not in AUTOMATIC and not again:
         cause = status.cause
         return f"failed ({cause}); when that is mended: lsa retry --cause {cause}"
     return None

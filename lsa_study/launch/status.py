@@ -197,11 +197,7 @@ def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
             if job.id in ended:
                 known = replace(job, ended=ended[job.id], last=last_lines(job.output))
                 rows[run] = _row(run, known, records)
-    started = records.known_lives()
-    return [
-        _with_lives(row, records.lives(run.identity)) if run.identity in started else row
-        for run, row in rows.items()
-    ]
+    return [_with_lives(row, records.lives(run.identity)) for run, row in rows.items()]
 
 
 def _jobs(records: LaunchFolder) -> dict[str, Job]:
@@ -250,6 +246,8 @@ def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
 
 def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
     """The same with what its lives say: GPU-hours, and how often it had to go."""
+    if not lives:
+        return row
     now = time.time()
     hours = sum(
         ((life.end or (now if row.state == "running" else life.start)) - life.start) * life.gpus
