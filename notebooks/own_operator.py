@@ -60,7 +60,7 @@ pd.DataFrame(rows)
 # needed.
 
 # %%
-without, own = (scores[gate].correct.bool() for gate in ("none", "own"))
+without, own = (scores[gate].bits.bool() for gate in ("none", "own"))
 gained, lost = int((own & ~without).sum()), int((without & ~own).sum())
 f"{gained} gained, {lost} lost, p = {mcnemar(gained, lost):.2g}"
 

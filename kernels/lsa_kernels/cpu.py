@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsa_kernels import build
-from lsa_kernels.operators import Eq4Inputs, contiguous, eq4_outputs, heads_last
+from lsa_kernels.operators import Eq4Inputs, contiguous, eq4_outputs, heads_last, packed
 
 NORMS = {"identity": 0, "filter_norm": 1, "softmax": 2}
 Grads = Sequence[Tensor | None]
@@ -69,14 +69,6 @@ def _call(name: str, problem: ctypes.Structure, *arguments: Any) -> None:
         raise MemoryError("the C++ kernel could not have its scratch memory")
 
 
-def _packed(*tables: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tables]
-
-
-def _empty(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else contiguous(t) for t in tensors]
-
-
 def _zeros(*tensors: Tensor | None) -> list[Tensor | None]:
     return [
         None if t is None else torch.zeros_like(t, memory_format=torch.contiguous_format)
@@ -105,7 +97,7 @@ def neighboring_forward(
     if x.v.numel():
         _call(
             "neighboring_forward", _neighborhoods(x, norm, border, scale), size,
-            *map(_view, x[:3]), *_packed(*x.tables), _view(out), *(kept if keep else (None, None)),
+            *map(_view, x[:3]), *packed(*x.tables), _view(out), *(kept if keep else (None, None)),
         )  # fmt: skip
     return out, kept[0], kept[1]
 
@@ -126,7 +118,7 @@ def _eq4_backward(
     to_tables = _zeros(*x.tables)
     if x.v.numel():
         _call(
-            name, problem, *size, *map(_view, x[:3]), *_packed(*x.tables), *given,
+            name, problem, *size, *map(_view, x[:3]), *packed(*x.tables), *given,
             *map(_view, (grad, *to_maps)), *to_tables,
         )  # fmt: skip
     return (*to_maps, *to_tables)
@@ -153,7 +145,7 @@ def window_forward(
     if x.v.numel():
         _call(
             "window_forward", _windows(x, norm, rows, columns, scale), *map(_view, x[:3]),
-            *_packed(*x.tables, excluded), _view(out), *(kept if keep else (None, None)),
+            *packed(*x.tables, excluded), _view(out), *(kept if keep else (None, None)),
         )  # fmt: skip
     return out, kept[0], kept[1]
 
@@ -163,7 +155,7 @@ def window_backward(
     norm: str, rows: int, columns: int, scale: float,
 ) -> Grads:  # fmt: skip
     """Gradients of q, k, v and the three tables."""
-    problem, given = _windows(x, norm, rows, columns, scale), [*_packed(excluded), weights, spreads]
+    problem, given = _windows(x, norm, rows, columns, scale), [*packed(excluded), weights, spreads]
     return _eq4_backward("window_backward", problem, [], x, given, grad)
 
 
@@ -189,7 +181,7 @@ def filters_forward(
     if values.numel():
         _call(
             "filters_forward", _filter_problem(values, heads, mul, add), size,
-            _by_heads(values, heads), _view(filters), *_packed(mul, add), _by_heads(out, heads),
+            _by_heads(values, heads), _view(filters), *packed(mul, add), _by_heads(out, heads),
         )  # fmt: skip
     return out
 
@@ -199,12 +191,12 @@ def filters_backward(
     heads: int, size: int,
 ) -> Grads:  # fmt: skip
     """Gradients of values, filters, mul and add."""
-    to_values, (to_filters,) = contiguous(values), _empty(filters)
+    to_values, to_filters = contiguous(values), None if filters is None else contiguous(filters)
     to_tables = _zeros(mul, add)
     if values.numel():
         _call(
             "filters_backward", _filter_problem(values, heads, mul, add), size,
-            _by_heads(values, heads), _view(filters), *_packed(mul, add), _by_heads(grad, heads),
+            _by_heads(values, heads), _view(filters), *packed(mul, add), _by_heads(grad, heads),
             _by_heads(to_values, heads), _view(to_filters), *to_tables,
         )  # fmt: skip
     return (to_values, to_filters, *to_tables)
@@ -216,7 +208,7 @@ def grouped_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     if x.numel():
         _call(
             "grouped_conv_forward", _Maps(*x.shape), weight.shape[-1], weight.shape[1], _view(x),
-            *_packed(weight, bias), _view(out),
+            *packed(weight, bias), _view(out),
         )  # fmt: skip
     return out
 
@@ -228,6 +220,6 @@ def grouped_conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor 
     if x.numel():
         _call(
             "grouped_conv_backward", _Maps(*x.shape), weight.shape[-1], weight.shape[1], _view(x),
-            *_packed(weight), _view(grad), _view(to_maps), to_weight, to_bias,
+            *packed(weight), _view(grad), _view(to_maps), to_weight, to_bias,
         )  # fmt: skip
     return to_maps, to_weight, to_bias

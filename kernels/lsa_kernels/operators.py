@@ -135,6 +135,11 @@ def contiguous(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
+def packed(*tables: Tensor | None) -> list[Tensor | None]:
+    """Tables as the kernels read them."""
+    return [None if t is None else t.contiguous() for t in tables]
+
+
 def eq4_like(like: Tensor) -> Tensor:
     """An empty gradient of one of Eq. 4's inputs: maps lie as the projections want them."""
     return heads_last(like) if like.dim() == 5 else contiguous(like)

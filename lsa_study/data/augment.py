@@ -79,7 +79,7 @@ def crop_resized(pictures: Tensor, box: Tensor, size: int) -> Tensor:
 
 
 def erase(
-    images: Tensor, share: MicroBatch, *, batch: int, augment: Augment, words: Sequence[int]
+    images: Tensor, share: MicroBatch, *, batch: int, augment: Augment, purpose: Sequence[int]
 ) -> None:
     """Random erasing in place on normalised images: one box of Gaussian noise in some images.
 
@@ -87,7 +87,7 @@ def erase(
     """
     if augment.erasing == 0:
         return
-    draw = rng.generator(*words, "erase")
+    draw = rng.generator(*purpose, "erase")
     chosen = torch.rand(batch, generator=draw) < augment.erasing
     box = boxes(
         batch, height=images.shape[2], width=images.shape[3], area=(0.02, 1 / 3),
@@ -97,7 +97,7 @@ def erase(
     for row, position in enumerate(share.positions.tolist()):
         top, left, h, w = box[position].tolist()
         if chosen[position] and 0 < h < images.shape[2] and 0 < w < images.shape[3]:
-            noise.manual_seed(rng.derive(*words, "erase", position))
+            noise.manual_seed(rng.derive(*purpose, "erase", position))
             spot = images[row, :, top : top + h, left : left + w]
             spot.normal_(generator=noise)
 

@@ -43,12 +43,7 @@ def make(split: str) -> tuple[NDArray[np.uint8], Whole]:
     order = np.random.default_rng(0).permutation(len(digits))
     chosen = order[:TEST_SOURCES] if split == "test" else order[TEST_SOURCES:]
     draw = np.random.default_rng([1, split == "test"])
-    # Each is enlarged by about 3.4 at a random place, bilinear; ink is in 0..16 * UNIT * UNIT.
-    scale = draw.integers(*SCALES, len(chosen))
-    room = SIDE * UNIT - 8 * scale
-    rows = _weights(scale, draw.integers(0, room))
-    columns = _weights(scale, draw.integers(0, room))
-    ink = np.matmul(np.matmul(rows, pictures[chosen]), columns.transpose(0, 2, 1))
+    ink = _place(pictures[chosen], draw)
     noise = draw.integers(-NOISE, NOISE + 1, (len(chosen), 3, SIDE, SIDE))
     shade = ink[:, None] * CONTRAST // (16 * UNIT * UNIT) + noise
     return np.clip(shade, 0, 255).astype(np.uint8), digits[chosen]
@@ -68,6 +63,19 @@ def _sources() -> tuple[Whole, Whole]:
             f"{path}: the handwritten digits cannot be read ({error}); reinstall scikit-learn"
         ) from error
     return table[:, :64].reshape(-1, 8, 8), table[:, 64]
+
+
+def _place(sources: Whole, draw: np.random.Generator) -> Whole:
+    """Enlarge each 8 x 8 picture by about 3.4, at a random place.
+
+    Bilinear; returns (N, 28, 28) with ink in 0..16 * UNIT * UNIT.
+    """
+    scale = draw.integers(*SCALES, len(sources))
+    room = SIDE * UNIT - 8 * scale
+    rows = _weights(scale, draw.integers(0, room))
+    columns = _weights(scale, draw.integers(0, room))
+    enlarged: Whole = np.matmul(np.matmul(rows, sources), columns.transpose(0, 2, 1))
+    return enlarged
 
 
 def _weights(scale: Whole, start: Whole) -> Whole:

@@ -48,7 +48,7 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
 
 @dataclass(frozen=True, eq=False)
 class _Images(Dataset[Decoded]):
-    """Images by (words of the draw, number): the draws of an image depend on nothing else."""
+    """Images by (purpose of the draw, number): the draws of an image depend on nothing else."""
 
     listing: Listing
     transform: Compose
@@ -60,8 +60,8 @@ class _Images(Dataset[Decoded]):
         pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
         placed: list[tuple[Tensor, Tensor]] = []
         with rng.seeded_global() as seed:
-            for out, (words, index) in zip(pixels.numpy(), keys, strict=True):
-                seed(*words, index)
+            for out, (purpose, index) in zip(pixels.numpy(), keys, strict=True):
+                seed(*purpose, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
                 except (OSError, SyntaxError, ValueError) as error:
@@ -110,9 +110,9 @@ class ImagenetSets(Datasets):
         self, epoch: EpochSampler
     ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
         shares, maps = list(epoch.shares()), self._train.maps
-        words = (self.seed, "picture", epoch.epoch)
+        purpose = (self.seed, "picture", epoch.epoch)
         keys: list[list[Key]] = [
-            [(words, index) for index in share.indices.tolist()] for share in shares
+            [(purpose, index) for index in share.indices.tolist()] for share in shares
         ]
         for share, parts in zip(shares, self._decode(self._train, keys), strict=True):
             pixels, labels, *placed = parts

@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, never on what was drawn before.
+"""Random numbers that depend on what they are for, never on earlier draws.
 
-Every draw of a run belongs to words such as (seed, "order", epoch) or (seed, "step", epoch, step),
-so a resumed run, or one with another number of workers, draws the same.
+Every draw of a run has a purpose, such as (seed, "order", epoch) or (seed, "step", epoch, step), so
+a resumed run, or one with another number of workers, draws the same.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ import numpy as np
 import torch
 
 
-def derive(*words: int | str) -> int:
-    """A seed of 63 bits from words; different words give unrelated seeds."""
-    text = "/".join(map(str, words)).encode()
+def derive(*purpose: int | str) -> int:
+    """A seed of 63 bits for a purpose; different purposes give unrelated seeds."""
+    text = "/".join(map(str, purpose)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def generator(*words: int | str) -> torch.Generator:
-    """A private CPU generator for these words."""
-    return torch.Generator().manual_seed(derive(*words))
+def generator(*purpose: int | str) -> torch.Generator:
+    """A private CPU generator for a purpose."""
+    return torch.Generator().manual_seed(derive(*purpose))
 
 
 @contextmanager
-def seeded_global(*words: int | str) -> Iterator[Callable[..., None]]:
+def seeded_global(*purpose: int | str) -> Iterator[Callable[..., None]]:
     """Seed the global generators for a library that draws from them; put them back afterwards.
 
     Yields:
-        What seeds them anew, from other words.
+        What seeds them anew, for another purpose.
     """
 
-    def seed(*words: int | str) -> None:
-        number = derive(*words)
+    def seed(*purpose: int | str) -> None:
+        number = derive(*purpose)
         random.seed(number)
         np.random.seed(number % 2**32)
         torch.default_generator.manual_seed(number)
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        seed(*words)
+        seed(*purpose)
         yield seed
     finally:
         random.setstate(states[0])

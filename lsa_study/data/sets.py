@@ -78,12 +78,12 @@ class Datasets(ABC):
         """
         for share, pixels, labels, tokens in self._train_pixels(epoch):
             images = self._normalise(pixels)
-            words = (self.seed, epoch.epoch, share.step)
-            augment.erase(images, share, batch=epoch.batch, augment=self.augment, words=words)
+            purpose = (self.seed, epoch.epoch, share.step)
+            augment.erase(images, share, batch=epoch.batch, augment=self.augment, purpose=purpose)
             if self.mixer is not None:
                 targets = []
                 for group, first, end in share.groups:
-                    with rng.seeded_global(*words, "mix", group):
+                    with rng.seeded_global(*purpose, "mix", group):
                         targets.append(self.mixer(images[first:end], labels[first:end])[1])
                 labels = torch.cat(targets)
             yield Batch(share.step, images, labels, tokens)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -204,9 +205,16 @@ class Trainer:
 
     def _stop_if_asked(self, batch: int) -> None:
         if self.ranks.any(self.stop()):
-            self._look(batch)
-            self._save()
-            raise Stopped
+            self._leave(batch)
+
+    def _leave(self, batch: int) -> NoReturn:
+        # A signal to the whole job ends the loading processes too. torch raises that wherever this
+        # process is then, also in the midst of saving; in a thread it does not.
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._look(batch)
+        self._save()
+        raise Stopped
 
     def _tick(self, doing: str) -> None:
         at = self.progress
@@ -239,8 +247,7 @@ class Trainer:
     def _tick_or_stop(self) -> None:
         # All steps of the epoch are done: the next attempt begins with the evaluation.
         if self.ranks.count == 1 and self.stop():
-            self._save()
-            raise Stopped
+            self._leave(0)  # all losses are read
         self._tick("testing")
 
     def _end_epoch(self, train_loss: float) -> None:

@@ -44,12 +44,16 @@ def test_interpreted(group):
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-KERNELS = {
-    "neighboring_kernels": ("forward_kernel", "queries_kernel", "keys_kernel", "tables_kernel"),
-    "filter_kernels": ("apply_kernel", "filters_kernel", "tables_kernel"),
-    "window_kernels": ("forward_kernel", "queries_kernel", "keys_kernel", "tables_kernel"),
-}
-ALL = [(module, name) for module, names in KERNELS.items() for name in names]
+OF_MAPS = ("forward_kernel", "queries_kernel", "keys_kernel")
+ALL = [
+    *(("eq4_kernels", name, False) for name in OF_MAPS),
+    ("table_kernels", "neighborhoods_kernel", False),
+    *(("filter_kernels", name, False) for name in ("apply_kernel", "filters_kernel")),
+    ("filter_kernels", "tables_kernel", False),
+    *(("eq4_kernels", name, True) for name in OF_MAPS),
+    ("table_kernels", "windows_kernel", True),
+]
+"""Module, kernel, and whether it works on windows."""
 NUMBERS = ("heads", "height", "width", "table_stride", "windows", "together")
 KEPT = ("kept", "norms", "rel_k", "rel_q", "bias", "mul", "add")
 CONSTANTS = {
@@ -58,7 +62,7 @@ CONSTANTS = {
 }  # fmt: skip
 
 
-def compiled(module, name, architecture, dtype, depth):
+def compiled(module, name, windows, architecture, dtype, depth):
     """Machine code of a kernel at 7 x 7 taps or pixels, memory aligned as torch does it."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -68,13 +72,22 @@ def compiled(module, name, architecture, dtype, depth):
 
     chosen = choices(depth)[0]
     warps = chosen.pop("num_warps")
-    fixed = CONSTANTS | chosen | {"DEPTH": depth, "WIDE": depth}
+    fixed = CONSTANTS | chosen | {"WINDOWS": windows, "DEPTH": depth, "WIDE": depth}
     kernel = getattr(importlib.import_module(f"lsa_kernels.gpu.{module}"), name)
     aligned = [["tt.divisibility", 16]]
     signature, constants, attributes = {}, {}, {}
     for at, argument in enumerate(kernel.arg_names):
         if argument in fixed:
             signature[argument], constants[(at,)] = "constexpr", fixed[argument]
+        elif argument == "x":
+            excluded = "*i1" if windows else "constexpr"
+            signature[argument] = (*(f"*{dtype}",) * 3, *("*fp32",) * 3, excluded)
+            attributes.update({(at, i): aligned for i in range(7 if windows else 6)})
+            if not windows:
+                constants[(at, 6)] = None
+        elif argument == "map_strides":
+            signature[argument] = (("i32",) * 4,) * 3
+            attributes.update({(at, i, j): aligned for i in range(3) for j in range(4)})
         elif argument.endswith("strides"):
             signature[argument] = ("i32",) * 4
             attributes.update({(at, i): aligned for i in range(4)})
@@ -82,8 +95,6 @@ def compiled(module, name, architecture, dtype, depth):
             signature[argument] = "i32"
         elif argument == "scale":
             signature[argument] = "fp32"
-        elif argument == "excluded":
-            signature[argument], attributes[(at,)] = "*i1", aligned
         else:
             wide = argument.removeprefix("to_") in KEPT
             signature[argument], attributes[(at,)] = "*fp32" if wide else f"*{dtype}", aligned
@@ -105,9 +116,11 @@ def tool(name, *arguments):
 FEW = [ALL[0], ALL[4], ALL[7]]
 
 
-@pytest.mark.parametrize(("module", "name"), FEW, ids=["neighboring", "filters", "windows"])
-def test_machine_code_without_spills(module, name, monkeypatch, tmp_path):
-    judge(module, name, 80, "bf16", 32, monkeypatch, tmp_path)
+@pytest.mark.parametrize(
+    ("module", "name", "windows"), FEW, ids=["neighboring", "filters", "windows"]
+)
+def test_machine_code_without_spills(module, name, windows, monkeypatch, tmp_path):
+    judge(module, name, windows, 80, "bf16", 32, monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
@@ -118,19 +131,20 @@ def test_machine_code_without_spills(module, name, monkeypatch, tmp_path):
 def test_all_machine_code_without_spills(architecture, dtype, depth, monkeypatch, tmp_path):
     """Both architectures, types and depths; a few of the first are the test above."""
     done = FEW if (architecture, dtype, depth) == (80, "bf16", 32) else []
-    for module, name in ALL:
-        if (module, name) not in done:
-            judge(module, name, architecture, dtype, depth, monkeypatch, tmp_path)
+    for module, name, windows in ALL:
+        if (module, name, windows) not in done:
+            judge(module, name, windows, architecture, dtype, depth, monkeypatch, tmp_path)
 
 
-def judge(module, name, architecture, dtype, depth, monkeypatch, folder):
+def judge(module, name, windows, architecture, dtype, depth, monkeypatch, folder):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
-    made = compiled(module, name, architecture, dtype, depth)
+    made = compiled(module, name, windows, architecture, dtype, depth)
     binary = folder / "kernel.cubin"
     binary.write_bytes(made.asm["cubin"])
     words = tool("cuobjdump", "-res-usage", str(binary))
     usage = {key: int(number) for key, number in re.findall(r"([A-Z]+):(\d+)", words)}
-    about = f"{module}.{name} sm_{architecture} {dtype} {depth} channels"
+    areas = "windows" if windows else "neighborhoods"
+    about = f"{module}.{name} {areas} sm_{architecture} {dtype} {depth} channels"
     print(f"{about}: {usage['REG']} registers, {made.metadata.shared} B shared")  # noqa: T201
     # A spill goes to the stack.
     assert usage["STACK"] == usage["LOCAL"] == 0, f"{about} spills: {words}"

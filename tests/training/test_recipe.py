@@ -293,7 +293,7 @@ def test_erasing_is_timms_in_pixel_mode(monkeypatch):
 
     monkeypatch.setattr(augment, "boxes", noted)
     share = augment.MicroBatch(0, torch.arange(8), torch.arange(8), ((0, 0, 8),))
-    augment.erase(torch.zeros(8, 3, 32, 32), share, batch=8, augment=settings.augment, words=(0,))
+    augment.erase(torch.zeros(8, 3, 32, 32), share, batch=8, augment=settings.augment, purpose=(0,))
     assert theirs.probability == 0.25
     assert asked["area"] == pytest.approx((theirs.min_area, theirs.max_area))
     assert [math.log(r) for r in asked["ratio"]] == pytest.approx(theirs.log_aspect_ratio)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import triton
 from torch import Tensor
 
 from lsa_kernels.gpu import eq4
-from lsa_kernels.gpu import neighboring_kernels as kernels
+from lsa_kernels.gpu.table_kernels import neighborhoods_kernel
 from lsa_kernels.gpu.tiles import SPAN, tiles
 from lsa_kernels.operators import Eq4Inputs
 
@@ -29,13 +28,13 @@ def backward(
 
 
 def _area(x: Eq4Inputs, norm: str, size: int, border: str) -> eq4.Area:
-    batch, heads, height, width, depth = x.v.shape
+    batch, heads, height, width, _ = x.v.shape
     spans = -(-height * width // SPAN)
     constants = {
-        "USE_QK": x.use_qk, "NORM": norm, "MASK": border == "mask", "SIZE": size, "DEPTH": depth,
-        "WIDE": triton.next_power_of_2(depth),
+        "NORM": norm, "MASK": border == "mask", "WINDOWS": False, "DOWN": size, "ACROSS": size,
+        "SIDE": size,
     }  # fmt: skip
     return eq4.Area(
-        kernels, lambda meta: (batch * heads * tiles(height, width, meta),),
-        (batch * heads * size**2, spans), (spans, batch), (), constants,
+        constants, lambda meta: (batch * heads * tiles(height, width, meta),),
+        neighborhoods_kernel, (batch * heads * size**2, spans), (spans, batch),
     )  # fmt: skip

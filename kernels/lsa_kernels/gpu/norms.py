@@ -7,7 +7,7 @@ Two numbers a pixel are kept of the forward, from which the backward finds the w
 - softmax: the largest logit, and 1 over the sum;
 - filter norm: mean, and spread (deviation plus epsilon).
 
-``SIZE`` is the side of the area, or of a square of as many pixels.
+``SIDE`` is that of a square of as many pixels as the area has.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ EPSILON = tl.constexpr(1e-10)
 
 
 @triton.jit
-def weigh(logit, seen, first, second, NORM: tl.constexpr, SIZE: tl.constexpr):
+def weigh(logit, seen, first, second, NORM: tl.constexpr, SIDE: tl.constexpr):
     """Logits to weights, with what the forward found out about each pixel."""
     if NORM == "softmax":
         weight = tl.exp(logit - first) * second
     elif NORM == "filter_norm":
-        weight = (logit - first) * (GAIN / SIZE / second)
+        weight = (logit - first) * (GAIN / SIDE / second)
     else:
         weight = logit
     return tl.where(seen, weight, 0.0)
@@ -60,7 +60,7 @@ def spread(count, squares):
 
 @triton.jit
 def slope(
-    to_weight, weight, seen, second, pull, push, NORM: tl.constexpr, SIZE: tl.constexpr
+    to_weight, weight, seen, second, pull, push, NORM: tl.constexpr, SIDE: tl.constexpr
 ):  # fmt: skip
     """Gradients of weights to gradients of logits.
 
@@ -69,16 +69,16 @@ def slope(
     if NORM == "softmax":
         found = weight * (to_weight - pull)
     elif NORM == "filter_norm":
-        found = (GAIN / SIZE / second) * (to_weight - push - pull * weight)
+        found = (GAIN / SIDE / second) * (to_weight - push - pull * weight)
     else:
         found = to_weight
     return tl.where(seen, found, 0.0)
 
 
 @triton.jit
-def filter_pull(pull, count, second, SIZE: tl.constexpr):
+def filter_pull(pull, count, second, SIDE: tl.constexpr):
     """What filter norm takes off for a weight, from the gradient of the output times the output."""
     # With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s).
     deviation = second - EPSILON
-    share = second * SIZE * SIZE / (2 * tl.maximum(count - 1, 1.0) * deviation)
+    share = second * SIDE * SIDE / (2 * tl.maximum(count - 1, 1.0) * deviation)
     return tl.where(deviation > 0, pull * share, 0.0)

@@ -18,7 +18,7 @@ SHAPES = ((8, 8), (4, 8), (4, 4))
 WARPS = (1, 2, 4, 8)
 # Pixels whose share of a table's gradient one program adds up: a map of 56 x 56 and less.
 SPAN = 4096
-KEY = ("height", "width", "DEPTH", "SIZE", "DOWN", "ACROSS")
+KEY = ("height", "width", "DEPTH", "SIZE", "WINDOWS", "DOWN", "ACROSS")
 
 
 def tiles(height: int, width: int, meta: Mapping[str, int]) -> int:
@@ -46,9 +46,10 @@ def launch(kernel: Any, grid: Any, on: Tensor, *given: Any, **constants: Any) ->
     Args:
         grid: gives the number of programs for a choice of tile.
         on: a tensor of the device to run on.
-        given: arguments of the kernel. constants: what it is compiled for.
+        given: arguments of the kernel. constants: what it is compiled for; it may leave some out.
     """
     # Triton warns where nothing says whether a * b + c may round once.
+    constants = {name: c for name, c in constants.items() if name in kernel.arg_names}
     constants["enable_fp_fusion"] = True
     interpreted = not isinstance(kernel, triton.JITFunction)
     with torch.cuda.device_of(on):
@@ -76,11 +77,6 @@ def dense(tensor: Tensor) -> Tensor:
 def ready(*maps: Tensor | None) -> list[Tensor | None]:
     """Maps as the kernels read them."""
     return [None if t is None else dense(t) for t in maps]
-
-
-def packed(*tables: Tensor | None) -> list[Tensor | None]:
-    """Tables as the kernels read them."""
-    return [None if t is None else t.contiguous() for t in tables]
 
 
 def strides(tensor: Tensor | None) -> tuple[int, ...]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import triton
 from torch import Tensor
 
 from lsa_kernels.gpu import eq4
-from lsa_kernels.gpu import window_kernels as kernels
+from lsa_kernels.gpu.table_kernels import windows_kernel
 from lsa_kernels.gpu.tiles import SPAN
 from lsa_kernels.operators import Eq4Inputs
 
@@ -31,16 +30,16 @@ def backward(
 
 
 def _area(x: Eq4Inputs, excluded: Tensor | None, norm: str, rows: int, columns: int) -> eq4.Area:
-    batch, heads, height, width, depth = x.v.shape
+    batch, heads, height, width, _ = x.v.shape
     pixels, offsets = rows * columns, (2 * rows - 1) * (2 * columns - 1)
     windows = batch * (height // rows) * (width // columns)
     together = max(SPAN // pixels, 1)
     shares = -(-windows // together)
     constants = {
-        "USE_QK": x.use_qk, "NORM": norm, "DOWN": rows, "ACROSS": columns,
-        "SIDE": math.sqrt(pixels), "DEPTH": depth, "WIDE": triton.next_power_of_2(depth),
+        "NORM": norm, "MASK": False, "WINDOWS": True, "DOWN": rows, "ACROSS": columns,
+        "SIDE": math.sqrt(pixels),
     }  # fmt: skip
     return eq4.Area(
-        kernels, lambda meta: (windows * heads * -(-pixels // (meta["ROWS"] * meta["COLUMNS"])),),
-        (shares * heads * offsets,), (shares,), (windows, together), constants, (excluded,),
+        constants, lambda meta: (windows * heads * -(-pixels // (meta["ROWS"] * meta["COLUMNS"])),),
+        windows_kernel, (shares * heads * offsets,), (shares,), (windows, together), excluded,
     )  # fmt: skip
