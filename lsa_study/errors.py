@@ -33,10 +33,11 @@ class EnvironmentLacks(LsaError):
     """
 
     exit_code = 3
+    cause = "disk"
 
-    def __init__(self, message: str, *, cause: str = "disk") -> None:
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
-        self.cause = cause
+        self.cause = cause or type(self).cause
 
 
 class Refused(LsaError):
