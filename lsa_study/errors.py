@@ -31,11 +31,9 @@ class EnvironmentLacks(LsaError):
     exit_code = 3
     cause = "disk"
 
-
-class NodeLacks(EnvironmentLacks):
-    """The machine lacks the GPU that is asked for, or the other processes of its run."""
-
-    cause = "node"
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause or self.cause
 
 
 class Refused(LsaError):

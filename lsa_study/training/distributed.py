@@ -17,13 +17,9 @@ import torch
 from torch import Tensor
 from torch import distributed as torch_distributed
 
-from lsa_study.errors import LsaError, NodeLacks
+from lsa_study.errors import EnvironmentLacks, LsaError
 
 Value = TypeVar("Value")
-
-
-class PeerFailed(RuntimeError):
-    """Another process of the run failed, with this message."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Distributed:
         """Replace ``tensor`` by its sum over all processes.
 
         Raises:
-            NodeLacks: another process has gone.
+            EnvironmentLacks: another process has gone.
         """
         if self.count > 1:
             with _peers():
@@ -89,7 +85,7 @@ class Distributed:
         elif error is None or isinstance(error, LsaError):
             sent = error
         else:  # errors of libraries may not be picklable; their messages are
-            sent = PeerFailed(f"{type(error).__name__}: {error}")
+            sent = RuntimeError(f"in another process: {type(error).__name__}: {error}")
         errors: list[Exception | None] = [None] * self.count
         with _peers():
             torch_distributed.all_gather_object(errors, sent)
@@ -105,7 +101,7 @@ def join() -> Iterator[Distributed]:
     """Meet the other processes of this run, if there are any.
 
     Raises:
-        NodeLacks: they do not come.
+        EnvironmentLacks: they do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -127,7 +123,8 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NodeLacks(
+        raise EnvironmentLacks(
             f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: lost the other "
-            f"processes of this run ({reason}); call the same again, the last checkpoint stands"
+            f"processes of this run ({reason}); call the same again, the last checkpoint stands",
+            cause="node",
         ) from error

@@ -18,7 +18,7 @@ import torch
 
 import lsa_study
 from lsa_study.config.settings import Runtime, Train
-from lsa_study.errors import NodeLacks
+from lsa_study.errors import EnvironmentLacks
 
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
 
@@ -27,12 +27,13 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
     """The device the settings ask for; ``auto`` takes a GPU where there is one.
 
     Raises:
-        NodeLacks: a GPU is asked for and none can be used.
+        EnvironmentLacks: a GPU is asked for and none can be used.
     """
     usable = torch.cuda.is_available()
     if runtime.device == "cuda" and not usable:
-        raise NodeLacks(
-            "runtime.device = cuda: torch can use no GPU here; set runtime.device: auto or cpu"
+        raise EnvironmentLacks(
+            "runtime.device = cuda: torch can use no GPU here; set runtime.device: auto or cpu",
+            cause="node",
         )
     if runtime.device == "cpu" or not usable:
         return torch.device("cpu")
