@@ -25,15 +25,7 @@ COLUMNS = (
 
 
 def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
-    """Collect the finished runs of the studies' tiers and write each study's table.
-
-    Args:
-        studies: as loaded, overrides included; those of one tier share one collection.
-        results: the folder that holds ``<tier>/runs``.
-
-    Returns:
-        The files written, four for each study in ``<tier>/tables``: csv, tex, md and json.
-    """
+    """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``."""
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         folder = results / tier / "tables"
