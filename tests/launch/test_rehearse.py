@@ -72,10 +72,10 @@ if "lsa_study.launch.process" in sys.orig_argv:
         checkpoint.load = lambda run_dir: None
 
     def dies():
-        Stepper.do = lambda *_: os.abort()
+        Stepper.train_step = lambda *_: os.abort()
 
     def has_a_bug():
-        Stepper.do = lambda *_: {}["rel_pos"]
+        Stepper.train_step = lambda *_: {}["rel_pos"]
 
     faults = {"swin": loses_moments, "net1": begins_anew, "net4": dies, "net5": has_a_bug}
     live = run.live

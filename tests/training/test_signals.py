@@ -45,7 +45,7 @@ def main_with_a_long_step(folders):
         (Path(folders[0]) / "in-a-step").touch()
         time.sleep(60)
 
-    Stepper.do = long
+    Stepper.train_step = long
     return main(folders)
 
 
