@@ -26,18 +26,14 @@ class ConfigError(LsaError, ValueError):
 
 
 class EnvironmentLacks(LsaError):
-    """The machine lacks something the command needs: data, a scheduler, space.
-
-    Args:
-        cause: node for a GPU or the other processes of a run, import for a package.
-    """
+    """The machine lacks something the command needs: data, a scheduler, space."""
 
     exit_code = 3
     cause = "disk"
 
     def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
-        self.cause = cause or type(self).cause
+        self.cause = cause or self.cause
 
 
 class Refused(LsaError):

@@ -32,8 +32,11 @@ def read_whole(path: Path) -> bytes | None:
         return None
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any], *, make_folder: bool = False) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never half."""
+    if make_folder:
+        with writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 

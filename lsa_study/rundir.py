@@ -89,7 +89,6 @@ class RunDir:
         """Make the folder for these settings. Safe to call again after a preemption.
 
         Args:
-            settings: everything that says what the run is.
             variant: the row that asked for it first.
             start: identity of the run whose weights it begins from, if it does.
 

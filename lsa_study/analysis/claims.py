@@ -83,6 +83,17 @@ class Claims(BaseModel):
 
     claims: list[Claim]
 
+    @classmethod
+    def read(cls, path: Path | None = None) -> list[Claim]:
+        """Read the claims; ``experiments/claims.yaml`` unless another file is given.
+
+        Raises:
+            ConfigError: all mistakes of the file at once.
+        """
+        path = path or studies.repository_folder("experiments") / "claims.yaml"
+        document = yaml.read(path)
+        return layers.validate(cls, document.data, document.where).claims
+
 
 @dataclass(frozen=True)
 class ClaimVerdict:
@@ -175,17 +186,6 @@ class ClaimVerdict:
         }
 
 
-def read_claims(path: Path | None = None) -> list[Claim]:
-    """Read the claims; ``experiments/claims.yaml`` unless another file is given.
-
-    Raises:
-        ConfigError: all mistakes of the file at once.
-    """
-    path = path or studies.repository_folder("experiments") / "claims.yaml"
-    document = yaml.read(path)
-    return layers.validate(Claims, document.data, document.where).claims
-
-
 def judge_tier(
     results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None
 ) -> list[ClaimVerdict]:
@@ -194,7 +194,7 @@ def judge_tier(
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
     """
-    claims, runs = read_claims(path), collected or collect(results, tier, update=True)
+    claims, runs = Claims.read(path), collected or collect(results, tier, update=True)
     sides: dict[str, Side] = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
         if tier in studies.tiers_of(name):

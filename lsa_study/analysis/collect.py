@@ -113,8 +113,6 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     Runs that have not ended are left out; files that cannot be read are named in ``broken``.
 
     Args:
-        results: the folder that holds ``<tier>/runs``.
-        tier: whose runs.
         folders: False reads ``runs.parquet`` alone, as a fresh clone has it.
         update: bring ``runs.parquet`` up to date if anything changed.
     """

@@ -93,16 +93,19 @@ def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
     one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
     gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
     if len(pairs) == 1:
-        low, high = agresti_min(gained, lost, images)
+        # Wald's interval with half an image added to each cell: Agresti and Min, "Simple improved
+        # confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005).
+        # It holds its level where Wald's own, with few images that change sides, does not.
+        n, b, c = images + 2, gained + 0.5, lost + 0.5
+        middle, half = (b - c) / n, NORMAL_EDGE * math.sqrt(b + c - (b - c) ** 2 / n) / n
         difference, p = (gained - lost) / images, mcnemar(gained, lost)
     else:
         each = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
-        difference = float(each.mean())
+        difference = middle = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
         half = NORMAL_EDGE * error
-        low, high = difference - half, difference + half
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else 1.0
-    ends = (100 * difference, 100 * low, 100 * high)
+    ends = (100 * difference, 100 * (middle - half), 100 * (middle + half))
     return ByImage(images, len(pairs), *ends, p, gained, lost)
 
 
@@ -118,21 +121,6 @@ def mcnemar(gained: int, lost: int) -> float:
     if gained + lost == 0:
         return 1.0
     return float(stats.binomtest(gained, gained + lost).pvalue)
-
-
-def agresti_min(gained: int, lost: int, images: int) -> tuple[float, float]:
-    """Interval of a difference of paired shares: Wald's with half an image added to each cell.
-
-    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched
-    proportions", Statistics in Medicine 24 (2005). Holds its level where Wald's own, with few
-    images that change sides, does not.
-    """
-    n = images + 2
-    b, c = gained + 0.5, lost + 0.5
-    mean = (b - c) / n
-    error = math.sqrt(b + c - (b - c) ** 2 / n) / n
-    half = NORMAL_EDGE * error
-    return mean - half, mean + half
 
 
 def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:

@@ -25,15 +25,7 @@ COLUMNS = (
 
 
 def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
-    """Collect the finished runs of the studies' tiers and write each study's table.
-
-    Args:
-        studies: as loaded, overrides included; those of one tier share one collection.
-        results: the folder that holds ``<tier>/runs``.
-
-    Returns:
-        The files written, four for each study in ``<tier>/tables``: csv, tex, md and json.
-    """
+    """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``."""
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         folder = results / tier / "tables"
@@ -60,27 +52,23 @@ def contents(table: Table) -> dict[str, str]:
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
     as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    texts = (as_csv(table), latex(table), markdown(table), as_json)
-    return {f"{table.study.name}.{kind}": text for kind, text in zip(FORMATS, texts, strict=True)}
-
-
-def as_csv(table: Table) -> str:
-    """One line per row, one number per cell; lists are separated by spaces."""
+    # In CSV one line per row, one number per cell; lists are separated by spaces.
     records = []
     for row in map(_facts, table.rows):
-        record = {"study": table.study.name, "tier": table.study.tier, "variant": row["variant"]}
+        record = {"study": file.study, "tier": table.study.tier, "variant": row["variant"]}
         record |= {name: row.get(name, "") for name in ("model", *table.label_columns)}
         record |= {f"acc1_{name}": value for name, value in row.pop("acc1").items()}
         record |= {name: value for name, value in row.items() if name not in record}
         records.append(
             {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
         )
-    text = io.StringIO()
+    as_csv = io.StringIO()
     names = dict.fromkeys(name for record in records for name in record)
-    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer = csv.DictWriter(as_csv, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    return text.getvalue()
+    texts = (as_csv.getvalue(), latex(table), markdown(table), as_json)
+    return {f"{file.study}.{kind}": text for kind, text in zip(FORMATS, texts, strict=True)}
 
 
 def _facts(row: Row) -> dict[str, Any]:

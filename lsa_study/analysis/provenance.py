@@ -23,11 +23,7 @@ FACTS = tuple(name for _, name, fact in Result.facts() if fact and fact.why)
 def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str, Any]:
     """Name everything a row of a study's table rests on.
 
-    Args:
-        study: as the table was made, overrides included.
-        row: the variant, or a label that only one row has.
-        collected: the finished runs of the study's tier.
-        results: the folder that holds the runs.
+    ``row`` is the variant, or a label that only one row has.
 
     Raises:
         ConfigError: the study has no such row, or several with that label.
@@ -121,10 +117,7 @@ def why_text(found: dict[str, Any]) -> str:
 def diff(results: Path, one: str, other: str) -> Sections:
     """Compare two finished runs of any tiers.
 
-    Args:
-        results: the folder that holds the tiers.
-        one: the start of a run's name (``net7-s0``) or of its identity, if only one run has it.
-        other: the same for the second run.
+    Each is the start of a run's name (``net7-s0``) or of its identity, if only one run has it.
 
     Returns:
         ``config``, ``code``, ``environment`` and ``metrics``: what differs, with both values;

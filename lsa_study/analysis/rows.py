@@ -134,7 +134,6 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
 
     Args:
         study: resolved at the tier that was collected; overrides are part of its identities.
-        collected: the finished runs of that tier.
         seeds: the seeds that count; None: the study's own and every other that was run.
 
     Raises:

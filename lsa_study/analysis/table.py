@@ -103,7 +103,6 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
 
     Args:
         study: resolved at that tier; its rows find their runs by identity, overrides included.
-        collected: the finished runs.
         seeds: the seeds that count; None: every seed that was run.
     """
     rows, also = rows_of(study, collected, seeds=seeds), confounds(study)

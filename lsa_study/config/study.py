@@ -15,7 +15,7 @@ from lsa_study.config import yaml
 from lsa_study.config.layers import Layers, known_paths, validate
 from lsa_study.config.settings import Settings, Tier
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_json, writable, write_json
+from lsa_study.files import read_json, write_json
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
@@ -378,9 +378,8 @@ def remember(results: Path, studies: Iterable[Study], overrides: Sequence[str]) 
         before, last = _recall(results, study.tier, study.name)
         seeds = {*study.seeds, *(last if set(before) == set(overrides) else ())}
         path = _memory(results, study.tier, study.name)
-        with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"overrides": sorted(overrides), "seeds": sorted(seeds)})
+        asked = {"overrides": sorted(overrides), "seeds": sorted(seeds)}
+        write_json(path, asked, make_folder=True)
 
 
 def _memory(results: Path, tier: str, study: str) -> Path:

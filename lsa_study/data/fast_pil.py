@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,13 +33,24 @@ ORDERS: tuple[Order, ...] = (
 """Of newer and of older Pillows, as seen from their pixels."""
 
 
+class Routes(NamedTuple):
+    """The routes on which not one pixel differed."""
+
+    decodes: bool
+    """Whether simplejpeg gives Pillow's pixels."""
+    order: Order | None
+    """The order in which this Pillow resizes; None where the kernels cannot do as it does."""
+    bends: bool
+    """Whether the kernels bend pictures as Pillow does."""
+
+
 def decode(file: Image.Image, content: bytes) -> Pixels | None:
     """Decode a JPEG into (H, W, 3), or None where that is Pillow's to do.
 
     Args:
         file: ``content`` as Pillow opened it, not yet loaded.
     """
-    if file.format != "JPEG" or file.mode not in {"RGB", "L"} or not decodes_alike():
+    if file.format != "JPEG" or file.mode not in {"RGB", "L"} or not routes().decodes:
         return None
     try:
         return _decoded(content)
@@ -50,7 +61,12 @@ def decode(file: Image.Image, content: bytes) -> Pixels | None:
 
 def resized_crop(pixels: Pixels, box: Box, size: tuple[int, int], filter_: int) -> Image.Image:
     """Cut ``box`` out of pixels (H, W, 3) and resize it to ``size`` (width, height)."""
-    order = order_of_pillow()
+    return _resized_crop(routes().order, pixels, box, size, filter_)
+
+
+def _resized_crop(
+    order: Order | None, pixels: Pixels, box: Box, size: tuple[int, int], filter_: int
+) -> Image.Image:
     if order is None or filter_ not in FILTERS:
         left, top, width, height = box
         cut = Image.fromarray(pixels[top : top + height, left : left + width])
@@ -68,7 +84,7 @@ class Bending:
 
     def __call__(self, picture: Image.Image, *given: Any, **options: Any) -> Image.Image:
         """Do what the operation does."""
-        if picture.mode == "RGB" and bends_alike():
+        if picture.mode == "RGB" and routes().bends:
             picture.load()
             canvas = _Canvas()
             canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
@@ -76,59 +92,30 @@ class Bending:
         return self.operation(picture, *given, **options)
 
 
-def prepare() -> None:
-    """Compile and try every route now, once for all processes that will be forked."""
-    decodes_alike()
-    order_of_pillow()
-    bends_alike()
-
-
 @functools.cache
-def decodes_alike() -> bool:
-    """Whether simplejpeg gives Pillow's pixels: with odd sides, colour halved or not."""
+def routes() -> Routes:
+    """Compile and try every route; called once before processes are forked, for all of them."""
+    whole, contents = _noise(37, 51).resize((87, 61)), []  # with odd sides, colour halved or not
     for subsampling, mode in itertools.product((0, 1, 2), ("RGB", "L")):
-        picture = _noise(37, 51).resize((87, 61)).convert(mode)
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=90, subsampling=subsampling)
-        try:
-            found = _decoded(buffer.getvalue())
-        except (ImportError, ValueError):
-            return False
-        if not np.array_equal(found, np.asarray(Image.open(buffer).convert("RGB"))):
-            return False
-    return True
-
-
-@functools.cache
-def order_of_pillow() -> Order | None:
-    """The order in which this Pillow resizes, or None where the kernels cannot do as it does."""
+        whole.convert(mode).save(buffer, "JPEG", quality=90, subsampling=subsampling)
+        contents.append((buffer.getvalue(),))
+    decodes = _alike(_decoded, lambda c: Image.open(io.BytesIO(c)).convert("RGB"), contents)
     if lsa_kernels.why_not_pictures():
-        return None
+        return Routes(decodes, None, bends=False)
     picture, draw = _noise(90, 120), np.random.default_rng(1)
-    pixels, orders = np.asarray(picture), list(ORDERS)
+    crops: list[tuple[Box, tuple[int, int], int]] = []
     for number, filter_ in itertools.product(range(24), FILTERS):
-        size = (31, 31) if number % 2 else (29, 40)
         width, height = (int(draw.integers(1, side + 1)) for side in picture.size)
         left = int(draw.integers(0, picture.width - width + 1))
         top = int(draw.integers(0, picture.height - height + 1))
-        cut = picture.crop((left, top, left + width, top + height))
-        wanted = np.asarray(cut.resize(size, filter_))
-        for order in tuple(orders):
-            found = lsa_kernels.resized_crop(
-                pixels, (left, top, width, height), size, down_first=order((width, height), size),
-                cubic=filter_ == Image.Resampling.BICUBIC,
-            )  # fmt: skip
-            if not np.array_equal(found[..., :3], wanted):
-                orders.remove(order)
-    return next(iter(orders), None)
-
-
-@functools.cache
-def bends_alike() -> bool:
-    """Whether the kernels bend pictures as Pillow does."""
-    if lsa_kernels.why_not_pictures():
-        return False
-    picture = _noise(33, 47)
+        crops.append(((left, top, width, height), (31, 31) if number % 2 else (29, 40), filter_))
+    pixels = np.asarray(picture)
+    ours = (functools.partial(_resized_crop, order, pixels) for order in ORDERS)
+    theirs = functools.partial(_resized_crop, None, pixels)
+    alike = (order for order, way in zip(ORDERS, ours, strict=True) if _alike(way, theirs, crops))
+    order = next(alike, None)
+    bent = _noise(33, 47)
     matrices = [
         matrix
         for share in (-0.31, 0.07, 0.29)
@@ -139,13 +126,25 @@ def bends_alike() -> bool:
             (1 - share**2, share, -7 * share, -share, 1 - share**2, 9 * share),
         )
     ]
-    for resample, matrix in itertools.product(FILTERS, matrices):
-        wanted = picture.transform(
-            picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=(1, 2, 3)
-        )
-        if _warped(picture, matrix, resample, (1, 2, 3)).tobytes() != wanted.tobytes():
-            return False
-    return True
+
+    def affine(matrix: Sequence[float], resample: int) -> Image.Image:
+        way = Image.Transform.AFFINE
+        return bent.transform(bent.size, way, matrix, resample, fillcolor=(1, 2, 3))
+
+    def warped(matrix: Sequence[float], resample: int) -> Image.Image:
+        return _warped(bent, matrix, resample, (1, 2, 3))
+
+    return Routes(decodes, order, _alike(warped, affine, itertools.product(matrices, FILTERS)))
+
+
+def _alike(
+    ours: Callable[..., Any], theirs: Callable[..., Any], cases: Iterable[tuple[Any, ...]]
+) -> bool:
+    """Whether both give the same pixels in all cases; a part that is missing gives none."""
+    try:
+        return all(np.array_equal(ours(*case), theirs(*case)) for case in cases)
+    except (ImportError, ValueError):
+        return False
 
 
 class _Canvas(Image.Image):

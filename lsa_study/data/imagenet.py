@@ -38,12 +38,12 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
         DataLacks: folders, shards or images are missing or damaged.
     """
     if layout.kind == "folders":
-        train = index.ordered(index.find_in_folders(layout.train[0], None), None)
+        train = Listing.of(index.find_in_folders(layout.train[0], None), None)
         found = index.find_in_folders(layout.test[0], train.classes)
     else:
-        train = index.ordered(shards.find_in_parquet(layout.root / "train", layout.train), None)
+        train = Listing.of(shards.find_in_parquet(layout.root / "train", layout.train), None)
         found = shards.find_in_parquet(layout.root / "val", layout.test)
-    return train, index.ordered(found, train)
+    return train, Listing.of(found, train)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,8 @@ class ImagenetSets(Datasets):
         data, tokens = settings.data, settings.train.tokens
         train, test = listings(imagenet(data))
         if data.train_limit is None:
-            index.complete("train", train)
-            index.complete("val", test)
+            train.complete("train")
+            test.complete("val")
         maps, content = None, []
         if tokens is not None and tokens.labels != "plain":
             names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
@@ -135,7 +135,7 @@ class ImagenetSets(Datasets):
         if images in self._resting:
             loader, waiting = self._resting.pop(images)
         else:
-            fast_pil.prepare()
+            fast_pil.routes()
             waiting = []
             loader = DataLoader(
                 images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,

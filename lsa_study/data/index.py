@@ -70,6 +70,59 @@ class Listing:
         """Where the image with this number lies."""
         return self.store.where(int(self.places[index]))
 
+    @classmethod
+    def of(cls, found: Store, like: Listing | None) -> Listing:
+        """Put a split in order; the classes of ``like``, the training split, count.
+
+        Raises:
+            DataLacks: there are no images, or some of a class that ``like`` lacks.
+        """
+        if not len(found.labels):
+            raise DataLacks(f"{found.root}: holds no images; wanted are encoded images by class")
+        numbers = np.unique(found.labels) if like is None else like.numbers
+        if extra := sorted(set(found.labels.tolist()) - set(numbers.tolist())):
+            shown = ", ".join(map(str, extra[:3]))
+            raise DataLacks(
+                f"{found.root}: holds images of class {shown}, of which train has none; wanted "
+                "are the same classes as in train"
+            )
+        labels = np.searchsorted(numbers, found.labels)
+        by_class = np.lexsort((found.names, labels))
+        starts = np.searchsorted(labels[by_class], np.arange(len(numbers)))
+        turn = np.empty(len(labels), np.int64)
+        turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+        rows = np.lexsort((found.names, labels, turn))
+        if like is not None:
+            classes = like.classes
+        elif found.classes is not None:
+            classes = tuple(found.classes[number] for number in numbers)
+        else:
+            named = dict(zip(found.labels.tolist(), found.names.tolist(), strict=True))
+            parts = {number: os.fsdecode(name).split("/") for number, name in named.items()}
+            classes = tuple(
+                parts[number][0] if len(parts[number]) > 1 else str(number)
+                for number in numbers.tolist()
+            )
+        return cls(found, found.names[rows], labels[rows], rows, classes, numbers)
+
+    def complete(self, split: str) -> None:
+        """Check that all of ImageNet is there.
+
+        Raises:
+            DataLacks: images are missing, or too many; the message counts them.
+        """
+        found, wanted = len(self.labels), EXPECTED[split]
+        if found == wanted and len(self.classes) == CLASSES:
+            return
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        fewest = int(counts.argmin())
+        difference = f"{abs(wanted - found):,} {'missing' if found < wanted else 'too many'}"
+        raise DataLacks(
+            f"{self.store.root}: {split} has {found:,} images in {len(counts)} classes, expected "
+            f"{wanted:,} in {CLASSES}: {difference}; the smallest class is {self.classes[fewest]} "
+            f"with {counts[fewest]}. Complete it, or ask for a part with data.train_limit"
+        )
+
 
 def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
     """List the images of a split that lie as ``<wnid>/<file>``.
@@ -97,60 +150,6 @@ def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
         raise DataLacks(f"{root}: holds no images; wanted are <wnid>/ folders of .JPEG files")
     encoded = np.array([os.fsencode(name) for name in names])
     return Store(root, encoded, np.array(labels, np.int64), classes)
-
-
-def ordered(found: Store, like: Listing | None) -> Listing:
-    """Put a split in order; the classes of ``like``, the training split, count.
-
-    Raises:
-        DataLacks: there are no images, or some of a class that ``like`` lacks.
-    """
-    if not len(found.labels):
-        raise DataLacks(f"{found.root}: holds no images; wanted are encoded images by class")
-    numbers = np.unique(found.labels) if like is None else like.numbers
-    if extra := sorted(set(found.labels.tolist()) - set(numbers.tolist())):
-        shown = ", ".join(map(str, extra[:3]))
-        raise DataLacks(
-            f"{found.root}: holds images of class {shown}, of which train has none; wanted "
-            "are the same classes as in train"
-        )
-    labels = np.searchsorted(numbers, found.labels)
-    by_class = np.lexsort((found.names, labels))
-    starts = np.searchsorted(labels[by_class], np.arange(len(numbers)))
-    turn = np.empty(len(labels), np.int64)
-    turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
-    rows = np.lexsort((found.names, labels, turn))
-    if like is not None:
-        classes = like.classes
-    elif found.classes is not None:
-        classes = tuple(found.classes[number] for number in numbers)
-    else:
-        named = dict(zip(found.labels.tolist(), found.names.tolist(), strict=True))
-        parts = {number: os.fsdecode(name).split("/") for number, name in named.items()}
-        classes = tuple(
-            parts[number][0] if len(parts[number]) > 1 else str(number)
-            for number in numbers.tolist()
-        )
-    return Listing(found, found.names[rows], labels[rows], rows, classes, numbers)
-
-
-def complete(split: str, listing: Listing) -> None:
-    """Check that all of ImageNet is there.
-
-    Raises:
-        DataLacks: images are missing, or too many; the message counts them.
-    """
-    found, wanted = len(listing.labels), EXPECTED[split]
-    if found == wanted and len(listing.classes) == CLASSES:
-        return
-    counts = np.bincount(listing.labels, minlength=len(listing.classes))
-    fewest = int(counts.argmin())
-    difference = f"{abs(wanted - found):,} {'missing' if found < wanted else 'too many'}"
-    raise DataLacks(
-        f"{listing.store.root}: {split} has {found:,} images in {len(counts)} classes, expected "
-        f"{wanted:,} in {CLASSES}: {difference}; the smallest class is {listing.classes[fewest]} "
-        f"with {counts[fewest]}. Complete it, or ask for a part with data.train_limit"
-    )
 
 
 def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:

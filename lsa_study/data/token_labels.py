@@ -92,10 +92,9 @@ class LabelMaps:
 
         Args:
             labels: (N,) class numbers.
-            maps: (N, 2, k, rows, columns), see ``answers``, as for
-            cuts: (N, 5).
+            maps, cuts: as in ``answers``.
             image_size: in pixels.
-            smoothing: see ``smoothed``.
+            smoothing: as in ``smoothed``.
         """
         side = image_size // TOKEN_PIXELS
         images, tokens = (

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config.operators import DdfOp, DwConvOp, ElsaOp, Heads, Op, UnifiedOp
+from lsa_study.config.operators import DwConvOp, ElsaOp, Heads, Op, UnifiedOp
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
@@ -102,17 +102,6 @@ def _elsa(op: ElsaOp, place: BlockContext) -> nn.Module:
     )
 
 
-def _ddf(op: DdfOp, place: BlockContext) -> nn.Module:
-    layer = ops.DDF(
-        place.dim,
-        num_heads=_heads(op.heads, place),
-        kernel_size=op.kernel_size,
-        combine=op.combine,
-        reduction=op.reduction,
-    )
-    return ops.DwNetShell(place.dim, layer)
-
-
 def _heads(setting: Heads, place: BlockContext) -> int:
     heads = {"1": 1, "1x": place.heads, "2x": 2 * place.heads, "C": place.dim}[setting]
     if place.dim % heads:
@@ -135,7 +124,16 @@ BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
     "ddwconv": lambda op, place: ops.DwNetShell(
         place.dim, ops.DynamicDwConv(place.dim, kernel_size=op.kernel_size)
     ),
-    "ddf": _ddf,
+    "ddf": lambda op, place: ops.DwNetShell(
+        place.dim,
+        ops.DDF(
+            place.dim,
+            num_heads=_heads(op.heads, place),
+            kernel_size=op.kernel_size,
+            combine=op.combine,
+            reduction=op.reduction,
+        ),
+    ),
     "outlook": lambda op, place: ops.OutlookAttention(
         place.dim, _heads(op.heads, place), kernel_size=op.kernel_size, stride=op.stride
     ),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lsa_kernels
 from lsa_study import measure
 from lsa_study.errors import ConfigError, EnvironmentLacks
-from lsa_study.files import cpu_name, writable, write_json
+from lsa_study.files import cpu_name, write_json
 
 LSA = "lsa_swin_tiny"
 LAYERS = (
@@ -156,10 +156,7 @@ def bench(
         "precision": "bfloat16" if place.type == "cuda" else "float32",
         "batch": number, "size": size, "networks": found,
     }  # fmt: skip
-    path = results / "benchmarks" / "networks.json"
-    with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, answer)
+    write_json(results / "benchmarks" / "networks.json", answer, make_folder=True)
     return answer
 
 

@@ -28,8 +28,7 @@ def check_attention(
     x: Eq4Inputs, norm: str, application: str, size: Size, shift: int, border: str
 ) -> None:
     """Refuse what ``spatial_attention`` cannot mean."""
-    check_options(norm, application, border)
-    check_area(application, size, shift)
+    check_options(norm, application, border, size, shift)
     v = x.v
     if v.dim() != 5:
         raise ValueError(f"v {tuple(v.shape)} must be (B, heads, H, W, d)")
@@ -64,13 +63,27 @@ def _check_reads(x: Eq4Inputs) -> None:
             )
 
 
-def check_options(norm: str, application: str, border: str) -> None:
-    """Refuse unknown options."""
+def check_options(norm: str, application: str, border: str, size: Size, shift: int) -> None:
+    """Refuse unknown options, and areas that cannot be."""
     for name, option, known in (
         ("norm", norm, Norm), ("application", application, Application), ("border", border, Border),
     ):  # fmt: skip
         if option not in get_args(known):
             raise ValueError(f"{name}={option!r} is unknown; known: {', '.join(get_args(known))}")
+    rows, columns = sides(size)
+    if rows < 1 or columns < 1:
+        raise ValueError(f"size={size} must be at least 1")
+    if application == "window":
+        if not 0 <= shift < min(rows, columns):
+            raise ValueError(f"shift={shift} must be at least 0 and below size={size}")
+        return
+    if rows != columns or rows % 2 == 0:
+        raise ValueError(
+            f"size={size}: 'neighboring' centres an area on every pixel; give an odd size "
+            "(window accepts even sizes)"
+        )
+    if shift:
+        raise ValueError(f"shift={shift} belongs to windows; give 0 with 'neighboring'")
 
 
 def check_implementation(
@@ -100,24 +113,6 @@ def check_odd(kernel_size: int) -> None:
     """Refuse even sides: no pixel is central."""
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size} must be odd, so that a pixel is central")
-
-
-def check_area(application: str, size: Size, shift: int) -> None:
-    """Refuse areas that cannot be."""
-    rows, columns = sides(size)
-    if rows < 1 or columns < 1:
-        raise ValueError(f"size={size} must be at least 1")
-    if application == "window":
-        if not 0 <= shift < min(rows, columns):
-            raise ValueError(f"shift={shift} must be at least 0 and below size={size}")
-        return
-    if rows != columns or rows % 2 == 0:
-        raise ValueError(
-            f"size={size}: 'neighboring' centres an area on every pixel; give an odd size "
-            "(window accepts even sizes)"
-        )
-    if shift:
-        raise ValueError(f"shift={shift} belongs to windows; give 0 with 'neighboring'")
 
 
 def check_filters(

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from lsa_kernels import Eq4Inputs
 from lsa_study.ops.checks import (
     Size,
-    check_area,
     check_heads,
     check_maps,
     check_options,
@@ -64,8 +63,7 @@ class UnifiedSpatialOp(nn.Module):
         if not terms or isinstance(terms, str) or set(terms) - set(TERMS):
             raise ValueError(f"terms={terms!r}: give one or more of {', '.join(TERMS)}")
         check_heads(dim, num_heads)
-        check_options(norm, application, border)
-        check_area(application, size, shift)
+        check_options(norm, application, border, size, shift)
         self.dim, self.num_heads, self.terms = dim, num_heads, frozenset(terms)
         self.norm, self.application, self.border = norm, application, border
         self.size, self.shift, self.implementation = size, shift, implementation

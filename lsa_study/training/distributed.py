@@ -22,10 +22,6 @@ from lsa_study.errors import EnvironmentLacks, LsaError
 Value = TypeVar("Value")
 
 
-class PeerFailed(RuntimeError):
-    """Another process of the run failed, with this message."""
-
-
 @dataclass(frozen=True)
 class Distributed:
     """This process among those of the run."""
@@ -89,7 +85,7 @@ class Distributed:
         elif error is None or isinstance(error, LsaError):
             sent = error
         else:  # errors of libraries may not be picklable; their messages are
-            sent = PeerFailed(f"{type(error).__name__}: {error}")
+            sent = RuntimeError(f"in another process: {type(error).__name__}: {error}")
         errors: list[Exception | None] = [None] * self.count
         with _peers():
             torch_distributed.all_gather_object(errors, sent)

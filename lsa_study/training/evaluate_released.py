@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
-from lsa_study.files import writable, write_json
+from lsa_study.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,10 +70,7 @@ def evaluate_weights(
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "seconds": round(time.monotonic() - begun, 1),
     }  # fmt: skip
-    path = results / "released" / f"{name}-{source}.json"
-    with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
+    write_json(results / "released" / f"{name}-{source}.json", found, make_folder=True)
     return found
 
 

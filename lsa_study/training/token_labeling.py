@@ -62,10 +62,8 @@ def loss(
     """The objective, as a scalar in float32.
 
     Args:
-        answers: of a batch of N images.
         targets: (N,) class numbers, or (N, K) shares that are smoothed already.
         tokens: (N, T, K) shares, smoothed; None: each token gets its image's target.
-        wanted: the weights.
         smoothing: of class numbers, the share that is spread over all classes.
     """
     num_classes, num_tokens = answers.images.shape[1], answers.tokens.shape[1]

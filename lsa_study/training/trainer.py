@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
@@ -140,8 +139,14 @@ class Trainer:
         self.stepper.model.train()
         self._noted = self._saved = time.monotonic()
         steps = self.settings.runtime.trace_steps if self.ranks.first else 0
-        path = self.run_dir.attempt_folder(self.monitor.attempt) / "trace.json"
-        recorder = tracer(path, steps, self.device) if steps else None
+        recorder = None
+        if steps:
+            gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
+            recorder = profile(
+                activities=[ProfilerActivity.CPU, *gpu], profile_memory=True,
+                on_trace_ready=self._write_trace,
+                schedule=schedule(wait=0, warmup=TRACE_WARM_UP, active=steps, repeat=1),
+            )  # fmt: skip
         self._step_done = recorder.step if recorder else lambda: None
         try:
             with recorder or contextlib.nullcontext():
@@ -150,6 +155,12 @@ class Trainer:
                     self._save()
         finally:
             self._note_costs()
+
+    def _write_trace(self, recorded: profile) -> None:
+        """Write a trace for Perfetto: once all its steps are done, or what there is at the end."""
+        path = self.run_dir.attempt_folder(self.monitor.attempt) / "trace.json"
+        with replacing(path) as part:
+            recorded.export_chrome_trace(str(part))
 
     def final_weights(self) -> dict[str, Tensor]:
         """The weights of the epoch that is reported."""
@@ -307,20 +318,3 @@ class Trainer:
             state = {**self.stepper.state_dict(), "progress": self.progress.plain()}
             checkpoint.save(self.run_dir, state)
         self._saved = time.monotonic()
-
-
-def tracer(path: Path, steps: int, device: torch.device) -> profile:
-    """A profiler of so many steps after ``TRACE_WARM_UP``, to be opened in Perfetto.
-
-    The file is written once they are all done, or at the end with what there is of fewer.
-    """
-
-    def write(recorded: profile) -> None:
-        with replacing(path) as part:
-            recorded.export_chrome_trace(str(part))
-
-    gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
-    return profile(
-        activities=[ProfilerActivity.CPU, *gpu], profile_memory=True, on_trace_ready=write,
-        schedule=schedule(wait=0, warmup=TRACE_WARM_UP, active=steps, repeat=1),
-    )  # fmt: skip

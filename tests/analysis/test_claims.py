@@ -14,7 +14,7 @@ from lsa_study.analysis.statistics import t_interval
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 
-CLAIMS = claims.read_claims()
+CLAIMS = claims.Claims.read()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
@@ -215,7 +215,7 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path, change, words)
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump({"claims": [claim | {"relation": "above"} | change]}))
     with pytest.raises(ConfigError, match=words) as caught:
-        claims.read_claims(path)
+        claims.Claims.read(path)
     assert str(path) in str(caught.value)
 
 

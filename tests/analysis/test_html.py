@@ -97,7 +97,7 @@ def test_claims_come_first_and_the_tier_is_told(written):
     body = written[written.index("<body>") :]
     assert body.index('id="claims"') < body.index('id="table2"') < body.index('id="table4"')
     assert body.index("never a reproduction") < body.index('id="claims"')
-    for claim in claims.read_claims():
+    for claim in claims.Claims.read():
         assert f'id="claim-{claim.id}"' in body
     assert '<span class="verdict supported">supported</span>' in body
 

@@ -60,9 +60,9 @@ def _dented(content):
 @need_kernels
 def test_every_route_is_taken_here():
     """Else all other tests would compare Pillow with itself."""
-    assert fast_pil.decodes_alike()
-    assert fast_pil.order_of_pillow() is not None
-    assert fast_pil.bends_alike()
+    assert fast_pil.routes().decodes
+    assert fast_pil.routes().order is not None
+    assert fast_pil.routes().bends
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -167,10 +167,10 @@ def test_without_kernels_and_decoder_pillow_does_it(monkeypatch):
             return [turn(crop(content)).tobytes() for _ in range(20)]
 
     fast = made()
-    monkeypatch.setattr(fast_pil, "order_of_pillow", lambda: None)
-    monkeypatch.setattr(fast_pil, "bends_alike", lambda: False)
+    decodes = fast_pil.routes().decodes
+    monkeypatch.setattr(fast_pil, "routes", lambda: fast_pil.Routes(decodes, None, False))
     assert made() == fast
-    monkeypatch.setattr(fast_pil, "decodes_alike", lambda: False)
+    monkeypatch.setattr(fast_pil, "routes", lambda: fast_pil.Routes(False, None, False))
     assert made() == fast
 
 
@@ -182,8 +182,7 @@ def _augment():
 
 @need_kernels
 def test_a_route_that_moves_a_pixel_is_not_taken(monkeypatch):
-    for check in (fast_pil.decodes_alike, fast_pil.order_of_pillow, fast_pil.bends_alike):
-        check.cache_clear()
+    fast_pil.routes.cache_clear()
     right = fast_pil._decoded, fast_pil.lsa_kernels.resized_crop, fast_pil.lsa_kernels.warped
 
     def wrong(function):
@@ -198,12 +197,9 @@ def test_a_route_that_moves_a_pixel_is_not_taken(monkeypatch):
     monkeypatch.setattr(fast_pil.lsa_kernels, "resized_crop", wrong(right[1]))
     monkeypatch.setattr(fast_pil.lsa_kernels, "warped", wrong(right[2]))
     try:
-        assert not fast_pil.decodes_alike()
-        assert fast_pil.order_of_pillow() is None
-        assert not fast_pil.bends_alike()
+        assert fast_pil.routes() == (False, None, False)
     finally:
-        for check in (fast_pil.decodes_alike, fast_pil.order_of_pillow, fast_pil.bends_alike):
-            check.cache_clear()
+        fast_pil.routes.cache_clear()
 
 
 def test_what_does_not_fit_is_refused():

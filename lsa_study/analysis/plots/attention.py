@@ -36,7 +36,6 @@ def attention_maps(
         picture: (H', W') in 0..1, drawn faintly behind.
         maps: row -> panel -> (H, W), the weights with which ``pixel`` reads each pixel.
         pixel: (row, column) of the reading pixel on the map, from the top left.
-        title: above all.
     """
     columns = max(map(len, maps.values()))
     drawn = style.figure(PANEL * (columns + 0.8), (PANEL + 0.4) * len(maps) + 0.4, title)
@@ -78,9 +77,8 @@ def effective_areas(
     """Draw how many pixels each head reads.
 
     Args:
-        areas: row name -> a value for each head, pixels; as ``models.maps.effective_area`` gives.
+        areas: row name -> pixels of each head, of ``models.attention_maps.effective_area``.
         largest: pixels of the whole area, where a line is drawn.
-        title: above all.
     """
     drawn = style.figure(7.4, 0.36 * len(areas) + 1.5, title)
     axes = drawn.subplots()

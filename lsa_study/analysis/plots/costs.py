@@ -55,7 +55,7 @@ def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
             speeds,
         ),
     ):
-        figures[file] = style.figure(*SIZE, style.title(pairs[0][0], f"Accuracy against {title}"))
+        figures[file] = style.figure(*SIZE, f"Accuracy against {title}", pairs[0][0])
         axes = figures[file].subplots()
         axes.set_ylabel(style.ACCURACY)
         axes.set_xlabel(label)

@@ -48,7 +48,7 @@ class Curve:
 
 def curves(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw the whole training on the left and its second half, enlarged and labelled, right."""
-    drawn = style.figure(8.6, 3.9, style.title(study))
+    drawn = style.figure(8.6, 3.9, study=study)
     left, right = drawn.subplots(1, 2, width_ratios=(1, 1.25))
     every = [Curve(row, style.look(at)) for at, row in enumerate(rows)]
     found = [curve for curve in every if curve.mean]

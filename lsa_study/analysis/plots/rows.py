@@ -92,7 +92,7 @@ def _widen(axes: Axes, *, room: float) -> None:
 
 def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw one line per row: ours on the left, the article's right, each on its own scale."""
-    drawn = style.figure(8.2, 1.3 + 0.34 * len(rows), style.title(study))
+    drawn = style.figure(8.2, 1.3 + 0.34 * len(rows), study=study)
     left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     several = any(row.accuracy.n > 1 for row in rows)
     left.set_title("Ours: mean, 95 % interval and seeds" if several else "Ours: one seed")
@@ -124,7 +124,7 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     Thick: the interval over seeds; thin: over test images; a diamond: the article's difference.
     """
     compared = [row for row in rows if row.reference != row.variant]
-    drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), style.title(study))
+    drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), study=study)
     axes = drawn.subplots()
     _legend(axes, ours="ours, with intervals over seeds (thick) and over test images (thin)")
     axes.axvline(0, color=style.QUIET, lw=0.8)
@@ -157,7 +157,7 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
 
 def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw one line per seed through the rows; lines that run side by side share their luck."""
-    drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), style.title(study))
+    drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), study=study)
     axes = drawn.subplots()
     axes.set_xlabel(f"{style.ACCURACY}; a bar: the mean")
     known = sorted({run.seed for row in rows for run in row.done})
@@ -206,7 +206,7 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
         name: [row.accuracy.mean, row.costs["params_m"], row.costs["gmacs"]]
         for name, row in rows.items()
     }
-    drawn = style.figure(8.6, 2.9, style.title(study, "Fig. 1: Comparison of different layers"))
+    drawn = style.figure(8.6, 2.9, "Fig. 1: Comparison of different layers", study)
     panels = drawn.subplots(1, 3, sharey=True)
     for at, (axes, title) in enumerate(zip(panels, PANELS, strict=True)):
         axes.set_title(title, fontsize=9)
@@ -229,7 +229,7 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
 
 def heads(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw Fig. 2, a line per layer over its heads: ours on the left, the article's right."""
-    drawn = style.figure(8.2, 3.7, style.title(study))
+    drawn = style.figure(8.2, 3.7, study=study)
     left, right = drawn.subplots(1, 2)
     left.set_title("Ours")
     left.set_ylabel(style.ACCURACY)

@@ -89,8 +89,14 @@ def styled() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of this many inches with a title, that needs no display."""
+def figure(width: float, height: float, title: str = "", study: Study | None = None) -> Figure:
+    """An empty figure of this many inches with a title, that needs no display.
+
+    Of a ``study`` the title is the study's own unless it is given, and says the tier.
+    """
+    if study is not None:
+        title = title or short(f"{study.file.article.source}: {study.file.title}", 72)
+        title = f"{title}\n{TIERS[study.tier]}"
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     made.suptitle(title, x=0.01, ha="left", weight="bold")
@@ -126,12 +132,6 @@ def look(at: int) -> dict[str, Any]:
     """How the line with this number is told apart: by colour, dashes and markers together."""
     dash = DASHES[(at // 2) % len(DASHES)]
     return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": MARKERS[at % len(MARKERS)]}
-
-
-def title(study: Study, text: str = "") -> str:
-    """What a figure says first: ``text``, or else the study's own title, and the tier."""
-    text = text or short(f"{study.file.article.source}: {study.file.title}", 72)
-    return f"{text}\n{TIERS[study.tier]}"
 
 
 def short(text: str, most: int = 34) -> str:
