@@ -1,0 +1,40 @@
+"""The package stays one that a reader can hold, as ``house.py`` counts it."""
+
+from pathlib import Path
+
+import house
+import pytest
+
+LIMITS = {
+    "lines": 16_000,
+    "kernel_lines": 2_400,
+    "public": 400,
+    "single": 152,
+    "long_files": 0,
+    "long_functions": 0,
+    "circles": 0,
+}
+"""At most so many, or so many lines; a change that needs more says what it removed instead."""
+
+
+@pytest.fixture(scope="module")
+def counted():
+    return house.count(Path(__file__).resolve().parents[1])
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_the_house_keeps_its_size(counted, what):
+    found = getattr(counted, what)
+    number = found if isinstance(found, int) else len(found)
+    assert number <= LIMITS[what], found
+
+
+def test_what_is_too_long_or_goes_in_a_circle_is_found(tmp_path):
+    package = tmp_path / "lsa_study"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "one.py").write_text("from lsa_study import other\n" + "x = 1\n" * 400)
+    body = "    y = 1\n" * 61
+    (package / "other.py").write_text(f"def f():\n    from lsa_study import one\n{body}")
+    found = house.count(tmp_path)
+    assert [len(found.long_files), len(found.long_functions), len(found.circles)] == [1, 1, 1]
