@@ -74,7 +74,7 @@ def test_a_signal_to_the_whole_job_is_no_failure(make_run, start, tmp_path, imag
     process = start(main_of_a_group, [str(folder.root)])
     wait_for(lambda: folder.status().step > 2 or begun(folder)(), process)
     os.killpg(process.pid, signal.SIGTERM)
-    process.join(30)
+    process.join(90)  # loaders that died may be waited for
     assert process.exitcode == 130, (folder.attempts()[0] / "log.txt").read_text()
     assert folder.status().state == "stopped"
 
