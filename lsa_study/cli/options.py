@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from lsa_study.config import study
 from lsa_study.config.contrast import check_contrast
+from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, good_seeds
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
@@ -39,13 +41,18 @@ def parse_seeds(text: str | None) -> list[int] | None:
         return None
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip(), re.ASCII)
+        if found is None:
             raise ConfigError(f"--seeds {text}: not seeds; write 0-2 or 0,3,5")
-        seeds += range(int(first), int(last if dash else first) + 1)
+        first, last = int(found[1]), int(found[2] or found[1])
+        seeds += range(first, min(last, first + MOST_SEEDS) + 1)
     if not seeds:
         raise ConfigError(f"--seeds {text}: holds no seed; write the smaller one first, as 0-2")
-    return list(dict.fromkeys(seeds))
+    seeds = list(dict.fromkeys(seeds))
+    if not good_seeds(seeds):
+        most = f"at most {MOST_SEEDS} seeds up to {MOST_SEED}"
+        raise ConfigError(f"--seeds {text}: too large; give {most}")
+    return seeds
 
 
 def load_all(

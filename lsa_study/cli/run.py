@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from lsa_study.cli import options as opt
 from lsa_study.cli.options import load_all
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
-from lsa_study.files import guard_output
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
+from lsa_study.terminal import Screen, guard_output
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
@@ -86,7 +85,7 @@ def run(
 
     guard_output(needed=False)
     loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
-    console = Console(soft_wrap=True)
+    console = Screen()
     summary = Queue(results, jobs=jobs, console=console).work(
         _asked_for(loaded), started=lambda: studies.remember(results, loaded, overrides or ())
     )
@@ -154,9 +153,9 @@ def status(
     if as_json:
         typer.echo(json.dumps(states.status_json(look()), indent=2))
     elif watch:
-        states.watch(look, results, Console())
+        states.watch(look, results, Screen())
     else:
-        Console().print(states.page(look(), results), soft_wrap=True)
+        Screen().print(states.page(look(), results), soft_wrap=True)
 
 
 def logs(
@@ -223,7 +222,7 @@ def retry(
         typer.echo(line)
     code = done.exit_code
     if done.local:
-        console = Console(soft_wrap=True)
+        console = Screen()
         code = max(code, Queue(results, jobs=jobs, console=console).work(done.local).exit_code)
     raise typer.Exit(code)
 

@@ -30,7 +30,7 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter
 
 from lsa_study import rundir
-from lsa_study.config import study, yaml
+from lsa_study.config import names, study, yaml
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError
@@ -82,8 +82,7 @@ class RunRef:
 def tiers_of(results: Path, tier: str | None) -> list[Tier]:
     """The tier asked for, else those that have runs."""
     if tier is not None:
-        if tier not in TIERS:
-            raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
+        study.check_tier(tier)
         return [name for name in TIERS if name == tier]
     return [name for name in TIERS if rundir.runs_folder(results, name).is_dir()]
 
@@ -101,10 +100,16 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
     if len(alike) == 1:
         return alike[0]
     if not alike:
-        known = ", ".join(run.name for run in runs[:5]) or "none"
-        raise ConfigError(f"{text}: no run under {results} begins so; there are: {known}")
+        raise ConfigError(f"{text}: no run under {results} begins so; {_alike(text, runs)}")
     names = ", ".join(run.name for run in alike[:5])
     raise ConfigError(f"{text}: {len(alike)} runs begin so; write more: {names}")
+
+
+def _alike(text: str, runs: Sequence[RunRef]) -> str:
+    """The run or study that a text may have meant, else the first runs."""
+    stems = {"-".join(run.name.split("-")[: text.count("-") + 1]) for run in runs}
+    close = names.nearest(text, [*stems, *study.ARTICLE])
+    return close if close.startswith("did") else names.nearest("", [r.name for r in runs[:5]])
 
 
 def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunRef]:
@@ -154,7 +159,8 @@ def _variants_of(name: str) -> set[str] | None:
         path = study.find_study(name)
     except ConfigError:
         return None
-    return set(yaml.read(path).data.get("variants", ()))
+    variants = yaml.read(path).data.get("variants")
+    return {names.short(row) for row in variants} if isinstance(variants, dict) else set()
 
 
 # -- launch records -----------------------------------------------------------------------------
