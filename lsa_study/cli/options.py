@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,31 @@ FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
-Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
 RESULTS = Path("results")
+
+
+def _meant(folder: Path) -> Path:
+    """Refuse a folder that is not there beside one whose name is nearly the same."""
+    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+    close = difflib.get_close_matches(folder.name, beside, n=1)
+    if close and not folder.exists():
+        hint = f"did you mean {folder.parent / close[0]}?"
+        raise ConfigError(f"--results {folder}: no such folder; {hint}")
+    return folder
+
+
+def _there(folder: Path) -> Path:
+    """Refuse a folder that is not there, unless nobody asked for it."""
+    if _meant(folder).is_dir() or folder == RESULTS:
+        return folder
+    raise ConfigError(f"--results {folder}: no such folder; give the one that lsa run has made")
+
+
+Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
+OldResults = Annotated[Path, typer.Option(help="folder of runs", callback=_there)]
+"""Of commands that only read it."""
+SomeResults = Annotated[Path, typer.Option(help="folder of runs, tables, plots", callback=_meant)]
+"""Of commands that write beside what they read, be it that nothing was run yet."""
 Confound = Annotated[
     list[str] | None, typer.Option(help="a setting that may differ too; the table gets a dagger")
 ]

@@ -140,7 +140,7 @@ def launch(
 def status(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     watch: Annotated[bool, typer.Option(help="show it anew until nothing is under way")] = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -160,7 +160,7 @@ def status(
 
 def logs(
     run: Annotated[str, typer.Argument(help="the beginning of a run's name or identity")],
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the run ends")] = False,
     rank: Annotated[int, typer.Option(min=0, help="which process")] = 0,
     attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
@@ -175,7 +175,7 @@ def logs(
 def track(
     run: Annotated[list[str], typer.Argument(metavar="RUN|STUDY...", help="or run folders")],
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the runs end")] = False,
     tracker: Annotated[
         str | None, typer.Option(help="tensorboard, wandb or trackio; else runtime.tracker")
@@ -200,7 +200,7 @@ def track(
 def retry(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     cause: Annotated[str | None, typer.Option(help="causes, such as oom-host,node")] = None,
     accumulate: Annotated[
         int | None, typer.Option(min=2, help="for oom: parts of a step; same effective batch")
@@ -230,7 +230,7 @@ def retry(
 def cancel(
     study: opt.Studies,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
     yes: opt.Yes = False,
 ) -> None:
@@ -246,7 +246,7 @@ def cancel(
 def gc(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
     yes: opt.Yes = False,
 ) -> None:

@@ -139,7 +139,7 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:
                 self.stop(event, f"*{event.anchor} stands for nothing written before; drop it")
-            value, number, deep = self.anchors[event.anchor]
+            value, number, deep = self.anchors[str(event.anchor)]
             self.values += number
         elif isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)

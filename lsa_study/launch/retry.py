@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lsa_study.config.names import nearest
 from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
@@ -42,7 +43,7 @@ def retry(
         EnvironmentLacks: SLURM is missing or refuses.
     """
     if unknown := [cause for cause in causes if cause not in CAUSES]:
-        raise ConfigError(f"--cause {unknown[0]}: no such cause; known: {', '.join(CAUSES)}")
+        raise ConfigError(f"--cause {unknown[0]}: no such cause; {nearest(unknown[0], CAUSES)}")
     done = Launched()
     rows = status(results, names, tier=tier)
     for one in sorted({row.tier for row in rows}):

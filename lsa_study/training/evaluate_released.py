@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lsa_study.config import study
+from lsa_study.config.names import nearest
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
 
@@ -46,8 +47,8 @@ def evaluate_weights(
     from lsa_study.training.evaluate import evaluate
 
     if source not in get_args(pretrained.Source):
-        known = ", ".join(get_args(pretrained.Source))
-        raise ConfigError(f"--source {source}: no such release; known: {known}")
+        hint = nearest(source, get_args(pretrained.Source))
+        raise ConfigError(f"--source {source}: no such release; {hint}")
     settings = _settings(name, root, image_size, crop_share)
     state = read_checkpoint(weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,9 +86,7 @@ def _settings(
     timms = timm.list_models(["swin_*", "volo_*"], exclude_filters=list(MODELS))
     known = [*MODELS, *TIMM_MODELS]
     if name not in (*known, *timms):
-        raise ConfigError(
-            f"{name}: no such network; known: {', '.join(known)}, and timm's Swins and VOLOs"
-        )
+        raise ConfigError(f"{name}: no such network; {nearest(name, [*known, *timms])}")
     own = timm.get_pretrained_cfg(TIMM_MODELS.get(name, name))
     asked = {
         "data.image_size": image_size or own.input_size[-1],
