@@ -35,7 +35,7 @@ Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Images = Annotated[int, Field(gt=0, le=1_000_000)]
 Limit = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Epochs = Annotated[float, Field(ge=0, le=100_000)]
-Rate = Annotated[float, Field(ge=0, le=1000)]
+Rate = Annotated[float, Field(ge=0, le=1e30)]
 Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
 
 

@@ -60,7 +60,7 @@ def read(path: Path) -> Document:
             raise ConfigError(f"{path}: is no file; give a text file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from None

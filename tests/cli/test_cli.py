@@ -51,7 +51,7 @@ def test_plan_as_json_has_the_promised_keys():
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["plan", "table99"], 2, "lsa: table99: no such study; known: all,"),
+        (["plan", "zzz"], 2, "lsa: zzz: no such study; known: all,"),
         (["plan", "table1", "--tier", "big"], 2, "no such tier; known: toy, proxy, paper"),
         (["plan", "table1", "--only", "zzz"], 2, "matches no variant of table1"),
         (["plan", "table1", "--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
