@@ -18,9 +18,21 @@ from lsa_study.errors import ConfigError
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]
 MaybeStudies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]")]
-Tier = Annotated[str, typer.Option(help="toy, proxy or paper")]
-MaybeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else all")]
-FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a study's first")]
+
+
+def _tier(tier: str | None) -> str | None:
+    if tier is not None:
+        study.check_tier(tier)
+    return tier
+
+
+Tier = Annotated[str, typer.Option(help="toy, proxy or paper", callback=_tier)]
+MaybeTier = Annotated[
+    str | None, typer.Option(help="toy, proxy or paper; else all", callback=_tier)
+]
+FirstTier = Annotated[
+    str | None, typer.Option(help="toy, proxy or paper; else a study's first", callback=_tier)
+]
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]

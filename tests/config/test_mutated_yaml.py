@@ -5,7 +5,6 @@ process. A few hundred are tried every time; ``pytest -m exhaustive`` tries all.
 """
 
 import contextlib
-import os
 import shutil
 import signal
 import sys
@@ -38,14 +37,18 @@ ODD = (
     "!!int abc", "!!timestamp abc", "!!binary abc", "!!set {a}", "!!omap [a: 1]", "!foo bar",
     "!!python/object:os.system {}", '"a\\0b"', '"\\e]0;x\\a"', '"\\uD800"', "*nothing", "&a [*a]",
     "&a {b: *a}", "[" * 900 + "]" * 900, "{a: " * 60 + "1" + "}" * 60, "<<", "{<<: {a: 1}}", "=",
-    "{? [a] : b}", "{1: 2}", "{true: 1}", "../../x", "/etc/passwd", "a/b", "~", "\u202ex", "é", "x" * 9000,
-    "[1, [2]]", "'{nothing}'", "'{'", "'{0.__class__}'", "99999999999999999999999", "1.0e+300",
-    "[0, 1]", "[1.0, 0.1]", "{kind: unified}", "[qk]", "swin", "all", "'*'", "|\n  x\n", "- x", "? x",
+    "{? [a] : b}", "{1: 2}", "{true: 1}", "../../x", "/etc/passwd", "a/b", "~", "\u202ex", "é",
+    "x" * 9000, "[1, [2]]", "'{nothing}'", "'{'", "'{0.__class__}'", "99999999999999999999999",
+    "1.0e+300", "[0, 1]", "[1.0, 0.1]", "{kind: unified}", "[qk]", "swin", "all", "'*'",
+    "|\n  x\n", "- x", "? x",
 )  # fmt: skip
-LINES = ("x: 1", "study: a", "\t- x", "---", "...", "%YAML 9.9", "\x00", "\x07", "\x85", "\ufeff",
-         "\u2028", "&b x", "tiers: []", "seeds: [true]", "seeds: []", "set: {model: 3}", "use: [x]",
-         "benchmark: /", "costs: .", "resources: {hours: .inf}", "notes: {a: '{a}'}", "}", "]", "'",
-         "factor: [model]", "<<: *a", "a: &z [z, z]\nb: &y [*z, *z]\nc: [*y, *y]")  # fmt: skip
+SIGNS = ("", ":", "[", "}", "&", "*", "#", "'", "-", "\t", "\x9b", "\ud800", "\u2028", "%", "!")
+LINES = (
+    "x: 1", "study: a", "\t- x", "---", "...", "%YAML 9.9", "\x00", "\x07", "\x85", "\ufeff",
+    "\u2028", "&b x", "tiers: []", "seeds: [true]", "seeds: []", "set: {model: 3}", "use: [x]",
+    "benchmark: /", "costs: .", "resources: {hours: .inf}", "notes: {a: '{a}'}", "}", "]", "'",
+    "factor: [model]", "<<: *a", "a: &z [z, z]\nb: &y [*z, *z]\nc: [*y, *y]",
+)  # fmt: skip
 
 
 def places(value, here=()):
@@ -95,22 +98,22 @@ def changed_text(draw, text):
     """A file with lines dropped, doubled, moved, bent, or odd ones put in; or its bytes changed."""
     lines = text.splitlines()
     for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, max(0, len(lines) - 1)))
-        what = draw(st.sampled_from(["drop", "double", "indent", "insert", "value", "bytes"]))
-        if what == "insert":
-            lines.insert(at, draw(st.sampled_from(LINES)))
-        elif lines and what == "drop":
-            del lines[at]
-        elif lines and what == "double":
-            lines.insert(at, draw(st.sampled_from(lines)))
-        elif lines and what == "indent":
-            lines[at] = draw(st.sampled_from([" ", "   ", "\t", "- "])) + lines[at]
-        elif lines and what == "value":
-            key, colon, _ = lines[at].partition(":")
-            lines[at] = f"{key}{colon} {draw(st.sampled_from(ODD))}"
-        elif lines:
-            cut = draw(st.integers(0, len(lines[at])))
-            lines[at] = lines[at][:cut] + draw(st.text(max_size=4)) + lines[at][cut + 1 :]
+        at = draw(st.integers(0, len(lines) - 1))
+        line, key = lines[at], lines[at].partition(":")[0]
+        cut = draw(st.integers(0, len(line)))
+        bent = [f"{line[:cut]}{sign}{line[cut + 1 :]}" for sign in SIGNS]
+        new = {
+            "drop": st.just([]),
+            "double": st.tuples(st.sampled_from(lines), st.just(line)),
+            "indent": st.tuples(
+                st.sampled_from([" " + line, "   " + line, f"\t{line}", f"- {line}"])
+            ),
+            "insert": st.tuples(st.sampled_from(LINES), st.just(line)),
+            "value": st.tuples(st.sampled_from([f"{key}: {odd}" for odd in ODD])),
+            "bend": st.tuples(st.sampled_from(bent)),
+        }
+        lines[at : at + 1] = draw(new[draw(st.sampled_from(sorted(new)))])
+        lines = lines or [""]
     content = "\n".join(lines).encode("utf-8", "surrogatepass")
     end = draw(st.sampled_from(["", "", "", "cut", "bom", "utf-16", "latin-1"]))
     if end == "cut":
