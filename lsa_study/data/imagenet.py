@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
+
+PARENT_POLL_SECONDS = 1.0
+"""A worker looks so often whether its parent is still there."""
 
 Key = tuple[tuple[int | str, ...], int]
 Decoded = tuple[Tensor, ...]
@@ -134,17 +139,20 @@ class ImagenetSets(Datasets):
         # second pass while one is under way has its own.
         if images in self._resting:
             loader, waiting = self._resting.pop(images)
+            waiting[:] = batches
+            decoded = iter(loader)
         else:
             fast_pil.routes()
-            waiting = []
+            waiting = batches
             loader = DataLoader(
                 images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
-                pin_memory=self.device.type == "cuda", worker_init_fn=_quiet_worker,
-                generator=torch.Generator(), persistent_workers=self.workers > 0,
+                pin_memory=self.device.type == "cuda", generator=torch.Generator(),
+                worker_init_fn=partial(_heed, os.getpid()), persistent_workers=self.workers > 0,
             )  # fmt: skip
-        waiting[:] = batches
+            with _signals_blocked():  # the workers, forked here, keep them blocked
+                decoded = iter(loader)
         try:
-            for parts in loader:
+            for parts in decoded:
                 yield tuple(part.to(self.device, non_blocking=True) for part in parts)
         except DataLacks as error:
             # A worker's error arrives wrapped in its traceback; its own message stands last.
@@ -156,8 +164,28 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _quiet_worker(_: int) -> None:
-    # These reach every process of the terminal or the job; only the main one may act on them.
-    # SIGTERM is left alone: it is how Python ends workers that it no longer needs.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    # These reach every process of the terminal or the job; only the main one may act on them. A
+    # worker that ends at any moment may hold a lock that the main process then waits for in vain.
+    reaching_all = (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+    )  # fmt: skip
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, reaching_all)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heed(parent: int, _: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent has ended, or asks by SIGTERM as torch and Python do."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_POLL_SECONDS)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)
