@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
+from lsa_kernels import pictures
 from lsa_study.config.settings import Settings
 from lsa_study.data import fast_pil, index, rng, shards, transforms
 from lsa_study.data.index import Listing
@@ -135,7 +136,9 @@ class ImagenetSets(Datasets):
         if images in self._resting:
             loader, waiting = self._resting.pop(images)
         else:
-            fast_pil.routes()
+            # Compiled and tried once, before processes are forked, for all of them.
+            fast_pil.decodes()
+            pictures.as_pillow()
             waiting = []
             loader = DataLoader(
                 images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
