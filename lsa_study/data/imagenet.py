@@ -38,13 +38,15 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
     Raises:
         DataLacks: folders, shards or images are missing or damaged.
     """
+    train: Listing
+    test: Listing
     if layout.kind == "folders":
-        train = Listing.of(index.find_in_folders(layout.train[0], None), None)
-        found = index.find_in_folders(layout.test[0], train.classes)
+        train = index.find_in_folders(layout.train[0], None).in_turn(None)
+        test = index.find_in_folders(layout.test[0], train.classes)
     else:
-        train = Listing.of(shards.find_in_parquet(layout.root / "train", layout.train), None)
-        found = shards.find_in_parquet(layout.root / "val", layout.test)
-    return train, Listing.of(found, train)
+        train = shards.find_in_parquet(layout.root / "train", layout.train).in_turn(None)
+        test = shards.find_in_parquet(layout.root / "val", layout.test)
+    return train, test.in_turn(train)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,7 @@ class ImagenetSets(Datasets):
         if tokens is not None and tokens.labels != "plain":
             names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
             maps = LabelMaps.find(
-                train.store.root.parent / "token_labels", names, num_classes=len(train.classes),
+                train.root.parent / "token_labels", names, num_classes=len(train.classes),
                 truth=tokens.labels == "maps_and_truth",
             )  # fmt: skip
             content = maps.content(names)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from lsa_study.data.index import Store, find_in_folders
+from lsa_study.data.index import Listing, find_in_folders
 from lsa_study.data.paths import DataLacks, layout_of_imagenet
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import replacing, writable
@@ -42,19 +42,17 @@ Image = tuple[str, int, bytes]
 
 
 @dataclass(frozen=True)
-class Table(Store):
+class Table(Listing):
     """Images in the row groups of parquet shards, read in any order by any process."""
 
     paths: tuple[Path, ...]
-    spots: Rows
-    """(N, 3): shard, row group, row in the group."""
 
     @override
-    def read(self, place: int) -> bytes:
+    def read(self, index: int) -> bytes:
         """An image of a row group, which is read whole for it."""
         import pyarrow as arrow
 
-        shard, group, row = self.spots[place].tolist()
+        shard, group, row = self.places[index].tolist()
         try:
             column = _opened(self.paths[shard], os.getpid()).read_row_group(
                 group, columns=["image.bytes"], use_threads=False
@@ -67,10 +65,10 @@ class Table(Store):
         return bytes(content)
 
     @override
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """Shard, row group and row, and the recorded name."""
-        shard, group, row = self.spots[place].tolist()
-        name = os.fsdecode(self.names[place])
+        shard, group, row = self.places[index].tolist()
+        name = os.fsdecode(self.names[index])
         return f"{self.paths[shard]}: row {row} of group {group} ({name})"
 
 
@@ -88,8 +86,8 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     Raises:
         DataLacks: a shard is damaged or has other columns, or a row has no path or label.
     """
-    spots: list[tuple[int, int, int]] = []
-    labels: list[Rows] = []
+    places: list[tuple[int, int, int]] = []
+    labels: list[int] = []
     names: list[str] = []
     for number, path in enumerate(paths):
         column, of_shard, sizes = read_columns(path, "path")
@@ -99,14 +97,17 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
                 f"{path}: some rows have no image.path or no label; the path gives the order of "
                 "images"
             )
-        spots += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
-        labels.append(of_shard)
+        places += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
+        labels += of_shard.tolist()
         # As folders have them: data set hubs append the class to the file's name.
-        named = (HUB_NAME.sub(r"\2/\1\3", name).split("/")[-2:] for name in recorded)
-        names += map("/".join, named)
-    encoded = np.array([os.fsencode(name) for name in names])
-    places = np.array(spots, np.int64).reshape(-1, 3)
-    return Table(root, encoded, np.concatenate(labels), None, paths, places)
+        parts = (HUB_NAME.sub(r"\2/\1\3", name).split("/")[-2:] for name in recorded)
+        names += map("/".join, parts)
+    named = sorted(dict(zip(labels, names, strict=True)).items())
+    classes = {n: name.split("/")[0] if "/" in name else str(n) for n, name in named}
+    return Table(
+        root, np.array([os.fsencode(name) for name in names]), np.array(labels, np.int64), classes,
+        np.array(places, np.int64).reshape(-1, 3), paths,
+    )  # fmt: skip
 
 
 def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:
@@ -177,11 +178,12 @@ def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
     if layout_of_imagenet(target) is not None:
         raise DataLacks(f"{target}/imagenet: holds ImageNet already; choose an empty folder")
     (target / "imagenet").mkdir(parents=True, exist_ok=True)
-    train = find_in_folders(layout.train[0], None)
+    train = find_in_folders(layout.train[0], None).in_turn(None)
+    val = find_in_folders(layout.test[0], train.classes).in_turn(train)
     total = 0
-    for split, found in (("train", train), ("val", find_in_folders(layout.test[0], train.classes))):
+    for split, found in (("train", train), ("val", val)):
 
-        def image(row: int, found: Store = found) -> Image:
+        def image(row: int, found: Listing = found) -> Image:
             try:
                 name = os.fsdecode(found.names[row])
                 return name, int(found.labels[row]), found.read(row)
