@@ -6,6 +6,7 @@ used, once in a process; where one pixel differs, or nothing can be compiled, Pi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import itertools
@@ -25,20 +26,19 @@ Box = tuple[int, int, int, int]
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
-def decode(file: Image.Image, content: bytes) -> Pixels | None:
-    """Decode a JPEG into (H, W, 3), or None where that is Pillow's to do.
+def decode(content: bytes) -> Pixels:
+    """Decode a picture into RGB (H, W, 3).
 
-    Args:
-        file: ``content`` as Pillow opened it, not yet loaded.
+    Raises:
+        OSError: it is damaged, or no picture at all.
     """
-    if file.format != "JPEG" or file.mode not in {"RGB", "L"} or not decodes():
-        return None
-    try:
-        pixels: Pixels = decode_jpeg(content, "RGB")
-    except ValueError:
-        # Damaged, or of an odd kind: Pillow decides, and reports it.
-        return None
-    return pixels
+    with Image.open(io.BytesIO(content)) as file:
+        if file.format == "JPEG" and file.mode in {"RGB", "L"} and decodes():
+            # Damaged, or of an odd kind: Pillow decides, and reports it.
+            with contextlib.suppress(ValueError):
+                pixels: Pixels = decode_jpeg(content, "RGB")
+                return pixels
+        return np.asarray(file.convert("RGB"))
 
 
 def resized_crop(pixels: Pixels, box: Box, size: tuple[int, int], filter_: int) -> Image.Image:
