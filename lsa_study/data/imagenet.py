@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,14 +19,15 @@ from lsa_study.config.settings import Settings
 from lsa_study.data import fast_pil, index, rng, shards, transforms
 from lsa_study.data.index import Listing
 from lsa_study.data.paths import DataLacks, Layout, imagenet
-from lsa_study.data.sampler import EpochSampler, MicroBatch
-from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels
+from lsa_study.data.sampler import EpochSampler
+from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested
 from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
 
-Key = tuple[tuple[int | str, ...], int]
+Wanted = tuple[tuple[int | str, ...], list[int]]
+"""Numbers of a batch's images; each is drawn for by the purpose and its number, nothing else."""
 Decoded = tuple[Tensor, ...]
 """Pixels (N, 3, size, size) and labels; where label maps are read, also maps and cuts."""
 
@@ -51,19 +52,20 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
 
 @dataclass(frozen=True, eq=False)
 class _Images(Dataset[Decoded]):
-    """Images by (purpose of the draw, number): the draws of an image depend on nothing else."""
+    """The images of a split, batch by batch."""
 
     listing: Listing
     transform: Compose
     size: int
     maps: LabelMaps | None = None
 
-    def __getitems__(self, keys: Sequence[Key]) -> Decoded:
+    def __getitems__(self, wanted: Wanted) -> Decoded:
         """A whole batch, each image written to its place."""
-        pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
+        purpose, numbers = wanted
+        pixels = torch.empty(len(numbers), CHANNELS, self.size, self.size, dtype=torch.uint8)
         placed: list[tuple[Tensor, Tensor]] = []
         with rng.seeded_global() as seed:
-            for out, (purpose, index) in zip(pixels.numpy(), keys, strict=True):
+            for out, index in zip(pixels.numpy(), numbers, strict=True):
                 seed(*purpose, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
@@ -77,7 +79,7 @@ class _Images(Dataset[Decoded]):
                     crop, flip = self.transform.transforms[:2]
                     cut = torch.tensor([*crop.box, float(flip.flipped)])
                     placed.append((self.maps.read(name), cut))
-        labels = torch.from_numpy(self.listing.labels[[index for _, index in keys]])
+        labels = torch.from_numpy(self.listing.labels[numbers])
         return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
 
@@ -94,9 +96,8 @@ class ImagenetSets(Datasets):
         if tokens is not None and tokens.labels != "plain":
             names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
             maps = LabelMaps.find(
-                train.root.parent / "token_labels", names, num_classes=len(train.classes),
-                truth=tokens.labels == "maps_and_truth",
-            )  # fmt: skip
+                train.root.parent / "token_labels", names, settings, train.classes
+            )
             content = maps.content(names)
         source = DatasetInfo(
             len(train.labels[: data.train_limit]), len(test.labels[: data.test_limit]),
@@ -107,32 +108,25 @@ class ImagenetSets(Datasets):
         self.workers, size = settings.runtime.workers, data.image_size
         self._train = _Images(train, transforms.training(settings, MEAN), size, maps)
         self._test = _Images(test, transforms.testing(settings), size)
-        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[list[Key]]]] = {}
+        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[Any]]] = {}
 
-    def _train_pixels(
-        self, epoch: EpochSampler
-    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
+    def _train_pixels(self, epoch: EpochSampler) -> Shares:
         shares, maps = list(epoch.shares()), self._train.maps
         purpose = (self.seed, "picture", epoch.epoch)
-        keys: list[list[Key]] = [
-            [(purpose, index) for index in share.indices.tolist()] for share in shares
-        ]
-        for share, parts in zip(shares, self._decode(self._train, keys), strict=True):
+        wanted: list[Wanted] = [(purpose, share.indices.tolist()) for share in shares]
+        for share, parts in zip(shares, self._decode(self._train, wanted), strict=True):
             pixels, labels, *placed = parts
             tokens = None
             if maps is not None:
-                labels, tokens = maps.targets(
-                    labels, *placed, image_size=self.image_size,
-                    smoothing=self.augment.label_smoothing,
-                )  # fmt: skip
+                labels, tokens = maps.targets(labels, *placed)
             yield share, pixels, labels, tokens
 
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        keys: list[list[Key]] = [[((), index) for index in n.tolist()] for n in rows]
-        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, keys), strict=True):
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
+        wanted: list[Wanted] = [((), numbers.tolist()) for numbers in rows]
+        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, wanted), strict=True):
             yield numbers, pixels, labels
 
-    def _decode(self, images: _Images, batches: list[list[Key]]) -> Iterator[Decoded]:
+    def _decode(self, images: _Images, batches: list[Wanted]) -> Iterator[Decoded]:
         # Workers stay from pass to pass and take the batches of the one at hand from a list; a
         # second pass while one is under way has its own.
         if images in self._resting:
@@ -143,7 +137,7 @@ class ImagenetSets(Datasets):
             pictures.as_pillow()
             waiting = []
             loader = DataLoader(
-                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
+                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=tuple,
                 pin_memory=self.device.type == "cuda", worker_init_fn=_quiet_worker,
                 generator=torch.Generator(), persistent_workers=self.workers > 0,
             )  # fmt: skip
@@ -155,10 +149,6 @@ class ImagenetSets(Datasets):
             # A worker's error arrives wrapped in its traceback; its own message stands last.
             raise DataLacks(str(error).rsplit("DataLacks: ", 1)[-1].strip()) from None
         self._resting[images] = loader, waiting
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _quiet_worker(_: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -71,10 +71,9 @@ class Listing:
             )
         labels = np.searchsorted(list(classes), self.labels)
         by_class = np.lexsort((self.names, labels))
-        starts = np.searchsorted(labels[by_class], np.arange(len(classes)))
-        turn = np.empty(len(labels), np.int64)
-        turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
-        rows = np.lexsort((self.names, labels, turn))
+        ordered = labels[by_class]
+        turn = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+        rows = by_class[np.lexsort((ordered, turn))]
         return replace(
             self, names=self.names[rows], labels=labels[rows], classes=classes,
             places=self.places[rows],
@@ -127,6 +126,11 @@ def find_in_folders(root: Path, classes: dict[int, str] | None) -> Listing:
     return Listing(root, encoded, np.array(labels, np.int64), classes, nowhere)
 
 
+def heads(contents: Iterable[bytes]) -> list[str | bytes]:
+    """Size and first 4 kB of each, for a fingerprint."""
+    return [part for content in contents for part in (str(len(content)), content[:4096])]
+
+
 def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
     """Hash all names, the size and first 4 kB of every thousandth image, and ``more``.
 
@@ -137,9 +141,7 @@ def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
     try:
         for listing in (train, test):
             content += [np.sort(listing.names)]
-            for index in range(0, len(listing.names), 1000):
-                encoded = listing.read(index)
-                content += [str(len(encoded)), encoded[:4096]]
+            content += heads(map(listing.read, range(0, len(listing.names), 1000)))
     except OSError as error:
         raise DataLacks(f"{train.root}: cannot be read ({error})") from error
     return rng.fingerprint("imagenet", *content, *more)
