@@ -7,18 +7,17 @@ their names, so a run gives the same batches from either.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import os
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -200,20 +199,15 @@ def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
     return total
 
 
-def main() -> int:
-    """Write shards, and say how many."""
-    parser = argparse.ArgumentParser(description="Write ImageNet's folders as parquet shards.")
-    parser.add_argument("source", type=Path, help="holds imagenet/{train,val}/<wnid>/")
-    parser.add_argument("target", type=Path, help="where imagenet/*.parquet are written")
-    given = parser.parse_args()
+def main(source: Path, target: Path) -> None:
+    """Write SOURCE/imagenet/{train,val}/<wnid>/ as parquet shards TARGET/imagenet/*.parquet."""
     try:
-        shards = write_shards(given.source, given.target)
+        shards = write_shards(source, target)
     except EnvironmentLacks as error:
-        sys.stderr.write(f"lsa: {error}\n")
-        return error.exit_code
-    sys.stdout.write(f"{shards} shards in {given.target / 'imagenet'}\n")
-    return 0
+        typer.echo(f"lsa: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    typer.echo(f"{shards} shards in {target / 'imagenet'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)
