@@ -71,10 +71,9 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def remove(run_dir: RunDir) -> None:
     """Remove the checkpoints of a run that has its result."""
-    for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
+    parts = run_dir.last_checkpoint.parent.glob("*.part")
+    for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint, *parts):
         path.unlink(missing_ok=True)
-    for part in run_dir.last_checkpoint.parent.glob("*.part"):
-        part.unlink(missing_ok=True)
 
 
 def need_space(run_dir: RunDir, checkpoint_bytes: int) -> None:
