@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,38 +15,21 @@ from torchvision.transforms import Compose
 
 from lsa_kernels import pictures
 from lsa_study.config.settings import Settings
-from lsa_study.data import fast_pil, index, rng, shards, transforms
+from lsa_study.data import fast_pil, index, rng, transforms
 from lsa_study.data.index import Listing
-from lsa_study.data.paths import DataLacks, Layout, imagenet
+from lsa_study.data.paths import DataLacks, imagenet
 from lsa_study.data.sampler import EpochSampler
 from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested
+from lsa_study.data.shards import listings
 from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
 
 Wanted = tuple[tuple[int | str, ...], list[int]]
-"""Numbers of a batch's images; each is drawn for by the purpose and its number, nothing else."""
+"""A purpose and a batch's numbers: an image's draws depend on the purpose and its number alone."""
 Decoded = tuple[Tensor, ...]
 """Pixels (N, 3, size, size) and labels; where label maps are read, also maps and cuts."""
-
-
-@lru_cache(maxsize=1)
-def listings(layout: Layout) -> tuple[Listing, Listing]:
-    """List the training and the test images, whatever their layout.
-
-    Raises:
-        DataLacks: folders, shards or images are missing or damaged.
-    """
-    train: Listing
-    test: Listing
-    if layout.kind == "folders":
-        train = index.find_in_folders(layout.train[0], None).in_turn(None)
-        test = index.find_in_folders(layout.test[0], train.classes)
-    else:
-        train = shards.find_in_parquet(layout.root / "train", layout.train).in_turn(None)
-        test = shards.find_in_parquet(layout.root / "val", layout.test)
-    return train, test.in_turn(train)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lsa_study.data.index import Listing, find_in_folders
-from lsa_study.data.paths import DataLacks, layout_of_imagenet
+from lsa_study.data.paths import DataLacks, Layout, layout_of_imagenet
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import replacing, writable
 
@@ -109,6 +109,20 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1)
+def listings(layout: Layout) -> tuple[Listing, Listing]:
+    """List the training and the test images, whatever their layout.
+
+    Raises:
+        DataLacks: folders, shards or images are missing or damaged.
+    """
+    if layout.kind == "folders":
+        folders = find_in_folders(layout.train[0], None).in_turn(None)
+        return folders, find_in_folders(layout.test[0], folders.classes).in_turn(folders)
+    train = find_in_parquet(layout.root / "train", layout.train).in_turn(None)
+    return train, find_in_parquet(layout.root / "val", layout.test).in_turn(train)
+
+
 def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:
     """Read a file in the layout of data set hubs: columns image (bytes and path) and label.
 
@@ -177,10 +191,8 @@ def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
     if layout_of_imagenet(target) is not None:
         raise DataLacks(f"{target}/imagenet: holds ImageNet already; choose an empty folder")
     (target / "imagenet").mkdir(parents=True, exist_ok=True)
-    train = find_in_folders(layout.train[0], None).in_turn(None)
-    val = find_in_folders(layout.test[0], train.classes).in_turn(train)
     total = 0
-    for split, found in (("train", train), ("val", val)):
+    for split, found in zip(("train", "val"), listings(layout), strict=True):
 
         def image(row: int, found: Listing = found) -> Image:
             try:

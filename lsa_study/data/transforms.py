@@ -18,7 +18,6 @@ from lsa_study.data.augment import pictorial
 from lsa_study.data.sets import Pixels
 
 CUBIC = transforms.InterpolationMode.BICUBIC
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def whole(content: bytes) -> Image.Image:
@@ -43,7 +42,7 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc
         like = torch.empty(3, rows, columns, device="meta")
         top, left, height, width = self.get_params(like, self.scale, self.ratio)
         self.box = left / columns, top / rows, (left + width) / columns, (top + height) / rows
-        filter_ = FILTERS[random.choice(self.interpolation).value]
+        filter_ = Image.Resampling[random.choice(self.interpolation).name]
         return fast_pil.resized_crop(pixels, (left, top, width, height), self.size, filter_)
 
 
