@@ -8,7 +8,6 @@ It covers the whole picture; an image shows a box of it.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +24,6 @@ from lsa_study.data.paths import DataLacks
 
 TOKEN_PIXELS = 16
 """Pixels per side of the image that one of VOLO's tokens stands for."""
-
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class LabelMaps:
         path = self.root / _beside(name)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except UNREADABLE as error:
+        except Exception as error:  # torch raises a dozen kinds, by where the damage is
             # Its kind only: of a file that holds more than tensors, torch invites to trust it.
             kind = type(error).__name__
             raise DataLacks(
