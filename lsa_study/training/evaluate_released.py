@@ -81,15 +81,14 @@ def _settings(
             f"{name}: no such network; known: {', '.join(known)}, and timm's Swins and VOLOs"
         )
     own = timm.get_pretrained_cfg(TIMM_MODELS.get(name, name))
-    asked = {
-        "data.image_size": image_size or own.input_size[-1],
-        "evaluation.crop_share": own.crop_pct if crop_share is None else crop_share,
+    overrides = [
+        f"data.image_size={image_size or own.input_size[-1]}",
+        f"evaluation.crop_share={own.crop_pct if crop_share is None else crop_share}",
         # Not for training: the images under train only name the classes.
-        "data.train_limit": 1,
-        "runtime.workers": min(8, len(os.sched_getaffinity(0))),
-    }
-    overrides = [f"{key}={value}" for key, value in asked.items()]
-    overrides += [f"data.root={root}"] if root else []
+        "data.train_limit=1",
+        f"runtime.workers={min(8, len(os.sched_getaffinity(0)))}",
+        *([f"data.root={root}"] if root else []),
+    ]
     loaded = study.load_study("table1", tier="paper", only="swin", overrides=overrides)
     return loaded.variants["swin"]
 
