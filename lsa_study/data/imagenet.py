@@ -6,9 +6,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
+from lsa_kernels import pictures
 from lsa_study.config.settings import Settings
-from lsa_study.data import fast_pil, index, rng, shards, transforms
+from lsa_study.data import fast_pil, index, rng, transforms
 from lsa_study.data.index import Listing
-from lsa_study.data.paths import DataLacks, Layout, imagenet
-from lsa_study.data.sampler import EpochSampler, MicroBatch
-from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels
+from lsa_study.data.paths import DataLacks, imagenet
+from lsa_study.data.sampler import EpochSampler
+from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested
+from lsa_study.data.shards import listings
 from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
@@ -30,42 +32,28 @@ STD: Pixels = (0.229, 0.224, 0.225)
 PARENT_POLL_SECONDS = 1.0
 """A worker looks so often whether its parent is still there."""
 
-Key = tuple[tuple[int | str, ...], int]
+Wanted = tuple[tuple[int | str, ...], list[int]]
+"""A purpose and a batch's numbers: an image's draws depend on the purpose and its number alone."""
 Decoded = tuple[Tensor, ...]
 """Pixels (N, 3, size, size) and labels; where label maps are read, also maps and cuts."""
 
 
-@lru_cache(maxsize=1)
-def listings(layout: Layout) -> tuple[Listing, Listing]:
-    """List the training and the test images, whatever their layout.
-
-    Raises:
-        DataLacks: folders, shards or images are missing or damaged.
-    """
-    if layout.kind == "folders":
-        train = Listing.of(index.find_in_folders(layout.train[0], None), None)
-        found = index.find_in_folders(layout.test[0], train.classes)
-    else:
-        train = Listing.of(shards.find_in_parquet(layout.root / "train", layout.train), None)
-        found = shards.find_in_parquet(layout.root / "val", layout.test)
-    return train, Listing.of(found, train)
-
-
 @dataclass(frozen=True, eq=False)
 class _Images(Dataset[Decoded]):
-    """Images by (purpose of the draw, number): the draws of an image depend on nothing else."""
+    """The images of a split, batch by batch."""
 
     listing: Listing
     transform: Compose
     size: int
     maps: LabelMaps | None = None
 
-    def __getitems__(self, keys: Sequence[Key]) -> Decoded:
+    def __getitems__(self, wanted: Wanted) -> Decoded:
         """A whole batch, each image written to its place."""
-        pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
+        purpose, numbers = wanted
+        pixels = torch.empty(len(numbers), CHANNELS, self.size, self.size, dtype=torch.uint8)
         placed: list[tuple[Tensor, Tensor]] = []
         with rng.seeded_global() as seed:
-            for out, (purpose, index) in zip(pixels.numpy(), keys, strict=True):
+            for out, index in zip(pixels.numpy(), numbers, strict=True):
                 seed(*purpose, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
@@ -79,7 +67,7 @@ class _Images(Dataset[Decoded]):
                     crop, flip = self.transform.transforms[:2]
                     cut = torch.tensor([*crop.box, float(flip.flipped)])
                     placed.append((self.maps.read(name), cut))
-        labels = torch.from_numpy(self.listing.labels[[index for _, index in keys]])
+        labels = torch.from_numpy(self.listing.labels[numbers])
         return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
 
@@ -96,9 +84,8 @@ class ImagenetSets(Datasets):
         if tokens is not None and tokens.labels != "plain":
             names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
             maps = LabelMaps.find(
-                train.store.root.parent / "token_labels", names, num_classes=len(train.classes),
-                truth=tokens.labels == "maps_and_truth",
-            )  # fmt: skip
+                train.root.parent / "token_labels", names, settings, train.classes
+            )
             content = maps.content(names)
         source = DatasetInfo(
             len(train.labels[: data.train_limit]), len(test.labels[: data.test_limit]),
@@ -109,32 +96,25 @@ class ImagenetSets(Datasets):
         self.workers, size = settings.runtime.workers, data.image_size
         self._train = _Images(train, transforms.training(settings, MEAN), size, maps)
         self._test = _Images(test, transforms.testing(settings), size)
-        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[list[Key]]]] = {}
+        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[Any]]] = {}
 
-    def _train_pixels(
-        self, epoch: EpochSampler
-    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
+    def _train_pixels(self, epoch: EpochSampler) -> Shares:
         shares, maps = list(epoch.shares()), self._train.maps
         purpose = (self.seed, "picture", epoch.epoch)
-        keys: list[list[Key]] = [
-            [(purpose, index) for index in share.indices.tolist()] for share in shares
-        ]
-        for share, parts in zip(shares, self._decode(self._train, keys), strict=True):
+        wanted: list[Wanted] = [(purpose, share.indices.tolist()) for share in shares]
+        for share, parts in zip(shares, self._decode(self._train, wanted), strict=True):
             pixels, labels, *placed = parts
             tokens = None
             if maps is not None:
-                labels, tokens = maps.targets(
-                    labels, *placed, image_size=self.image_size,
-                    smoothing=self.augment.label_smoothing,
-                )  # fmt: skip
+                labels, tokens = maps.targets(labels, *placed)
             yield share, pixels, labels, tokens
 
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        keys: list[list[Key]] = [[((), index) for index in n.tolist()] for n in rows]
-        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, keys), strict=True):
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
+        wanted: list[Wanted] = [((), numbers.tolist()) for numbers in rows]
+        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, wanted), strict=True):
             yield numbers, pixels, labels
 
-    def _decode(self, images: _Images, batches: list[list[Key]]) -> Iterator[Decoded]:
+    def _decode(self, images: _Images, batches: list[Wanted]) -> Iterator[Decoded]:
         # Workers stay from pass to pass and take the batches of the one at hand from a list; a
         # second pass while one is under way has its own.
         if images in self._resting:
@@ -142,10 +122,12 @@ class ImagenetSets(Datasets):
             waiting[:] = batches
             decoded = iter(loader)
         else:
-            fast_pil.routes()
+            # Compiled and tried once, before processes are forked, for all of them.
+            fast_pil.decodes()
+            pictures.as_pillow()
             waiting = batches
             loader = DataLoader(
-                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
+                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=tuple,
                 pin_memory=self.device.type == "cuda", generator=torch.Generator(),
                 worker_init_fn=partial(_heed, os.getpid()), persistent_workers=self.workers > 0,
             )  # fmt: skip
@@ -158,10 +140,6 @@ class ImagenetSets(Datasets):
             # A worker's error arrives wrapped in its traceback; its own message stands last.
             raise DataLacks(str(error).rsplit("DataLacks: ", 1)[-1].strip()) from None
         self._resting[images] = loader, waiting
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 @contextlib.contextmanager
@@ -179,6 +157,9 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _heed(parent: int, _: int) -> None:
+    if not hasattr(signal, "sigtimedwait"):  # macOS: SIGTERM ends the worker as it comes
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

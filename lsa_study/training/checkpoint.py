@@ -23,6 +23,10 @@ from lsa_study.rundir import RunDir
 
 KEPT = 3
 """Checkpoints that must fit on the disk: the last, the one before, and the one being written."""
+TORN = (
+    OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile
+)  # fmt: skip
+"""What reading a checkpoint raises that was cut or damaged."""
 
 
 def save(run_dir: RunDir, state: dict[str, Any]) -> None:
@@ -42,17 +46,11 @@ def save(run_dir: RunDir, state: dict[str, Any]) -> None:
 def load(run_dir: RunDir) -> dict[str, Any] | None:
     """Read the last whole checkpoint; None where there is none."""
     for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
-        try:
+        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
             # torch itself does not compare the checksums it writes.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                continue
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError,
-                zipfile.BadZipFile):  # fmt: skip
-            continue
-        return state
+            if archive.testzip() is None:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                return state
     return None
 
 
@@ -71,10 +69,9 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def remove(run_dir: RunDir) -> None:
     """Remove the checkpoints of a run that has its result."""
-    for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
+    parts = run_dir.last_checkpoint.parent.glob("*.part")
+    for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint, *parts):
         path.unlink(missing_ok=True)
-    for part in run_dir.last_checkpoint.parent.glob("*.part"):
-        part.unlink(missing_ok=True)
 
 
 def need_space(run_dir: RunDir, checkpoint_bytes: int) -> None:

@@ -22,7 +22,6 @@ from lsa_study.record import Attempt, Facts, Outcome, Result
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Distributed
-from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
 from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
@@ -117,9 +116,6 @@ class _Attempt:
                 )
             if ranks.first:
                 checkpoint.save_weights(self.run_dir.weights, loop.final_weights())
-                bits = self._report().bits
-                assert bits is not None
-                self.run_dir.write_correct(bits.numpy())
             return self._end("done", None)
 
     def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
@@ -178,15 +174,13 @@ class _Attempt:
         self.progress = loop.progress
         return loop
 
-    def _report(self) -> Report:
-        best = self.settings.evaluation.epoch == "best"
-        return self.progress.best if best else self.progress.last
-
     def _end(self, outcome: Outcome, reason: str | None) -> str:
         if not self.ranks.first:
             return outcome
         run_dir, at, done = self.run_dir, self.progress, outcome == "done"
-        report = self._report()
+        report = at.best if self.settings.evaluation.epoch == "best" else at.last
+        if done and report.bits is not None:
+            run_dir.write_correct(report.bits.numpy())
         run_dir.write_result(
             Result(
                 **dict(self.facts),

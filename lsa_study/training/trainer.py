@@ -90,11 +90,8 @@ class Trainer:
         self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device
         self.progress = Progress(fingerprint=sets.source.fingerprint)
         self.steps = self._plan().steps
-        self.stepper = Stepper(
-            self.settings, model.to(self.device), ranks, device=self.device, steps=self.steps
-        )
+        self.stepper = Stepper(self.settings, model.to(self.device), ranks, steps=self.steps)
         self._unread: list[tuple[int, Tensor]] = []
-        self._noted = self._saved = time.monotonic()
 
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: weights, two moments, averaged and best weights."""
