@@ -136,6 +136,11 @@ def _elsa(op: Any, inputs: Shape, output: Shape) -> Products:
     return raw, pixels * taps * channels * (1 + ghosts)
 
 
+def _conv(conv: Any, inputs: Shape, output: Shape) -> Products:
+    inner = conv.in_channels // conv.groups
+    return math.prod(output) * inner * math.prod(conv.kernel_size), 0
+
+
 def _depthwise(op: Any, inputs: Shape, output: Shape) -> Products:
     """Filters that all pixels of an image share."""
     return math.prod(output) * op.kernel_size**2, 0
@@ -156,14 +161,11 @@ def _outlook(op: Any, inputs: Shape, output: Shape) -> Products:
 
 FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     nn.Linear: lambda linear, _, output: (math.prod(output) * linear.in_features, 0),
-    nn.Conv2d: lambda conv, _, output: (
-        math.prod(output) * conv.in_channels // conv.groups * math.prod(conv.kernel_size),
-        0,
-    ),
+    nn.Conv2d: _conv,
     ops.UnifiedSpatialOp: _unified,
     ops.ELSA: _elsa,
     ops.DwConv: _depthwise,
-    ops.DepthwiseConv: _depthwise,
+    ops.DepthwiseConv: _conv,
     ops.DynamicDwConv: _depthwise,
     # Combined with the channels' filters, then applied.
     ops.DDF: lambda op, _, output: (0, 2 * math.prod(output) * op.kernel_size**2),

@@ -12,13 +12,7 @@ import lsa_kernels
 from lsa_kernels import Eq4Inputs
 from lsa_study.ops import reference
 from lsa_study.ops import unfold as unfolded
-from lsa_study.ops.checks import (
-    Size,
-    check_attention,
-    check_filters,
-    check_implementation,
-    sides,
-)
+from lsa_study.ops.checks import Size, check_attention, check_filters, check_implementation, sides
 from lsa_study.ops.reference import filter_norm as filter_norm
 from lsa_study.vocabulary import Application, Border, Norm
 
@@ -65,7 +59,23 @@ def spatial_attention(
     check_attention(x, norm, application, size, shift, border)
     scale = v.shape[-1] ** -0.5 if scale is None else scale
     if application == "neighboring":
-        return _neighboring(x, norm, sides(size)[0], border, scale, implementation)
+        side, _ = sides(size)
+        check_implementation(implementation)
+        if implementation in KERNELS and _takes(
+            implementation, lsa_kernels.why_not_neighboring(*x[:6], size=side)
+        ):
+            return lsa_kernels.neighboring_attention(
+                q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
+                size=side, border=border, scale=scale,
+            )  # fmt: skip
+        if implementation == "sdc" and border != "mask":
+            raise ValueError(
+                f"implementation='sdc' excludes pixels outside the map, border={border!r} does "
+                "not; give border='mask'"
+            )
+        ways = {"reference": reference.neighboring, "unfold": unfolded.unfold}
+        way = ways.get(implementation, unfolded.sliding_chunks)
+        return way(x, norm, side, border, scale)
     known = "windows; give auto, reference or fused"
     check_implementation(implementation, ("unfold", "sdc"), known)
     height, width = v.shape[2:4]
@@ -133,26 +143,6 @@ def window_by_sdpa(x: Eq4Inputs, size: Size, excluded: Tensor | None, scale: flo
     return reference.from_windows(out, size, height, width)
 
 
-def _neighboring(
-    x: Eq4Inputs, norm: str, size: int, border: str, scale: float, implementation: str
-) -> Tensor:
-    check_implementation(implementation)
-    if implementation in KERNELS and _takes(
-        implementation, lsa_kernels.why_not_neighboring(*x[:6], size=size)
-    ):
-        return lsa_kernels.neighboring_attention(
-            *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk, norm=norm,
-            size=size, border=border, scale=scale,
-        )  # fmt: skip
-    if implementation == "sdc" and border != "mask":
-        raise ValueError(
-            f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "
-            "give border='mask'"
-        )
-    ways = {"reference": reference.neighboring, "unfold": unfolded.unfold}
-    return ways.get(implementation, unfolded.sliding_chunks)(x, norm, size, border, scale)
-
-
 def apply_filters(
     values: Tensor, filters: Tensor, *, ghost_mul: Tensor | None = None,
     ghost_add: Tensor | None = None, kernel_size: int, implementation: str = "auto",
@@ -203,9 +193,7 @@ def static_filters(values: Tensor, filters: Tensor) -> Tensor:
 
 def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, implementation: str) -> Tensor:
     """A convolution of channels-last maps (B, H, W, C) in groups, of the same size out."""
-    if implementation in ("auto", "fused") and not lsa_kernels.why_not_grouped_conv(
-        x, weight, bias
-    ):
+    if implementation in KERNELS and not lsa_kernels.why_not_grouped_conv(x, weight, bias):
         return lsa_kernels.grouped_conv(x, weight, bias)
     channels, width, size = weight.shape[:3]
     maps = F.conv2d(
