@@ -137,18 +137,14 @@ def load_official(
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    problems = [
-        f"{problem}: {', '.join(names)}"
-        for problem, names in (
-            ("they lack", [name for name in own if name not in state]),
-            ("nothing here takes", [name for name in state if name not in own]),
-            ("shapes differ", differ),
-        )
-        if names
-    ]
-    if problems:
+    problems = {
+        "they lack": [name for name in own if name not in state],
+        "nothing here takes": [name for name in state if name not in own],
+        "shapes differ": differ,
+    }
+    if found := [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]:
         what = f"{source} weights for {type(module).__name__}"
-        raise ValueError(f"{what} do not fit: {'; '.join(problems)}")
+        raise ValueError(f"{what} do not fit: {'; '.join(found)}")
     module.load_state_dict(state)
 
 
