@@ -25,7 +25,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lsa_study.config.contrast import differing
 from lsa_study.config.settings import Settings
 from lsa_study.models.registry import from_settings
 from lsa_study.models.volo import Volo, VoloSize
@@ -75,7 +74,7 @@ def inactive_options(variants: Mapping[str, Settings]) -> list[str]:
     found = []
     for one, other in itertools.combinations(built, 2):
         # How an operator is computed does not change what is computed.
-        differ = differing(variants[one], variants[other]).keys() - {"model.op.implementation"}
+        differ = variants[one].differing(variants[other]).keys() - {"model.op.implementation"}
         for option in ("backbone", "op", "drop_path"):
             changes = sorted(key for key in differ if key.startswith(f"model.{option}"))
             if changes and not built[one].shows(option, built[other]):
