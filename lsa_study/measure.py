@@ -182,9 +182,6 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
 FREE = (nn.LayerNorm, _BatchNorm, ChannelFilterNorm)
 """Parts with parameters whose cost the convention leaves out."""
 
-
-# -- the kernels, for torch's counter ------------------------------------------------------------
-
 FLOPS_PER_PRODUCT = 2
 
 

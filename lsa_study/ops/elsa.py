@@ -14,8 +14,6 @@ from lsa_study.ops.checks import check_heads, check_maps, check_odd
 from lsa_study.ops.functional import apply_filters, grouped_conv
 from lsa_study.ops.reference import neighboring_weights
 
-GHOST_ADD_STD = 0.02
-
 
 class ELSA(nn.Module):
     r"""Hadamard attention over every pixel's neighborhood, its heads expanded by the ghost head.
@@ -107,7 +105,7 @@ class ELSA(nn.Module):
             if mul is not None:
                 mul.normal_()
             if add is not None:
-                nn.init.trunc_normal_(add, std=GHOST_ADD_STD)
+                nn.init.trunc_normal_(add, std=0.02)
 
     def _ghost_matrices(self) -> tuple[Tensor | None, Tensor | None]:
         """The two matrices, (C, K, K) each, as views of the parameter; None where absent."""

@@ -59,10 +59,6 @@ def normalise(logits: Tensor, norm: str, size: Size, excluded: Tensor | None = N
     gain = GAIN / math.sqrt(math.prod(sides(size)))
     if excluded is None:
         return filter_norm(logits, dim=-1, gain=gain)
-    return _filter_norm_of_some(logits, excluded, gain)
-
-
-def _filter_norm_of_some(logits: Tensor, excluded: Tensor, gain: float) -> Tensor:
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     kept = (~excluded).to(wide.dtype).expand_as(wide)
     count = kept.sum(-1, keepdim=True)
@@ -122,9 +118,7 @@ def from_windows(x: Tensor, size: Size, height: int, width: int) -> Tensor:
     return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, height, width, depth)
 
 
-def window(
-    x: Eq4Inputs, norm: str, size: Size, excluded: Tensor | None, scale: float
-) -> Tensor:  # fmt: skip
+def window(x: Eq4Inputs, norm: str, size: Size, excluded: Tensor | None, scale: float) -> Tensor:
     """The definition for shared windows of a map that is rolled and padded already.
 
     ``excluded`` is what ``shift_bands`` gives for it.
@@ -175,9 +169,7 @@ def outside(height: int, width: int, size: int, device: torch.device | None = No
     return neighbors(inside, size)[0, 0, :, :, 0] == 0
 
 
-def neighboring_weights(
-    x: Eq4Inputs, norm: str, size: int, border: str, scale: float
-) -> Tensor:  # fmt: skip
+def neighboring_weights(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """Weights of every pixel's area, (B, h, H, W, T)."""
     q, k, v, rel_k, rel_q, rel_bias, use_qk = x
     batch, _, height, width, _ = v.shape

@@ -14,8 +14,6 @@ from lsa_study.ops.functional import rolled_window, spatial_attention
 from lsa_study.ops.reference import shift_bands
 from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm
 
-TABLE_STD = 0.02
-
 
 class UnifiedSpatialOp(nn.Module):
     r"""One point of the article's Eq. 4, between an input and an output projection.
@@ -85,7 +83,7 @@ class UnifiedSpatialOp(nn.Module):
                 bound = table.shape[-1] ** -0.5
                 nn.init.uniform_(table, -bound, bound)
             else:
-                nn.init.trunc_normal_(table, std=TABLE_STD)
+                nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
