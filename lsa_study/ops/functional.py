@@ -59,23 +59,7 @@ def spatial_attention(
     check_attention(x, norm, application, size, shift, border)
     scale = v.shape[-1] ** -0.5 if scale is None else scale
     if application == "neighboring":
-        side, _ = sides(size)
-        check_implementation(implementation)
-        if implementation in KERNELS and _takes(
-            implementation, lsa_kernels.why_not_neighboring(*x[:6], size=side)
-        ):
-            return lsa_kernels.neighboring_attention(
-                q, k, v, rel_k=rel_k, rel_q=rel_q, rel_bias=rel_bias, use_qk=use_qk, norm=norm,
-                size=side, border=border, scale=scale,
-            )  # fmt: skip
-        if implementation == "sdc" and border != "mask":
-            raise ValueError(
-                f"implementation='sdc' excludes pixels outside the map, border={border!r} does "
-                "not; give border='mask'"
-            )
-        ways = {"reference": reference.neighboring, "unfold": unfolded.unfold}
-        way = ways.get(implementation, unfolded.sliding_chunks)
-        return way(x, norm, side, border, scale)
+        return _neighboring(x, norm, sides(size)[0], border, scale, implementation)
     known = "windows; give auto, reference or fused"
     check_implementation(implementation, ("unfold", "sdc"), known)
     height, width = v.shape[2:4]
@@ -141,6 +125,26 @@ def window_by_sdpa(x: Eq4Inputs, size: Size, excluded: Tensor | None, scale: flo
     assert tiles.k is not None
     out = F.scaled_dot_product_attention(tiles.q, tiles.k, tiles.v, attn_mask=mask, scale=scale)
     return reference.from_windows(out, size, height, width)
+
+
+def _neighboring(
+    x: Eq4Inputs, norm: str, size: int, border: str, scale: float, implementation: str
+) -> Tensor:
+    check_implementation(implementation)
+    if implementation in KERNELS and _takes(
+        implementation, lsa_kernels.why_not_neighboring(*x[:6], size=size)
+    ):
+        return lsa_kernels.neighboring_attention(
+            *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk, norm=norm,
+            size=size, border=border, scale=scale,
+        )  # fmt: skip
+    if implementation == "sdc" and border != "mask":
+        raise ValueError(
+            f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "
+            "give border='mask'"
+        )
+    ways = {"reference": reference.neighboring, "unfold": unfolded.unfold}
+    return ways.get(implementation, unfolded.sliding_chunks)(x, norm, size, border, scale)
 
 
 def apply_filters(
