@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import io
 import json
 import os
+import re
 import socket
 import time
 import zipfile
@@ -97,11 +97,9 @@ class RunDir:
             EnvironmentLacks: the folder cannot be written.
         """
         if (self.root / "config.yaml").exists():
-            found = self.settings()
-            if found.science() == settings.science():
+            differ = self.settings().differing(settings)
+            if not differ:
                 return
-            one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
-            differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
             raise Refused(
                 f"{self.root}: holds another run ({', '.join(differ)} differ); "
                 "choose another --results folder, or move this one away"
@@ -157,8 +155,6 @@ class RunDir:
             return Settings.model_validate(document["settings"])
         except ValidationError:
             raise self._no_config() from None
-
-    # -- who writes ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def owned(self, job: str | None = None) -> Iterator[int]:
@@ -230,8 +226,6 @@ class RunDir:
         """Record what an attempt runs on."""
         write_json(self.attempt_folder(attempt) / "environment.json", environment.as_json())
 
-    # -- state --------------------------------------------------------------------------------
-
     def status(self) -> Status:
         """The run's state as its writer last reported it; ``waiting`` before, or if damaged."""
         found = self._record(Status, self.root / "status.json")
@@ -246,8 +240,8 @@ class RunDir:
         self, state: State, *, cause: str | None = None, message: str | None = None
     ) -> None:
         """Replace the state that another process left; what is not given stays as it is."""
-        given = {"cause": cause, "message": message}
-        update = {"state": state} | {key: text for key, text in given.items() if text is not None}
+        given = {"state": state, "cause": cause, "message": message}
+        update = {key: text for key, text in given.items() if text is not None}
         self.write_status(self.status().model_copy(update=update))
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
@@ -319,19 +313,11 @@ class RunDir:
 def _array(content: bytes) -> npt.NDArray[Any]:
     import numpy as np
 
-    start = content.index(b"\n", 10) + 1
-    return np.frombuffer(content, _dtype(content[:start]), offset=start)
-
-
-@functools.cache
-def _dtype(header: bytes) -> np.dtype[Any]:
-    # NumPy evaluates Python to read one, most of the time of np.load; those of all runs are equal.
-    from numpy.lib import format as npy
-
-    file = io.BytesIO(header)
-    if npy.read_magic(file) != (1, 0):
-        raise ValueError("not the version that NumPy writes for arrays of numbers")
-    return npy.read_array_header_1_0(file)[2]
+    # NumPy evaluates Python to read a header, which takes most of the time of np.load.
+    kind = re.match(rb"\x93NUMPY\x01.{3}\{'descr': '([<|][iu]\d)'", content, re.DOTALL)
+    if kind is None:
+        raise ValueError("not an array of whole numbers")
+    return np.frombuffer(content, kind[1].decode(), offset=content.index(b"\n", 10) + 1)
 
 
 def runs_folder(results: Path, tier: str) -> Path:

@@ -37,7 +37,7 @@ def test_settings_come_back_as_they_were(folder, run):
 def test_another_run_is_refused(folder, run):
     folder.create(run.settings, variant=run.variant)
     other = study.load_study("table1", only="swin", overrides=["train.epochs=3"]).runs()[0]
-    with pytest.raises(Refused, match=r"holds another run \(train differ\)"):
+    with pytest.raises(Refused, match=r"holds another run \(train\.epochs differ\)"):
         folder.create(other.settings, variant="swin")
 
 
