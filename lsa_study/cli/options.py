@@ -85,21 +85,19 @@ class Selection:
         return loaded
 
 
-@dataclass(frozen=True)
-class AtFirstTier(Selection):
-    """The same, where a study without ``--tier`` is read at its first."""
-
-    tier: FirstTier = None
-
-
 def selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a ``Selection`` in place of its first parameter."""
-    first, *own = inspect.signature(command, eval_str=True).parameters.values()
-    shared = inspect.signature(first.annotation, eval_str=True).parameters
+    """Give a command the options of a ``Selection``, its first parameter, before its own.
+
+    One that it has itself, by the same name, stands in the place of the shared one.
+    """
+    shared = inspect.signature(Selection, eval_str=True).parameters
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    every = {**shared, **{one.name: one for one in own}}
 
     @functools.wraps(command)
     def parsed(**given: Any) -> None:
-        command(first.annotation(**{name: given.pop(name) for name in shared}), **given)
+        chosen = Selection(**{name: given[name] for name in shared})
+        command(chosen, **{one.name: given[one.name] for one in own})
 
-    vars(parsed)["__signature__"] = inspect.Signature([*shared.values(), *own])
+    vars(parsed)["__signature__"] = inspect.Signature([*every.values()])
     return parsed

@@ -10,12 +10,13 @@ import typer
 
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
-from lsa_study.cli.options import AtFirstTier, Selection, selecting
+from lsa_study.cli.options import Selection, selecting
 
 
 @selecting
 def table(
-    chosen: AtFirstTier,
+    chosen: Selection,
+    tier: opt.FirstTier = None,
     allow_confound: opt.Confound = None,
     check: Annotated[
         bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections import Counter
@@ -137,9 +138,7 @@ def status(
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
 
-    def look() -> list[states.RunStatus]:
-        return states.status(results, study or [], tier=tier)
-
+    look = functools.partial(states.status, results, study or [], tier=tier)
     if as_json:
         typer.echo(json.dumps(states.status_json(look()), indent=2))
     elif watch:
@@ -243,10 +242,10 @@ def gc(
     """Move old job files, and failed runs of the named studies, to .trash."""
     from lsa_study.launch.cancel import gc as clear
 
-    def confirm(question: str) -> bool:
-        return not dry_run and (yes or typer.confirm(question))
-
-    for path in clear(results, study or [], confirm=confirm, tier=tier):
+    moved = clear(
+        results, study or [], confirm=lambda q: not dry_run and (yes or typer.confirm(q)), tier=tier
+    )
+    for path in moved:
         typer.echo(path)
 
 
