@@ -24,11 +24,10 @@ def table(
 ) -> None:
     """Write the tables of finished runs (csv, tex, md, json) and print them."""
     from lsa_study.analysis import formats
-    from lsa_study.analysis.check import check_tables
 
     loaded = chosen.load(allow_confound, recall=True)
     if check:
-        differing = check_tables(loaded, chosen.results)
+        differing = formats.check_tables(loaded, chosen.results)
         for line in differing:
             typer.echo(line)
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
