@@ -66,7 +66,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         number = re.match(r"[+−-]?\d+(\.\d+)?", text)
         return number.group().replace("−", "-") if number else ""
 
-    environment.globals.update(zip=zip, signed=signed, behind=behind, sort_key=sort_key)
+    environment.globals.update(zip=zip, signed=signed, behind=_behind, sort_key=sort_key)
     return environment.get_template("report.html.j2").render(
         tier=tier,
         meaning=MEANING[tier],
@@ -83,7 +83,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     )
 
 
-def behind(row: Row, title: str) -> list[str]:
+def _behind(row: Row, title: str) -> list[str]:
     """What is shown on hover and focus over a row's cell: the runs that it rests on."""
     if title == "Acc@1 (%)":
         lines = []
