@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -43,20 +43,21 @@ class RunRecord(Result):
         assert self.acc1 is not None
         return self.acc1
 
+    @property
+    def code(self) -> str:
+        """The commit that ran, such as ``0123456789 with local changes``, or ``unknown``."""
+        changed = " with local changes" * bool(self.dirty)
+        return "unknown" if self.commit is None else f"{self.commit[:10]}{changed}"
 
-def _dtypes() -> dict[str, str]:
-    numeric = {int: "Int64", float: "float64", bool: "boolean"}
-    found = {}
-    for name, column, _ in RunRecord.facts():
-        hint = get_type_hints(RunRecord)[name]
-        kinds = (numeric[kind] for kind in (hint, *get_args(hint)) if kind in numeric)
-        found[column] = next(kinds, "object")
+
+NUMERIC = {int: "Int64", float: "float64", bool: "boolean"}
+DTYPES = {
+    column: next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
+    for name, column, _ in RunRecord.facts()
+    for hint in [get_type_hints(RunRecord)[name]]
     # Neither has a column: one came later, the others have one each.
-    del found["start"], found["settings"]
-    return found
-
-
-DTYPES = _dtypes()
+    if name not in ("start", "settings")
+}
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
 SETTINGS_DTYPES = {
@@ -85,8 +86,7 @@ class Collected:
 
     def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
         """The runs with these identities that have ended, by identity."""
-        every = self._every
-        return {identity: every[identity] for identity in identities if identity in every}
+        return {one: self._every[one] for one in identities if one in self._every}
 
     @cached_property
     def _every(self) -> dict[str, RunRecord]:
@@ -128,7 +128,7 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
             if result is not None and facts.get(identity) != _facts_of(result):
                 fresh.append(reader.record(run, identity, result))
         except ConfigError as error:
-            broken.append(_first_line(error))
+            broken.append(str(error))
     if fresh:
         runs = _typed(pd.DataFrame(fresh, dtype=object))
         kept = known[~known.index.isin(runs.index)]
@@ -165,7 +165,8 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
         fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
         kept = _typed(found[fits["schema"] & fits["tier"]])
     except (OSError, ValueError, TypeError, OverflowError) as error:
-        broken.append(f"{path}: is unreadable ({_first_line(error)}); run folders alone count")
+        reason = str(error).partition("\n")[0]
+        broken.append(f"{path}: is unreadable ({reason}); run folders alone count")
         return empty
     for name, fit in fits.items():
         if not fit.all():
@@ -186,16 +187,16 @@ def _typed(runs: pd.DataFrame) -> pd.DataFrame:
     return typed.set_index("identity", drop=False).rename_axis("key")
 
 
+@dataclass
 class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
     OWN_LINES = re.compile(r"^(?:identity|start|variant|  seed):.*\n", re.MULTILINE)
 
-    def __init__(self, tier: str, broken: list[str]) -> None:
-        self.tier = tier
-        self.broken = broken
-        self.parsed: dict[str, dict[str, Any]] = {}
+    tier: str
+    broken: list[str]
+    parsed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
         """The run's columns.
@@ -203,25 +204,21 @@ class _Reader:
         Raises:
             ConfigError: the folder does not hold this run, or not in this tier and schema.
         """
-        if result.identity != identity:
-            raise ConfigError(
-                f"{run.root}: its result is of run {result.identity}; "
-                "give the folder its own name back"
-            )
-        if result.schema_version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{run.root}: was made by schema {result.schema_version}, this is {SCHEMA_VERSION}"
-            )
         needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
-        if missing := [f"{name} = None" for name in needed if getattr(result, name) is None]:
-            raise ConfigError(
-                f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
-            )
-        settings = self.settings(run)
-        if (tier := settings.get("settings.tier")) != self.tier:
-            raise ConfigError(
-                f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
-            )
+        missing = [f"{name} = None" for name in needed if getattr(result, name) is None]
+        settings, schema = self.settings(run), result.schema_version
+        tier = settings.get("settings.tier")
+        for wrong, problem in (
+            (
+                result.identity != identity,
+                f"its result is of run {result.identity}; give the folder its own name back",
+            ),
+            (schema != SCHEMA_VERSION, f"was made by schema {schema}, this is {SCHEMA_VERSION}"),
+            (missing, f"its result holds {', '.join(missing)}; move it away, run it again"),
+            (tier != self.tier, f"is of tier {tier}, this is {self.tier}; move it to its own"),
+        ):
+            if wrong:
+                raise ConfigError(f"{run.root}: {problem}")
         bits = None
         try:
             bits = run.correct(result.test_images) if result.outcome == "done" else None
@@ -248,7 +245,3 @@ class _Reader:
                 for key, value in flatten(nested, "settings.").items()
             }
         return self.parsed[common]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -43,7 +43,7 @@ def accuracies(values, base=None):
         run_of(seed, [1]).model_copy(update={"acc1": value, "correct_count": None})
         for seed, value in values.items()
     ]
-    return Row("row", "Row", {}, "base", tuple(values), tuple(runs), ArticleRow(), base=base)
+    return Row("row", "Row", {}, "base", tuple(runs), ArticleRow(), base=base)
 
 
 def test_differences_are_paired_by_seed_over_the_shared_ones():
@@ -59,10 +59,11 @@ def test_differences_are_paired_by_seed_over_the_shared_ones():
 
 def test_rows_without_a_common_seed_are_not_compared():
     base = accuracies({0: 80.0})
-    assert accuracies({1: 80.0}, base).contrast is None
-    assert accuracies({0: 81.0}, base).contrast is not None
-    assert base.contrast is None
-    assert compare(base.done, ()) is None
+    assert accuracies({1: 80.0}, base).contrast.seeds == ()
+    assert accuracies({0: 81.0}, base).contrast.seeds == (0,)
+    assert base.contrast.seeds == ()
+    none = compare(base.done, ())
+    assert (none.seeds, none.difference.mean, none.p, none.by_image) == ((), None, None, None)
 
 
 def test_one_seed_or_equal_differences_have_no_p():
