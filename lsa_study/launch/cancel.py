@@ -67,7 +67,10 @@ def _cancel(
     rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: dict[str, list[str]]
 ) -> None:
     # Noted first: a job that starts just now, or is put back by somebody, reads it and leaves.
-    records.note_cancelled([row.identity for row in rows])
+    for row in rows:
+        mark = records.cancelled(row.identity)
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
     jobs = [row.job for row in rows if row.job is not None]
     in_hand = scheduler.queue({array.user for array in records.arrays()}) if jobs else {}
     under_way = [job for job in jobs if job in in_hand and not in_hand[job].pending]

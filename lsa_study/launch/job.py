@@ -26,11 +26,11 @@ from lsa_study.errors import LsaError, Refused
 from lsa_study.files import guard_output
 from lsa_study.launch import process, scheduler
 from lsa_study.launch.records import (
+    EQUAL_FAILURES,
     IDLE_LIVES,
     LIFE_MARK,
-    Failure,
     LaunchFolder,
-    equal_failures,
+    error_of,
     identity_of,
 )
 from lsa_study.record import OUTCOMES, State
@@ -106,7 +106,7 @@ class RunTask:
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         run = RunDir(Path(self.folder))
         life = _Life(run, context, stop)
-        if life.records.cancelled(life.identity):
+        if life.records.cancelled(life.identity).exists():
             return "stopped"
         if context.rank > 0:
             return training.train(run, stop=stop, console=Console(soft_wrap=True))
@@ -193,7 +193,7 @@ class _Life:
             self.run.change_state(state, cause=cause, message=message)
 
     def _stopped(self) -> str:
-        if self.records.cancelled(self.identity):
+        if self.records.cancelled(self.identity).exists():
             cause = "cancelled"
         elif self.stop.signal is not signal.SIGUSR2:
             cause = "preempted"
@@ -223,28 +223,29 @@ class _Life:
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
         status = self.run.status()
-        cause, message = status.cause or "bug", status.message
+        cause = status.cause or "bug"
         if status.state != "failed":
             # Training could not even write that it failed.
-            cause, message = "disk", "the disk is full"
-            self._change_state("failed", cause, message)
+            cause = "disk"
+            self._change_state("failed", cause, "the disk is full")
         self._end(cause)
-        if (failure := Failure.of(self.run, cause, message or cause)) is not None:
-            with contextlib.suppress(OSError, LsaError):
-                self.records.note_failure(failure)
-                equal = equal_failures(self.records.failures())
-                if equal and self.records.held() is None:
-                    self._hold_rest(equal)
+        with contextlib.suppress(OSError, LsaError):
+            self._hold_rest()
         sys.exit(scheduler.DISK_EXIT_CODE if cause == "disk" else 1)
 
-    def _hold_rest(self, equal: list[Failure]) -> None:
-        """Hold the rest of the queue: the next run would die of the same error too."""
-        mine = {array.job for array in self.records.arrays()}
+    def _hold_rest(self) -> None:
+        """Hold the rest of the queue if so many died of this error that the next would too."""
+        if (error := error_of(self.run)) is None or self.records.held() is not None:
+            return
+        arrays, folder = self.records.arrays(), self.run.root.parent
+        queued = {name: array.created for array in arrays for name in array.runs}
+        equal = [n for n, since in queued.items() if error_of(RunDir(folder / n), since) == error]
+        if len(equal) < EQUAL_FAILURES:
+            return
         waiting = [scheduler.array_of(job.job) for job in scheduler.queue().values() if job.pending]
-        held = [array for array in waiting if array in mine]
-        if held:
+        if held := [job for job in waiting if job in {array.job for array in arrays}]:
             self.records.note_held({
-                "message": equal[-1].message, "runs": [one.run for one in equal],
+                "message": self.run.status().message, "runs": equal,
                 "count": len(held), "arrays": sorted(set(held)),
             })  # fmt: skip
             scheduler.order("hold", sorted(set(held)))

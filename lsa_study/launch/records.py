@@ -1,12 +1,11 @@
 """What is on disk of runs: their folders, found by name, and what launching left beside them.
 
-Under ``results/<tier>/launch/`` lie arrays, lives and failures:
+Under ``results/<tier>/launch/`` lie arrays and lives:
 
 ``<key>/array.json``        one submission: its runs by array index, its job; written before it is
                             submitted, so that a launcher that dies in between loses nothing
 ``<key>/``                  beside it submitit's files and the output of the jobs
 ``lives/<identity>.jsonl``  how often a run was started, where, and why each life ended
-``failures/<identity>.json``  the error a run died with, so that equal errors can be counted
 ``cancelled/<identity>``    the user does not want this run any more, whatever its job does
 ``held.json``               why the rest of the queue was stopped
 
@@ -17,15 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -218,44 +215,27 @@ class Life:
         return self.ended_at is None or self.ended_at > self.begun_at
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The error that a run died with."""
+def error_of(run: RunDir, since: float = 0.0) -> str | None:
+    """The error that ended a run, if the next run may well die of it too; equal for equal errors.
 
-    run: str
-    signature: str
-    """Equal for runs that died of the same error."""
-    message: str
+    Errors are the same if their lines of code are, and their messages but for the run's name and
+    numbers, such as of processes and bytes.
 
-    @classmethod
-    def of(cls, run: RunDir, cause: str | None, message: str) -> Self | None:
-        """Of a run that has just failed; None if its cause says nothing about the next run.
-
-        Errors are the same if their lines of code are, and their messages but for the run's name
-        and numbers, such as of processes and bytes.
-        """
-        if cause not in OWN_FAULTS:
-            return None
-        trace: list[str] = []
-        if attempts := run.attempts():
-            with contextlib.suppress(OSError):
-                log = (attempts[-1] / "log.txt").read_text("utf-8", "replace")
-                _, begun, tail = log.rpartition("Traceback ")
-                trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
-        plain = message.replace(str(run.root), "").replace(run.root.name, "")
-        plain = re.sub(r"\d+", "0", plain)
-        signature = hashlib.sha256(repr((plain, trace)).encode()).hexdigest()[:16]
-        return cls(run.root.name, signature, message)
-
-
-def equal_failures(failures: Sequence[Failure]) -> list[Failure]:
-    """Those of one error, if they are so many that the next run would die of it too."""
-    counts = Counter(failure.signature for failure in failures)
-    most, count = counts.most_common(1)[0] if counts else ("", 0)
-    return [one for one in failures if one.signature == most] * (count >= EQUAL_FAILURES)
-
-
-Record = TypeVar("Record", Array, Failure)
+    Args:
+        since: what is older does not count, in seconds since 1970.
+    """
+    status = run.status()
+    late = (status.heartbeat or 0.0) >= since
+    if status.state != "failed" or status.cause not in OWN_FAULTS or not late:
+        return None
+    trace: list[str] = []
+    for attempt in run.attempts()[-1:]:
+        with contextlib.suppress(OSError):
+            log = (attempt / "log.txt").read_text("utf-8", "replace")
+            _, begun, tail = log.rpartition("Traceback ")
+            trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
+    plain = (status.message or "").replace(str(run.root), "").replace(run.root.name, "")
+    return repr((re.sub(r"\d+", "0", plain), trace))
 
 
 @dataclass(frozen=True)
@@ -304,7 +284,10 @@ class LaunchFolder:
         Args:
             queue: where to find the jobs of those whose launcher died before it noted them.
         """
-        found = self._all(Array, "*/array.json")
+        found: list[Array] = []
+        for path in sorted(self.root.glob("*/array.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(TypeAdapter(Array).validate_json(path.read_bytes()))
         jobs = {job.comment: array_of(job.job) for job in (queue or {}).values()}
         for place, array in enumerate(found):
             job = jobs.get(COMMENT_PREFIX + array.key)
@@ -312,14 +295,6 @@ class LaunchFolder:
                 found[place] = replace(array, job=job)
                 self.write(found[place])
         return sorted(found, key=lambda array: (array.created, array.key))
-
-    def _all(self, kind: type[Record], pattern: str) -> list[Record]:
-        """The records in files of JSON; damaged ones are left out."""
-        found, adapter = [], TypeAdapter(kind)
-        for path in sorted(self.root.glob(pattern)):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(adapter.validate_json(path.read_bytes()))
-        return found
 
     def output_of(self, array: Array, job: str, rank: int = 0) -> Path:
         """The file that one process of a job prints into."""
@@ -351,29 +326,9 @@ class LaunchFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def failures(self) -> list[Failure]:
-        """The errors that runs died with and that nobody has looked after yet."""
-        return self._all(Failure, "failures/*.json")
-
-    def note_failure(self, failure: Failure) -> None:
-        """Record a run's error."""
-        write_json(self._made("failures") / f"{identity_of(failure.run)}.json", asdict(failure))
-
-    def forget(self, identities: Sequence[str]) -> None:
-        """Drop the errors of runs that are queued again, and that they were cancelled."""
-        for identity in identities:
-            (self.root / "failures" / f"{identity}.json").unlink(missing_ok=True)
-            (self.root / "cancelled" / identity).unlink(missing_ok=True)
-
-    def cancelled(self, identity: str) -> bool:
-        """Whether the user cancelled the run since it was last queued."""
-        return (self.root / "cancelled" / identity).exists()
-
-    def note_cancelled(self, identities: Sequence[str]) -> None:
-        """Record that runs are not wanted any more."""
-        folder = self._made("cancelled")
-        for identity in identities:
-            (folder / identity).touch()
+    def cancelled(self, identity: str) -> Path:
+        """The file that is there from when the user cancels a run until it is queued again."""
+        return self.root / "cancelled" / identity
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""

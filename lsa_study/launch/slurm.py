@@ -276,8 +276,8 @@ class _Launcher:
         folders = [self._folder(run) for run in runs]
         for run, folder in zip(runs, folders, strict=True):
             folder.create(run.settings, variant=run.variant, start=run.start)
+            self.records.cancelled(run.identity).unlink(missing_ok=True)
         self.records.write(array)
-        self.records.forget([run.identity for run in runs])
         try:
             jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
         except (FailedJobError, FailedSubmissionError) as error:

@@ -239,7 +239,7 @@ def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
         attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1,
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
-    writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity)
+    writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity).exists()
     row = judge(row, writer, job, age, cancelled=cancelled)
     return row if row.state == "running" else replace(row, eta_seconds=None)
 

@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from submitit.core.utils import DelayedSubmission
 
 from lsa_study.config import study
 from lsa_study.launch.job import JobContext, RunTask
-from lsa_study.launch.records import Failure
+from lsa_study.launch.records import error_of
 from lsa_study.launch.scheduler import SlurmJob, plain_words
 from lsa_study.launch.status import Job, RunStatus, judge
 from lsa_study.rundir import RunDir
@@ -73,9 +74,9 @@ def test_the_first_signal_counts(number):
 TRACE = 'Traceback (most recent call last):\n  File "loop.py", line {line}, in _step\n'
 
 
-def test_equal_errors_have_equal_signatures(tmp_path):
+def test_equal_errors_are_the_same(tmp_path):
     """The run's own name does not make two errors different; another line of code does."""
-    signatures = []
+    errors = []
     for run, line in zip(
         study.load_study("table1", only="net1,net2,net3").runs(), (7, 7, 8), strict=True
     ):
@@ -83,9 +84,13 @@ def test_equal_errors_have_equal_signatures(tmp_path):
         folder.create(run.settings, variant=run.variant)
         with folder.owned() as attempt:
             (folder.attempt_folder(attempt) / "log.txt").write_text(TRACE.format(line=line))
-        failure = Failure.of(folder, "bug", f"{folder.root}: KeyError 'rel_pos'")
-        signatures.append(failure.signature)
-    assert signatures[0] == signatures[1] != signatures[2]
+        message = f"{folder.root}: KeyError 'rel_pos'"
+        folder.change_state("failed", cause="bug", message=message)
+        errors.append(error_of(folder))
+    assert errors[0] == errors[1] != errors[2]
+    assert error_of(folder, since=time.time() + 1) is None, "it was queued again since"
+    folder.change_state("failed", cause="node")
+    assert error_of(folder) is None, "the next run may meet a better node"
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,6 @@ def test_equal_errors_hold_the_rest(site, trial, tmp_path):
     trial.wishes(sbatch={"hold": True})
     assert trial.retry("data").count == 3
     assert trial.records.held() is None
-    assert trial.records.failures() == []
     assert {identity_of(row.name) for row in trial.status().values()} == {
         run.identity for run in failing(trial, tmp_path, 5)
     }
