@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -129,8 +129,7 @@ def launch(
         "nice": nice, "throttle": throttle,
     }  # fmt: skip
     site_settings = sites.read_cluster(site, flags)
-    mode: Any = "dry-run" if dry_run else "submit"
-    launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
+    launched = slurm.launch(_asked_for(loaded), results, site_settings, dry_run=dry_run)
     if not dry_run:
         studies.remember(results, loaded, overrides or ())
     for line in (*launched.scripts, *launched.lines()):
@@ -238,8 +237,7 @@ def cancel(
     """Stop runs: what runs saves first."""
     from lsa_study.launch.cancel import cancel as stop
 
-    how: Any = "now" if now else "save"
-    done = stop(results, study, how=how, confirm=lambda q: yes or typer.confirm(q), tier=tier)
+    done = stop(results, study, now=now, confirm=lambda q: yes or typer.confirm(q), tier=tier)
     for what, runs in done.items():
         typer.echo(f"{len(runs)} {what}")
 

@@ -32,7 +32,8 @@ from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, writable, write_json
-from lsa_study.launch.scheduler import SlurmJob, array_of
+from lsa_study.launch import scheduler
+from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
 
 INTERRUPTED = "interrupted"
@@ -60,7 +61,7 @@ def identity_of(name: str) -> str:
     return name.rsplit("-", 1)[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunRef:
     """A run folder and what its name says."""
 
@@ -209,11 +210,6 @@ class Life:
     """How it ended: an outcome, preempted, timeout, cancelled, node, lost, or a failure's cause."""
     ended_at: list[int] | None = None
 
-    @property
-    def gained(self) -> bool:
-        """Whether it moved the run on, as far as is known."""
-        return self.ended_at is None or self.ended_at > self.begun_at
-
 
 def error_of(run: RunDir, since: float = 0.0) -> str | None:
     """The error that ended a run, if the next run may well die of it too; equal for equal errors.
@@ -278,23 +274,31 @@ class LaunchFolder:
         folder = self._made(array.key)
         write_json(folder / "array.json", TypeAdapter(Array).dump_python(array, mode="json"))
 
-    def arrays(self, queue: Mapping[str, SlurmJob] | None = None) -> list[Array]:
-        """All submissions, oldest first; damaged records are left out.
-
-        Args:
-            queue: where to find the jobs of those whose launcher died before it noted them.
-        """
+    def arrays(self) -> list[Array]:
+        """All submissions, oldest first; damaged records are left out."""
         found: list[Array] = []
         for path in sorted(self.root.glob("*/array.json")):
             with contextlib.suppress(OSError, ValueError):
                 found.append(TypeAdapter(Array).validate_json(path.read_bytes()))
-        jobs = {job.comment: array_of(job.job) for job in (queue or {}).values()}
-        for place, array in enumerate(found):
+        return sorted(found, key=lambda array: (array.created, array.key))
+
+    def in_hand(self) -> tuple[list[Array], dict[str, SlurmJob]]:
+        """All submissions, and the jobs of their users that have not ended, by job id.
+
+        Notes the jobs of submissions whose launcher died before it could.
+
+        Raises:
+            Rejected: SLURM does not answer.
+        """
+        arrays = self.arrays()
+        queue = scheduler.queue({array.user for array in arrays})
+        jobs = {job.comment: scheduler.array_of(job.job) for job in queue.values()}
+        for place, array in enumerate(arrays):
             job = jobs.get(COMMENT_PREFIX + array.key)
             if array.job is None and job is not None:
-                found[place] = replace(array, job=job)
-                self.write(found[place])
-        return sorted(found, key=lambda array: (array.created, array.key))
+                arrays[place] = replace(array, job=job)
+                self.write(arrays[place])
+        return arrays, queue
 
     def output_of(self, array: Array, job: str, rank: int = 0) -> Path:
         """The file that one process of a job prints into."""
@@ -317,7 +321,8 @@ class LaunchFolder:
     def idle(self, identity: str) -> bool:
         """Whether the last ``IDLE_LIVES`` of a run gained nothing."""
         last = self.lives(identity)[-IDLE_LIVES:]
-        return len(last) == IDLE_LIVES and not any(life.gained for life in last)
+        still = [life.ended_at is not None and life.ended_at <= life.begun_at for life in last]
+        return len(last) == IDLE_LIVES and all(still)
 
     def note_life(self, identity: str, facts: Mapping[str, Any]) -> None:
         """Append to a run's lives; ``job`` and ``restart`` say which one is meant."""

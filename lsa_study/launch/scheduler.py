@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,13 +138,11 @@ def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
                 index = facts["ArrayTaskId"]
                 job = f"{facts['ArrayJobId']}_{index}" if index else facts["JobId"]
                 found[job] = SlurmJob(job, facts["JobState"], exit_code=facts["ExitCode"])
-    missing = sorted({array_of(job) for job in wanted - found.keys()})
-    command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
-    with contextlib.suppress(Rejected):
-        for part in _parts(missing):
-            asked = ("--format", "JobID,State,ExitCode", "--jobs", ",".join(part))
-            for line in call(*command, *asked).splitlines():
-                job, state, code = line.split("|")
+    if missing := ",".join(sorted({array_of(job) for job in wanted - found.keys()})):
+        command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
+        with contextlib.suppress(Rejected):
+            told = call(*command, "--format", "JobID,State,ExitCode", "--jobs", missing)
+            for job, state, code in (line.split("|") for line in told.splitlines()):
                 # "CANCELLED by 1000"
                 found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], exit_code=code))
     return {job: end for job, end in found.items() if job in wanted}
@@ -248,14 +246,9 @@ def cancel(jobs: Sequence[str], *options: str) -> None:
     Raises:
         Rejected: the controller does not answer, or one may not.
     """
-    for part in _parts(jobs):
+    for start in range(0, len(jobs), CALL_SIZE):
         try:
-            call("scancel", *options, *part)
+            call("scancel", *options, *jobs[start : start + CALL_SIZE])
         except Rejected as error:
             if re.search(SILENT + "|denied", str(error)):
                 raise
-
-
-def _parts(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), CALL_SIZE):
-        yield items[start : start + CALL_SIZE]

@@ -6,6 +6,7 @@ launch submits only what the first could not.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import getpass
 import os
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -82,40 +83,34 @@ def launch(
     results: Path,
     cluster: Cluster,
     *,
-    mode: Literal["submit", "dry-run"] = "submit",
+    dry_run: bool = False,
     again: bool = False,
-    launched: Launched | None = None,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
 
     Args:
         runs: as ``study.distinct`` gives them.
         results: on a disk that the nodes see.
-        mode: submit; or dry-run, which writes and queues nothing and fills ``scripts``.
+        dry_run: write and queue nothing, but fill ``scripts``.
         again: whether runs that failed of their own fault are tried again.
-        launched: what was done before with the same command; it is added to.
 
     Raises:
         EnvironmentLacks: there is no SLURM here, the data are missing, or SLURM refuses all of it.
     """
-    if mode not in ("submit", "dry-run"):
-        raise ValueError(f"mode={mode!r}: give submit or dry-run")
     for command in ("sbatch", "srun", "squeue", "scontrol"):
         if shutil.which(command) is None:
             raise EnvironmentLacks(
                 f"launch needs SLURM: {command} is not on PATH here. "
                 "On a login node, load it; on this machine use lsa run"
             )
-    launched = launched or Launched()
+    launched = Launched()
     for tier in sorted({run.settings.tier for run in runs}):
-        launcher = _Launcher(results.absolute(), tier, cluster, launched)
+        records = LaunchFolder.of(results.absolute(), tier)
         of_tier = [run for run in runs if run.settings.tier == tier]
-        if mode == "dry-run":
-            launcher.try_out(launcher.missing(of_tier, again))
-            continue
-        with launcher.records.lock():
+        with contextlib.nullcontext() if dry_run else records.lock():
+            launcher = _Launcher(results.absolute(), tier, cluster, launched)
             if missing := launcher.missing(of_tier, again):
-                launcher.submit(missing)
+                (launcher.try_out if dry_run else launcher.submit)(missing)
     if launched.left and not launched.queued:
         raise EnvironmentLacks(launched.refusal or "SLURM took nothing")
     return launched
@@ -128,27 +123,34 @@ class _Launcher:
         self.results, self.cluster, self.launched = results, cluster, launched
         self.records = LaunchFolder.of(results, tier)
         self.existing = rundir.existing(results, tier)
+        arrays, queue = self.records.in_hand()
+        self.in_hand = len(queue)
+        """Jobs of earlier launches."""
+        self.jobs = {
+            identity: job
+            for array in arrays
+            for identity, job in array.jobs().items()
+            if job in queue
+        }
+        """Those of runs of this tier, by identity; what is queued is added."""
+        active = {scheduler.array_of(job) for job in queue}
+        self.previous = next((one.job for one in reversed(arrays) if one.job in active), None)
+        """The newest array that SLURM has in hand."""
 
     def missing(self, runs: list[RunSpec], again: bool) -> list[RunSpec]:
         """Of the runs, those to queue, in order."""
-        self.jobs = scheduler.queue({array.user for array in self.records.arrays()})
-        in_queue = {
-            identity
-            for array in self.records.arrays(self.jobs)
-            for identity, job in array.jobs().items()
-            if job in self.jobs
-        }
         missing = []
         for run in runs:
-            reason = _why_not(self.existing.get(run.identity), run.identity in in_queue, again)
+            reason = _why_not(self.existing.get(run.identity), run.identity in self.jobs, again)
             if reason is None:
                 missing.append(run)
             else:
                 self.launched.skipped.setdefault(reason, []).append(run.name)
         if not again:
-            need_starts(missing, self.existing, in_queue | {run.identity for run in missing})
+            need_starts(missing, self.existing, {*self.jobs, *(run.identity for run in missing)})
         by_identity = {run.identity: run for run in missing}
-        return sorted(missing, key=lambda run: (_rank(run, by_identity), run.seed))
+        self.ranks = {run.identity: _rank(run, by_identity) for run in missing}
+        return sorted(missing, key=lambda run: (self.ranks[run.identity], run.seed))
 
     def try_out(self, runs: list[RunSpec]) -> None:
         """Write the scripts, and have SLURM look at one of each kind."""
@@ -178,16 +180,12 @@ class _Launcher:
                 raise EnvironmentLacks(f"{error} ({where})") from None
         known = (self.cluster.submit_limit, scheduler.submit_limit())
         limit = min((limit for limit in known if limit is not None), default=None)
-        room = len(runs) if limit is None else max(0, limit - len(self.jobs))
+        room = len(runs) if limit is None else max(0, limit - self.in_hand)
         left = runs[room:]
-        # The newest array of earlier launches that SLURM still has in hand.
-        active = {scheduler.array_of(job) for job in self.jobs}
-        earlier = [array.job for array in self.records.arrays() if array.job in active]
-        previous = earlier[-1] if earlier else None
         arrays = list(self._plan(runs[:room]))
         for number, chunk in enumerate(arrays):
             try:
-                previous = self._queue(chunk, previous)
+                self._queue(chunk)
             except scheduler.Rejected as error:
                 left += [run for part in arrays[number:] for run in part]
                 refusal = f"SLURM refused array {number + 1} of {len(arrays)}: {_explained(error)}"
@@ -206,11 +204,9 @@ class _Launcher:
         """
         most = scheduler.setting("MaxArraySize", 1001)
         seeds_apart = len({run.resources for run in runs}) > 1
-        by_identity = {run.identity: run for run in runs}
-        ranks = {run.identity: _rank(run, by_identity) for run in runs}
         groups: dict[Any, list[RunSpec]] = {}
-        for run in sorted(runs, key=lambda run: ranks[run.identity]):
-            kind = ranks[run.identity], run.resources, seeds_apart and run.seed
+        for run in runs:
+            kind = self.ranks[run.identity], run.resources, seeds_apart and run.seed
             groups.setdefault(kind, []).append(run)
         for group in groups.values():
             for start in range(0, len(group), most):
@@ -256,21 +252,15 @@ class _Launcher:
         )
         return executor
 
-    def _queue(self, runs: list[RunSpec], previous: str | None) -> str:
-        """Submit one array; returns its job."""
+    def _queue(self, runs: Sequence[RunSpec]) -> None:
+        """Submit one array."""
         array = self._array(runs)
-        # Each array has a throttle of its own, so only one may be under way.
-        throttled = previous is not None and self.cluster.throttle is not None
-        after = [str(previous)] if throttled else []
         # The jobs, queued or running, of the runs that these begin from.
-        if starts := {run.start for run in runs} - {None}:
-            new = {array.job for array in self.launched.queued}
-            after += [
-                job
-                for earlier in self.records.arrays()
-                for identity, job in earlier.jobs().items()
-                if identity in starts and (earlier.job in new or job in self.jobs)
-            ]
+        starts = {run.start for run in runs}
+        after = [job for identity, job in self.jobs.items() if identity in starts]
+        # Each array has a throttle of its own, so only one may be under way.
+        if self.previous is not None and self.cluster.throttle is not None:
+            after.append(self.previous)
         executor = self._executor(array, after)
         scheduler.call("sbatch", "--test-only", text=_script(executor, len(runs)))
         folders = [self._folder(run) for run in runs]
@@ -283,10 +273,11 @@ class _Launcher:
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(self.records.folder_of(array))
             raise scheduler.Rejected(scheduler.plain_words(str(error))) from None
-        queued = replace(array, job=scheduler.array_of(jobs[0].job_id))
+        self.previous = scheduler.array_of(jobs[0].job_id)
+        queued = replace(array, job=self.previous)
         self.records.write(queued)
         self.launched.queued.append(queued)
-        return str(queued.job)
+        self.jobs |= queued.jobs()
 
 
 def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:

@@ -21,6 +21,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from lsa_study import rundir
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
 from lsa_study.launch.logs import last_lines
@@ -47,14 +48,9 @@ STYLES = {
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """One run, as ``lsa status`` shows it."""
+class RunStatus(RunRef):
+    """One run, as ``lsa status`` shows it; its folder need not be there yet."""
 
-    name: str
-    identity: str
-    variant: str
-    seed: int
-    tier: str
     state: str = "waiting"
     """One of ``STYLES``."""
     cause: str | None = None
@@ -71,8 +67,6 @@ class RunStatus:
     """The last message of the run or of its job."""
     gpu_hours: float = 0.0
     """Over all lives."""
-    folder: RunDir | None = None
-    """None: nothing on disk yet."""
 
 
 @dataclass(frozen=True)
@@ -166,18 +160,18 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
         rows += _of_tier(of_tier, LaunchFolder.of(results, one))
     there = {row.identity for row in rows}
     return rows + [
-        RunStatus(
-            run.name, run.identity, run.variant, run.seed, run.settings.tier,
-            epochs=run.settings.train.epochs,
-        )
+        RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=run.settings.train.epochs)
         for run in asked_runs(results, names, tier)
         if run.identity not in there
-    ]  # fmt: skip
+        for at in [run.settings.tier]
+        for folder in [RunDir(rundir.runs_folder(results, at) / run.name)]
+    ]
 
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     """The answer of ``lsa status --json``."""
-    shown = [one.name for one in fields(RunStatus) if one.name not in ("note", "folder")]
+    kept = {one.name for one in fields(RunStatus)} - {"note", "folder"}
+    shown = ["name", *sorted(kept)]
     return {"runs": [{key: getattr(row, key) for key in shown} for row in rows]}
 
 
@@ -202,25 +196,20 @@ def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
 
 def _jobs(records: LaunchFolder) -> dict[str, Job]:
     """The latest job of every run by identity."""
-    arrays = records.arrays()
+    if not (arrays := records.arrays()):
+        return {}
     queue: dict[str, SlurmJob] | None = None
-    if arrays:
-        with contextlib.suppress(scheduler.Rejected):
-            queue = scheduler.queue({array.user for array in arrays})
-            arrays = records.arrays(queue)
-    known, answers = queue or {}, queue is not None
+    with contextlib.suppress(scheduler.Rejected):
+        arrays, queue = records.in_hand()
     return {
-        identity: Job(job, records.output_of(array, job), answers, known.get(job))
+        identity: Job(job, records.output_of(array, job), queue is not None, (queue or {}).get(job))
         for array in arrays
         for identity, job in array.jobs().items()
     }
 
 
 def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
-    row = RunStatus(
-        run.name, run.identity, run.variant, run.seed, run.tier,
-        job=job.id if job else None, folder=run.folder,
-    )  # fmt: skip
+    row = RunStatus(**vars(run), job=job.id if job else None)
     try:
         result = run.folder.result()
     except ConfigError as error:

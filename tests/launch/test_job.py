@@ -113,7 +113,8 @@ def test_equal_errors_are_the_same(tmp_path):
 def test_why_a_run_is_gone(end, last, state, cause):
     known = end and SlurmJob("7", end[0], exit_code=end[1])
     job = Job("7", Path("7_0_log.out"), ended=known, last=last)
-    row = RunStatus("swin-s0-0123456789", "0123456789", "swin", 0, "toy", "running")
+    folder = RunDir(Path("swin-s0-0123456789"))
+    row = RunStatus("toy", "swin", 0, "0123456789", folder, "running")
     verdict = judge(row, False, job, 100.0)
     assert (verdict.state, verdict.cause) == (state, cause)
     assert verdict.note

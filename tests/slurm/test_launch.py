@@ -80,9 +80,9 @@ def test_what_slurm_refuses_midway_is_left(site, held):
 def test_a_partition_that_is_not_there(site, held, faults):
     entry = faults.cause("partition refused by sbatch")
     held.wishes(partition="gpuu")
-    for mode in ("dry-run", "submit"):
+    for dry_run in (True, False):
         with pytest.raises(EnvironmentLacks, match=r"artition.*known partitions: gpu, urgent"):
-            held.launch(mode=mode)
+            held.launch(dry_run=dry_run)
     assert not held.results.joinpath("toy", "runs").exists()
     assert site.jobs() == {}
     held.wishes(partition="gpu")
@@ -97,7 +97,7 @@ def test_a_dry_run_writes_nothing(site, held):
         gpus="gres", gpu_type=None, setup=["module load cuda"], sbatch={"mail-type": "FAIL"},
     )  # fmt: skip
     (run,) = held.asked(cpus=2, gpus=2, memory_gb=5, hours=1.5)
-    launched = held.launch([run, replace(run, identity="0" * 10)], mode="dry-run")
+    launched = held.launch([run, replace(run, identity="0" * 10)], dry_run=True)
     (script,) = launched.scripts
     for line in (
         "--partition=urgent", "--account=lab", "--qos=long", "--nice=7", "--array=0-1%2",
@@ -113,7 +113,7 @@ def test_a_dry_run_writes_nothing(site, held):
 
 def test_ten_thousand_runs_are_planned_in_seconds(held):
     begun = time.process_time()  # not the clock: the machine may be busy with something else
-    launched = held.launch(held.asked(only="*", seeds=range(1250)), mode="dry-run")
+    launched = held.launch(held.asked(only="*", seeds=range(1250)), dry_run=True)
     assert launched.count == 10_000
     assert time.process_time() - begun < 10
 
