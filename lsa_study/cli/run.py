@@ -168,8 +168,7 @@ def logs(
     """Print what a run printed."""
     from lsa_study.launch.logs import logs as show
 
-    mode = "follow" if follow else "all"
-    show(results, run, sys.stdout.write, mode=mode, rank=rank, attempt=attempt)
+    show(results, run, sys.stdout.write, follow=follow, rank=rank, attempt=attempt)
 
 
 def track(

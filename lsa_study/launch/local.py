@@ -77,7 +77,6 @@ class Queue:
         self.already = self.held = 0
         """Runs that had a result before, and those that were not tried after equal failures."""
         self.interrupted = False
-        self.errors: list[str] = []
         self.waiting: list[RunSpec] = []
         self.active: dict[int, tuple[RunSpec, RunDir, Child]] = {}
         """By place: runs share the GPUs by their number."""
@@ -162,7 +161,6 @@ class Queue:
         if not error:
             self.deaths.clear()
             return
-        self.errors.append(f"{run.name}: {error}")
         self.console.print(f"{run.name}: {error}", style="red", markup=False, highlight=False)
         self.deaths.append(died_of := error_of(folder))
         if self.waiting and died_of and self.deaths.count(died_of) >= EQUAL_FAILURES:

@@ -18,7 +18,7 @@ def logs(
     run: str,
     write: Callable[[str], object],
     *,
-    mode: str = "all",
+    follow: bool = False,
     rank: int = 0,
     attempt: int | None = None,
 ) -> None:
@@ -26,15 +26,13 @@ def logs(
 
     Args:
         run: the beginning of the run's name or identity.
-        mode: all; or follow, which goes on until the run has ended.
+        follow: go on until the run has ended.
         rank: which of the run's processes.
         attempt: which of its lives, from 1; None: all.
 
     Raises:
         ConfigError: no such run, or it has printed nothing, or has no such life.
     """
-    if mode not in ("all", "follow"):
-        raise ValueError(f"mode={mode!r}: give all or follow")
     found = one_run(results, run)
     records = LaunchFolder.of(results, found.tier)
 
@@ -57,17 +55,17 @@ def logs(
         return "".join(life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
 
     text = printed()
-    if not text and (mode == "all" or attempt is not None):
+    if not text and (not follow or attempt is not None):
         which = "" if attempt is None else f" in life {attempt}"
         raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
     write(text)
-    done, ended = len(text), mode == "all"
-    while not ended:
-        ended = found.folder.result() is not None or found.folder.status().state == "failed"
+    done = len(text)
+    while follow:
+        follow = found.folder.result() is None and found.folder.status().state != "failed"
         if len(text := printed()) > done:
             write(text[done:])
             done = len(text)
-        if not ended:
+        if follow:
             time.sleep(POLL_SECONDS)
 
 

@@ -9,7 +9,6 @@ from what was measured. Importing this imports no torch.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import re
@@ -18,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
-from lsa_study.files import writable, write_json
+from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
@@ -76,6 +75,10 @@ class Rehearsed(BaseModel):
         )
 
 
+_FILE = TypeAdapter(dict[str, dict[str, Rehearsed]])
+"""The file holds them as ``rows``, by ``key``."""
+
+
 def key(settings: Settings) -> str:
     """Rows that differ only in seed, number of epochs and first weights share a rehearsal."""
     train = settings.train.model_copy(update={"epochs": 1, "start": None})
@@ -85,24 +88,19 @@ def key(settings: Settings) -> str:
 def read_rehearsals(results: Path, tier: str) -> dict[str, Rehearsed]:
     """The rehearsed rows of a tier by ``key``; none where nothing was rehearsed."""
     try:
-        found = json.loads((results / tier / FILE).read_text("utf-8"))["rows"]
-        return {name: Rehearsed.model_validate(row) for name, row in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+        return _FILE.validate_json((results / tier / FILE).read_bytes())["rows"]
+    except (OSError, ValueError, KeyError):
         return {}
 
 
-def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> Path:
+def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> None:
     """Add rows to what was rehearsed before; a row rehearsed again is replaced.
 
     Raises:
         EnvironmentLacks: the folder cannot be written.
     """
-    path = results / tier / FILE
-    with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     together = {**read_rehearsals(results, tier), **rows}
-    write_json(path, {"rows": {name: row.model_dump() for name, row in together.items()}})
-    return path
+    write_json(results / tier / FILE, _FILE.dump_python({"rows": together}), make_folder=True)
 
 
 def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tuple[str, str]]:
@@ -167,7 +165,6 @@ class Rehearsal:
 
     def __init__(self, results: Path, *, tell: Callable[[str], object]) -> None:
         self.results, self.tell = results, tell
-        self.draw = random.Random()
 
     def work(self, runs: Sequence[RunSpec]) -> list[Rehearsed]:
         """Rehearse each distinct row once, and keep what is found for ``lsa plan``.
@@ -242,9 +239,9 @@ class Rehearsal:
         """Train again with a kill in between, and compare; returns how it went."""
         cut = RunDir(folder / "killed")
         # The checkpoints of the last epoch's end come too late: the run would be over.
-        for saves in (self.draw.randint(1, SAVED - 2), 1, 1):
+        for saves in (random.randint(1, SAVED - 2), 1, 1):
             cut.create(shortened(run, checkpoints=1e-6), variant=run.variant)
-            self._kill_after(cut, saves, self.draw.uniform(0.0, step_seconds))
+            self._kill_after(cut, saves, random.uniform(0.0, step_seconds))
             if cut.result() is None:
                 break
             shutil.rmtree(cut.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lsa_study.config.study import Resources, RunSpec
@@ -10,14 +11,7 @@ from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import UNFINISHED, discard
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.records import (
-    AUTOMATIC,
-    IDLE_LIVES,
-    Array,
-    LaunchFolder,
-    identity_of,
-    tiers_of,
-)
+from lsa_study.launch.records import AUTOMATIC, IDLE_LIVES, Array, LaunchFolder, identity_of
 from lsa_study.launch.slurm import Launched, launch
 from lsa_study.launch.status import RunStatus, status
 
@@ -51,7 +45,7 @@ def retry(
     if unknown := [cause for cause in causes if cause not in CAUSES]:
         raise ConfigError(f"--cause {unknown[0]}: no such cause; known: {', '.join(CAUSES)}")
     rows = status(results, names, tier=tier)
-    tiers = {one: LaunchFolder.of(results, one) for one in tiers_of(results, tier)}
+    tiers = {row.tier: LaunchFolder.of(results, row.tier) for row in rows}
     arrays = {
         identity_of(name): array
         for records in tiers.values()
@@ -82,9 +76,7 @@ def retry(
     exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
     site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
     done = launch(runs, results, site, again=True) if runs else Launched()
-    done.skipped |= skipped
-    done.local = local
-    return done
+    return replace(done, skipped=done.skipped | skipped, local=local)
 
 
 def _why_not(

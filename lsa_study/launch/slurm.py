@@ -141,7 +141,7 @@ class _Launcher:
         """Of the runs, those to queue, in order."""
         missing = []
         for run in runs:
-            reason = _why_not(self.existing.get(run.identity), run.identity in self.jobs, again)
+            reason = _why_not(self._folder(run), run.identity in self.jobs, again)
             if reason is None:
                 missing.append(run)
             else:
@@ -156,8 +156,7 @@ class _Launcher:
         """Write the scripts, and have SLURM look at one of each kind."""
         tried = set()
         for chunk in self._plan(runs):
-            array = self._array(chunk)
-            script = _script(self._executor(array), len(chunk))
+            array, _, script = self._prepared(chunk)
             self.launched.queued.append(array)
             self.launched.scripts.append(script)
             if (kind := (array.resources, len(chunk))) not in tried:
@@ -181,19 +180,18 @@ class _Launcher:
         known = (self.cluster.submit_limit, scheduler.submit_limit())
         limit = min((limit for limit in known if limit is not None), default=None)
         room = len(runs) if limit is None else max(0, limit - self.in_hand)
-        left = runs[room:]
         arrays = list(self._plan(runs[:room]))
-        for number, chunk in enumerate(arrays):
+        for number, chunk in enumerate(arrays, 1):
             try:
                 self._queue(chunk)
             except scheduler.Rejected as error:
-                left += [run for part in arrays[number:] for run in part]
-                refusal = f"SLURM refused array {number + 1} of {len(arrays)}: {_explained(error)}"
+                refusal = f"SLURM refused array {number} of {len(arrays)}: {_explained(error)}"
                 for array in self.launched.queued:
                     refusal += f"; job {array.job} is queued, lsa cancel {array.study} removes it"
                 self.launched.refusal = refusal
                 break
-        self.launched.left += [run.name for run in left]
+        left = [run.name for run in runs if run.identity not in self.jobs]
+        self.launched.left += left
         if left and self.launched.refusal is None:
             self.launched.refusal = f"no more than {limit} jobs may be queued at once"
 
@@ -212,23 +210,23 @@ class _Launcher:
             for start in range(0, len(group), most):
                 yield group[start : start + most]
 
-    def _array(self, runs: Sequence[RunSpec]) -> Array:
-        resources = runs[0].resources
-        return Array(
-            key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
-            runs=tuple(self._folder(run).root.name for run in runs),
-            study=runs[0].study,
-            resources=resources,
-            gpus=self.cluster.gpus_of(resources),
-            user=getpass.getuser(),
-            created=time.time(),
-        )
-
     def _folder(self, run: RunSpec) -> RunDir:
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.existing.get(run.identity) or RunDir(here)
 
-    def _executor(self, array: Array, after: Sequence[str] = ()) -> SlurmExecutor:
+    def _prepared(
+        self, runs: Sequence[RunSpec], after: Sequence[str] = ()
+    ) -> tuple[Array, SlurmExecutor, str]:
+        """A submission that waits for other jobs, what submits it, and its batch script."""
+        array = Array(
+            key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
+            runs=tuple(self._folder(run).root.name for run in runs),
+            study=runs[0].study,
+            resources=runs[0].resources,
+            gpus=self.cluster.gpus_of(runs[0].resources),
+            user=getpass.getuser(),
+            created=time.time(),
+        )
         executor = SlurmExecutor(self.records.folder_of(array), max_num_timeout=ENDLESS)
         asked = self.cluster.options(array.resources)
         if after:
@@ -238,7 +236,7 @@ class _Launcher:
         executor.update_parameters(
             job_name=f"lsa-{array.study}",
             comment=COMMENT_PREFIX + array.key,
-            array_parallelism=self.cluster.throttle or len(array.runs),
+            array_parallelism=self.cluster.throttle or len(runs),
             stderr_to_stdout=True,
             wckey=None,
             setup=[
@@ -250,19 +248,22 @@ class _Launcher:
             ],
             **asked,
         )
-        return executor
+        writer = copy.copy(executor)
+        if len(runs) > 1:
+            writer.parameters = {**executor.parameters, "map_count": len(runs)}
+        script = writer._make_submission_file_text(writer._submitit_command_str, "")
+        return array, executor, str(script)
 
     def _queue(self, runs: Sequence[RunSpec]) -> None:
         """Submit one array."""
-        array = self._array(runs)
         # The jobs, queued or running, of the runs that these begin from.
         starts = {run.start for run in runs}
         after = [job for identity, job in self.jobs.items() if identity in starts]
         # Each array has a throttle of its own, so only one may be under way.
         if self.previous is not None and self.cluster.throttle is not None:
             after.append(self.previous)
-        executor = self._executor(array, after)
-        scheduler.call("sbatch", "--test-only", text=_script(executor, len(runs)))
+        array, executor, script = self._prepared(runs, after)
+        scheduler.call("sbatch", "--test-only", text=script)
         folders = [self._folder(run) for run in runs]
         for run, folder in zip(runs, folders, strict=True):
             folder.create(run.settings, variant=run.variant, start=run.start)
@@ -293,26 +294,16 @@ def _explained(error: scheduler.Rejected) -> str:
     return message
 
 
-def _script(executor: SlurmExecutor, runs: int) -> str:
-    """The batch script that submitit will write."""
-    if runs > 1:
-        executor = copy.copy(executor)
-        executor.parameters = {**executor.parameters, "map_count": runs}
-    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
-
-
-def _why_not(folder: RunDir | None, queued: bool, again: bool) -> str | None:
+def _why_not(folder: RunDir, queued: bool, again: bool) -> str | None:
     """Why a run is not queued; None if it is."""
     try:
-        result = folder.result() if folder is not None else None
+        result = folder.result()
     except ConfigError:
         return "have a result that cannot be read; lsa status names them"
     if result is not None:
         return f"{result.outcome} already"
     if queued:
         return "queued or running already"
-    if folder is None:
-        return None
     if folder.writer() is not None:
         return "being trained already"
     status = folder.status()

@@ -176,36 +176,28 @@ def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
 
 
 def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
-    jobs = _jobs(records)
-    rows = {run: _row(run, jobs.get(run.identity), records) for run in runs}
-    unsure = {
-        run: job
-        for run, row in rows.items()
-        if (row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted"))
-        and (job := jobs.get(run.identity)) is not None
-        and job.answers
-    }
-    if unsure:
-        ended = scheduler.ended(job.id for job in unsure.values())
-        for run, job in unsure.items():
-            if job.id in ended:
-                known = replace(job, ended=ended[job.id], last=last_lines(job.output))
-                rows[run] = _row(run, known, records)
-    return [_with_lives(row, records.lives(run.identity)) for run, row in rows.items()]
-
-
-def _jobs(records: LaunchFolder) -> dict[str, Job]:
-    """The latest job of every run by identity."""
-    if not (arrays := records.arrays()):
-        return {}
     queue: dict[str, SlurmJob] | None = None
-    with contextlib.suppress(scheduler.Rejected):
-        arrays, queue = records.in_hand()
-    return {
+    if arrays := records.arrays():
+        with contextlib.suppress(scheduler.Rejected):
+            arrays, queue = records.in_hand()
+    jobs = {  # the latest of every run
         identity: Job(job, records.output_of(array, job), queue is not None, (queue or {}).get(job))
         for array in arrays
         for identity, job in array.jobs().items()
     }
+    rows = [_row(run, jobs.get(run.identity), records) for run in runs]
+    unsure = [
+        row.job
+        for row in rows
+        if row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted")
+    ]
+    ended = scheduler.ended(filter(None, unsure)) if queue is not None else {}
+    for place, row in enumerate(rows):
+        if row.job in ended:
+            job = jobs[row.identity]
+            known = replace(job, ended=ended[row.job], last=last_lines(job.output))
+            rows[place] = _row(runs[place], known, records)
+    return [_with_lives(row, records.lives(row.identity)) for row in rows]
 
 
 def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:

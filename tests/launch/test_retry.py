@@ -112,7 +112,7 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
     pieces = []
     logs(tmp_path, run, pieces.append, attempt=2)
     made["swin"].write_result(Result(outcome="done", seconds=1.0))
-    logs(tmp_path, run, pieces.append, mode="follow")
+    logs(tmp_path, run, pieces.append, follow=True)
     assert pieces == ["=== life 2: job 7_1\nsaved\n", path.read_text()]
 
 
