@@ -45,10 +45,13 @@ class SlurmJob:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
     @property
-    def held(self) -> bool:
-        """Whether it waits for somebody to release it."""
-        return self.pending and self.reason.startswith("JobHeld")
+    def ended(self) -> bool:
+        """Whether it has left the queue; the rest is what is remembered of it."""
+        return self.exit_code != ""
 
+
+UNKNOWN, GONE = "UNKNOWN", "GONE"
+"""States of a job while SLURM does not answer, and of one that it does not have in the queue."""
 
 DISK_EXIT_CODE = 28
 """Of a process that could write nothing more; the system's number for a full device."""

@@ -69,25 +69,14 @@ class RunStatus(RunRef):
     """Over all lives."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What SLURM says of a run's job."""
-
-    id: str
-    output: Path
-    """What its first process printed."""
-    answers: bool = True
-    """Whether there is a SLURM here and it answers; else the rest means nothing."""
-    queued: SlurmJob | None = None
-    """None: it is not in the queue."""
-    ended: SlurmJob | None = None
-    """What is remembered of its end; None: nothing, or nobody has asked yet."""
-    last: Sequence[str] = ()
-    """The last lines it printed."""
-
-
 def judge(
-    row: RunStatus, writer: bool, job: Job | None, age: float, *, cancelled: bool = False
+    row: RunStatus,
+    writer: bool,
+    job: SlurmJob | None,
+    age: float,
+    *,
+    cancelled: bool = False,
+    last: Sequence[str] = (),
 ) -> RunStatus:
     """Judge where a run without a result stands.
 
@@ -97,6 +86,7 @@ def judge(
         job: its latest job; None: no scheduler ever had it.
         age: seconds since its last heartbeat; infinite if there was none.
         cancelled: whether the user cancelled it since it was last started.
+        last: the last lines that the job printed, once its end is known.
     """
     state, cause = row.state, row.cause
     silence = f"no heartbeat {age / 60:.0f} min" if SILENT_SECONDS <= age < float("inf") else ""
@@ -105,36 +95,34 @@ def judge(
     if state == "running" or (state == "waiting" and job is not None):
         if cancelled:
             return replace(row, state="stopped", cause="cancelled")
-        if job is None or job.ended is None:
-            state, cause, last = "lost", "lost", ""
-            note = "job not in the queue" if job else "its process is gone"
+        if job is not None and job.ended:
+            state, cause, note, message = scheduler.why_ended(job, last)
         else:
-            state, cause, note, last = scheduler.why_ended(job.ended, job.last)
+            state, cause, message = "lost", "lost", ""
+            note = "job not in the queue" if job else "its process is gone"
         note = "; ".join(filter(None, (silence, note)))
-        return replace(row, state=state, cause=cause, note=note, message=last or row.message)
+        return replace(row, state=state, cause=cause, note=note, message=message or row.message)
     if state == "stopped" and cause is None:
         cause = "cancelled" if cancelled else INTERRUPTED
     # A preemption and a plain scancel send the same signal: only SLURM knows which it was.
-    if cause == "preempted" and job is not None and job.ended is not None:
-        cause = "cancelled" if job.ended.state == "CANCELLED" else cause
+    if cause == "preempted" and job is not None and job.state == "CANCELLED":
+        cause = "cancelled"
     return replace(row, cause=cause)
 
 
-def _alive(state: str, writer: bool, job: Job | None, silence: str) -> tuple[str, str] | None:
+def _alive(state: str, writer: bool, job: SlurmJob | None, silence: str) -> tuple[str, str] | None:
     """How a run is under way, as state and note; None if it is not."""
     if writer and not silence:
         return "running", ""
-    if job is None or not job.answers:
+    if job is None or job.state == scheduler.UNKNOWN:
         if writer:
             return "running", silence
         if job is not None and state in ("running", "waiting"):
             return "queued" if state == "waiting" else "running", "SLURM does not answer here"
         return None
-    if job.queued is None:
-        return None
-    if job.queued.pending:
-        return "queued", "held" if job.queued.held else job.queued.reason.lower()
-    if state == "failed":
+    if job.pending:
+        return "queued", "held" if job.reason.startswith("JobHeld") else job.reason.lower()
+    if job.ended or job.state == scheduler.GONE or state == "failed":
         return None
     return "running", silence if state == "running" else "starting"
 
@@ -176,32 +164,35 @@ def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
 
 
 def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
-    queue: dict[str, SlurmJob] | None = None
-    if arrays := records.arrays():
+    arrays, queue, state = records.arrays(), dict[str, SlurmJob](), scheduler.UNKNOWN
+    if arrays:
         with contextlib.suppress(scheduler.Rejected):
             arrays, queue = records.in_hand()
-    jobs = {  # the latest of every run
-        identity: Job(job, records.output_of(array, job), queue is not None, (queue or {}).get(job))
-        for array in arrays
-        for identity, job in array.jobs().items()
-    }
+            state = scheduler.GONE
+    jobs: dict[str, SlurmJob] = {}
+    outputs: dict[str | None, Path] = {}
+    for array in arrays:
+        for identity, job in array.jobs().items():
+            jobs[identity] = queue.get(job, SlurmJob(job, state))
+            outputs[job] = records.output_of(array, job)
     rows = [_row(run, jobs.get(run.identity), records) for run in runs]
     unsure = [
         row.job
         for row in rows
         if row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted")
     ]
-    ended = scheduler.ended(filter(None, unsure)) if queue is not None else {}
+    ended = scheduler.ended(filter(None, unsure)) if state == scheduler.GONE else {}
     for place, row in enumerate(rows):
         if row.job in ended:
-            job = jobs[row.identity]
-            known = replace(job, ended=ended[row.job], last=last_lines(job.output))
-            rows[place] = _row(runs[place], known, records)
+            last = last_lines(outputs[row.job])
+            rows[place] = _row(runs[place], ended[row.job], records, last)
     return [_with_lives(row, records.lives(row.identity)) for row in rows]
 
 
-def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
-    row = RunStatus(**vars(run), job=job.id if job else None)
+def _row(
+    run: RunRef, job: SlurmJob | None, records: LaunchFolder, last: Sequence[str] = ()
+) -> RunStatus:
+    row = RunStatus(**vars(run), job=job.job if job else None)
     try:
         result = run.folder.result()
     except ConfigError as error:
@@ -221,7 +212,7 @@ def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
     writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity).exists()
-    row = judge(row, writer, job, age, cancelled=cancelled)
+    row = judge(row, writer, job, age, cancelled=cancelled, last=last)
     return row if row.state == "running" else replace(row, eta_seconds=None)
 
 

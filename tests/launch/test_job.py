@@ -13,8 +13,8 @@ from submitit.core.utils import DelayedSubmission
 from lsa_study.config import study
 from lsa_study.launch.job import JobContext, RunTask
 from lsa_study.launch.records import error_of
-from lsa_study.launch.scheduler import SlurmJob, plain_words
-from lsa_study.launch.status import Job, RunStatus, judge
+from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
+from lsa_study.launch.status import RunStatus, judge
 from lsa_study.rundir import RunDir
 
 TWO_NODES = {
@@ -111,11 +111,10 @@ def test_equal_errors_are_the_same(tmp_path):
     ],
 )  # fmt: skip
 def test_why_a_run_is_gone(end, last, state, cause):
-    known = end and SlurmJob("7", end[0], exit_code=end[1])
-    job = Job("7", Path("7_0_log.out"), ended=known, last=last)
+    job = SlurmJob("7", end[0], exit_code=end[1]) if end else SlurmJob("7", GONE)
     folder = RunDir(Path("swin-s0-0123456789"))
     row = RunStatus("toy", "swin", 0, "0123456789", folder, "running")
-    verdict = judge(row, False, job, 100.0)
+    verdict = judge(row, False, job, 100.0, last=last)
     assert (verdict.state, verdict.cause) == (state, cause)
     assert verdict.note
 
