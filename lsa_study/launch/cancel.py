@@ -115,7 +115,7 @@ def gc(
         records = LaunchFolder.of(results, one)
         for array in records.arrays():
             if all(identity_of(name) in ended for name in array.runs):
-                found[records.folder_of(array)] = "all its runs are done"
+                found[records.root / array.key] = "all its runs are done"
     for row in status(results, names, tier=tier) if names else ():
         if row.state in UNFINISHED:
             found[row.folder.root] = f"{row.state} ({row.cause})"

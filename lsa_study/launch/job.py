@@ -43,8 +43,6 @@ OF_LEAVING = ("bug", "node")
 SIGNAL_EARLY_SECONDS = 90.0
 """SLURM may send the signal before the time limit a minute early."""
 
-POLL_SECONDS = 5.0
-
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
@@ -186,7 +184,7 @@ class _Life:
                 reported = True
             if self.stop() or time.monotonic() > end:
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(5.0)
 
     def _change_state(self, state: State, cause: str, message: str | None = None) -> None:
         with contextlib.suppress(LsaError):

@@ -7,6 +7,7 @@ outlives the queue.
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -34,9 +35,7 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except OSError:
         return []
-    return [
-        str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.split("\n")))
-    ]
+    return re.findall(r"(?m)^GPU (\d+):", listed.stdout)
 
 
 def need_starts(
@@ -51,16 +50,13 @@ def need_starts(
     Raises:
         EnvironmentLacks: some are not; all are named.
     """
-    lacking = []
-    for run in runs:
-        if run.start is None or run.start in coming:
-            continue
-        if run.start not in known or known[run.start].result() is None:
-            row = run.settings.train.start and run.settings.train.start.row
-            lacking.append(
-                f"{run.name}: begins from {row} ({run.start}), which has not been trained; "
-                "ask for that row too"
-            )
+    lacking = [
+        f"{run.name}: begins from {run.settings.train.start and run.settings.train.start.row} "
+        f"({run.start}), which has not been trained; ask for that row too"
+        for run in runs
+        if run.start is not None and run.start not in coming
+        if run.start not in known or known[run.start].result() is None
+    ]
     if lacking:
         raise EnvironmentLacks("\n".join(lacking))
 

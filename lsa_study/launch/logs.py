@@ -10,8 +10,6 @@ from pathlib import Path
 from lsa_study.errors import ConfigError
 from lsa_study.launch.records import LIFE_MARK, LaunchFolder, one_run
 
-POLL_SECONDS = 1.0
-
 
 def logs(
     results: Path,
@@ -66,7 +64,7 @@ def logs(
             write(text[done:])
             done = len(text)
         if follow:
-            time.sleep(POLL_SECONDS)
+            time.sleep(1.0)
 
 
 def last_lines(path: Path, count: int = 20) -> list[str]:

@@ -93,9 +93,8 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
         ConfigError: none does, or several do; they are named.
     """
     runs = chosen_runs(results, (), tier)
-    alike = [run for run in runs if text in (run.name, run.identity)] or [
-        run for run in runs if any(one.startswith(text) for one in (run.name, run.identity))
-    ]
+    begin = [run for run in runs if run.name.startswith(text) or run.identity.startswith(text)]
+    alike = [run for run in begin if text in (run.name, run.identity)] or begin
     if len(alike) == 1:
         return alike[0]
     if not alike:
@@ -126,11 +125,14 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
         return runs
     wanted: set[str] = set()
     for name in study.expand_names(names):
-        if (variants := _variants_of(name)) is not None:
-            wanted |= {run.identity for run in runs if run.variant in variants}
-            wanted |= {run.identity for run in asked_runs(results, [name], tier)}
-        else:
+        try:
+            path = study.find_study(name)
+        except ConfigError:  # no study: a run
             wanted.add(one_run(results, name, tier).identity)
+            continue
+        variants = yaml.read(path).data.get("variants", ())
+        wanted |= {run.identity for run in runs if run.variant in variants}
+        wanted |= {run.identity for run in asked_runs(results, [name], tier)}
     return [run for run in runs if run.identity in wanted]
 
 
@@ -138,21 +140,10 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
     """The runs of studies as they were last asked for, at the tiers that have runs."""
     loaded = []
     for name in study.expand_names(names):
-        if _variants_of(name) is None:
-            continue
         for place in tiers_of(results, tier) or ["toy"]:
-            with contextlib.suppress(ConfigError):  # not a study of this tier
+            with contextlib.suppress(ConfigError):  # no study, or none of this tier
                 loaded.append(study.load_study(name, tier=place, recall=results))
     return study.distinct(loaded)
-
-
-def _variants_of(name: str) -> set[str] | None:
-    """The variants of a study; None if there is no study of that name."""
-    try:
-        path = study.find_study(name)
-    except ConfigError:
-        return None
-    return set(yaml.read(path).data.get("variants", ()))
 
 
 # -- launch records -----------------------------------------------------------------------------
@@ -175,16 +166,13 @@ class Array:
     job: str | None = None
     """None until SLURM has taken it."""
 
-    def job_of(self, index: int) -> str | None:
-        """The job id of a run."""
-        if self.job is None:
-            return None
-        return f"{self.job}_{index}" if len(self.runs) > 1 else self.job
-
     def jobs(self) -> dict[str, str]:
         """The job id of every run by its identity; none until SLURM has taken it."""
-        jobs = {identity_of(name): self.job_of(index) for index, name in enumerate(self.runs)}
-        return {identity: job for identity, job in jobs.items() if job is not None}
+        if self.job is None:
+            return {}
+        if len(self.runs) == 1:
+            return {identity_of(self.runs[0]): self.job}
+        return {identity_of(name): f"{self.job}_{index}" for index, name in enumerate(self.runs)}
 
 
 COMMENT_PREFIX = "lsa-study:"
@@ -260,10 +248,6 @@ class LaunchFolder:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def folder_of(self, array: Array) -> Path:
-        """Where an array's files lie."""
-        return self.root / array.key
-
     def _made(self, name: str) -> Path:
         folder = self.root / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -302,7 +286,7 @@ class LaunchFolder:
 
     def output_of(self, array: Array, job: str, rank: int = 0) -> Path:
         """The file that one process of a job prints into."""
-        return self.folder_of(array) / f"{job}_{rank}_log.out"
+        return self.root / array.key / f"{job}_{rank}_log.out"
 
     def lives(self, identity: str) -> list[Life]:
         """All starts of a run, oldest first."""

@@ -53,11 +53,6 @@ class Launched:
     """Of a retry: the runs that no cluster ever had, for the local queue."""
 
     @property
-    def count(self) -> int:
-        """How many runs were queued."""
-        return sum(len(array.runs) for array in self.queued)
-
-    @property
     def exit_code(self) -> int:
         """0 all that was missing is queued, 1 some of it is not."""
         return 1 if self.left else 0
@@ -227,11 +222,11 @@ class _Launcher:
             user=getpass.getuser(),
             created=time.time(),
         )
-        executor = SlurmExecutor(self.records.folder_of(array), max_num_timeout=ENDLESS)
+        folder = self.records.root / array.key
+        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS)
         asked = self.cluster.options(array.resources)
         if after:
             asked["dependency"] = ":".join(["afterany", *after])
-        folder = shlex.quote(str(self.records.folder_of(array)))
         job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         executor.update_parameters(
             job_name=f"lsa-{array.study}",
@@ -243,7 +238,7 @@ class _Launcher:
                 "umask 077",
                 f"export LSA_GPUS={array.gpus} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
                 # submitit refuses to save where a life that was killed left a file half written.
-                f"rm -f {folder}/{job}_*.save_tmp",
+                f"rm -f {shlex.quote(str(folder))}/{job}_*.save_tmp",
                 *self.cluster.setup,
             ],
             **asked,
@@ -272,7 +267,7 @@ class _Launcher:
         try:
             jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
         except (FailedJobError, FailedSubmissionError) as error:
-            shutil.rmtree(self.records.folder_of(array))
+            shutil.rmtree(self.records.root / array.key)
             raise scheduler.Rejected(scheduler.plain_words(str(error))) from None
         self.previous = scheduler.array_of(jobs[0].job_id)
         queued = replace(array, job=self.previous)

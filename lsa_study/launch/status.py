@@ -237,10 +237,6 @@ def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
 
 # -- the table ----------------------------------------------------------------------------------
 
-WATCH_SECONDS = 5.0
-
-MESSAGE_WIDTH = 100
-
 COLUMNS = {
     "RUN": str.ljust, "STATE": str.ljust, "EPOCH": str.rjust, "TOP-1": str.rjust,
     "LEFT": str.rjust, "JOB": str.ljust, "NOTE": str.ljust,
@@ -285,7 +281,7 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
             live.update(page(rows, results), refresh=True)
             if not any(row.state in ("running", "queued") for row in rows):
                 break
-            time.sleep(WATCH_SECONDS)
+            time.sleep(5.0)
     console.print(page(rows, results), soft_wrap=True)
 
 
@@ -293,7 +289,7 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
     notes = [row.cause if row.state in ("failed", "stopped") else None, row.note]
     if row.state in ("failed", "lost", "diverged", "oom") and row.message not in row.note:
         last = row.message.strip().splitlines() or [""]
-        notes.append(last[-1][:MESSAGE_WIDTH])
+        notes.append(last[-1][:100])
     return (
         row.name,
         row.state,
