@@ -56,7 +56,6 @@ class JobContext:
     job: str
     restart: int
     rank: int
-    count: int
     gpus: int
     variables: Mapping[str, str]
     """``RANK_VARIABLES``; empty for a process alone.
@@ -75,13 +74,13 @@ class JobContext:
         if count > 1:
             place = int(env["SLURM_JOB_ID"]) * 31 + restart * 7
             on_node = count // int(env.get("SLURM_JOB_NUM_NODES", "1"))
-            values = (
-                rank, str(count), env["SLURM_LOCALID"], str(on_node),
-                env["SLURM_LAUNCH_NODE_IPADDR"], str(20000 + place % 12000),
-            )  # fmt: skip
-            variables = dict(zip(RANK_VARIABLES, values, strict=True))
+            variables = {
+                "RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": env["SLURM_LOCALID"],
+                "LOCAL_WORLD_SIZE": str(on_node), "MASTER_ADDR": env["SLURM_LAUNCH_NODE_IPADDR"],
+                "MASTER_PORT": str(20000 + place % 12000),
+            }  # fmt: skip
         job = f"{array}_{index}" if array else env["SLURM_JOB_ID"]
-        return cls(job, restart, int(rank), count, int(env.get("LSA_GPUS", "0")), variables)
+        return cls(job, restart, int(rank), int(env.get("LSA_GPUS", "0")), variables)
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,10 @@ def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tu
         done = f"{len(hours)} of {len(runs)} runs to do"
         longest = f"the longest {max(hours):,.2f}"
         lines.append(("cost", f"{sum(hours):,.2f} {name} hours for {done}, {longest}"))
-    if sizes := [(row.peak_bytes, row) for _, row in known if row.peak_bytes is not None]:
-        size, row = max(sizes, key=lambda pair: pair[0])
-        most = f"at most {size / 1e9:.2f} GB ({row.variant}), rehearsed on {row.device}"
-        lines.append(("memory", most))
+    if most := max((row.peak_bytes or 0 for _, row in known), default=0):
+        row = next(row for _, row in known if row.peak_bytes == most)
+        size = f"at most {most / 1e9:.2f} GB"
+        lines.append(("memory", f"{size} ({row.variant}), rehearsed on {row.device}"))
     bad = {row.variant: row for _, row in known if row.state != "ok"}
     lines += [("trouble", f"{name}: {row.state}: {row.words}") for name, row in bad.items()]
     return lines
@@ -144,18 +144,16 @@ def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     settings, devices = run.settings, run.resources.nodes * run.resources.gpus
     images = STEPS * settings.train.batch_size
     tested = IMAGES[settings.data.name][1] // TEST_SHARE
-    changes = {
-        "data": {
-            "train_limit": min(images, settings.data.train_limit or images),
-            "test_limit": min(tested, settings.data.test_limit or tested),
-        },
-        "train": {"epochs": EPOCHS, "start": None},
-        "runtime": {
-            "accumulate": devices * settings.runtime.accumulate, "checkpoint_seconds": checkpoints
-        },
-    }  # fmt: skip
+    limits = {
+        "train_limit": min(images, settings.data.train_limit or images),
+        "test_limit": min(tested, settings.data.test_limit or tested),
+    }
+    parts = devices * settings.runtime.accumulate
+    runtime = {"accumulate": parts, "checkpoint_seconds": checkpoints}
     groups = {
-        name: getattr(settings, name).model_copy(update=values) for name, values in changes.items()
+        "data": settings.data.model_copy(update=limits),
+        "train": settings.train.model_copy(update={"epochs": EPOCHS, "start": None}),
+        "runtime": settings.runtime.model_copy(update=runtime),
     }
     return settings.model_copy(update=groups)
 

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 from lsa_study.errors import EnvironmentLacks
@@ -79,7 +80,7 @@ class Rejected(EnvironmentLacks):
     """SLURM refused an order; holds its own words."""
 
 
-def call(*words: str, text: str | None = None, seconds: float = SECONDS) -> str:
+def call(*words: str, text: str | None = None) -> str:
     """Run one of SLURM's commands and return what it printed.
 
     Raises:
@@ -87,12 +88,12 @@ def call(*words: str, text: str | None = None, seconds: float = SECONDS) -> str:
     """
     try:
         done = subprocess.run(
-            words, input=text, capture_output=True, text=True, check=False, timeout=seconds
+            words, input=text, capture_output=True, text=True, check=False, timeout=SECONDS
         )
     except OSError as error:
         raise Rejected(f"{words[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise Rejected(f"{words[0]}: no answer from SLURM within {seconds:.0f} s") from None
+        raise Rejected(f"{words[0]}: no answer from SLURM within {SECONDS:.0f} s") from None
     if done.returncode != 0:
         raise Rejected(plain_words(done.stderr) or f"{words[0]} failed ({done.returncode})")
     return done.stdout
@@ -190,26 +191,27 @@ def submit_limit() -> int | None:
     return min((int(line) for line in listed.split() if line.isdigit()), default=None)
 
 
-def partitions() -> list[str]:
-    """The partitions of the cluster; empty if it does not tell."""
-    try:
-        return sorted(set(call("sinfo", "--noheader", "--format", "%R").split()))
-    except Rejected:
-        return []
+def explained(error: Rejected) -> str:
+    """What SLURM said, and which partitions there are if it is about these."""
+    message = str(error)
+    if "partition" in message.lower():
+        with contextlib.suppress(Rejected):
+            known = set(call("sinfo", "--noheader", "--format", "%R").split())
+            message += f"; known partitions: {', '.join(sorted(known))}"
+    return message
 
 
 def seconds_left(job: str) -> float | None:
     """Seconds until a running job's time limit; None if unknown or without limit."""
     try:
-        told = call("squeue", "--noheader", "--job", job, "--format", "%L").strip()
-    except Rejected:
+        left = call("squeue", "--noheader", "--job", job, "--format", "%L").strip()
+        # [[DAYS-]HOURS:]MINUTES:SECONDS, or a word
+        days, _, clock = left.rpartition("-")
+        hours, minutes, seconds = map(int, f"0:{clock}".split(":")[-3:])
+        left_over = timedelta(int(days or 0), hours=hours, minutes=minutes, seconds=seconds)
+        return left_over.total_seconds()
+    except (Rejected, ValueError):
         return None
-    # [[DAYS-]HOURS:]MINUTES:SECONDS, or a word
-    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", told)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 # -- telling ------------------------------------------------------------------------------------
@@ -236,8 +238,8 @@ def order(verb: Literal["hold", "release"], arrays: Iterable[str]) -> None:
     """Keep the pending elements of arrays from starting, or let them start again."""
     for array in arrays:
         # An array of which some elements have ended is an error to scontrol, yet it does the rest.
-        command = ["scontrol", verb, array]
-        subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
+        with contextlib.suppress(Rejected):
+            call("scontrol", verb, array)
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:

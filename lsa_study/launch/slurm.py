@@ -159,9 +159,8 @@ class _Launcher:
                 try:
                     scheduler.call("sbatch", "--test-only", text=script)
                 except scheduler.Rejected as error:
-                    raise EnvironmentLacks(
-                        f"SLURM would refuse this: {_explained(error)}"
-                    ) from None
+                    why = scheduler.explained(error)
+                    raise EnvironmentLacks(f"SLURM would refuse this: {why}") from None
 
     def submit(self, runs: list[RunSpec]) -> None:
         """Queue the runs, as many as one may."""
@@ -180,7 +179,8 @@ class _Launcher:
             try:
                 self._queue(chunk)
             except scheduler.Rejected as error:
-                refusal = f"SLURM refused array {number} of {len(arrays)}: {_explained(error)}"
+                why = scheduler.explained(error)
+                refusal = f"SLURM refused array {number} of {len(arrays)}: {why}"
                 for array in self.launched.queued:
                     refusal += f"; job {array.job} is queued, lsa cancel {array.study} removes it"
                 self.launched.refusal = refusal
@@ -280,13 +280,6 @@ def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:
     """How many of ``runs`` have to be trained one after the other before this one."""
     before = None if run.start is None else runs.get(run.start)
     return 0 if before is None else 1 + _rank(before, runs)
-
-
-def _explained(error: scheduler.Rejected) -> str:
-    message = str(error)
-    if "partition" in message.lower():
-        message += f"; known partitions: {', '.join(scheduler.partitions()) or 'none'}"
-    return message
 
 
 def _why_not(folder: RunDir, queued: bool, again: bool) -> str | None:

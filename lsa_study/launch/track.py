@@ -229,11 +229,10 @@ class Mirror:
 
     def stop(self) -> None:
         """Let it end once it has the last records; if need be, its own alarm ends it."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            # A byte, because processes forked since may keep the pipe open.
-            with contextlib.suppress(OSError):
-                self.process.stdin.write(b"\n")
-            self.process.stdin.close()
+        if self.process.stdin is not None:
+            # A byte, because processes forked since may keep the pipe open. It may be closed.
+            with contextlib.suppress(OSError, ValueError), self.process.stdin as pipe:
+                pipe.write(b"\n")
 
     def ended(self) -> bool:
         """Whether it has ended; a run that has ended needs no mirror any more."""

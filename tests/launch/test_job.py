@@ -47,7 +47,7 @@ def test_an_element_of_an_array_knows_its_name():
     assert JobContext.of(TWO_NODES).job == "812"
     element = {"SLURM_ARRAY_JOB_ID": "800", "SLURM_ARRAY_TASK_ID": "12"}
     place = JobContext.of(TWO_NODES | element | {"SLURM_RESTART_COUNT": "3"})
-    assert (place.job, place.restart, place.rank, place.count) == ("800_12", 3, 9, 16)
+    assert (place.job, place.restart, place.rank) == ("800_12", 3, 9)
 
 
 def test_the_payload_is_a_path():
