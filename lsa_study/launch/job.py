@@ -1,6 +1,6 @@
 """Inside a SLURM job: train one run folder, leave well, come back.
 
-The payload is a path and nothing else. All that a later life needs is in the run folder, so a job
+A job is given a path and nothing else. All that a later life needs is in the run folder, so one
 that SLURM starts again by itself (after a preemption or the loss of a node) goes on as well as one
 that put itself back into the queue.
 """
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from submitit.helpers import DelayedSubmission
 
 from lsa_study import training
 from lsa_study.errors import LsaError, Refused
@@ -83,35 +82,27 @@ class JobContext:
         return cls(job, restart, int(rank), int(env.get("LSA_GPUS", "0")), variables)
 
 
-@dataclass(frozen=True)
-class RunTask:
-    """Train the run in ``folder``; what submitit carries to the job."""
-
-    folder: str
-
-    def __call__(self) -> str:
-        """Train or resume; returns the state the run was left in."""
-        guard_output(needed=False)
-        # SIGUSR2: the time limit is near, or a preemption is announced: save, requeue. SIGTERM:
-        # SLURM takes the node away and requeues by itself where it means to, or ``lsa cancel``:
-        # save only. Submitit's own handlers never come back: they would queue the job once more.
-        stop = StopOnSignals().install()
-        context = JobContext.of(os.environ)
-        for name in RANK_VARIABLES:
-            os.environ.pop(name, None)
-        os.environ.update(context.variables, LSA_JOB=context.job)
-        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        run = RunDir(Path(self.folder))
-        life = _Life(run, context, stop)
-        if life.records.cancelled(life.identity).exists():
-            return "stopped"
-        if context.rank > 0:
-            return training.train(run, stop=stop, console=Console(soft_wrap=True))
-        return life.carry_out()
-
-    def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again if it is told to leave before ``__call__`` has begun."""
-        return DelayedSubmission(self)
+def main(folder: Path) -> None:
+    """Train or resume the run of this job; ``folder`` has the record of its array."""
+    guard_output(needed=False)
+    # SIGUSR2: the time limit is near, or a preemption is announced: save, requeue. SIGTERM: SLURM
+    # takes the node away and requeues by itself where it means to, or ``lsa cancel``: save only.
+    stop = StopOnSignals().install()
+    context = JobContext.of(os.environ)
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(context.variables, LSA_JOB=context.job)
+    os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    records = LaunchFolder(folder.parent)
+    (array,) = (array for array in records.arrays() if array.key == folder.name)
+    name = array.runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    life = _Life(RunDir(folder.parents[1] / "runs" / name), records, context, stop)
+    if records.cancelled(life.identity).exists():
+        return
+    if context.rank > 0:
+        training.train(life.run, stop=stop, console=Console(soft_wrap=True))
+    else:
+        life.carry_out()
 
 
 def _say(message: str) -> None:
@@ -122,17 +113,18 @@ def _say(message: str) -> None:
 class _Life:
     """One start of a run by SLURM; its first process speaks for it."""
 
-    def __init__(self, run: RunDir, context: JobContext, stop: StopOnSignals) -> None:
-        self.run, self.context, self.stop = run, context, stop
+    def __init__(
+        self, run: RunDir, records: LaunchFolder, context: JobContext, stop: StopOnSignals
+    ) -> None:
+        self.run, self.records, self.context, self.stop = run, records, context, stop
         self.identity = identity_of(run.root.name)
-        self.records = LaunchFolder.of_run(run.root)
         self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         starts = {(life.job, life.restart) for life in self.records.lives(self.identity)}
         number = len(starts | {(context.job, context.restart)})
         where = f"job {context.job} on {self.host}, process {context.rank}"
         _say(f"{LIFE_MARK}{number}: {where}")
 
-    def carry_out(self) -> str:
+    def carry_out(self) -> None:
         """Train, record how the life ended, and see to the next."""
         beat = self.run.status().heartbeat or 0.0
         for life in self.records.lives(self.identity):
@@ -154,11 +146,11 @@ class _Life:
         if state == "failed" and self.stop() and self.run.status().cause in OF_LEAVING:
             state = "stopped"
         if state == "stopped":
-            return self._stopped()
-        if state not in OUTCOMES:
+            self._stopped()
+        elif state in OUTCOMES:
+            self._end(state)
+        else:
             self._failed()
-        self._end(state)
-        return state
 
     def _end(self, why: str) -> None:
         self._note(end=time.time(), why=why, ended_at=self._position())
@@ -189,7 +181,7 @@ class _Life:
         with contextlib.suppress(LsaError):
             self.run.change_state(state, cause=cause, message=message)
 
-    def _stopped(self) -> str:
+    def _stopped(self) -> None:
         if self.records.cancelled(self.identity).exists():
             cause = "cancelled"
         elif self.stop.signal is not signal.SIGUSR2:
@@ -201,7 +193,7 @@ class _Life:
         self._end(cause)
         self._change_state("stopped", cause)
         if cause == "cancelled" or self.stop.signal is not signal.SIGUSR2:
-            return "stopped"
+            return
         if self.records.idle(self.identity):
             message = (
                 f"{IDLE_LIVES} lives in a row ended at the time limit without a step done; "
@@ -215,7 +207,6 @@ class _Life:
             _say("put back into the queue")
         except scheduler.Rejected as error:
             _say(f"cannot go back into the queue ({error}); lsa retry will do it")
-        return "stopped"
 
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
@@ -246,3 +237,7 @@ class _Life:
                 "count": len(held), "arrays": sorted(set(held)),
             })  # fmt: skip
             scheduler.order("hold", sorted(set(held)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """What a job finds out about itself; the rest of it needs a scheduler (tests/slurm)."""
 
-import pickle
+import os
 import signal
 import subprocess
 import sys
@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from submitit.core.utils import DelayedSubmission
 
 from lsa_study.config import study
-from lsa_study.launch.job import JobContext, RunTask
-from lsa_study.launch.records import error_of
+from lsa_study.config.study import Resources
+from lsa_study.launch.job import JobContext
+from lsa_study.launch.records import Array, LaunchFolder, error_of
 from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
 from lsa_study.launch.status import RunStatus, judge
 from lsa_study.rundir import RunDir
@@ -50,13 +50,22 @@ def test_an_element_of_an_array_knows_its_name():
     assert (place.job, place.restart, place.rank) == ("800_12", 3, 9)
 
 
-def test_the_payload_is_a_path():
-    """It survives pickling by reference, and submitit finds what to queue again."""
-    task = RunTask("/results/toy/runs/swin-s0-0123456789")
-    assert len(pickle.dumps(task)) < 200
-    assert pickle.loads(pickle.dumps(task)) == task
-    again = DelayedSubmission(task)._checkpoint_function()
-    assert again.function == task
+def test_a_job_finds_its_run_by_its_place_in_the_array(tmp_path):
+    """The user cancelled the run meanwhile, so that it is not trained."""
+    records = LaunchFolder.of(tmp_path, "toy")
+    names = ("swin-s0-0123456789", "net1-s0-abcdef0123")
+    records.write(Array("key", names, "table1", Resources(), 1, "me", 0.0))
+    mark = records.cancelled("abcdef0123")
+    mark.parent.mkdir()
+    mark.touch()
+    place = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    command = [sys.executable, "-m", "lsa_study.launch.job", str(records.root / "key")]
+    done = subprocess.run(
+        command, env={**os.environ, **place}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("=== life 1: job 8_1 on ")
+    assert list((records.root / "lives").glob("*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
