@@ -166,7 +166,7 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
 ) -> None:
     """Print what a run printed."""
-    from lsa_study.launch.logs import logs as show
+    from lsa_study.launch.status import logs as show
 
     show(results, run, sys.stdout.write, follow=follow, rank=rank, attempt=attempt)
 

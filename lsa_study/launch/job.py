@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,38 +47,22 @@ RANK_VARIABLES = (
 """How torch's processes find each other."""
 
 
-@dataclass(frozen=True)
-class JobContext:
-    """Which job this process belongs to, and which of its processes it is."""
-
-    job: str
-    restart: int
-    rank: int
-    gpus: int
-    variables: Mapping[str, str]
-    """``RANK_VARIABLES``; empty for a process alone.
+def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """``RANK_VARIABLES`` from SLURM's variables; none for a process alone.
 
     The address is the one from which SLURM started the processes: that of the first node, where
     rank 0 is, and one that all nodes have just reached. The port moves with the job and with every
     restart, so that what is left of an earlier life cannot be met.
     """
-
-    @classmethod
-    def of(cls, env: Mapping[str, str]) -> JobContext:
-        """Read SLURM's variables."""
-        array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        restart, rank = int(env.get("SLURM_RESTART_COUNT", "0")), env.get("SLURM_PROCID", "0")
-        count, variables = int(env.get("SLURM_NTASKS", "1")), {}
-        if count > 1:
-            place = int(env["SLURM_JOB_ID"]) * 31 + restart * 7
-            on_node = count // int(env.get("SLURM_JOB_NUM_NODES", "1"))
-            variables = {
-                "RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": env["SLURM_LOCALID"],
-                "LOCAL_WORLD_SIZE": str(on_node), "MASTER_ADDR": env["SLURM_LAUNCH_NODE_IPADDR"],
-                "MASTER_PORT": str(20000 + place % 12000),
-            }  # fmt: skip
-        job = f"{array}_{index}" if array else env["SLURM_JOB_ID"]
-        return cls(job, restart, int(rank), int(env.get("LSA_GPUS", "0")), variables)
+    if (count := int(env.get("SLURM_NTASKS", "1"))) == 1:
+        return {}
+    place = int(env["SLURM_JOB_ID"]) * 31 + int(env.get("SLURM_RESTART_COUNT", "0")) * 7
+    on_node = count // int(env.get("SLURM_JOB_NUM_NODES", "1"))
+    return {
+        "RANK": env["SLURM_PROCID"], "WORLD_SIZE": str(count), "LOCAL_RANK": env["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(on_node), "MASTER_ADDR": env["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_PORT": str(20000 + place % 12000),
+    }  # fmt: skip
 
 
 def main(folder: Path) -> None:
@@ -88,19 +71,20 @@ def main(folder: Path) -> None:
     # SIGUSR2: the time limit is near, or a preemption is announced: save, requeue. SIGTERM: SLURM
     # takes the node away and requeues by itself where it means to, or ``lsa cancel``: save only.
     stop = StopOnSignals().install()
-    context = JobContext.of(os.environ)
-    for name in RANK_VARIABLES:
-        os.environ.pop(name, None)
-    os.environ.update(context.variables, LSA_JOB=context.job)
-    os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    records = LaunchFolder(folder.parent)
+    env, records = os.environ, LaunchFolder(folder.parent)
     (array,) = (array for array in records.arrays() if array.key == folder.name)
-    name = array.runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
-    life = _Life(RunDir(folder.parents[1] / "runs" / name), records, context, stop)
+    element = env.get("SLURM_ARRAY_TASK_ID")
+    run = RunDir(folder.parents[1] / "runs" / array.runs[int(element or 0)])
+    env["LSA_JOB"] = f"{env['SLURM_ARRAY_JOB_ID']}_{element}" if element else env["SLURM_JOB_ID"]
+    for name in RANK_VARIABLES:
+        env.pop(name, None)
+    env.update(rank_variables(env))
+    env.setdefault("OMP_NUM_THREADS", env.get("SLURM_CPUS_PER_TASK", "1"))
+    life = _Life(run, records, stop)
     if records.cancelled(life.identity).exists():
         return
-    if context.rank > 0:
-        training.train(life.run, stop=stop, console=Console(soft_wrap=True))
+    if env.get("SLURM_PROCID", "0") != "0":
+        training.train(run, stop=stop, console=Console(soft_wrap=True))
     else:
         life.carry_out()
 
@@ -113,15 +97,15 @@ def _say(message: str) -> None:
 class _Life:
     """One start of a run by SLURM; its first process speaks for it."""
 
-    def __init__(
-        self, run: RunDir, records: LaunchFolder, context: JobContext, stop: StopOnSignals
-    ) -> None:
-        self.run, self.records, self.context, self.stop = run, records, context, stop
+    def __init__(self, run: RunDir, records: LaunchFolder, stop: StopOnSignals) -> None:
+        self.run, self.records, self.stop = run, records, stop
         self.identity = identity_of(run.root.name)
+        self.job = os.environ["LSA_JOB"]
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         starts = {(life.job, life.restart) for life in self.records.lives(self.identity)}
-        number = len(starts | {(context.job, context.restart)})
-        where = f"job {context.job} on {self.host}, process {context.rank}"
+        number = len(starts | {(self.job, self.restart)})
+        where = f"job {self.job} on {self.host}, process {os.environ.get('SLURM_PROCID', '0')}"
         _say(f"{LIFE_MARK}{number}: {where}")
 
     def carry_out(self) -> None:
@@ -130,12 +114,11 @@ class _Life:
         for life in self.records.lives(self.identity):
             if life.end is None:  # it could not record its end itself
                 # SLURM restarts a job that did not leave by itself when its node is lost.
-                why = "node" if life.job == self.context.job else "lost"
+                why = "node" if life.job == self.job else "lost"
                 end, at = max(life.start, beat), self._position()
                 self._note(job=life.job, restart=life.restart, end=end, why=why, ended_at=at)
-        self._note(
-            start=time.time(), host=self.host, gpus=self.context.gpus, begun_at=self._position()
-        )
+        gpus = int(os.environ.get("LSA_GPUS", "0"))
+        self._note(start=time.time(), host=self.host, gpus=gpus, begun_at=self._position())
         self._wait_for_writer()
         try:
             state = process.train(self.run, self.stop, Console(soft_wrap=True))
@@ -156,7 +139,7 @@ class _Life:
         self._note(end=time.time(), why=why, ended_at=self._position())
 
     def _note(self, **facts: Any) -> None:
-        this = {"job": self.context.job, "restart": self.context.restart}
+        this = {"job": self.job, "restart": self.restart}
         # A full disk must not keep a run from being trained, nor hide why it ended.
         with contextlib.suppress(OSError):
             self.records.note_life(self.identity, this | facts)
@@ -168,7 +151,7 @@ class _Life:
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
         end, reported = time.monotonic() + STALE_SECONDS + 60.0, False
-        while (writer := self.run.writer()) is not None and writer.job == self.context.job:
+        while (writer := self.run.writer()) is not None and writer.job == self.job:
             if not reported:
                 who = f"process {writer.pid} on {writer.host}"
                 _say(f"waiting for {who}: an earlier life of this job that still writes here")
@@ -187,7 +170,7 @@ class _Life:
         elif self.stop.signal is not signal.SIGUSR2:
             cause = "preempted"
         else:
-            left = scheduler.seconds_left(self.context.job)
+            left = scheduler.seconds_left(self.job)
             near = float(os.environ.get("LSA_LEAVE_SECONDS", "120")) + SIGNAL_EARLY_SECONDS
             cause = "timeout" if left is not None and left <= near else "preempted"
         self._end(cause)
@@ -203,7 +186,7 @@ class _Life:
             _say(message)
             sys.exit(1)
         try:
-            scheduler.requeue(self.context.job)
+            scheduler.requeue(self.job)
             _say("put back into the queue")
         except scheduler.Rejected as error:
             _say(f"cannot go back into the queue ({error}); lsa retry will do it")

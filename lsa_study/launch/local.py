@@ -110,7 +110,7 @@ class Queue:
         return self
 
     def _folder(self, run: RunSpec) -> RunDir:
-        """The run's folder: an existing one of its identity, else the one it will get."""
+        """An existing one of its identity, else the one it will get."""
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.known.get(run.identity) or RunDir(here)
 

@@ -220,6 +220,17 @@ def error_of(run: RunDir, since: float = 0.0) -> str | None:
     return repr((re.sub(r"\d+", "0", plain), trace))
 
 
+def last_lines(path: Path, count: int = 20) -> list[str]:
+    """The last lines of a file that hold something; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 400 * count))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
 @dataclass(frozen=True)
 class LaunchFolder:
     """The launch records of one tier."""

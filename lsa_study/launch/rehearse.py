@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
+from lsa_study.errors import LsaError
 from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by
 from lsa_study.record import OUTCOMES
@@ -132,10 +134,6 @@ def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tu
 # -- rehearsing ----------------------------------------------------------------------------------
 
 
-class _Failed(Exception):
-    """What a row's rehearsal failed at."""
-
-
 def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     """A run's settings with its batch and all else, but few steps and drawn weights.
 
@@ -158,11 +156,12 @@ def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     return settings.model_copy(update=groups)
 
 
+@dataclass
 class Rehearsal:
     """Rows rehearsed one after another; ``tell`` is given a line for each."""
 
-    def __init__(self, results: Path, *, tell: Callable[[str], object]) -> None:
-        self.results, self.tell = results, tell
+    results: Path
+    tell: Callable[[str], object]
 
     def work(self, runs: Sequence[RunSpec]) -> list[Rehearsed]:
         """Rehearse each distinct row once, and keep what is found for ``lsa plan``.
@@ -211,7 +210,7 @@ class Rehearsal:
                 }  # fmt: skip
                 row["words"] = self._kill_and_resume(folder, run, whole, row["step_seconds"])
                 row["state"] = "ok"
-        except _Failed as error:
+        except LsaError as error:
             row |= {"state": "failed", "words": f"{error}; its folder is kept: {folder}"}
         else:
             shutil.rmtree(folder)
@@ -228,7 +227,7 @@ class Rehearsal:
         status = folder.status()
         if status.state not in OUTCOMES:
             died = ended_by(report.get("code"))
-            raise _Failed(str(status.message) if status.state == "failed" else died)
+            raise LsaError(str(status.message) if status.state == "failed" else died)
         return folder
 
     def _kill_and_resume(
@@ -244,22 +243,22 @@ class Rehearsal:
                 break
             shutil.rmtree(cut.root)
         else:
-            raise _Failed("all its steps were done before it could be killed")
+            raise LsaError("all its steps were done before it could be killed")
         if cut.status().state == "failed":
-            raise _Failed(f"before it was killed: {cut.status().message}")
+            raise LsaError(f"before it was killed: {cut.status().message}")
         self._train(cut.root, run, checkpoints=1e-6)
         if (ended := cut.status()).state != "done":
-            raise _Failed(f"resumed after a kill it ended {ended.state}: {ended.message}")
+            raise LsaError(f"resumed after a kill it ended {ended.state}: {ended.message}")
         log = (cut.attempts()[-1] / "log.txt").read_text("utf-8")
         if (resumed := re.search(r"resumed at epoch \d+, step \d+", log)) is None:
-            raise _Failed("killed after a checkpoint, it began anew instead of resuming")
+            raise LsaError("killed after a checkpoint, it began anew instead of resuming")
         if (found := differing(whole, cut)) is None:
             return f"killed, {resumed[0]}, to the same bits"
         if (result := whole.result()) is not None and result.device_kind == "cpu":
-            raise _Failed(f"{resumed[0]}: {found}")
+            raise LsaError(f"{resumed[0]}: {found}")
         again = self._train(folder / "again", run)
         if farther := farther_than_a_repeat(whole, again, cut):
-            raise _Failed(f"{resumed[0]}: {found}; {farther}")
+            raise LsaError(f"{resumed[0]}: {found}; {farther}")
         return f"killed, {resumed[0]}, as near as an undisturbed repeat"
 
     def _kill_after(self, folder: RunDir, saves: int, pause: float) -> None:

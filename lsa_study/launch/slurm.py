@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.config.study import RunSpec
+from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
@@ -145,19 +145,18 @@ class _Launcher:
 
     def try_out(self, runs: list[RunSpec]) -> None:
         """Write the scripts, and have SLURM look at one of each kind."""
-        tried = set()
+        kinds: dict[tuple[Resources, int], str] = {}
         for chunk in self._plan(runs):
             array = self._array(chunk)
-            script = self._script(array)
+            script = kinds[array.resources, len(chunk)] = self._script(array)
             self.launched.queued.append(array)
             self.launched.scripts.append(script)
-            if (kind := (array.resources, len(chunk))) not in tried:
-                tried.add(kind)
-                try:
-                    scheduler.call("sbatch", "--test-only", text=script)
-                except scheduler.Rejected as error:
-                    why = scheduler.explained(error)
-                    raise EnvironmentLacks(f"SLURM would refuse this: {why}") from None
+        try:
+            for script in kinds.values():
+                scheduler.call("sbatch", "--test-only", text=script)
+        except scheduler.Rejected as error:
+            why = scheduler.explained(error)
+            raise EnvironmentLacks(f"SLURM would refuse this: {why}") from None
 
     def submit(self, runs: list[RunSpec]) -> None:
         """Queue the runs, as many as one may."""

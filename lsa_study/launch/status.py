@@ -1,4 +1,4 @@
-"""Where every run stands, from what is on disk and what SLURM says.
+"""Where every run stands, from what is on disk and what SLURM says; and what it printed.
 
 The run folder is the truth: a result ends all doubt, and a fresh heartbeat means that a run is
 alive, whatever the scheduler says. Where a heartbeat is missing, evidence is asked for in this
@@ -9,6 +9,7 @@ knows is lost. Nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,14 +25,16 @@ from rich.text import Text
 from lsa_study import rundir
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
-from lsa_study.launch.logs import last_lines
 from lsa_study.launch.records import (
     INTERRUPTED,
+    LIFE_MARK,
     LaunchFolder,
     Life,
     RunRef,
     asked_runs,
     chosen_runs,
+    last_lines,
+    one_run,
     tiers_of,
 )
 from lsa_study.launch.scheduler import SlurmJob
@@ -158,8 +161,7 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     """The answer of ``lsa status --json``."""
-    kept = {one.name for one in fields(RunStatus)} - {"note", "folder"}
-    shown = ["name", *sorted(kept)]
+    shown = ["name", *(one.name for one in fields(RunStatus) if one.name not in ("note", "folder"))]
     return {"runs": [{key: getattr(row, key) for key in shown} for row in rows]}
 
 
@@ -299,3 +301,62 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
         row.job or "-",
         ": ".join(filter(None, notes)),
     )
+
+
+# -- what a run printed --------------------------------------------------------------------------
+
+
+def logs(
+    results: Path,
+    run: str,
+    write: Callable[[str], object],
+    *,
+    follow: bool = False,
+    rank: int = 0,
+    attempt: int | None = None,
+) -> None:
+    """Hand what a run printed to ``write``, piece by piece.
+
+    Args:
+        run: the beginning of the run's name or identity.
+        follow: go on until the run has ended.
+        rank: which of the run's processes.
+        attempt: which of its lives, from 1; None: all.
+
+    Raises:
+        ConfigError: no such run, or it has printed nothing, or has no such life.
+    """
+    found = one_run(results, run)
+    records = LaunchFolder.of(results, found.tier)
+
+    def printed() -> str:
+        files = [
+            records.output_of(array, array.jobs()[found.identity], rank)
+            for array in records.arrays()
+            if found.identity in array.jobs()
+        ]
+        of_jobs = any(path.exists() for path in files)
+        if not of_jobs:
+            chosen = [p for p in found.folder.attempts() if attempt in (None, int(p.name))]
+            files = [folder / "log.txt" for folder in chosen]
+        existing = [path for path in files if path.exists()]
+        text = "".join(path.read_text("utf-8", "replace") for path in existing)
+        if attempt is None or not of_jobs:
+            return text
+        # A life begins with its mark; what SLURM prints before the first belongs to the first.
+        lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
+        return "".join(life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
+
+    text = printed()
+    if not text and (not follow or attempt is not None):
+        which = "" if attempt is None else f" in life {attempt}"
+        raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
+    write(text)
+    done = len(text)
+    while follow:
+        follow = found.folder.result() is None and found.folder.status().state != "failed"
+        if len(text := printed()) > done:
+            write(text[done:])
+            done = len(text)
+        if follow:
+            time.sleep(1.0)

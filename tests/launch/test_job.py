@@ -11,7 +11,7 @@ import pytest
 
 from lsa_study.config import study
 from lsa_study.config.study import Resources
-from lsa_study.launch.job import JobContext
+from lsa_study.launch.job import rank_variables
 from lsa_study.launch.records import Array, LaunchFolder, error_of
 from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
 from lsa_study.launch.status import RunStatus, judge
@@ -24,30 +24,21 @@ TWO_NODES = {
 
 
 def test_processes_find_each_other():
-    told = JobContext.of(TWO_NODES).variables
+    told = rank_variables(TWO_NODES)
     assert told["MASTER_ADDR"] == "10.0.0.7"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     assert [told[name] for name in names] == ["9", "16", "1", "8"]
-    assert JobContext.of({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "812"}).variables == {}
+    assert rank_variables({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "812"}) == {}
 
 
 def test_the_port_moves_with_every_restart_and_job():
     ports = {
-        JobContext.of(TWO_NODES | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": count}).variables[
-            "MASTER_PORT"
-        ]
+        rank_variables({**TWO_NODES, "SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": n})["MASTER_PORT"]
         for job in ("812", "813", "814")
-        for count in ("0", "1", "2")
+        for n in ("0", "1", "2")
     }
     assert len(ports) == 9
     assert all(1024 < int(port) < 32768 for port in ports), "the system hands out those above"
-
-
-def test_an_element_of_an_array_knows_its_name():
-    assert JobContext.of(TWO_NODES).job == "812"
-    element = {"SLURM_ARRAY_JOB_ID": "800", "SLURM_ARRAY_TASK_ID": "12"}
-    place = JobContext.of(TWO_NODES | element | {"SLURM_RESTART_COUNT": "3"})
-    assert (place.job, place.restart, place.rank) == ("800_12", 3, 9)
 
 
 def test_a_job_finds_its_run_by_its_place_in_the_array(tmp_path):

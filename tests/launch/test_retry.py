@@ -9,9 +9,9 @@ from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch.cancel import discard, gc
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.logs import logs
 from lsa_study.launch.records import Array, LaunchFolder
 from lsa_study.launch.retry import retry
+from lsa_study.launch.status import logs
 from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir, runs_folder
 

@@ -17,7 +17,7 @@ from slurm_site import count
 from lsa_study.config.study import find_study as study_file
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import LEAVING, TAKEN_OUT, cancel
-from lsa_study.launch.logs import logs
+from lsa_study.launch.status import logs
 from lsa_study.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
