@@ -7,7 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -119,8 +119,7 @@ def launch(
         "nice": nice, "throttle": throttle,
     }  # fmt: skip
     site_settings = sites.read_cluster(site, flags)
-    mode: Any = "dry-run" if dry_run else "submit"
-    launched = slurm.launch(_asked_for(loaded), chosen.results, site_settings, mode=mode)
+    launched = slurm.launch(_asked_for(loaded), chosen.results, site_settings, dry_run=dry_run)
     if not dry_run:
         studies.remember(chosen.results, loaded, chosen.overrides or ())
     for line in (*launched.scripts, *launched.lines()):
@@ -155,10 +154,9 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
 ) -> None:
     """Print what a run printed."""
-    from lsa_study.launch.logs import logs as show
+    from lsa_study.launch.status import logs as show
 
-    mode = "follow" if follow else "all"
-    show(results, run, sys.stdout.write, mode=mode, rank=rank, attempt=attempt)
+    show(results, run, sys.stdout.write, follow=follow, rank=rank, attempt=attempt)
 
 
 def track(
@@ -226,8 +224,7 @@ def cancel(
     """Stop runs: what runs saves first."""
     from lsa_study.launch.cancel import cancel as stop
 
-    how: Any = "now" if now else "save"
-    done = stop(results, study, how=how, confirm=lambda q: yes or typer.confirm(q), tier=tier)
+    done = stop(results, study, now=now, confirm=lambda q: yes or typer.confirm(q), tier=tier)
     for what, runs in done.items():
         typer.echo(f"{len(runs)} {what}")
 

@@ -114,7 +114,7 @@ class ImagenetSets(Datasets):
         for numbers, (pixels, labels) in zip(rows, self._decode(self._test, wanted), strict=True):
             yield numbers, pixels, labels
 
-    def _decode(self, images: _Images, batches: list[Wanted]) -> Iterator[Decoded]:
+    def _decode(self, images: _Images, batches: list[Any]) -> Iterator[Decoded]:
         # Workers stay from pass to pass and take the batches of the one at hand from a list; a
         # second pass while one is under way has its own.
         if images in self._resting:

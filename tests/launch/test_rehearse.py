@@ -181,10 +181,11 @@ def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
 
 def test_rows_add_up_and_a_damaged_file_counts_as_none(tmp_path):
     rehearse.note(tmp_path, "toy", {"a": row()})
-    path = rehearse.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
+    rehearse.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
     found = rehearse.read_rehearsals(tmp_path, "toy")
     assert sorted(found) == ["a", "b"]
     assert found["a"].step_seconds == 1.0
+    path = tmp_path / "toy" / rehearse.FILE
     content = json.loads(path.read_text())
     for damaged in ("{", "[]", json.dumps({"rows": [content]}), '{"rows": {"a": {}}}'):
         path.write_text(damaged)

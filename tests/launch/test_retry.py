@@ -9,9 +9,9 @@ from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch.cancel import discard, gc
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.logs import logs
 from lsa_study.launch.records import Array, LaunchFolder
 from lsa_study.launch.retry import retry
+from lsa_study.launch.status import logs
 from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir, runs_folder
 
@@ -108,11 +108,11 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
         records.write(array)
     path = records.output_of(array, "7_1")
     assert path.name == "7_1_0_log.out"
-    path.write_text("submitit\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
+    path.write_text("srun\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
     pieces = []
     logs(tmp_path, run, pieces.append, attempt=2)
     made["swin"].write_result(Result(outcome="done", seconds=1.0))
-    logs(tmp_path, run, pieces.append, mode="follow")
+    logs(tmp_path, run, pieces.append, follow=True)
     assert pieces == ["=== life 2: job 7_1\nsaved\n", path.read_text()]
 
 
