@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pandas as pd
 
 from lsa_study import rundir
-from lsa_study.config.settings import SCHEMA_VERSION, flatten
+from lsa_study.config.settings import SCHEMA_VERSION, Settings, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
 from lsa_study.record import Count, Result
@@ -121,7 +121,8 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
-    for identity, run in sorted(rundir.existing(results, tier).items()) if folders else ():
+    here = rundir.existing(results, tier, twice=broken) if folders else {}
+    for identity, run in sorted(here.items()):
         try:
             result = run.result()
             # It is written once, after all else, so a run whose result is known is known whole.
@@ -195,7 +196,7 @@ class _Reader:
     def __init__(self, tier: str, broken: list[str]) -> None:
         self.tier = tier
         self.broken = broken
-        self.parsed: dict[str, dict[str, Any]] = {}
+        self.parsed: dict[str, tuple[Settings, dict[str, Any]]] = {}
 
     def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
         """The run's columns.
@@ -217,7 +218,8 @@ class _Reader:
             raise ConfigError(
                 f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
             )
-        settings = self.settings(run)
+        assert result.seed is not None
+        settings = self.settings(run, result.seed)
         if (tier := settings.get("settings.tier")) != self.tier:
             raise ConfigError(
                 f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
@@ -236,18 +238,30 @@ class _Reader:
             "settings.seed": result.seed,
         }
 
-    def settings(self, run: RunDir) -> dict[str, Any]:
-        """By column; the seed may be that of another run."""
-        common = self.OWN_LINES.sub("", run.config_text())
+    def settings(self, run: RunDir, seed: int) -> dict[str, Any]:
+        """By column, of a run whose result is of this seed; the seed may be that of another run."""
+        text = run.config_text()
+        own = re.search(r"^  seed: (\d+)$", text, re.MULTILINE)
+        if own is not None and int(own[1]) != seed:
+            raise ConfigError(
+                f"{run.root}: its result is of seed {seed}, its config.yaml of {own[1]}; "
+                "move the folder away and run it again"
+            )
+        common = self.OWN_LINES.sub("", text)
         if common not in self.parsed:
-            nested = run.config()["settings"]
-            if not isinstance(nested, dict):
-                raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
-            self.parsed[common] = {
+            settings = run.settings()
+            columns = {
                 key: json.dumps(value) if isinstance(value, list | dict) else value
-                for key, value in flatten(nested, "settings.").items()
+                for key, value in flatten(run.config()["settings"], "settings.").items()
             }
-        return self.parsed[common]
+            self.parsed[common] = settings, columns
+        settings, columns = self.parsed[common]
+        if (identity := settings.identities([seed])[seed]) != run.identity:
+            raise ConfigError(
+                f"{run.root}: its settings are those of run {identity}; undo what was edited in "
+                "its config.yaml, or move the folder away"
+            )
+        return columns
 
 
 def _first_line(error: Exception) -> str:

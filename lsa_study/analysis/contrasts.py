@@ -125,18 +125,15 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:
     """The facts in which two rows' runs differ, as messages; none if one of them has no runs."""
-
-    def shown(run: RunRecord, name: str) -> str:
-        value = getattr(run, name)
-        if value is None:
-            return "unknown"
-        if name == "commit":
-            return f"{value[:10]}{' with local changes' * bool(run.dirty)}"
-        return str(value)[:10] if name == "data_fingerprint" else str(value)
-
-    reasons = []
+    reasons = [*continued(one), *(f"reference {line}" for line in continued(other))]
     for name, title in MISMATCHES.items() if one and other else ():
-        ours, theirs = (sorted({shown(run, name) for run in runs}) for runs in (one, other))
+        ours, theirs = (sorted({run.shown(name) for run in runs}) for runs in (one, other))
         if ours != theirs:
             reasons.append(f"{title} {' and '.join(ours)}, reference {' and '.join(theirs)}")
     return reasons
+
+
+def continued(runs: Sequence[RunRecord]) -> list[str]:
+    """The runs that did not go on as they had begun, as messages."""
+    changed = ((run.seed, run.continued) for run in runs if run.continued)
+    return [f"seed {seed} went on with another {what}" for seed, what in changed]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lsa_study.analysis.collect import Collected
-from lsa_study.analysis.contrasts import mismatches
+from lsa_study.analysis.contrasts import continued, mismatches
 from lsa_study.analysis.notes import Note, general_notes
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import decimals, signed
@@ -116,6 +116,8 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
         reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
         if row.base is not None:
             reasons += mismatches(row.runs, row.base.runs)
+        else:
+            reasons += continued(row.runs)
         if reasons:
             unlike.append(f"{row.name}: {'; '.join(reasons)}")
             marks[row.variant] += ("†",)

@@ -81,7 +81,7 @@ def test_equal_errors_have_equal_signatures(tmp_path):
     ):
         folder = RunDir(tmp_path / run.name)
         folder.create(run.settings, variant=run.variant)
-        with folder.owned() as attempt:
+        with folder.owned() as (_, attempt):
             (folder.attempt_folder(attempt) / "log.txt").write_text(TRACE.format(line=line))
         failure = Failure.of(folder, "bug", f"{folder.root}: KeyError 'rel_pos'")
         signatures.append(failure.signature)
