@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pandas as pd
 
 from lsa_study import rundir
-from lsa_study.config.settings import SCHEMA_VERSION, flatten
+from lsa_study.config.settings import SCHEMA_VERSION, Settings, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
 from lsa_study.record import Count, Result
@@ -42,12 +42,6 @@ class RunRecord(Result):
         """Top-1 accuracy of a run that is done, percent."""
         assert self.acc1 is not None
         return self.acc1
-
-    @property
-    def code(self) -> str:
-        """The commit that ran, such as ``0123456789 with local changes``, or ``unknown``."""
-        changed = " with local changes" * bool(self.dirty)
-        return "unknown" if self.commit is None else f"{self.commit[:10]}{changed}"
 
 
 NUMERIC = {int: "Int64", float: "float64", bool: "boolean"}
@@ -121,7 +115,8 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
-    for identity, run in sorted(rundir.existing(results, tier).items()) if folders else ():
+    here = rundir.existing(results, tier, twice=broken) if folders else {}
+    for identity, run in sorted(here.items()):
         try:
             result = run.result()
             # It is written once, after all else, so a run whose result is known is known whole.
@@ -196,7 +191,7 @@ class _Reader:
 
     tier: str
     broken: list[str]
-    parsed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parsed: dict[str, tuple[Settings, dict[str, Any]]] = field(default_factory=dict)
 
     def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
         """The run's columns.
@@ -206,8 +201,9 @@ class _Reader:
         """
         needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
         missing = [f"{name} = None" for name in needed if getattr(result, name) is None]
-        settings, schema = self.settings(run), result.schema_version
-        tier = settings.get("settings.tier")
+        seed, schema = result.seed or 0, result.schema_version
+        written, settings, columns = self.settings(run)
+        own, tier = settings.identities([seed])[seed], columns["settings.tier"]
         for wrong, problem in (
             (
                 result.identity != identity,
@@ -215,6 +211,11 @@ class _Reader:
             ),
             (schema != SCHEMA_VERSION, f"was made by schema {schema}, this is {SCHEMA_VERSION}"),
             (missing, f"its result holds {', '.join(missing)}; move it away, run it again"),
+            (
+                seed != written,
+                f"its result is of seed {seed}, its config.yaml of {written}; move it away",
+            ),
+            (own != identity, f"its config.yaml was edited: it is that of run {own}; undo that"),
             (tier != self.tier, f"is of tier {tier}, this is {self.tier}; move it to its own"),
         ):
             if wrong:
@@ -229,19 +230,19 @@ class _Reader:
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
             "correct_count": None if bits is None else result.test_images,
-            **settings,
+            **columns,
             "settings.seed": result.seed,
         }
 
-    def settings(self, run: RunDir) -> dict[str, Any]:
-        """By column; the seed may be that of another run."""
-        common = self.OWN_LINES.sub("", run.config_text())
+    def settings(self, run: RunDir) -> tuple[int, Settings, dict[str, Any]]:
+        """The seed, the settings and their columns; in both of these the seed may be another's."""
+        text = run.config_text()
+        common = self.OWN_LINES.sub("", text)
         if common not in self.parsed:
-            nested = run.config()["settings"]
-            if not isinstance(nested, dict):
-                raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
-            self.parsed[common] = {
+            columns = {
                 key: json.dumps(value) if isinstance(value, list | dict) else value
-                for key, value in flatten(nested, "settings.").items()
+                for key, value in flatten(run.config()["settings"], "settings.").items()
             }
-        return self.parsed[common]
+            self.parsed[common] = run.settings(), columns
+        seed = re.search(r"^  seed: (\d+)$", text, re.MULTILINE)
+        return (int(seed[1]) if seed else -1), *self.parsed[common]

@@ -122,16 +122,14 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:
     """The facts in which two rows' runs differ, as messages; none if one of them has no runs."""
-
-    def shown(run: RunRecord, name: str) -> str:
-        value = run.code if name == "commit" else getattr(run, name)
-        if value is None:
-            return "unknown"
-        return str(value)[:10] if name == "data_fingerprint" else str(value)
-
-    reasons = []
+    reasons = [
+        f"{whose}seed {run.seed} went on with another {run.continued}"
+        for whose, runs in (("", one), ("reference ", other))
+        for run in runs
+        if run.continued
+    ]
     for name, title in MISMATCHES.items() if one and other else ():
-        ours, theirs = (sorted({shown(run, name) for run in runs}) for runs in (one, other))
+        ours, theirs = (sorted({run.shown(name) for run in runs}) for runs in (one, other))
         if ours != theirs:
             reasons.append(f"{title} {' and '.join(ours)}, reference {' and '.join(theirs)}")
     return reasons

@@ -90,7 +90,7 @@ def _behind(row: Row, title: str) -> list[str]:
         for run in row.runs:
             accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
             reason = f", {run.reason}" if run.reason else ""
-            about = f"run {run.identity}, commit {run.code}, {run.device}{reason}"
+            about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
             lines.append(f"seed {run.seed}: {accuracy}, {about}")
         return lines
     if title != "Δ":

@@ -55,7 +55,8 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     broken = ""
     if number := len(collected.broken):
         plural, verb = ("s", "are") if number > 1 else ("", "is")
-        broken = f"{number} file{plural} could not be read and {verb} left out."
+        shown = "; ".join(collected.broken[:3]) + "; ..." * (number > 3)
+        broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
         MEANING[study.tier],
         article,

@@ -13,7 +13,6 @@ Under ``results/<tier>/launch/`` lie arrays and lives:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from lsa_study.config import study, yaml
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_json, writable, write_json
+from lsa_study.files import locked, read_json, writable, write_json
 from lsa_study.launch import scheduler
 from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
@@ -114,7 +113,7 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     runs = [
         RunRef(one, match["variant"], int(match["seed"]), match["identity"], folder)
         for one in tiers_of(results, tier)
-        for folder in rundir.existing(results, one).values()
+        for folder in rundir.run_folders(results, one)
         if (match := NAME.fullmatch(folder.root.name))
     ]
     place = [*TIERS].index
@@ -247,9 +246,7 @@ class LaunchFolder:
         """Be the only launcher of this tier while the block runs; waits for another."""
         with writable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = (self.root / ".lock").open("w")
-        with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(self.root / ".lock"):
             yield
 
     def _made(self, name: str) -> Path:

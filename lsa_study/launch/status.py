@@ -149,12 +149,14 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     for one in tiers_of(results, tier):
         of_tier = [run for run in found if run.tier == one]
         rows += _of_tier(of_tier, LaunchFolder.of(results, one))
-    there = {row.identity for row in rows}
+    there = Counter((row.tier, row.identity) for row in rows)
+    twice = "other folders hold the same run: keep one there, move the others away"
+    rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
     return rows + [
         RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=run.settings.train.epochs)
         for run in asked_runs(results, names, tier)
-        if run.identity not in there
         for at in [run.settings.tier]
+        if (at, run.identity) not in there
         for folder in [RunDir(rundir.runs_folder(results, at) / run.name)]
     ]
 
@@ -207,7 +209,7 @@ def _row(
             epochs=result.epochs, acc1=result.acc1, message=result.reason or "", gpu_hours=hours,
         )  # fmt: skip
     facts = run.folder.status()
-    age = float("inf") if facts.heartbeat is None else time.time() - facts.heartbeat
+    age = float("inf") if facts.heartbeat is None else run.folder.silence()
     row = replace(
         row, state=facts.state, cause=facts.cause, epoch=facts.epoch, epochs=facts.epochs,
         attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1,

@@ -115,5 +115,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "driver": _driver() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
+
+
+def _driver() -> str | None:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+        return shown.stdout.partition("\n")[0].strip()
+    return None

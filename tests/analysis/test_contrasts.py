@@ -250,6 +250,7 @@ def test_noise_is_pooled_by_degrees_of_freedom():
         ({"weights": "ema"}, "reported weights ema and model, reference model"),
         ({"selected": "best"}, "reported epoch best and last, reference last"),
         ({"data_fingerprint": "other"}, "data f1f2f3f4f5 and other, reference f1f2f3f4f5"),
+        ({"continued": "torch 2, then 3"}, "seed 0 went on with another torch 2, then 3"),
     ],
 )
 def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, words):
@@ -262,6 +263,20 @@ def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, wo
     (note,) = [note for note in table.notes if note.mark == "†"]
     assert words in note.text.split("; ")[0]
     assert "HA + GH" in note.text
+
+
+def test_a_reference_that_went_on_with_other_code_is_marked_itself(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0, 1])
+    run = next(run for run in loaded.runs() if run.variant == "swin")
+    write_run(tmp_path, run, changes={"continued": "commit a, then b"})
+    table = build(loaded, collect(tmp_path, "toy"))
+    assert [row.variant for row in table.rows if "†" in row.marks] == [
+        "swin",
+        "elsa_noghost",
+        "elsa",
+    ]
+    (note,) = [note for note in table.notes if note.mark == "†"]
+    assert "reference seed 0 went on with another commit a, then b" in note.text
 
 
 def test_alike_rows_have_no_dagger(tmp_path):

@@ -82,7 +82,7 @@ def test_equal_errors_are_the_same(tmp_path):
     ):
         folder = RunDir(tmp_path / run.name)
         folder.create(run.settings, variant=run.variant)
-        with folder.owned() as attempt:
+        with folder.owned() as (_, attempt):
             (folder.attempt_folder(attempt) / "log.txt").write_text(TRACE.format(line=line))
         message = f"{folder.root}: KeyError 'rel_pos'"
         folder.change_state("failed", cause="bug", message=message)

@@ -87,7 +87,7 @@ def test_lives_that_gain_nothing_end_the_retries(tmp_path, made):
 
 def test_logs_of_each_attempt(tmp_path, made):
     for word in ("first", "second"):
-        with made["swin"].owned() as attempt:
+        with made["swin"].owned() as (_, attempt):
             (made["swin"].attempt_folder(attempt) / "log.txt").write_text(f"{word} life\n")
     pieces = []
     logs(tmp_path, "swin", pieces.append)

@@ -14,7 +14,6 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
-from lsa_study.files import write_json
 from lsa_study.launch.records import Array, LaunchFolder, Life, chosen_runs, one_run
 from lsa_study.launch.status import page, status, status_json, watch
 from lsa_study.record import Result, Status
@@ -63,8 +62,8 @@ def test_a_writer_is_running_however_silent(tmp_path, made):
     with made["swin"].owned():
         made["swin"].write_status(Status(state="running", epoch=1, eta_seconds=60.0))
         assert states(tmp_path)["swin"] == "running"
-        old = {"state": "running", "heartbeat": time.time() - 500, "epoch": 1}
-        write_json(made["swin"].root / "status.json", old)
+        for name in ("owner.json", "status.json"):
+            os.utime(made["swin"].root / name, (time.time() - 500,) * 2)
         (row,) = status(tmp_path, ["swin"])
         assert (row.state, row.note) == ("running", "no heartbeat 8 min")
     assert states(tmp_path)["swin"] == "lost"
