@@ -21,6 +21,7 @@ PLANTED = [
     ("the run folder is all", "lsa_study/analysis/rows.py", "import lsa_study.data"),
     ("the run folder is all", "lsa_study/analysis/html.py", "import lsa_study.measure"),
     ("training knows neither", "lsa_study/training/run.py", "import lsa_study.config.contrast"),
+    ("training knows neither", "lsa_study/training/step.py", "import submitit"),
     ("operators know no configs", "lsa_study/ops/elsa.py", "import lsa_study.config.settings"),
     ("kernels are a leaf", "kernels/lsa_kernels/filters.py", "import lsa_study.errors"),
 ]

@@ -25,7 +25,7 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
     here = results if results.exists() else Path()
     for topic, fact in (
         ("python", f"{platform.python_version()} on {platform.platform()}"),
-        ("packages", _versions("torch", "timm", "triton", "pandas")),
+        ("packages", _versions("torch", "timm", "triton", "submitit", "pandas")),
         ("trackers", _versions(*TRACKERS)),
         ("cpu", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpus()),

@@ -13,6 +13,9 @@ from lsa_study.config import yaml
 from lsa_study.config.layers import Layers, validate
 from lsa_study.config.study import Resources, repository_folder
 
+PEERS_SECONDS = 180
+"""How long the other processes of a run may go on after one has ended."""
+
 
 class Cluster(BaseModel):
     """How jobs are asked for here. Nothing of it is part of a run's identity."""
@@ -49,22 +52,31 @@ class Cluster(BaseModel):
         return 0 if self.gpus == "none" else resources.nodes * resources.gpus
 
     def options(self, resources: Resources) -> dict[str, Any]:
-        """What one run asks of ``sbatch``, by the long names of options; True: no value."""
+        """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
         minutes = max(1, math.ceil(resources.hours * 60))
+        nice = {} if self.nice is None else {"nice": self.nice}
         kind = f"{self.gpu_type}:" if self.gpu_type else ""
-        fields = {"partition", "account", "qos", "constraint", "exclude", "nice"}
-        asked = self.model_dump(include=fields) | {
+        asked = self.model_dump(include={"partition", "account", "qos", "constraint", "exclude"})
+        asked |= {
             "time": minutes,
             "nodes": resources.nodes,
             # One process per GPU.
-            "ntasks-per-node": 1 if self.gpus == "none" else resources.gpus,
-            "cpus-per-task": resources.cpus,
+            "ntasks_per_node": 1 if self.gpus == "none" else resources.gpus,
+            "cpus_per_task": resources.cpus,
             "mem": f"{resources.memory_gb}GB",
+            "signal_delay_s": min(self.leave_seconds, minutes * 60 // 4),
+            # srun takes --cpus-per-task from nobody else; without it loading gets one core.
+            # When one process of a run ends, the others would wait for it until the time limit.
+            "srun_args": [
+                f"--cpus-per-task={resources.cpus}",
+                "--kill-on-bad-exit=1",
+                f"--wait={PEERS_SECONDS}",
+                "--export=ALL",
+                *self.srun,
+            ],
+            "additional_parameters": {"requeue": True, **nice, **self.sbatch},
             "gres": f"gpu:{kind}{resources.gpus}" if self.gpus == "gres" else None,
-            "gpus-per-node": f"{kind}{resources.gpus}" if self.gpus == "gpus-per-node" else None,
-            "signal": f"USR2@{min(self.leave_seconds, minutes * 60 // 4)}",
-            "requeue": True,
-            **self.sbatch,
+            "gpus_per_node": f"{kind}{resources.gpus}" if self.gpus == "gpus-per-node" else None,
         }
         return {name: value for name, value in asked.items() if value is not None}
 

@@ -1,6 +1,6 @@
 """Inside a SLURM job: train one run folder, leave well, come back.
 
-A job is given a path and nothing else. All that a later life needs is in the run folder, so one
+The payload is a path and nothing else. All that a later life needs is in the run folder, so a job
 that SLURM starts again by itself (after a preemption or the loss of a node) goes on as well as one
 that put itself back into the queue.
 """
@@ -14,10 +14,12 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from submitit.helpers import DelayedSubmission
 
 from lsa_study import training
 from lsa_study.errors import LsaError, Refused
@@ -65,28 +67,36 @@ def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def main(folder: Path) -> None:
-    """Train or resume the run of this job; ``folder`` has the record of its array."""
-    guard_output(needed=False)
-    # SIGUSR2: the time limit is near, or a preemption is announced: save, requeue. SIGTERM: SLURM
-    # takes the node away and requeues by itself where it means to, or ``lsa cancel``: save only.
-    stop = StopOnSignals().install()
-    env, records = os.environ, LaunchFolder(folder.parent)
-    (array,) = (array for array in records.arrays() if array.key == folder.name)
-    element = env.get("SLURM_ARRAY_TASK_ID")
-    run = RunDir(folder.parents[1] / "runs" / array.runs[int(element or 0)])
-    env["LSA_JOB"] = f"{env['SLURM_ARRAY_JOB_ID']}_{element}" if element else env["SLURM_JOB_ID"]
-    for name in RANK_VARIABLES:
-        env.pop(name, None)
-    env.update(rank_variables(env))
-    env.setdefault("OMP_NUM_THREADS", env.get("SLURM_CPUS_PER_TASK", "1"))
-    life = _Life(run, records, stop)
-    if records.cancelled(life.identity).exists():
-        return
-    if env.get("SLURM_PROCID", "0") != "0":
-        training.train(run, stop=stop, console=Console(soft_wrap=True))
-    else:
-        life.carry_out()
+@dataclass(frozen=True)
+class RunTask:
+    """Train the run in ``folder``; what submitit carries to the job."""
+
+    folder: str
+
+    def __call__(self) -> str:
+        """Train or resume; returns the state the run was left in."""
+        guard_output(needed=False)
+        # SIGUSR2: the time limit is near, or a preemption is announced: save, requeue. SIGTERM:
+        # SLURM takes the node away and requeues by itself where it means to, or ``lsa cancel``:
+        # save only. Submitit's own handlers never come back: they would queue the job once more.
+        stop = StopOnSignals().install()
+        env, run = os.environ, RunDir(Path(self.folder))
+        array = env.get("SLURM_ARRAY_JOB_ID")
+        env["LSA_JOB"] = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
+        for name in RANK_VARIABLES:
+            env.pop(name, None)
+        env.update(rank_variables(env))
+        env.setdefault("OMP_NUM_THREADS", env.get("SLURM_CPUS_PER_TASK", "1"))
+        life = _Life(run, stop)
+        if life.records.cancelled(life.identity).exists():
+            return "stopped"
+        if env.get("SLURM_PROCID", "0") != "0":
+            return training.train(run, stop=stop, console=Console(soft_wrap=True))
+        return life.carry_out()
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues again if it is told to leave before ``__call__`` has begun."""
+        return DelayedSubmission(self)
 
 
 def _say(message: str) -> None:
@@ -97,9 +107,10 @@ def _say(message: str) -> None:
 class _Life:
     """One start of a run by SLURM; its first process speaks for it."""
 
-    def __init__(self, run: RunDir, records: LaunchFolder, stop: StopOnSignals) -> None:
-        self.run, self.records, self.stop = run, records, stop
+    def __init__(self, run: RunDir, stop: StopOnSignals) -> None:
+        self.run, self.stop = run, stop
         self.identity = identity_of(run.root.name)
+        self.records = LaunchFolder.of_run(run.root)
         self.job = os.environ["LSA_JOB"]
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -108,7 +119,7 @@ class _Life:
         where = f"job {self.job} on {self.host}, process {os.environ.get('SLURM_PROCID', '0')}"
         _say(f"{LIFE_MARK}{number}: {where}")
 
-    def carry_out(self) -> None:
+    def carry_out(self) -> str:
         """Train, record how the life ended, and see to the next."""
         beat = self.run.status().heartbeat or 0.0
         for life in self.records.lives(self.identity):
@@ -129,11 +140,11 @@ class _Life:
         if state == "failed" and self.stop() and self.run.status().cause in OF_LEAVING:
             state = "stopped"
         if state == "stopped":
-            self._stopped()
-        elif state in OUTCOMES:
-            self._end(state)
-        else:
+            return self._stopped()
+        if state not in OUTCOMES:
             self._failed()
+        self._end(state)
+        return state
 
     def _end(self, why: str) -> None:
         self._note(end=time.time(), why=why, ended_at=self._position())
@@ -164,7 +175,7 @@ class _Life:
         with contextlib.suppress(LsaError):
             self.run.change_state(state, cause=cause, message=message)
 
-    def _stopped(self) -> None:
+    def _stopped(self) -> str:
         if self.records.cancelled(self.identity).exists():
             cause = "cancelled"
         elif self.stop.signal is not signal.SIGUSR2:
@@ -176,7 +187,7 @@ class _Life:
         self._end(cause)
         self._change_state("stopped", cause)
         if cause == "cancelled" or self.stop.signal is not signal.SIGUSR2:
-            return
+            return "stopped"
         if self.records.idle(self.identity):
             message = (
                 f"{IDLE_LIVES} lives in a row ended at the time limit without a step done; "
@@ -190,6 +201,7 @@ class _Life:
             _say("put back into the queue")
         except scheduler.Rejected as error:
             _say(f"cannot go back into the queue ({error}); lsa retry will do it")
+        return "stopped"
 
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
@@ -220,7 +232,3 @@ class _Life:
                 "count": len(held), "arrays": sorted(set(held)),
             })  # fmt: skip
             scheduler.order("hold", sorted(set(held)))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -140,8 +140,7 @@ class Queue:
         self.waiting.remove(run)
         folder = self._folder(run)
         folder.create(run.settings, variant=run.variant, start=run.start)
-        records = LaunchFolder.of(self.results, run.settings.tier)
-        records.cancelled(run.identity).unlink(missing_ok=True)
+        LaunchFolder.of_run(folder.root).cancelled(run.identity).unlink(missing_ok=True)
         self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
         gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
         self.active[place] = run, folder, self.server.train(folder, gpu=gpu)

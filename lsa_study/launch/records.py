@@ -4,10 +4,12 @@ Under ``results/<tier>/launch/`` lie arrays and lives:
 
 ``<key>/array.json``        one submission: its runs by array index, its job; written before it is
                             submitted, so that a launcher that dies in between loses nothing
-``<key>/``                  beside it the output of the jobs
+``<key>/``                  beside it submitit's files and the output of the jobs
 ``lives/<identity>.jsonl``  how often a run was started, where, and why each life ended
 ``cancelled/<identity>``    the user does not want this run any more, whatever its job does
 ``held.json``               why the rest of the queue was stopped
+
+The folder is private: submitit's pickles run as code for whoever can write them.
 """
 
 from __future__ import annotations
@@ -240,6 +242,11 @@ class LaunchFolder:
     def of(cls, results: Path, tier: str) -> LaunchFolder:
         """The folder of a tier; it may not exist yet."""
         return cls(results / tier / "launch")
+
+    @classmethod
+    def of_run(cls, run_folder: Path) -> LaunchFolder:
+        """The folder that belongs to ``results/<tier>/runs/<name>``."""
+        return cls(run_folder.parent.parent / "launch")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

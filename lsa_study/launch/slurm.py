@@ -7,29 +7,33 @@ launch submits only what the first could not.
 from __future__ import annotations
 
 import contextlib
+import copy
 import getpass
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
 from lsa_study import rundir
 from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
+from lsa_study.launch.job import RunTask
 from lsa_study.launch.local import need_starts
 from lsa_study.launch.process import Server
 from lsa_study.launch.records import AUTOMATIC, COMMENT_PREFIX, Array, LaunchFolder
 from lsa_study.rundir import RunDir
 
-PEERS_SECONDS = 180
-"""How long the other processes of a run may go on after one has ended."""
+ENDLESS = 100_000
+"""submitit counts time limits only until the run has begun; ours are counted by their progress."""
 
 
 @dataclass
@@ -147,8 +151,8 @@ class _Launcher:
         """Write the scripts, and have SLURM look at one of each kind."""
         kinds: dict[tuple[Resources, int], str] = {}
         for chunk in self._plan(runs):
-            array = self._array(chunk)
-            script = kinds[array.resources, len(chunk)] = self._script(array)
+            array, _, script = self._prepared(chunk)
+            kinds[array.resources, len(chunk)] = script
             self.launched.queued.append(array)
             self.launched.scripts.append(script)
         try:
@@ -205,8 +209,11 @@ class _Launcher:
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.existing.get(run.identity) or RunDir(here)
 
-    def _array(self, runs: Sequence[RunSpec]) -> Array:
-        return Array(
+    def _prepared(
+        self, runs: Sequence[RunSpec], after: Sequence[str] = ()
+    ) -> tuple[Array, SlurmExecutor, str]:
+        """A submission that waits for other jobs, what submits it, and its batch script."""
+        array = Array(
             key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
             runs=tuple(self._folder(run).root.name for run in runs),
             study=runs[0].study,
@@ -215,34 +222,32 @@ class _Launcher:
             user=getpass.getuser(),
             created=time.time(),
         )
-
-    def _script(self, array: Array, after: Sequence[str] = ()) -> str:
-        """The batch script of an array that waits for other jobs."""
-        folder, last = self.records.root / array.key, len(array.runs) - 1
-        printed = folder / ("%A_%a" if last else "%j")
-        options = self.cluster.options(array.resources) | {
-            "job-name": f"lsa-{array.study}", "comment": COMMENT_PREFIX + array.key,
-            "output": f"{printed}_0_log.out", "open-mode": "append",
-        }  # fmt: skip
-        if last:
-            options["array"] = f"0-{last}%{self.cluster.throttle or last + 1}"
+        folder = self.records.root / array.key
+        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS)
+        asked = self.cluster.options(array.resources)
         if after:
-            options["dependency"] = ":".join(["afterany", *after])
-        command = [
-            "srun", "--unbuffered", f"--output={printed}_%t_log.out", "--export=ALL",
-            # srun takes it from nobody else; without it loading gets one core.
-            f"--cpus-per-task={array.resources.cpus}",
-            # When one process of a run ends, the others would wait for it until the time limit.
-            "--kill-on-bad-exit=1", f"--wait={PEERS_SECONDS}", *self.cluster.srun,
-            sys.executable, "-u", "-m", "lsa_study.launch.job", str(folder),
-        ]  # fmt: skip
-        lines = [
-            f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}")
-            for name, value in options.items()
-        ]
-        leave = options["signal"].rpartition("@")[2]
-        lines += ["umask 077", f"export LSA_GPUS={array.gpus} LSA_LEAVE_SECONDS={leave}"]
-        return "\n".join(["#!/bin/bash", *lines, *self.cluster.setup, shlex.join(command), ""])
+            asked["dependency"] = ":".join(["afterany", *after])
+        job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+        executor.update_parameters(
+            job_name=f"lsa-{array.study}",
+            comment=COMMENT_PREFIX + array.key,
+            array_parallelism=self.cluster.throttle or len(runs),
+            stderr_to_stdout=True,
+            wckey=None,
+            setup=[
+                "umask 077",
+                f"export LSA_GPUS={array.gpus} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
+                # submitit refuses to save where a life that was killed left a file half written.
+                f"rm -f {shlex.quote(str(folder))}/{job}_*.save_tmp",
+                *self.cluster.setup,
+            ],
+            **asked,
+        )
+        writer = copy.copy(executor)
+        if len(runs) > 1:
+            writer.parameters = {**executor.parameters, "map_count": len(runs)}
+        script = writer._make_submission_file_text(writer._submitit_command_str, "")
+        return array, executor, str(script)
 
     def _queue(self, runs: Sequence[RunSpec]) -> None:
         """Submit one array."""
@@ -252,20 +257,20 @@ class _Launcher:
         # Each array has a throttle of its own, so only one may be under way.
         if self.previous is not None and self.cluster.throttle is not None:
             after.append(self.previous)
-        array = self._array(runs)
-        script = self._script(array, after)
+        array, executor, script = self._prepared(runs, after)
         scheduler.call("sbatch", "--test-only", text=script)
-        for run in runs:
-            self._folder(run).create(run.settings, variant=run.variant, start=run.start)
+        folders = [self._folder(run) for run in runs]
+        for run, folder in zip(runs, folders, strict=True):
+            folder.create(run.settings, variant=run.variant, start=run.start)
             self.records.cancelled(run.identity).unlink(missing_ok=True)
         self.records.write(array)
         try:
-            # The name of a cluster may follow.
-            job = scheduler.call("sbatch", "--parsable", text=script).strip().partition(";")[0]
-        except scheduler.Rejected:
+            jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
+        except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(self.records.root / array.key)
-            raise
-        self.previous, queued = job, replace(array, job=job)
+            raise scheduler.Rejected(scheduler.plain_words(str(error))) from None
+        self.previous = scheduler.array_of(jobs[0].job_id)
+        queued = replace(array, job=self.previous)
         self.records.write(queued)
         self.launched.queued.append(queued)
         self.jobs |= queued.jobs()

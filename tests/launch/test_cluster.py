@@ -32,13 +32,15 @@ def test_mistakes_are_named_with_their_place(tmp_path):
 
 def test_what_one_run_asks_for():
     asked = Resources(nodes=2, gpus=8, cpus=6, memory_gb=320, hours=36.5)
-    options = Cluster(gpu_type="a100", nice=5).options(asked)
+    options = Cluster(gpu_type="a100", nice=5, srun=["--mpi=none"]).options(asked)
     assert options["time"] == 2190
-    assert (options["nodes"], options["ntasks-per-node"], options["cpus-per-task"]) == (2, 8, 6)
-    assert options["gpus-per-node"] == "a100:8"
+    assert (options["nodes"], options["ntasks_per_node"], options["cpus_per_task"]) == (2, 8, 6)
+    assert options["gpus_per_node"] == "a100:8"
     assert options["mem"] == "320GB"
-    assert options["signal"] == "USR2@120"
-    assert (options["requeue"], options["nice"]) == (True, 5)
+    assert options["signal_delay_s"] == 120
+    assert options["additional_parameters"] == {"requeue": True, "nice": 5}
+    assert options["srun_args"][0] == "--cpus-per-task=6"
+    assert options["srun_args"][-1] == "--mpi=none"
     assert "partition" not in options
 
 
@@ -46,18 +48,18 @@ def test_what_one_run_asks_for():
     ("way", "tasks", "gpus", "options"),
     [
         ("gres", 4, 4, {"gres": "gpu:4"}),
-        ("gpus-per-node", 4, 4, {"gpus-per-node": "4"}),
+        ("gpus-per-node", 4, 4, {"gpus_per_node": "4"}),
         ("none", 1, 0, {}),
     ],
 )
 def test_ways_to_ask_for_gpus(way, tasks, gpus, options):
     asked = Cluster(gpus=way).options(Resources(gpus=4))
-    assert asked["ntasks-per-node"] == tasks
-    assert {key: asked[key] for key in ("gres", "gpus-per-node") if key in asked} == options
+    assert asked["ntasks_per_node"] == tasks
+    assert {key: asked[key] for key in ("gres", "gpus_per_node") if key in asked} == options
     assert Cluster(gpus=way).gpus_of(Resources(gpus=4)) == gpus
 
 
 def test_a_short_limit_keeps_most_of_its_time():
     """Told 120 s before the end of one minute, a run would leave as soon as it began."""
     options = Cluster().options(Resources(hours=1 / 60))
-    assert (options["time"], options["signal"]) == (1, "USR2@15")
+    assert (options["time"], options["signal_delay_s"]) == (1, 15)

@@ -1,6 +1,8 @@
 """What a job finds out about itself; the rest of it needs a scheduler (tests/slurm)."""
 
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -8,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 from lsa_study.config import study
-from lsa_study.config.study import Resources
-from lsa_study.launch.job import rank_variables
-from lsa_study.launch.records import Array, LaunchFolder, error_of
+from lsa_study.launch.job import RunTask, rank_variables
+from lsa_study.launch.records import LaunchFolder, error_of
 from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
 from lsa_study.launch.status import RunStatus, judge
 from lsa_study.rundir import RunDir
@@ -41,22 +43,28 @@ def test_the_port_moves_with_every_restart_and_job():
     assert all(1024 < int(port) < 32768 for port in ports), "the system hands out those above"
 
 
-def test_a_job_finds_its_run_by_its_place_in_the_array(tmp_path):
+def test_an_element_of_an_array_knows_its_name(tmp_path):
     """The user cancelled the run meanwhile, so that it is not trained."""
-    records = LaunchFolder.of(tmp_path, "toy")
-    names = ("swin-s0-0123456789", "net1-s0-abcdef0123")
-    records.write(Array("key", names, "table1", Resources(), 1, "me", 0.0))
-    mark = records.cancelled("abcdef0123")
-    mark.parent.mkdir()
+    run = RunDir(tmp_path / "toy" / "runs" / "net1-s0-abcdef0123")
+    mark = LaunchFolder.of_run(run.root).cancelled("abcdef0123")
+    mark.parent.mkdir(parents=True)
     mark.touch()
-    place = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
-    command = [sys.executable, "-m", "lsa_study.launch.job", str(records.root / "key")]
+    element = {"SLURM_ARRAY_JOB_ID": "800", "SLURM_ARRAY_TASK_ID": "12", "SLURM_RESTART_COUNT": "3"}
+    code = "import sys; from lsa_study.launch.job import RunTask; print(RunTask(sys.argv[1])())"
     done = subprocess.run(
-        command, env={**os.environ, **place}, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("=== life 1: job 8_1 on ")
-    assert list((records.root / "lives").glob("*")) == []
+        [sys.executable, "-c", code, str(run.root)], env=os.environ | TWO_NODES | element,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.fullmatch(r"=== life 1: job 800_12 on \S+, process 9\nstopped\n", done.stdout)
+
+
+def test_the_payload_is_a_path():
+    """It survives pickling by reference, and submitit finds what to queue again."""
+    task = RunTask("/results/toy/runs/swin-s0-0123456789")
+    assert len(pickle.dumps(task)) < 200
+    assert pickle.loads(pickle.dumps(task)) == task
+    again = DelayedSubmission(task)._checkpoint_function()
+    assert again.function == task
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])

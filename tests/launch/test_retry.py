@@ -108,7 +108,7 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
         records.write(array)
     path = records.output_of(array, "7_1")
     assert path.name == "7_1_0_log.out"
-    path.write_text("srun\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
+    path.write_text("submitit\n=== life 1: job 7_1\nlost\n=== life 2: job 7_1\nsaved\n")
     pieces = []
     logs(tmp_path, run, pieces.append, attempt=2)
     made["swin"].write_result(Result(outcome="done", seconds=1.0))

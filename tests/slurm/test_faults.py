@@ -35,6 +35,14 @@ def ended_as_if_nothing_had_happened(trial, undisturbed, *ends):
     assert trial.row.attempts == len(ends) + 1
 
 
+def leave_half_written_files(trial):
+    """As a process does that is killed while submitit saves."""
+    (array,) = trial.records.arrays()
+    for name in ("submitted.pkl", "0_result.pkl"):
+        path = trial.records.root / array.key / f"{array.job}_{name}.save_tmp"
+        path.write_text("half")
+
+
 def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_path):
     """A signal, a requeue, a time limit of one minute, a kill, each to a run of its own."""
     signalled, requeued, limited, killed = trials("signalled", "requeued", "limited", "killed")
@@ -46,6 +54,7 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
     with ThreadPoolExecutor() as pool:  # side by side: they are done in seconds
         list(pool.map(lambda trial: trial.pause(epochs=2), (signalled, requeued, killed)))
     assert (signalled.row.state, signalled.row.attempts) == ("running", 1)
+    leave_half_written_files(requeued)
     signalled.cause("USR2 to the job")
     site.run("scancel", "--signal=USR2", signalled.row.job)
     signalled.go_on()

@@ -214,7 +214,8 @@ def test_the_throttle_spans_arrays(site, trial):
     for array, before in ((second, first), (third, second)):
         told = site.run("squeue", "--noheader", "--job", array.job, "--format", "%E")
         assert f"afterany:{before.job}" in told
-    assert "ArrayTaskThrottle=2" in site.run("scontrol", "show", "job", first.job)
+    script = trial.records.root / first.key / f"{first.job}_submission.sh"
+    assert "--array=0-5%2" in script.read_text()
 
 
 def test_many_are_cancelled_only_when_asked(site, held):
