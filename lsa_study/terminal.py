@@ -21,27 +21,17 @@ ASCII = {"−": "-", "±": "+-", "×": "x", "†": "+", "–": "-", "…": "..."
 """How signs of tables are written where an encoding lacks them."""
 
 
-class _Output(io.RawIOBase):
+class _Output(io.FileIO):
     """Bytes for a file descriptor; once it fails, what is written is lost."""
 
     def __init__(self, descriptor: int, *, needed: bool) -> None:
-        self.descriptor, self.needed = descriptor, needed
+        super().__init__(descriptor, "w", closefd=False)
+        self.needed = needed
 
     @override
-    def writable(self) -> bool:
-        return True
-
-    @override
-    def fileno(self) -> int:
-        return self.descriptor
-
-    @override
-    def isatty(self) -> bool:
-        return os.isatty(self.descriptor)
-
     def write(self, content: Buffer) -> int:
         try:
-            return os.write(self.descriptor, content)
+            return os.write(self.fileno(), content)
         except OSError as error:
             needed, self.needed = self.needed, False
             if needed and isinstance(error, BrokenPipeError):

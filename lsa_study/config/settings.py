@@ -229,7 +229,6 @@ class Evaluation(Group):
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
-
     batch_size: Images = 256
 
 
@@ -315,6 +314,11 @@ class Settings(Group):
             if settings[group][name] is None:
                 del settings[group][name]
         return settings
+
+    def differing(self, other: Settings) -> dict[str, tuple[Any, Any]]:
+        """The dotted science settings in which two runs differ, with both values."""
+        a, b = flatten(self.science()), flatten(other.science())
+        return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
     def identity(self) -> str:
         """Ten hex digits that two runs share if and only if their science settings are equal."""
