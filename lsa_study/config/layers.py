@@ -11,7 +11,7 @@ import copy
 import difflib
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -64,8 +64,10 @@ class Layers:
             del self.origin[old]
         self.origin[keys] = where if callable(where) else lambda *_: where
 
-    def add(self, document: Document, settings: Mapping[str, Any], at: Keys = ()) -> None:
+    def add(self, document: Document, settings: Any, at: Keys = ()) -> None:
         """Add a mapping of dotted paths written in ``document`` under the keys ``at``."""
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{document.where(*at)}: {'.'.join(at)} holds no settings; give some")
         for path, value in settings.items():
             self.set(path, value, functools.partial(document.where, *at, path))
 

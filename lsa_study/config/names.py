@@ -45,8 +45,9 @@ def short(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What a wrong name may have meant, else all that there are."""
+    """What a wrong name may have meant, else what there is, up to 20 names."""
     known = list(known)
     if close := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {close[0]}?"
-    return f"known: {', '.join(known) or 'none'}"
+    more = ", ..." * (len(known) > 20)
+    return f"known: {', '.join(known[:20]) or 'none'}{more}"

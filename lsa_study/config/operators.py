@@ -30,7 +30,7 @@ def _centred(size: int) -> int:
     return size
 
 
-Size = Annotated[int, Field(gt=0, le=1000)]
+Size = Annotated[int, Field(gt=0, le=255)]
 OddSize = Annotated[Size, AfterValidator(_centred)]
 
 

@@ -91,7 +91,7 @@ class Data(Group):
     """Which images, and how large."""
 
     name: Literal["digits", "cifar10", "imagenet"]
-    image_size: Annotated[int, Field(gt=0, le=4096)]
+    image_size: Annotated[int, Field(ge=8, le=4096)]
     """Side of the square the network sees, in pixels."""
     train_limit: Limit | None = None
     """Use only the first N training images."""
