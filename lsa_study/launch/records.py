@@ -158,8 +158,6 @@ class Array:
     """Names of the run folders; the position is the array index."""
     study: str
     resources: Resources
-    gpus: int
-    """GPUs that one run holds."""
     user: str
     created: float
     job: str | None = None

@@ -218,7 +218,6 @@ class _Launcher:
             runs=tuple(self._folder(run).root.name for run in runs),
             study=runs[0].study,
             resources=runs[0].resources,
-            gpus=self.cluster.gpus_of(runs[0].resources),
             user=getpass.getuser(),
             created=time.time(),
         )
@@ -236,7 +235,7 @@ class _Launcher:
             wckey=None,
             setup=[
                 "umask 077",
-                f"export LSA_GPUS={array.gpus} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
+                f"export LSA_GPUS={self.cluster.gpus_of(array.resources)} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
                 # submitit refuses to save where a life that was killed left a file half written.
                 f"rm -f {shlex.quote(str(folder))}/{job}_*.save_tmp",
                 *self.cluster.setup,
