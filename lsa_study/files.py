@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import os
-import platform
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +14,12 @@ from typing import Any
 from typing_extensions import Buffer, override
 
 from lsa_study.errors import EnvironmentLacks
+
+try:
+    import fcntl  # noqa: F401
+except ImportError:
+    sys.stderr.write("lsa: this needs a POSIX system, such as Linux or macOS; on Windows use WSL\n")
+    sys.exit(EnvironmentLacks.exit_code)
 
 
 def read_whole(path: Path) -> bytes | None:
@@ -79,13 +83,6 @@ def writable(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}); "
             "free some space or choose another --results folder"
         ) from error
-
-
-def cpu_name() -> str:
-    """The name of this machine's processor."""
-    content = read_whole(Path("/proc/cpuinfo")) or b""
-    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lsa_study.data import rng
 from lsa_study.data.paths import DataLacks
 from lsa_study.data.shards import read_columns
+from lsa_study.data.transforms import whole
 from lsa_study.files import replacing
 
 SIDE = 32
@@ -45,20 +44,24 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     columns = {path.stem: _Column(path) for path in paths}
     content = [part for column in columns.values() for part in column.content()]
     fingerprint = rng.fingerprint("cifar10", *content)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cached = Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
-    with contextlib.suppress(OSError, SafetensorError):
-        return load_file(cached), fingerprint
+    with contextlib.suppress(OSError, RuntimeError, SafetensorError):
+        return load_file(_cached(fingerprint)), fingerprint
     tensors: Tensors = {}
     for split, column in columns.items():
         tensors[f"{split}.pixels"] = column.decode()
         tensors[f"{split}.labels"] = column.labels
     # A cache that cannot be written costs seconds at the next start, never a run.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        cached = _cached(fingerprint)
         cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(cached) as part:
             save_file(tensors, part)
     return tensors, fingerprint
+
+
+def _cached(fingerprint: str) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"  # raises if there is no home
+    return Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
 
 
 class _Column:
@@ -90,9 +93,8 @@ class _Column:
         pixels = np.empty((len(self.labels), SIDE, SIDE, 3), np.uint8)
         for row, (first, end) in enumerate(zip(self.offsets, self.offsets[1:], strict=False)):
             try:
-                with Image.open(io.BytesIO(self.bytes[first:end])) as file:
-                    pixels[row] = np.asarray(file.convert("RGB"))
-            except (OSError, SyntaxError, ValueError) as error:
+                pixels[row] = np.asarray(whole(bytes(self.bytes[first:end])))
+            except (OSError, ValueError) as error:
                 raise DataLacks(
                     f"{self.path}: image {row} of {len(self.labels)} cannot be decoded to "
                     f"{SIDE} x {SIDE} pixels; fetch the file again"

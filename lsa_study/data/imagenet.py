@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import Compose
 
 from lsa_study.config.settings import Settings
@@ -64,10 +66,10 @@ class _Images(Dataset[Decoded]):
                 seed(*purpose, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
-                except (OSError, SyntaxError, ValueError) as error:
+                except (OSError, ValueError) as error:
                     raise DataLacks(
-                        f"{self.listing.where(index)}: cannot be decoded ({error}); "
-                        "fetch the file again"
+                        f"{self.listing.where(index)}: cannot be decoded ({error}); fetch the file "
+                        "again, or bring it to RGB of 8 bits"
                     ) from error
                 if self.maps is not None:
                     name = os.fsdecode(self.listing.names[index])
@@ -138,7 +140,7 @@ class ImagenetSets(Datasets):
             fast_pil.routes()
             waiting = []
             loader = DataLoader(
-                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
+                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_handed_over,
                 pin_memory=self.device.type == "cuda", worker_init_fn=_quiet_worker,
                 generator=torch.Generator(), persistent_workers=self.workers > 0,
             )  # fmt: skip
@@ -152,12 +154,23 @@ class ImagenetSets(Datasets):
         self._resting[images] = loader, waiting
 
 
-def _as_it_is(batch: Any) -> Any:
+def _handed_over(batch: Any) -> Any:
+    # Torch moves it to shared memory in a thread of its own, where an error, as of a full /dev/shm,
+    # is printed and the batch waited for in vain.
+    if get_worker_info() is not None:
+        for part in batch:
+            part.share_memory_()  # type: ignore[no-untyped-call]
     return batch
 
 
 def _quiet_worker(_: int) -> None:
+    Queue._on_queue_feeder_error = staticmethod(_leave)  # type: ignore[attr-defined]
     # These reach every process of the terminal or the job; only the main one may act on them.
     # SIGTERM is left alone: it is how Python ends workers that it no longer needs.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _leave(error: BaseException, _: object) -> None:
+    traceback.print_exception(error)
+    os._exit(1)

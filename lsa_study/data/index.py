@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsa_study.data import rng
-from lsa_study.data.paths import DataLacks
+from lsa_study.data.paths import DataLacks, entries
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""As torchvision's ImageFolder has them."""
 EXPECTED = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000
 
@@ -132,18 +133,29 @@ def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
     Raises:
         DataLacks: a folder is none of ``classes``, or there is none.
     """
-    found = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir()))
+    found = tuple(e.name for e in entries(root) if e.is_dir())
     if not found or (classes is not None and not set(found) <= set(classes)):
         extra = ", ".join(sorted({*found} - {*(classes or ())})[:3]) or "no class folder"
         raise DataLacks(
             f"{root}: holds {extra}; wanted are the same <wnid>/ folders of images as in train"
         )
-    classes = tuple(classes or found)
+    train, classes = classes is None, tuple(classes or found)
     numbers = {name: number for number, name in enumerate(classes)}
     labels: list[int] = []
     names: list[str] = []
     for name in found:
-        files = [e.name for e in os.scandir(root / name) if e.name.lower().endswith(SUFFIXES)]
+        # A link that leads nowhere is a lost image, which is reported where it is read.
+        files = [
+            e.name
+            for e in entries(root / name)
+            if e.name.lower().endswith(SUFFIXES) and (e.is_file() or e.is_symlink())
+        ]
+        # Without it, all classes behind it would change their numbers.
+        if train and not files:
+            raise DataLacks(
+                f"{root / name}: holds no images; bring them back, or remove the folder here and "
+                "in val"
+            )
         names += [f"{name}/{file}" for file in files]
         labels += [numbers[name]] * len(files)
     if not names:

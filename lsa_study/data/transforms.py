@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from typing import Any
@@ -25,11 +24,10 @@ def whole(content: bytes) -> Image.Image:
     """Decode a picture, as RGB.
 
     Raises:
-        OSError: it is damaged, or no picture at all.
+        OSError: it is damaged, or not of a kind that can be read.
     """
-    with Image.open(io.BytesIO(content)) as file:
-        pixels = fast_pil.decode(file, content)
-        return file.convert("RGB") if pixels is None else Image.fromarray(pixels)
+    picture, pixels = fast_pil.opened(content)
+    return picture if pixels is None else Image.fromarray(pixels)
 
 
 class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]
@@ -43,10 +41,8 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc
 
     def __call__(self, content: bytes) -> Image.Image:
         """Decode, cut and resize."""
-        with Image.open(io.BytesIO(content)) as file:
-            pixels = fast_pil.decode(file, content)
-            picture = file.convert("RGB") if pixels is None else file
-            top, left, height, width = self.get_params(file, self.scale, self.ratio)
+        picture, pixels = fast_pil.opened(content)
+        top, left, height, width = self.get_params(picture, self.scale, self.ratio)
         columns, rows = picture.size
         self.box = left / columns, top / rows, (left + width) / columns, (top + height) / rows
         filter_ = FILTERS[random.choice(self.interpolation).value]

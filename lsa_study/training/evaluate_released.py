@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
+from lsa_study.machine import cores, device_kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ def evaluate_weights(
         raise ConfigError(f"--source {source}: no such release; known: {known}")
     settings = _settings(name, root, image_size, crop_share)
     state = read_checkpoint(weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_kind("auto")
     sets = data.load(settings, device=device)
     network = _network(name, settings.data.image_size, sets.source.num_classes, window)
     try:
@@ -94,7 +94,7 @@ def _settings(
         "evaluation.crop_share": own.crop_pct if crop_share is None else crop_share,
         # Not for training: the images under train only name the classes.
         "data.train_limit": 1,
-        "runtime.workers": min(8, len(os.sched_getaffinity(0))),
+        "runtime.workers": min(8, cores()),
     }
     overrides = [f"{key}={value}" for key, value in asked.items()]
     overrides += [f"data.root={root}"] if root else []
