@@ -159,7 +159,7 @@ def _handed_over(batch: Any) -> Any:
     # is printed and the batch waited for in vain.
     if get_worker_info() is not None:
         for part in batch:
-            part.share_memory_()  # type: ignore[no-untyped-call]
+            part.share_memory_()
     return batch
 
 

@@ -144,11 +144,11 @@ def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
     labels: list[int] = []
     names: list[str] = []
     for name in found:
-        # A link that leads nowhere is a lost image, which is reported where it is read.
+        # A folder or a lost link of such a name is reported where it is read; a pipe would hang.
         files = [
             e.name
             for e in entries(root / name)
-            if e.name.lower().endswith(SUFFIXES) and (e.is_file() or e.is_symlink())
+            if e.name.lower().endswith(SUFFIXES) and (e.is_file() or e.is_dir() or e.is_symlink())
         ]
         # Without it, all classes behind it would change their numbers.
         if train and not files:

@@ -69,8 +69,8 @@ def load(run_dir: RunDir) -> dict[str, Any] | None:
     if found or epochs > 1:
         raise EnvironmentLacks(
             f"{run_dir.last_checkpoint}: is {'damaged' if found else 'missing'}, the one before it "
-            f"too, after {epochs} epochs; bring a copy back, or move the run's folder away to "
-            "begin anew"
+            f"too, and {epochs} epochs are recorded; bring a copy back, or move the run's folder "
+            "away to begin anew"
         )
     return None
 
