@@ -51,8 +51,8 @@ def explained(error: Exception) -> Exception:
         where, lacks = "ulimit -n", "is too low for the files that are open at once"
         cure = "raise it, or set fewer runtime.workers"
     elif "shared memory" in text:
-        where, lacks = "/dev/shm", "has no room for the batches of the loading processes"
-        cure = "give it more (a container: --shm-size=8g), or set runtime.workers=0"
+        where, lacks = "/dev/shm", "loading processes cannot hand over their batches by it"
+        cure = "give it room (a container: --shm-size=8g), or set runtime.workers=0"
     elif "DataLoader worker" in text and ("Killed" in text or "exited" in text):
         where, lacks = "runtime.workers", "a loading process was killed, most likely for its memory"
         cure = "give the run more memory (a job: --memory), or set fewer workers"

@@ -151,6 +151,8 @@ class ImagenetSets(Datasets):
         except DataLacks as error:
             # A worker's error arrives wrapped in its traceback; its own message stands last.
             raise DataLacks(str(error).rsplit("DataLacks: ", 1)[-1].strip()) from None
+        except (EOFError, OSError) as error:  # of what the processes share
+            raise RuntimeError(f"shared memory: {error}") from error
         self._resting[images] = loader, waiting
 
 

@@ -271,7 +271,7 @@ def test_a_machine_whose_memory_runs_out_fails_the_run_which_can_go_on(make_run,
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a loading process was killed"),
         ("DataLoader worker (pid(s) 7) exited unexpectedly", "a loading process was killed"),
         ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
-         "dataloader's workers are out of shared memory.", "/dev/shm: has no room"),
+         "dataloader's workers are out of shared memory.", "/dev/shm: loading processes cannot"),
         ("unable to open shared memory object </torch_7>: Too many open files (24)", "ulimit -n"),
         ("unable to mmap 8 bytes from file </torch_7>: Cannot allocate memory (12)", "memory: "),
     ],
