@@ -8,6 +8,7 @@ import pytest
 
 from lsa_study import machine
 from lsa_study.errors import EnvironmentLacks
+from lsa_study.launch import scheduler
 
 SMALL = ["--set", "train.epochs=1", "--set", "data.train_limit=64", "--set", "data.test_limit=64"]
 BROKEN = "Failed to initialize NVML: Driver/library version mismatch"
@@ -72,6 +73,23 @@ def test_a_run_on_a_system_that_lacks_what_linux_alone_has(tmp_path):
     shown = lsa("doctor", *results, PYTHONPATH=path)
     assert shown.returncode == 0, shown.stderr
     assert f"{os.cpu_count()} cores" in shown.stdout
+
+
+def test_a_user_without_an_entry_and_a_home_can_plan_to_launch(tmp_path):
+    code = """
+import os, pwd
+def getpwuid(number):
+    raise KeyError(number)
+pwd.getpwuid = getpwuid
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+"""
+    path = on_path(tmp_path, code)
+    asked = ("launch", "table1", "--only", "swin", "--dry-run", "--results", tmp_path / "r")
+    shown = lsa(*asked, PYTHONPATH=path)
+    assert shown.returncode in (0, 3), shown.stderr  # 3 where there is no SLURM
+    assert "Traceback" not in shown.stderr
+    assert scheduler.user()
 
 
 @pytest.mark.real_process

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import re
 import subprocess
 import time
@@ -105,6 +106,14 @@ def plain_words(stderr: str) -> str:
 # -- asking -------------------------------------------------------------------------------------
 
 
+def user() -> str:
+    """Whose jobs are ours: a name, or a number where there is none, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def queue(users: Collection[str] = ()) -> dict[str, SlurmJob]:
     """The jobs of some users (else of oneself) that have not ended, by job id.
 
@@ -113,7 +122,7 @@ def queue(users: Collection[str] = ()) -> dict[str, SlurmJob]:
     Raises:
         Rejected: the controller does not answer.
     """
-    names = ",".join(sorted({*users} or {getpass.getuser()}))
+    names = ",".join(sorted({*users} or {user()}))
     listed = call("squeue", "--noheader", "--array", "--user", names, "--format", "%i|%T|%r|%k")
     rows = [[part.strip() for part in line.split("|", 3)] for line in listed.splitlines()]
     return {row[0]: SlurmJob(*row) for row in rows if len(row) == 4}
@@ -181,7 +190,7 @@ def setting(name: str, otherwise: int) -> int:
 
 def submit_limit() -> int | None:
     """Most jobs that accounting lets oneself have queued; None where it does not say."""
-    asked = ("show", "associations", f"user={getpass.getuser()}", "format=MaxSubmitJobs")
+    asked = ("show", "associations", f"user={user()}", "format=MaxSubmitJobs")
     try:
         listed = call("sacctmgr", "--noheader", "--parsable2", *asked)
     except Rejected:

@@ -7,7 +7,6 @@ launch submits only what the first could not.
 from __future__ import annotations
 
 import copy
-import getpass
 import os
 import shlex
 import shutil
@@ -224,7 +223,7 @@ class _Launcher:
             study=runs[0].study,
             resources=resources,
             gpus=self.cluster.gpus_of(resources),
-            user=getpass.getuser(),
+            user=scheduler.user(),
             created=time.time(),
         )
 

@@ -191,6 +191,7 @@ def test_a_full_shared_memory_is_reported(small, monkeypatch):
         images_of(data.load(small(runtime__workers=1)))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_loading_process_can_be_started(small, monkeypatch):
     def none(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
