@@ -64,8 +64,7 @@ def gpus() -> list[str]:
         reason = f"no answer in {DRIVER_SECONDS:.0f} s"
     else:
         if listed.returncode == 0:
-            lines = listed.stdout.splitlines()
-            return [str(i) for i in range(sum(line.startswith("GPU ") for line in lines))]
+            return re.findall(r"(?m)^GPU (\d+):", listed.stdout)
         reason = " ".join(f"{listed.stdout} {listed.stderr}".split())
         reason = reason or f"exit code {listed.returncode}"
     raise EnvironmentLacks(f"nvidia-smi: {reason}; {CURE}", cause="node")

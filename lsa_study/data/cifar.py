@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa_study.data import rng
+from lsa_study.data import fast_pil, rng
 from lsa_study.data.paths import DataLacks
-from lsa_study.data.shards import read_columns
-from lsa_study.data.transforms import whole
+from lsa_study.data.shards import Rows, read_columns
 from lsa_study.files import replacing
 
 SIDE = 32
@@ -41,15 +40,18 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    columns = {path.stem: _Column(path) for path in paths}
-    content = [part for column in columns.values() for part in column.content()]
+    encoded = {path: _encoded(path) for path in paths}
+    content: list[Any] = []
+    for images, labels in encoded.values():
+        sizes = np.array([len(image) for image in images], np.int64)
+        content += [sizes, labels, b"".join(images)]
     fingerprint = rng.fingerprint("cifar10", *content)
     with contextlib.suppress(OSError, RuntimeError, SafetensorError):
         return load_file(_cached(fingerprint)), fingerprint
     tensors: Tensors = {}
-    for split, column in columns.items():
-        tensors[f"{split}.pixels"] = column.decode()
-        tensors[f"{split}.labels"] = column.labels
+    for path, (images, labels) in encoded.items():
+        tensors[f"{path.stem}.pixels"] = _decoded(path, images)
+        tensors[f"{path.stem}.labels"] = torch.from_numpy(labels)
     # A cache that cannot be written costs seconds at the next start, never a run.
     with contextlib.suppress(OSError, RuntimeError):
         cached = _cached(fingerprint)
@@ -64,42 +66,29 @@ def _cached(fingerprint: str) -> Path:
     return Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
 
 
-class _Column:
-    """The encoded images and labels of one parquet file in the layout of data set hubs."""
+def _encoded(path: Path) -> tuple[list[bytes], Rows]:
+    """The images and labels of one parquet file in the layout of data set hubs."""
+    images, labels, _ = read_columns(path, "bytes")
+    if images.null_count or not len(images) or labels.min() < 0 or labels.max() >= CLASSES:
+        raise DataLacks(
+            f"{path}: has {images.null_count} empty images of {len(images)} and labels from "
+            f"{labels.min(initial=0)} to {labels.max(initial=0)}; wanted are images and "
+            f"labels 0 to {CLASSES - 1}; fetch the file again"
+        )
+    return images.to_pylist(), labels
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        images, labels, _ = read_columns(path, "bytes")
-        images = images.cast("large_binary")
-        if images.null_count or not len(images) or labels.min() < 0 or labels.max() >= CLASSES:
+
+def _decoded(path: Path, images: list[bytes]) -> Tensor:
+    pixels = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+    for row, image in enumerate(images):
+        try:
+            pixels[row] = fast_pil.decode(image)
+        except (OSError, ValueError) as error:
             raise DataLacks(
-                f"{path}: has {images.null_count} empty images of {len(images)} and labels from "
-                f"{labels.min(initial=0)} to {labels.max(initial=0)}; wanted are images and "
-                f"labels 0 to {CLASSES - 1}; fetch the file again"
-            )
-        self.labels = torch.from_numpy(labels)
-        # The offsets of a sliced column need not begin at its first entry.
-        buffers = images.buffers()
-        offsets = np.frombuffer(buffers[1], np.int64)[images.offset :][: len(images) + 1]
-        self.offsets: list[int] = offsets.tolist()
-        self.bytes = memoryview(buffers[2])
-
-    def content(self) -> tuple[Any, ...]:
-        first, end = self.offsets[0], self.offsets[-1]
-        sizes = np.diff(np.array(self.offsets, np.int64))
-        return sizes, self.labels.numpy(), self.bytes[first:end]
-
-    def decode(self) -> Tensor:
-        pixels = np.empty((len(self.labels), SIDE, SIDE, 3), np.uint8)
-        for row, (first, end) in enumerate(zip(self.offsets, self.offsets[1:], strict=False)):
-            try:
-                pixels[row] = np.asarray(whole(bytes(self.bytes[first:end])))
-            except (OSError, ValueError) as error:
-                raise DataLacks(
-                    f"{self.path}: image {row} of {len(self.labels)} cannot be decoded to "
-                    f"{SIDE} x {SIDE} pixels; fetch the file again"
-                ) from error
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+                f"{path}: image {row} of {len(images)} cannot be decoded to {SIDE} x {SIDE} "
+                "pixels; fetch the file again"
+            ) from error
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _from_torchvision(folder: Path) -> tuple[Tensors, str]:
