@@ -45,8 +45,11 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     columns = {path.stem: _Column(path) for path in paths}
     content = [part for column in columns.values() for part in column.content()]
     fingerprint = rng.fingerprint("cifar10", *content)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cached = Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home has no cache
+        home = Path(os.devnull)
+    cached = home / "lsa_study" / f"{fingerprint}.safetensors"
     with contextlib.suppress(OSError, SafetensorError):
         return load_file(cached), fingerprint
     tensors: Tensors = {}
