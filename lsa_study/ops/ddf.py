@@ -73,7 +73,7 @@ class ChannelFilterNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C*K*K, 1, 1) to (B, C, K*K)."""
-        filters = x.flatten(1).unflatten(1, (self.dim, -1))
+        filters = torch.unflatten(x.flatten(1), 1, (self.dim, -1))
         return filter_norm(filters, dim=-1, gain=1.0) * self.std.view(self.dim, -1)
 
 
@@ -123,7 +123,7 @@ class DDF(nn.Module):
         check_maps(x, self.dim)
         maps = x.permute(0, 3, 1, 2)
         spatial = self.spatial_branch(maps).permute(0, 2, 3, 1)
-        spatial = spatial.unflatten(-1, (self.num_heads, -1))
+        spatial = torch.unflatten(spatial, -1, (self.num_heads, -1))
         spatial = filter_norm(spatial, dim=-1, gain=GAIN / self.kernel_size)
         return apply_decoupled(
             x, spatial.to(x.dtype), self.channel_branch(maps).to(x.dtype),
