@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lsa_study.analysis.costs import network_key
+from lsa_study.analysis.article import network_key
 from lsa_study.config import study
 from lsa_study.files import write_json
 from lsa_study.measure import count

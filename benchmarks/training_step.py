@@ -93,7 +93,7 @@ class Bench:
 
     def step(self) -> Pair:
         """One optimiser step on one batch."""
-        ours = Stepper(self.settings, self.network().train(), ALONE, device=self.device, steps=100)
+        ours = Stepper(self.settings, self.network().train(), ALONE, steps=100)
         batches = itertools.repeat(self.batch)
 
         def our_step() -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
 import platform
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,18 +21,49 @@ from typing_extensions import Buffer, override
 from lsa_study.errors import EnvironmentLacks
 
 
+def foreign_link(path: str | Path) -> bool:
+    """Whether a path is a symbolic link that another user made, to lead us somewhere else."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        return stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid())
+    return False
+
+
+def plain_file(path: str, flags: int) -> int:
+    """Open a regular file for ``open(opener=...)``: no pipe or device, no link of another user.
+
+    Raises:
+        OSError: it is one of these, or cannot be opened.
+    """
+    if foreign_link(path):
+        raise OSError(errno.ELOOP, "is a link that another user made")
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file")
+    return descriptor
+
+
 def read_whole(path: Path) -> bytes | None:
     """What a file holds; None if there is no such file.
 
     Raises:
-        OSError: it is there but cannot be read.
+        OSError: it is there but cannot be read, or is no file; see ``plain_file``.
     """
     try:
         # A buffer costs a quarter of the time where thousands of small files are read.
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=plain_file) as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process in the block, of all that name this file; waits for the one before."""
+    with open(path, "a", opener=plain_file) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path, data: Mapping[str, Any], *, make_folder: bool = False) -> None:
@@ -62,6 +96,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        part.unlink(missing_ok=True)
+        part.touch(exist_ok=False)  # made anew: nothing that another user put there is followed
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -92,33 +128,23 @@ def cpu_name() -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object that a JSON file holds; None where there is none that can be read."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_whole(path) or b"")
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
-class _Output(io.RawIOBase):
+class _Output(io.FileIO):
     """Bytes for a file descriptor; once it fails, what is written is lost."""
 
     def __init__(self, descriptor: int, *, needed: bool) -> None:
-        self.descriptor, self.needed = descriptor, needed
+        super().__init__(descriptor, "w", closefd=False)
+        self.needed = needed
 
     @override
-    def writable(self) -> bool:
-        return True
-
-    @override
-    def fileno(self) -> int:
-        return self.descriptor
-
-    @override
-    def isatty(self) -> bool:
-        return os.isatty(self.descriptor)
-
     def write(self, content: Buffer) -> int:
         try:
-            return os.write(self.descriptor, content)
+            return os.write(self.fileno(), content)
         except OSError as error:
             needed, self.needed = self.needed, False
             if needed and isinstance(error, BrokenPipeError):

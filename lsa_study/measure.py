@@ -7,9 +7,9 @@ multiply-add, and a backward pass twice its forward pass, since each product has
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 import lsa_kernels
 from lsa_study import ops
 from lsa_study.ops.checks import sides
+from lsa_study.ops.ddf import ChannelFilterNorm
 
 Shape = tuple[int, ...]
 Products = tuple[int, int]
@@ -49,8 +50,8 @@ class Count:
 def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
     """Count parameters, and multiply-adds of one forward pass, without computing it.
 
-    The pass runs on the meta device with the module's own parameters left alone, so it takes
-    milliseconds whatever the size; random state, training mode and running statistics stay.
+    The pass runs in a copy of the module on the meta device, so it takes milliseconds whatever the
+    size, and the module stays as it is.
 
     Args:
         module: a network or an operator.
@@ -62,21 +63,20 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
             something was never reached; the count would be too low.
     """
     shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
-    parts = dict(_parts(module, ""))
-    found = dict.fromkeys(parts, (0, 0))
+    with torch.no_grad():
+        meta = _on_meta(module)
+        parts = dict(_parts(meta, ""))
+        found = dict.fromkeys(parts, (0, 0))
 
-    def add(name: str, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        raw, filters = FORMULAS[type(part)](part, inputs[0].shape, output.shape)
-        found[name] = (found[name][0] + raw, found[name][1] + filters)
+        def add(name: str, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            raw, filters = FORMULAS[type(part)](part, inputs[0].shape, output.shape)
+            found[name] = (found[name][0] + raw, found[name][1] + filters)
 
-    with ExitStack() as hooks, _counted(module), torch.no_grad():
         for name, part in parts.items():
-            hooks.enter_context(part.register_forward_hook(partial(add, name)))
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            part.register_forward_hook(partial(add, name))
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
-        torch.func.functional_call(module, meta, (torch.empty(shape, device="meta", dtype=dtype),))
-    idle = [f"{name} ({type(parts[name]).__name__})" for name, (raw, _) in found.items() if not raw]
+        meta(torch.empty(shape, device="meta", dtype=dtype))
+    idle = [f"{name} ({type(parts[name]).__name__})" for name in parts if not any(found[name])]
     if idle:
         raise ValueError(
             f"count: {', '.join(idle)} cost nothing on an input of {shape}; every such part should "
@@ -87,13 +87,24 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
     return Count(params, raw + filters, raw)
 
 
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy for evaluation, whose operators run as meta tensors can, with few calls of torch."""
+    known: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    known |= {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in module.parameters()}
+    meta = copy.deepcopy(module, known).eval()
+    for op in meta.modules():
+        if isinstance(op, ops.UnifiedSpatialOp | ops.ELSA):
+            op.implementation = "unfold" if isinstance(op, ops.ELSA) else "auto"
+    return meta
+
+
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Walk the outermost parts that have a formula."""
+    """Walk the parts that have a formula."""
+    # ELSA reads the weights of its convolutions without calling them: its formula holds them.
+    children = [] if isinstance(module, ops.ELSA) else list(module.named_children())
     if type(module) in FORMULAS:
         yield name or type(module).__name__, module
-        return
-    children = list(module.named_children())
-    if not children and list(module.parameters()) and not isinstance(module, FREE):
+    elif not children and list(module.parameters()) and not isinstance(module, FREE):
         raise ValueError(
             f"count: {name or 'the module'} is a {type(module).__name__} with parameters and no "
             "formula; add one to lsa_study.measure.FORMULAS"
@@ -102,38 +113,14 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _parts(inner, f"{name}.{child}" if name else child)
 
 
-@contextmanager
-def _counted(module: nn.Module) -> Iterator[None]:
-    """Evaluate, with implementations that meta tensors have and that call torch least often."""
-    training = [part for part in module.modules() if part.training]
-    layers = [op for op in module.modules() if isinstance(op, ops.UnifiedSpatialOp | ops.ELSA)]
-    chosen = [op.implementation for op in layers]
-    try:
-        module.eval()
-        for op in layers:
-            op.implementation = "unfold" if isinstance(op, ops.ELSA) else "auto"
-        yield
-    finally:
-        for part in training:
-            part.training = True
-        for op, implementation in zip(layers, chosen, strict=True):
-            op.implementation = implementation
-
-
 def _unified(op: ops.UnifiedSpatialOp, inputs: Shape, output: Shape) -> Products:
-    """Per pixel: C per projected channel, and C per tap for each dot product and the sum.
-
-    A window op works on the map padded to whole windows, projection in included.
-    """
+    """C per pixel and tap for each dot product and the sum, of a map padded to whole windows."""
     batch, height, width, channels = inputs
-    pixels = batch * height * width
-    padded = pixels
     rows, columns = sides(op.size)
     if op.application == "window":
-        padded = batch * math.ceil(height / rows) * rows * math.ceil(width / columns) * columns
+        height, width = -(-height // rows) * rows, -(-width // columns) * columns
     products = len(op.terms & {"qk", "q_rk", "rq_k"}) + 1
-    raw = padded * channels * (op.qkv.out_features + products * rows * columns)
-    return raw + pixels * channels**2, 0
+    return batch * height * width * channels * products * rows * columns, 0
 
 
 def _elsa(op: Any, inputs: Shape, output: Shape) -> Products:
@@ -149,75 +136,51 @@ def _elsa(op: Any, inputs: Shape, output: Shape) -> Products:
     return raw, pixels * taps * channels * (1 + ghosts)
 
 
-def _dynamic_dwconv(op: ops.DynamicDwConv, inputs: Shape, output: Shape) -> Products:
-    """A generator on one vector per image, then a depthwise convolution."""
-    generator = op.conv1.out_channels * (op.dim + op.conv2.out_channels)
-    return inputs[0] * generator + math.prod(inputs) * op.kernel_size**2, 0
+def _conv(conv: Any, inputs: Shape, output: Shape) -> Products:
+    inner = conv.in_channels // conv.groups
+    return math.prod(output) * inner * math.prod(conv.kernel_size), 0
 
 
-def _ddf(op: Any, inputs: Shape, output: Shape) -> Products:
-    """Both generators; then, element by element, K*K*C to combine the filters and to apply them."""
-    taps = op.kernel_size**2
-    hidden = op.channel_branch[1].out_channels
-    generators = math.prod(inputs) * op.num_heads * taps
-    generators += inputs[0] * hidden * op.dim * (1 + taps)
-    return generators, 2 * math.prod(inputs) * taps
-
-
-def _involution(op: ops.Involution, inputs: Shape, output: Shape) -> Products:
-    """The generator at every output pixel; then K*K*C to apply its filters."""
-    pixels, hidden = math.prod(output[:3]), op.reduce.out_channels
-    return pixels * hidden * (op.dim + op.span.out_channels), math.prod(output) * op.kernel_size**2
+def _depthwise(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Filters that all pixels of an image share."""
+    return math.prod(output) * op.kernel_size**2, 0
 
 
 def _attention(op: Any, inputs: Shape, output: Shape) -> Products:
     """Every pixel with every pixel: timm's Swin windows (windows, pixels, C) and VOLO's maps."""
     batch, *sides, channels = inputs
-    pixels = math.prod(sides)
-    return batch * pixels * channels * (4 * channels + 2 * pixels), 0
-
-
-def _class_attention(op: volo.ClassAttention, inputs: Shape, output: Shape) -> Products:
-    """One query, the class token's, against all tokens."""
-    batch, tokens, channels = inputs
-    inner = op.head_dim * op.num_heads
-    return batch * (2 * tokens + 2) * inner * channels + batch * 2 * tokens * inner, 0
+    return 2 * batch * math.prod(sides) ** 2 * channels, 0
 
 
 def _outlook(op: Any, inputs: Shape, output: Shape) -> Products:
-    """Projections of all pixels; K**4 weights per head and their products per coarse location."""
+    """K**4 weights of each coarse location with its values."""
     batch, height, width, channels = inputs
     coarse = batch * math.ceil(height / op.stride) * math.ceil(width / op.stride)
-    weights = op.kernel_size**4
-    return math.prod(inputs) * 2 * channels + coarse * channels * weights * (op.num_heads + 1), 0
+    return coarse * channels * op.kernel_size**4, 0
 
 
 FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     nn.Linear: lambda linear, _, output: (math.prod(output) * linear.in_features, 0),
-    nn.Conv2d: lambda conv, _, output: (
-        math.prod(output) * conv.in_channels // conv.groups * math.prod(conv.kernel_size),
-        0,
-    ),
+    nn.Conv2d: _conv,
     ops.UnifiedSpatialOp: _unified,
     ops.ELSA: _elsa,
-    ops.DwConv: lambda op, x, _: (math.prod(x) * (2 * op.dim + op.kernel_size**2), 0),
-    ops.DepthwiseConv: lambda op, x, _: (math.prod(x) * op.kernel_size**2, 0),
-    ops.DynamicDwConv: _dynamic_dwconv,
-    ops.DDF: _ddf,
-    ops.Involution: _involution,
+    ops.DwConv: _depthwise,
+    ops.DepthwiseConv: _conv,
+    ops.DynamicDwConv: _depthwise,
+    # Combined with the channels' filters, then applied.
+    ops.DDF: lambda op, _, output: (0, 2 * math.prod(output) * op.kernel_size**2),
+    ops.Involution: lambda op, _, output: (0, math.prod(output) * op.kernel_size**2),
     ops.OutlookAttention: _outlook,
     swin_transformer.WindowAttention: _attention,
     volo.Attention: _attention,
-    volo.ClassAttention: _class_attention,
+    # The class token's query with all tokens (images, tokens, C).
+    volo.ClassAttention: lambda op, x, _: (2 * x[0] * x[1] * op.head_dim * op.num_heads, 0),
     volo.OutlookAttention: _outlook,
 }
-"""Closed formulas: (module, input shape, output shape) -> products of the module and its parts."""
+"""(module, input shape, output shape) -> products of the module beside those of its parts."""
 
-FREE = (nn.LayerNorm, _BatchNorm)
+FREE = (nn.LayerNorm, _BatchNorm, ChannelFilterNorm)
 """Parts with parameters whose cost the convention leaves out."""
-
-
-# -- the kernels, for torch's counter ------------------------------------------------------------
 
 FLOPS_PER_PRODUCT = 2
 

@@ -9,7 +9,7 @@ not made alike all follow from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -119,6 +119,15 @@ class Facts(_Record):
     """The row that asked for the run first."""
     seed: Count | None = None
 
+    def shown(self, name: str) -> str:
+        """A fact as text for people, hashes cut short."""
+        value = getattr(self, name)
+        if value is None:
+            return "unknown"
+        if name == "commit":
+            return f"{value[:10]}{' with local changes' * bool(self.dirty)}"
+        return str(value)[:10] if name == "data_fingerprint" else str(value)
+
 
 class Result(Facts):
     """``result.json``: how a run ended, for good; written once."""
@@ -129,6 +138,8 @@ class Result(Facts):
     """Why it is not done, as a message with epoch and step."""
     start: str | None = None
     """What its weights were initialised from: a run's name, or a file and its SHA-256."""
+    continued: Annotated[str | None, Fact("code", why=True)] = None
+    """What changed between its attempts, as a message; None where all ran alike."""
     acc1: Annotated[Percent | None, Fact("metrics", why=True)] = None
     """Top-1 accuracy of the reported weights on the test images, percent; None unless done."""
     acc5: Annotated[Number, Fact("metrics")] = None
@@ -194,6 +205,13 @@ class Writer(_Record):
     """The scheduler's name of its job, where one started it."""
     start: float
     """Seconds since 1970."""
+    token: str = ""
+    """Of this ownership alone: whoever has another one writes no more."""
+    machine: str | None = None
+    """Boot and process table that ``pid`` means something in; None where the system has no name."""
+    process: str | None = None
+    """What tells the process from a later one with its number: when it began, in the system's form.
+    """
 
 
 class Attempt(Facts):
@@ -208,9 +226,22 @@ class Attempt(Facts):
     """Versions by name."""
     cuda: str | None = None
     """Version that torch was built for; None on a CPU."""
+    driver: str | None = None
+    """Version of the GPU's; None on a CPU."""
     threads: Count | None = None
     """Of torch, on the CPU."""
     processes: Count | None = None
     """That train together."""
     kernels: str | None = None
     """Which fused kernels there were for the device, or why there were none."""
+
+
+def changes(attempts: Sequence[Attempt]) -> str | None:
+    """In what a run's attempts differ that must be equal in two rows, or in chip or driver."""
+    names = [(name, fact.mismatch) for name, _, fact in Result.facts() if fact and fact.mismatch]
+    found = []
+    for name, title in [*names, ("device", "device"), ("driver", "driver")]:
+        values = dict.fromkeys(one.shown(name) for one in attempts)
+        if len(values) > 1:
+            found.append(f"{title} {', then '.join(values)}")
+    return "; ".join(found) or None

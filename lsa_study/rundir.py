@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import io
 import json
 import os
+import re
+import secrets
 import socket
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,15 @@ from pydantic_core import from_json
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.config.yaml import parse
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.files import read_whole, writable, write_json, write_whole
+from lsa_study.files import (
+    foreign_link,
+    locked,
+    plain_file,
+    read_whole,
+    writable,
+    write_json,
+    write_whole,
+)
 from lsa_study.record import AnyRecord, Attempt, Result, State, Status, Writer
 
 if TYPE_CHECKING:
@@ -34,7 +45,7 @@ if TYPE_CHECKING:
 _Dumper: type[Any] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 STALE_SECONDS = 600.0
-"""A writer on another host that has been silent this long is taken for dead."""
+"""A writer that cannot be seen from here and has been silent this long is taken for dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,8 @@ class RunDir:
     """
 
     root: Path
+    token: str = field(default="", compare=False, repr=False)
+    """The ownership by which this process writes here; see ``owned``."""
 
     @property
     def last_checkpoint(self) -> Path:
@@ -81,6 +94,11 @@ class RunDir:
         """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
 
+    @property
+    def identity(self) -> str:
+        """The identity that the folder's name ends with."""
+        return self.root.name.rsplit("-", 1)[-1]
+
     def sibling(self, identity: str) -> RunDir | None:
         """The run of another identity at the same tier, whatever row first asked for it."""
         return next((RunDir(path) for path in self.root.parent.glob(f"*-{identity}")), None)
@@ -97,11 +115,9 @@ class RunDir:
             EnvironmentLacks: the folder cannot be written.
         """
         if (self.root / "config.yaml").exists():
-            found = self.settings()
-            if found.science() == settings.science():
+            differ = self.settings().differing(settings)
+            if not differ:
                 return
-            one, other = found.model_dump(mode="json"), settings.model_dump(mode="json")
-            differ = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
             raise Refused(
                 f"{self.root}: holds another run ({', '.join(differ)} differ); "
                 "choose another --results folder, or move this one away"
@@ -114,7 +130,7 @@ class RunDir:
         } | ({} if start is None else {"start": start})
         with writable(self.root):
             for folder in (self.root, self.root / "checkpoint", self.root / "attempts"):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
             text = yaml.dump(document, Dumper=_Dumper, sort_keys=True)
             write_whole(self.root / "config.yaml", text)
 
@@ -154,59 +170,104 @@ class RunDir:
                 f"{SCHEMA_VERSION}; keep its results apart, or use the version that made it"
             )
         try:
-            return Settings.model_validate(document["settings"])
+            settings = Settings.model_validate(document["settings"])
         except ValidationError:
             raise self._no_config() from None
-
-    # -- who writes ---------------------------------------------------------------------------
+        if (identity := settings.identity()) != document.get("identity"):
+            raise ConfigError(
+                f"{self.root}: its config.yaml was edited since the run was made, its settings are "
+                f"those of run {identity}; undo that, or move the folder away"
+            )
+        return settings
 
     @contextlib.contextmanager
-    def owned(self, job: str | None = None) -> Iterator[int]:
-        """Be the folder's one writer while the block runs; gives the attempt's number.
+    def owned(self, job: str | None = None) -> Iterator[tuple[RunDir, int]]:
+        """Be the folder's one writer while the block runs.
+
+        Gives the folder to write by, and the attempt's number. What is written by it is refused
+        once somebody else has taken the folder over, as from a process that was taken for dead.
 
         Raises:
             Refused: somebody else is writing here now.
         """
-        me = Writer(host=socket.gethostname(), pid=os.getpid(), job=job, start=time.time())
+        token = secrets.token_hex(8)
+        me = Writer(
+            host=socket.gethostname(), pid=os.getpid(), job=job, start=time.time(), token=token,
+            machine=_machine(), process=_process(os.getpid()),
+        )  # fmt: skip
         path, metrics = self.root / "owner.json", self.root / "metrics.jsonl"
         with writable(self.root), self.locked():
+            read_whole(path)  # an owner that cannot be read is not nobody
             if (other := self.writer()) is not None:
-                age = time.time() - (self.status().heartbeat or other.start)
                 raise Refused(
                     f"{self.root.name}: is being written by {other.host} (process {other.pid}, "
-                    f"job {other.job or '-'}, {age:.0f} s ago); wait for it, or cancel it"
+                    f"job {other.job or '-'}, {self.silence():.0f} s ago); wait for it, or cancel "
+                    "it"
                 )
             write_json(path, me.as_json())
             attempt = 1 + max((int(p.name) for p in self.attempts()), default=0)
-            self.attempt_folder(attempt).mkdir(mode=0o700)
+            self.attempt_folder(attempt).mkdir()
             # Else the next record is glued to a line torn by a kill, and both are lost.
             if (read_whole(metrics) or b"\n")[-1:] != b"\n":
-                with metrics.open("a", encoding="utf-8") as file:
+                with open(metrics, "a", encoding="utf-8", opener=plain_file) as file:
                     file.write("\n")
+        mine = replace(self, token=token)
         try:
-            yield attempt
+            yield mine, attempt
         finally:
-            with self.locked():
-                if self._record(Writer, path) == me:
-                    path.unlink(missing_ok=True)
+            with contextlib.suppress(Refused), mine.writing():
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Nobody takes the folder over while the block runs.
+
+        Raises:
+            Refused: somebody has before.
+        """
+        if not self.token:
+            yield
+            return
+        with self.locked():
+            owner = self._record(Writer, self.root / "owner.json")
+            if owner is None or owner.token != self.token:
+                by = f"{owner.host} (process {owner.pid})" if owner else "another process"
+                raise Refused(
+                    f"{self.root.name}: was taken over by {by} while this process was silent; "
+                    "this one writes no more"
+                )
+            yield
 
     def writer(self) -> Writer | None:
-        """Who writes here now; None when nobody does any more."""
+        """Who writes here now; None when nobody does any more.
+
+        Of a process that can be seen from here the process table says it; all others count by the
+        time since they last wrote, since hosts and containers may share a name.
+        """
         owner = self._record(Writer, self.root / "owner.json")
         if owner is None:
             return None
-        if owner.host == socket.gethostname():
-            alive = _process_started(owner.pid) <= owner.start
+        if owner.machine is not None and owner.machine == _machine():
+            alive = owner.process == _process(owner.pid)
         else:
-            alive = time.time() - (self.status().heartbeat or owner.start) < STALE_SECONDS
+            alive = self.silence() < STALE_SECONDS
         return owner if alive else None
 
-    @contextlib.contextmanager
-    def locked(self, tracker: str | None = None) -> Iterator[None]:
+    def silence(self) -> float:
+        """Seconds since the writer last wrote, by the clock of the folder's own file system."""
+        times = []
+        for name in ("owner.json", "status.json"):
+            with contextlib.suppress(OSError):
+                times.append((self.root / name).stat().st_mtime)
+        now, lock = time.time(), self.root / ".lock"
+        with contextlib.suppress(OSError):  # somebody who may only read here has no other clock
+            os.utime(lock, follow_symlinks=False)
+            now = lock.lstat().st_mtime
+        return max(0.0, now - max(times, default=float("-inf")))
+
+    def locked(self, tracker: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Be the one that changes the owner, or a tracker's copy; waits for the one before."""
-        with (self.root / f"{'' if tracker is None else '.' + tracker}.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        return locked(self.root / f"{'' if tracker is None else '.' + tracker}.lock")
 
     def _record(self, kind: type[AnyRecord], path: Path) -> AnyRecord | None:
         """What a file records; None if it is not there, or damaged."""
@@ -222,15 +283,14 @@ class RunDir:
         """The folder of one attempt."""
         return self.root / "attempts" / f"{attempt:03d}"
 
-    def environment(self, attempt: int) -> Attempt | None:
-        """What an attempt ran on; None if it did not come so far, or the file is damaged."""
-        return self._record(Attempt, self.attempt_folder(attempt) / "environment.json")
+    def environments(self) -> list[Attempt]:
+        """What each attempt ran on, but for those that did not come so far or are damaged."""
+        found = (self._record(Attempt, one / "environment.json") for one in self.attempts())
+        return [one for one in found if one is not None]
 
     def write_environment(self, attempt: int, environment: Attempt) -> None:
         """Record what an attempt runs on."""
         write_json(self.attempt_folder(attempt) / "environment.json", environment.as_json())
-
-    # -- state --------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """The run's state as its writer last reported it; ``waiting`` before, or if damaged."""
@@ -240,27 +300,42 @@ class RunDir:
     def write_status(self, status: Status) -> None:
         """Replace the state, with a heartbeat of now."""
         now = status.model_copy(update={"heartbeat": time.time()})
-        write_json(self.root / "status.json", now.as_json())
+        with self.writing():
+            write_json(self.root / "status.json", now.as_json())
 
     def change_state(
         self, state: State, *, cause: str | None = None, message: str | None = None
     ) -> None:
         """Replace the state that another process left; what is not given stays as it is."""
-        given = {"cause": cause, "message": message}
-        update = {"state": state} | {key: text for key, text in given.items() if text is not None}
+        given = {"state": state, "cause": cause, "message": message}
+        update = {key: text for key, text in given.items() if text is not None}
         self.write_status(self.status().model_copy(update=update))
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record; it needs ``epoch`` and ``attempt``."""
         path = self.root / "metrics.jsonl"
-        with writable(self.root), path.open("a", encoding="utf-8") as file:
+        with (
+            self.writing(),
+            writable(self.root),
+            open(path, "a", encoding="utf-8", opener=plain_file) as file,
+        ):
             file.write(json.dumps(record, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records, one per epoch in order; a torn last line is left out."""
-        content = read_whole(self.root / "metrics.jsonl") or b""
+        """The records, one per epoch in order; a torn last line is left out.
+
+        Raises:
+            ConfigError: the file is there but cannot be read.
+        """
+        path = self.root / "metrics.jsonl"
+        try:
+            content = read_whole(path) or b""
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be read ({error.strerror}); move the run's folder away"
+            ) from None
         by_epoch: dict[int, dict[str, Any]] = {}
         for line in content.decode("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, ArithmeticError):
@@ -286,7 +361,8 @@ class RunDir:
 
     def write_result(self, result: Result) -> None:
         """End the run. Written once."""
-        write_json(self.root / "result.json", result.as_json())
+        with self.writing():
+            write_json(self.root / "result.json", result.as_json())
 
     def write_correct(self, right: npt.NDArray[np.uint8]) -> None:
         """Record per-image correctness: 1 or 0 for each test image, in the data set's order."""
@@ -294,7 +370,8 @@ class RunDir:
 
         content = io.BytesIO()
         np.savez(content, bits=np.packbits(right), count=np.int64(len(right)))
-        write_whole(self.correct_bits, content.getvalue())
+        with self.writing():
+            write_whole(self.correct_bits, content.getvalue())
 
     def correct(self, images: int | None) -> bytes:
         """Read per-image correctness: packed bits, the first of eight images highest.
@@ -306,7 +383,7 @@ class RunDir:
             ValueError: the file cannot be read, or is about another number of images.
         """
         try:
-            with zipfile.ZipFile(io.BytesIO(self.correct_bits.read_bytes())) as file:
+            with zipfile.ZipFile(io.BytesIO(read_whole(self.correct_bits) or b"")) as file:
                 bits, counts = (_array(file.read(f"{name}.npy")) for name in ("bits", "count"))
             count = int(counts[0])
         except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
@@ -319,19 +396,11 @@ class RunDir:
 def _array(content: bytes) -> npt.NDArray[Any]:
     import numpy as np
 
-    start = content.index(b"\n", 10) + 1
-    return np.frombuffer(content, _dtype(content[:start]), offset=start)
-
-
-@functools.cache
-def _dtype(header: bytes) -> np.dtype[Any]:
-    # NumPy evaluates Python to read one, most of the time of np.load; those of all runs are equal.
-    from numpy.lib import format as npy
-
-    file = io.BytesIO(header)
-    if npy.read_magic(file) != (1, 0):
-        raise ValueError("not the version that NumPy writes for arrays of numbers")
-    return npy.read_array_header_1_0(file)[2]
+    # NumPy evaluates Python to read a header, which takes most of the time of np.load.
+    kind = re.match(rb"\x93NUMPY\x01.{3}\{'descr': '([<|][iu]\d)'", content, re.DOTALL)
+    if kind is None:
+        raise ValueError("not an array of whole numbers")
+    return np.frombuffer(content, kind[1].decode(), offset=content.index(b"\n", 10) + 1)
 
 
 def runs_folder(results: Path, tier: str) -> Path:
@@ -339,20 +408,56 @@ def runs_folder(results: Path, tier: str) -> Path:
     return results / tier / "runs"
 
 
-def existing(results: Path, tier: str) -> dict[str, RunDir]:
-    """The run folders of a tier by identity, whatever variant first asked for them."""
-    folder = runs_folder(results, tier)
-    if not folder.is_dir():
-        return {}
-    names = (entry.name for entry in os.scandir(folder) if "-" in entry.name)
-    return {name.rsplit("-", 1)[1]: RunDir(folder / name) for name in names}
+def run_folders(results: Path, tier: str) -> list[RunDir]:
+    """All run folders of a tier by name, but for links that another user made."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        paths = sorted(path for path in runs_folder(results, tier).iterdir() if "-" in path.name)
+        return [RunDir(path) for path in paths if not foreign_link(path)]
+    return []
 
 
-def _process_started(pid: int) -> float:
-    # A process id is used again: only its start time tells the writer from a later stranger.
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, IndexError):
-        return float("inf")
-    return booted + int(fields[19]) / os.sysconf("SC_CLK_TCK") - 1.0
+def existing(results: Path, tier: str, twice: list[str] | None = None) -> dict[str, RunDir]:
+    """The run folders of a tier by identity, whatever variant first asked for them.
+
+    Args:
+        twice: is given a message for each run of which there are several folders, as after a copy;
+            none of them counts then.
+
+    Raises:
+        Refused: there are several folders of a run, and ``twice`` is None.
+    """
+    found: dict[str, list[RunDir]] = {}
+    for folder in run_folders(results, tier):
+        found.setdefault(folder.identity, []).append(folder)
+    several = [
+        f"{', '.join(str(one.root) for one in folders)}: {len(folders)} folders hold the same "
+        "run; keep one of them there and move the others away"
+        for folders in found.values()
+        if len(folders) > 1
+    ]
+    if several and twice is None:
+        raise Refused("\n".join(several))
+    if twice is not None:
+        twice += several
+    return {identity: folders[0] for identity, folders in found.items() if len(folders) == 1}
+
+
+@functools.cache
+def _machine() -> str | None:
+    """The boot and the process table of this process; None where the system does not say them."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return f"{sys.platform} {socket.gethostname()}" if sys.platform == "darwin" else None
+
+
+def _process(pid: int) -> str | None:
+    """When a process began, in the system's own form; None if there is none of this number."""
+    if sys.platform == "darwin":
+        asked = ["ps", "-o", "lstart=", "-p", str(pid)]
+        shown = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return shown.stdout.strip() or None
+    with contextlib.suppress(OSError, IndexError):
+        # Ticks since the boot: the 22nd field, counted after the name, which may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()[19]
+    return None

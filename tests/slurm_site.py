@@ -65,6 +65,11 @@ def wait_for(condition, seconds=120.0, what=lambda: "it"):
     raise AssertionError(f"waited {seconds:.0f} s in vain for {what()}")
 
 
+def count(launched):
+    """How many runs a launch or a retry queued."""
+    return sum(len(array.runs) for array in launched.queued)
+
+
 def free_ports(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]

@@ -12,7 +12,6 @@ from lsa_study.measure import count
 from lsa_study.ops.ddf import apply_decoupled
 from lsa_study.ops.functional import spatial_attention
 from lsa_study.ops.reference import apply_filters as apply_reference
-from lsa_study.ops.reference import decoupled
 
 DIM, HEADS, SIZE = 12, 3, 5
 MAP = (2, 6, 9, DIM)
@@ -140,12 +139,10 @@ def test_filters_and_ghosts_multiply_and_add_as_often_as_counted(mul, add):
 def test_decoupled_filters_multiply_and_add_as_often_as_counted(combine):
     values, spatial = torch.randn(MAP), torch.randn(*MAP[:3], HEADS, SIZE**2)
     channel = torch.randn(2, DIM, SIZE**2)
-    seen = products(
-        lambda: decoupled(values, spatial, channel, combine, SIZE, 1),
-        ELEMENTWISE,
-    )
+    tables = (channel, None) if combine == "mul" else (None, channel)
+    seen = products(lambda: apply_reference(values, spatial, *tables, SIZE), ELEMENTWISE)
     found = count(LAYERS[f"ddf_{combine}"](), MAP)
     assert seen["mul"] + seen["add"] - ONCE == found.macs - found.macs_raw == 2 * ONCE
-    want = decoupled(values, spatial, channel, combine, SIZE, 1)
+    want = apply_reference(values, spatial, *tables, SIZE)
     got = apply_decoupled(values, spatial, channel, combine=combine, kernel_size=SIZE)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

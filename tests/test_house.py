@@ -36,5 +36,9 @@ def test_what_is_too_long_or_goes_in_a_circle_is_found(tmp_path):
     (package / "one.py").write_text("from lsa_study import other\n" + "x = 1\n" * 400)
     body = "    y = 1\n" * 61
     (package / "other.py").write_text(f"def f():\n    from lsa_study import one\n{body}")
+    for folder in ("kernels", "tests", "benchmarks", "notebooks"):
+        (tmp_path / folder / "inner").mkdir(parents=True)
+        (tmp_path / folder / "inner" / "long.py").write_text("x = 1\n" * 401)
     found = house.count(tmp_path)
-    assert [len(found.long_files), len(found.long_functions), len(found.circles)] == [1, 1, 1]
+    assert [len(found.long_files), len(found.long_functions), len(found.circles)] == [5, 1, 1]
+    assert (found.files, found.kernel_lines) == (3, 401)

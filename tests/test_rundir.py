@@ -1,9 +1,10 @@
 """A run folder survives what happens to folders: kills, torn lines, two writers, full disks."""
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.files import write_json
 from lsa_study.record import Attempt, Result, Status
 from lsa_study.rundir import RunDir
+from lsa_study.training import checkpoint
 
 
 @pytest.fixture
@@ -31,13 +33,12 @@ def folder(tmp_path, run):
 def test_settings_come_back_as_they_were(folder, run):
     assert folder.settings() == run.settings
     assert folder.config()["identity"] == run.identity
-    assert folder.root.stat().st_mode & 0o777 == 0o700
 
 
 def test_another_run_is_refused(folder, run):
     folder.create(run.settings, variant=run.variant)
     other = study.load_study("table1", only="swin", overrides=["train.epochs=3"]).runs()[0]
-    with pytest.raises(Refused, match=r"holds another run \(train differ\)"):
+    with pytest.raises(Refused, match=r"holds another run \(train\.epochs differ\)"):
         folder.create(other.settings, variant="swin")
 
 
@@ -47,12 +48,12 @@ def test_resources_of_another_call_are_not_another_run(folder):
 
 
 def test_a_torn_line_costs_nothing_but_itself(folder):
-    with folder.owned() as attempt:
+    with folder.owned() as (_, attempt):
         folder.log_metrics({"epoch": 1, "attempt": attempt, "acc1": 10.0})
     with (folder.root / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "att')  # the kill
     assert [record["epoch"] for record in folder.metrics()] == [1]
-    with folder.owned() as attempt:
+    with folder.owned() as (_, attempt):
         assert attempt == 2
         folder.log_metrics({"epoch": 2, "attempt": attempt, "acc1": 20.0})
     assert [(r["epoch"], r["acc1"]) for r in folder.metrics()] == [(1, 10.0), (2, 20.0)]
@@ -92,7 +93,7 @@ def test_a_dead_writer_is_replaced(folder):
     )
     subprocess.run([sys.executable, "-c", code, str(folder.root)], check=False)
     assert (folder.root / "owner.json").exists()
-    with folder.owned() as attempt:
+    with folder.owned() as (_, attempt):
         assert attempt == 2
 
 
@@ -102,9 +103,9 @@ def test_a_writer_elsewhere_counts_by_its_heartbeat(folder):
     folder.write_status(Status(state="running", epoch=1))
     with pytest.raises(Refused, match="elsewhere"), folder.owned():
         pass
-    stale = json.loads((folder.root / "status.json").read_text())
-    stale["heartbeat"] -= rundir.STALE_SECONDS + 1
-    (folder.root / "status.json").write_text(json.dumps(stale))
+    for name in ("owner.json", "status.json"):
+        old = time.time() - rundir.STALE_SECONDS - 1
+        os.utime(folder.root / name, (old, old))
     with folder.owned():
         pass
 
@@ -165,13 +166,13 @@ def test_a_changed_state_keeps_the_rest(folder):
 
 
 def test_the_environment_of_an_attempt_comes_back(folder):
-    with folder.owned() as attempt:
-        assert folder.environment(attempt) is None
+    with folder.owned() as (_, attempt):
+        assert folder.environments() == []
         written = Attempt(host="h", packages={"torch": "2"}, schema_version=1, seed=3)
         folder.write_environment(attempt, written)
-        assert folder.environment(attempt) == written
+        assert folder.environments() == [written]
         (folder.attempt_folder(attempt) / "environment.json").write_text('{"seed": "3"}')
-        assert folder.environment(attempt) is None
+        assert folder.environments() == []
 
 
 @pytest.mark.parametrize(
@@ -283,3 +284,123 @@ def test_pickled_objects_are_never_read(folder):
     np.savez(folder.correct_bits, bits=np.array([{}], dtype=object), count=np.int64(8))
     with pytest.raises(ValueError, match="is unreadable"):
         folder.correct(8)
+
+
+def test_whoever_was_taken_over_writes_no_more(folder, monkeypatch):
+    write = folder.write_status
+    with folder.owned() as (old, _):
+        # As it looks from another container, and after a long silence.
+        monkeypatch.setattr(rundir, "_machine", lambda: "another process table")
+        for name in ("owner.json", "status.json"):
+            write(Status(state="running", epoch=1))
+            os.utime(folder.root / name, (0, 0))
+        with folder.owned() as (new, _):
+            new.log_metrics({"epoch": 1, "attempt": 2})
+            writes = (
+                lambda: old.write_status(Status(state="failed")),
+                lambda: old.log_metrics({"epoch": 1, "attempt": 1}),
+                lambda: old.write_result(Result(outcome="diverged")),
+                lambda: old.write_correct(np.ones(3, np.uint8)),
+                lambda: checkpoint.save(old, {"epoch": 1}),
+                lambda: checkpoint.save_weights(old, {}),
+            )
+            for late in writes:
+                with pytest.raises(Refused, match="was taken over by"):
+                    late()
+            assert [record["attempt"] for record in folder.metrics()] == [2]
+            assert folder.status().state == "running"
+            assert folder.result() is None
+            assert not list((folder.root / "checkpoint").iterdir())
+            checkpoint.save(new, {"epoch": 2})
+    assert not (folder.root / "owner.json").exists()
+
+
+def test_a_namesake_in_another_process_table_is_no_corpse(folder, monkeypatch):
+    with folder.owned():
+        monkeypatch.setattr(rundir, "_machine", lambda: "another process table")
+        with pytest.raises(Refused, match="is being written by"), folder.owned():
+            pass
+
+
+def test_a_process_number_used_again_is_another_process(folder, monkeypatch):
+    with folder.owned():
+        began = rundir._process(os.getpid())
+        monkeypatch.setattr(rundir, "_process", lambda pid: f"{began}0")
+        assert folder.writer() is None
+
+
+def test_silence_is_counted_by_the_clock_of_the_disk(folder, monkeypatch):
+    folder.write_status(Status(state="running"))
+    with folder.owned():
+        monkeypatch.setattr(time, "time", lambda: 9e9)
+        assert folder.silence() < 5
+
+
+def test_an_owner_that_cannot_be_read_is_not_nobody(folder):
+    (folder.root / "owner.json").mkdir()
+    with pytest.raises(EnvironmentLacks, match="is no regular file"), folder.owned():
+        pass
+
+
+@pytest.mark.parametrize("name", ["result.json", "status.json", "config.yaml", "metrics.jsonl"])
+def test_a_pipe_in_place_of_a_file_does_not_hang(folder, name):
+    (folder.root / name).unlink(missing_ok=True)
+    os.mkfifo(folder.root / name)
+    assert folder.status().state == "waiting"
+    for read in (folder.result, folder.settings, folder.metrics):
+        with contextlib.suppress(ConfigError):
+            read()
+
+
+def give_away(link, monkeypatch):
+    """Make a link look as if another user had made it."""
+    if os.geteuid() == 0:
+        os.chown(link, 65534, 65534, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+
+def test_links_of_other_users_are_not_followed(folder, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("kept")
+    for name in (".lock", "owner.json", "status.json", "metrics.jsonl", "config.yaml"):
+        (folder.root / name).unlink(missing_ok=True)
+        (folder.root / name).symlink_to(mine)
+        give_away(folder.root / name, monkeypatch)
+    with pytest.raises(EnvironmentLacks, match="a link that another user made"), folder.owned():
+        pass
+    with pytest.raises(EnvironmentLacks):
+        folder.log_metrics({"epoch": 1, "attempt": 1})
+    with pytest.raises(ConfigError):
+        folder.settings()
+    folder.write_status(Status(state="failed"))  # takes the link's place
+    assert mine.read_text() == "kept"
+
+
+def test_a_folder_that_is_another_users_link_is_no_run(folder, monkeypatch):
+    linked = folder.root.with_name("elsa-s0-0123456789")
+    linked.symlink_to(folder.root)
+    tier = folder.root.parents[1]
+    give_away(linked, monkeypatch)
+    assert RunDir(linked) not in rundir.run_folders(tier.parent, tier.name)
+
+
+def test_an_edited_configuration_is_named(folder):
+    path = folder.root / "config.yaml"
+    path.write_text(path.read_text().replace("  seed: 0", "  seed: 7"))
+    with pytest.raises(ConfigError, match=r"config.yaml was edited .*; undo that"):
+        folder.settings()
+
+
+def test_the_umask_is_followed(folder, run):
+    before = os.umask(0o002)
+    try:
+        shared = RunDir(folder.root.with_name("swin-s0-shared") / folder.root.name)
+        shared.create(run.settings, variant="swin")
+        with shared.owned() as (mine, attempt):
+            mine.log_metrics({"epoch": 1, "attempt": attempt})
+            checkpoint.save(mine, {})
+        closed = [path for path in shared.root.rglob("*") if not path.stat().st_mode & 0o040]
+        assert not closed
+    finally:
+        os.umask(before)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,22 @@ from numpy.typing import NDArray
 from lsa_kernels import build
 
 Pixels = NDArray[np.uint8]
+Order = Callable[[tuple[int, int], tuple[int, int]], bool]
+"""Whether Pillow resizes columns before rows, from the (width, height) before and after."""
+ORDERS: tuple[Order, ...] = (
+    lambda before, after: before[1] - after[1] > max(0, 2 * (before[0] - after[0])),
+    lambda before, after: False,
+)
+"""Of newer and of older Pillows, as seen from their pixels."""
+
+
+class AsPillow(NamedTuple):
+    """What the kernels do as the Pillow that is installed, to the last bit."""
+
+    order: Order | None
+    """The order in which it resizes; None where ``resized_crop`` gives other pixels."""
+    bends: bool
+    """Whether ``warped`` gives the pixels of its affine transforms."""
 
 
 def resized_crop(
@@ -81,6 +99,43 @@ def warped(pixels: Pixels, matrix: Sequence[float], *, cubic: bool, fill: Sequen
 def why_not_pictures() -> str | None:
     """Say why pictures cannot be worked on here, or None if they can."""
     return build.built(build.PICTURES).reason
+
+
+@functools.cache
+def as_pillow() -> AsPillow:
+    """Compile the kernels and try them against Pillow on noise; once in a process."""
+    if why_not_pictures():
+        return AsPillow(None, bends=False)
+    from PIL import Image
+
+    draw, (width, height) = np.random.default_rng(1), (120, 90)
+    noise = draw.integers(0, 256, (height, width, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    filters = (Image.Resampling.BILINEAR, False), (Image.Resampling.BICUBIC, True)
+
+    def crops(order: Order) -> Iterator[bool]:
+        for number, (filter_, cubic) in itertools.product(range(24), filters):
+            left, right = sorted(draw.permutation(width + 1)[:2].tolist())
+            top, bottom = sorted(draw.permutation(height + 1)[:2].tolist())
+            box, size = (left, top, right - left, bottom - top), (29 + number % 2, 40)
+            theirs = picture.crop((left, top, right, bottom)).resize(size, filter_)
+            ours = resized_crop(noise, box, size, cubic=cubic, down_first=order(box[2:], size))
+            yield np.array_equal(ours[..., :3], np.asarray(theirs))
+
+    def bends() -> Iterator[bool]:
+        for share, (filter_, cubic) in itertools.product((-0.31, 0.07, 0.29), filters):
+            for matrix in (
+                (1, share, width * share, 0, 1, 0),
+                (1, 0, 0, share, 1, height * share),
+                (1 - share**2, share, -7 * share, -share, 1 - share**2, 9 * share),
+            ):
+                affine, fill = Image.Transform.AFFINE, (1, 2, 3)
+                theirs = picture.transform((width, height), affine, matrix, filter_, fillcolor=fill)
+                ours = warped(np.array(picture.convert("RGBA")), matrix, cubic=cubic, fill=fill)
+                yield np.array_equal(ours[..., :3], np.asarray(theirs))
+
+    order = next((order for order in ORDERS if all(crops(order))), None)
+    return AsPillow(order, all(bends()))
 
 
 def _at(array: Pixels) -> ctypes.c_void_p:

@@ -1,16 +1,23 @@
-"""The article's numbers beside the rows of a study, from the CSV files of its tables."""
+"""Beside a study's rows: the article's numbers, and costs that were counted or timed."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from lsa_study.config.settings import Settings
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
+
+NAME = re.compile(r"\{(\w+)\}")
+"""What stands in a note for a text or a count."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +69,91 @@ class ArticleRow:
 def read_csv(path: Path) -> pd.DataFrame:
     """A table of the article, every cell as the text that is printed."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def network_key(settings: Settings) -> str:
+    """Ten hex digits for what counts depend on: the data set, its images' size, and the network."""
+    science = settings.science()
+    parts = {"data": science["data"]["name"], "image_size": science["data"]["image_size"]}
+    text = json.dumps(parts | science["model"] | {"drop_path": None}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | None]:
+    """A row's further cells, counted costs among them, and its note with what it names filled in.
+
+    Where the study has ``costs``, cells and notes know ``params``, in millions, and ``gmacs``, the
+    article's ``article_params`` and ``article_gmacs``, and ``gmacs_uncombined``, which leaves out
+    combining filters with one ghost matrix. A network that was not counted has ``?``.
+
+    Raises:
+        ConfigError: the counts cannot be read, or the note names something else.
+    """
+    written = study.file.variants[variant]
+    columns, counts = dict(written.columns), {}
+    if study.file.costs is not None:
+        counts = _counts(study, variant, study.document.path.parent / study.file.costs)
+        columns["Params (article)"] = "{params} M ({article_params} M)".format(**counts)
+        columns["GMACs (article)"] = "{gmacs} ({article_gmacs})".format(**counts)
+
+    def fill(note: str, texts: dict[str, str], *keys: str) -> str:
+        if unknown := [name for name in re.findall(NAME, note) if name not in texts]:
+            place, known = study.document.where(*keys), ", ".join(texts) or "none"
+            raise ConfigError(f"{place}: {{{unknown[0]}}} is no text for notes; known: {known}")
+        return re.sub(NAME, lambda match: texts[match[1]], note)
+
+    if written.note is None:
+        return columns, None
+    shared = {name: fill(text, counts, "notes", name) for name, text in study.file.notes.items()}
+    return columns, fill(written.note, counts | shared, "variants", variant, "note")
+
+
+def _counts(study: Study, variant: str, path: Path) -> dict[str, str]:
+    try:
+        network = json.loads(path.read_text("utf-8"))["networks"].get(
+            network_key(study.variants[variant])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: no counts ({error}); run python benchmarks/costs.py") from None
+    article = ArticleRow.of(study, variant).cells
+    shown = {"params": "?", "gmacs": "?", "gmacs_uncombined": "?"}
+    if network is not None:
+        macs, raw = network["macs"], network["macs_raw"]
+        numbers = (network["params"] / 1e6, macs / 1e9, (macs + raw) / 2e9)
+        shown = {name: f"{number:.2f}" for name, number in zip(shown, numbers, strict=True)}
+    return shown | {
+        "article_params": article.get("params_m") or "none",
+        "article_gmacs": article.get("flops_g") or "none",
+    }
+
+
+def rates_of(study: Study) -> tuple[dict[str, dict[str, str]], str]:
+    """Cells of the rows that ``lsa bench`` timed, by variant, and what was timed where; else empty.
+
+    Ratios are to the study's baseline row.
+
+    Raises:
+        ConfigError: the file holds no figures of these rows.
+    """
+    path = study.document.path.parent / (study.file.benchmark or "")
+    if study.file.benchmark is None or not path.exists():
+        return {}, ""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        networks, machine = found["networks"], found["machine"]
+        base = networks[study.file.variants[study.file.baseline].network]
+        cells: dict[str, dict[str, str]] = {}
+        for name, row in study.file.variants.items():
+            for mode in ("inference", "training") if row.network in networks else ():
+                rate = networks[row.network][mode]["images_per_second"]
+                text = f"{rate:.3g} ({rate / base[mode]['images_per_second']:.2f})"
+                cells.setdefault(name, {})[f"{mode.capitalize()} (images/s)"] = text
+        note = (
+            f"Images/s: medians of interleaved steps of {found['batch']} images of "
+            f"{found['size']} pixels in {found['precision']} on {machine['device']}, "
+            f"{machine['threads']} threads, torch {machine['torch']}; in brackets the ratio to "
+            "the first row."
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no figures of these rows ({error}); run lsa bench") from None
+    return cells, note

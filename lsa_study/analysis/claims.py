@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lsa_study.analysis.collect import Collected, collect
-from lsa_study.analysis.contrasts import Contrast, compare, mismatches
+from lsa_study.analysis.contrasts import compare, mismatches
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import (
@@ -37,8 +37,8 @@ UNITS: Mapping[str, str] = {
     "speed": "% images a second",
     "ends": "share of runs",
 }
-Side = tuple[Study, Row, Sequence[Row]]
-"""One side of a claim: a study, its row, and all rows of that study."""
+Side = tuple[Study, Row, Sequence[Estimate]]
+"""One side of a claim: a study, its row, and the differences that all rows of the study show."""
 
 
 class Claim(BaseModel):
@@ -90,8 +90,7 @@ class Claims(BaseModel):
         Raises:
             ConfigError: all mistakes of the file at once.
         """
-        path = path or shipped.find("experiments/claims.yaml")
-        document = yaml.read(path)
+        document = yaml.read(path or shipped.find("experiments/claims.yaml"))
         return layers.validate(cls, document.data, document.where).claims
 
 
@@ -101,11 +100,8 @@ class ClaimVerdict:
 
     claim: Claim
     word: Word = "not run"
-    estimate: float | None = None
+    estimate: Estimate = field(default_factory=Estimate)
     """First row minus second, points or percent of the second; for ends, the share that did."""
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
     needs: str = ""
     """What would resolve it."""
     reason: str = ""
@@ -122,14 +118,17 @@ class ClaimVerdict:
     @property
     def numbers(self) -> str:
         """The numbers behind it in words, such as ``+0.57 [+0.33, +0.81] points, 3 seeds``."""
-        if self.estimate is None or self.reason:
+        found, metric, margin = self.estimate, self.claim.metric, self.claim.margin
+        if found.mean is None or self.reason:
             return self.reason
-        metric, margin, interval = self.claim.metric, self.claim.margin, ""
-        if self.low is not None and self.n > 1:
-            interval = f" [{signed(self.low, 2)}, {signed(self.high, 2)}]"
-        seeds = f", {self.n} seed{'s' * (self.n != 1)}" if metric in ("acc1", "speed") else ""
+        interval = f" [{signed(found.low, 2)}, {signed(found.high, 2)}]" if found.n > 1 else ""
+        seeds = f", {found.n} seed{'s' * (found.n != 1)}" if metric in ("acc1", "speed") else ""
         bound = f"; margin {signed(margin, 2)}" if margin else ""
-        return f"{signed(self.estimate, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
+        return f"{signed(found.mean, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
+
+    def unresolved(self, needs: str) -> ClaimVerdict:
+        """The same, left open until there is what it ``needs``."""
+        return replace(self, word="unresolved", needs=needs)
 
     def decided(self, found: Estimate, noise: float | None = None) -> ClaimVerdict:
         """The verdict that follows from holding an interval against the claim's inequality.
@@ -139,7 +138,7 @@ class ClaimVerdict:
         ``noise`` is the deviation between seeds seen in other rows, for rows with a single seed.
         """
         if found.mean is None:
-            return replace(self, word="unresolved", needs="no seed in common")
+            return self.unresolved("no seed in common")
         relation, margin = self.claim.relation, float(self.claim.margin)
         word: Word = "unresolved"
         if found.low is not None and found.high is not None:
@@ -148,38 +147,26 @@ class ClaimVerdict:
                 supported = -margin < found.low and found.high < margin
                 contradicted = found.low > margin or found.high < -margin
             word = "supported" if supported else "contradicted" if contradicted else "unresolved"
-        needs = ""
-        if word == "unresolved":
-            distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
-            needs = "at least 2 more seeds"
-            if (spread := found.deviation or noise) is not None:
-                seeds = seeds_needed(distance, spread)
-                needs = f"more than {MOST_SEEDS} seeds"
-                if seeds is not None:
-                    more = max(1, seeds - found.n)
-                    needs = f"about {more} more seed{'s' * (more > 1)}"
-        return replace(
-            self, word=word, estimate=found.mean, low=found.low, high=found.high, n=found.n,
-            needs=needs,
-        )  # fmt: skip
+        numbers = replace(self, word=word, estimate=found)
+        if word != "unresolved":
+            return numbers
+        if (spread := found.deviation or noise) is None:
+            return numbers.unresolved("at least 2 more seeds")
+        distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
+        if (seeds := seeds_needed(distance, spread)) is None:
+            return numbers.unresolved(f"more than {MOST_SEEDS} seeds")
+        more = max(1, seeds - found.n)
+        return numbers.unresolved(f"about {more} more seed{'s' * (more > 1)}")
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
-        claim = self.claim
-        return {
-            "id": claim.id,
-            "text": claim.text,
-            "source": claim.source,
+        return self.claim.model_dump(exclude={"outcome", "besides", "tiers"}) | {
             "verdict": self.verdict,
-            "estimate": rounded(self.estimate),
-            "low": rounded(self.low),
-            "high": rounded(self.high),
-            "n": self.n,
-            "unit": UNITS.get(claim.relation, UNITS[claim.metric]),
-            "relation": claim.relation,
-            "metric": claim.metric,
-            "margin": claim.margin,
-            "rows": claim.rows,
+            "estimate": rounded(self.estimate.mean),
+            "low": rounded(self.estimate.low),
+            "high": rounded(self.estimate.high),
+            "n": self.estimate.n,
+            "unit": UNITS.get(self.claim.relation, UNITS[self.claim.metric]),
             "paper": rounded(self.article),
             "reason": self.reason,
             "notes": list(self.notes),
@@ -200,7 +187,8 @@ def judge_tier(
         if tier in studies.tiers_of(name):
             study = studies.load_study(name, tier=tier, recall=results)
             rows = rows_of(study, runs)
-            sides |= {f"{study.name}/{row.variant}": (study, row, rows) for row in rows}
+            shown = [row.contrast.difference for row in rows]
+            sides |= {f"{study.name}/{row.variant}": (study, row, shown) for row in rows}
     return [_judge(claim, sides, tier) for claim in claims]
 
 
@@ -219,11 +207,12 @@ def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> ClaimVerdict:
     if claim.outcome is None:
         return _compared(found, *(sides[name] for name in claim.rows))
     (row,) = rows.values()
-    count, total = row.ends.get(claim.outcome, 0), len(row.runs)
-    reason = f"{claim.outcome} {count}/{total}"
-    found = replace(found, estimate=count / total, n=total, reason=reason)
+    ended = tuple(float(run.outcome == claim.outcome) for run in row.runs)
+    count, total = sum(ended), len(ended)
+    reason = f"{claim.outcome} {count:.0f}/{total}"
+    found = replace(found, estimate=Estimate(ended, count / total), reason=reason)
     if 0 < count < total:
-        return replace(found, word="unresolved", needs=reason)
+        return found.unresolved(reason)
     return replace(found, word="supported" if count else "contradicted")
 
 
@@ -234,13 +223,12 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
     compared. What does differ by ``besides`` stands in the notes.
     """
     claim = found.claim
-    (study, ours, rows), (other_study, theirs, other_rows) = one, other
+    (study, ours, shown), (other_study, theirs, other_shown) = one, other
     factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
     pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
     differing = {key: pair for key, pair in pairs.items() if not under(key, factors)}
     if confounds := [key for key in differing if not under(key, claim.besides)]:
-        needs = f"the rows also differ in {', '.join(confounds)}"
-        return replace(found, word="unresolved", needs=needs)
+        return found.unresolved(f"the rows also differ in {', '.join(confounds)}")
     wanted = (f"{key} {a}, the other {b}" for key, (a, b) in differing.items())
     found = replace(found, notes=(*wanted, *mismatches(ours.runs, theirs.runs)))
     if claim.metric in ("params", "macs"):
@@ -250,26 +238,23 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
             return replace(found, reason=f"no {claim.metric} known")
         percent = 100 * (counts[0][0] / counts[1][0] - 1)
         return found.decided(Estimate((percent,), percent, percent, percent))
-    contrasts = [row.contrast for row in (*rows, *other_rows) if row.contrast]
-    return _compared_over_seeds(found, ours, theirs, contrasts)
+    noise = pooled_deviation([*shown, *other_shown])
+    return _compared_over_seeds(found, ours, theirs, noise)
 
 
 def _compared_over_seeds(
-    found: ClaimVerdict, ours: Row, theirs: Row, contrasts: Sequence[Contrast]
+    found: ClaimVerdict, ours: Row, theirs: Row, noise: float | None
 ) -> ClaimVerdict:
     ended = zip(found.claim.rows, (ours, theirs), strict=True)
     if unfinished := [f"{name}: {row.outcome}" for name, row in ended if not row.done]:
-        return replace(found, word="unresolved", needs=", ".join(unfinished))
+        return found.unresolved(", ".join(unfinished))
     if found.claim.metric == "speed":
         if len({run.device for run in (*ours.done, *theirs.done)}) > 1:
-            needs = "the rows ran on different devices"
-            return replace(found, word="unresolved", needs=needs)
+            return found.unresolved("the rows ran on different devices")
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
         return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    noise = pooled_deviation(contrast.difference for contrast in contrasts)
-    contrast = compare(ours.done, theirs.done)
-    return found.decided(contrast.difference if contrast else Estimate(), noise)
+    return found.decided(compare(ours.done, theirs.done).difference, noise)
 
 
 def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:

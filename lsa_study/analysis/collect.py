@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pandas as pd
 
 from lsa_study import rundir
-from lsa_study.config.settings import SCHEMA_VERSION, flatten
+from lsa_study.config.settings import SCHEMA_VERSION, Settings, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
 from lsa_study.record import Count, Result
@@ -44,19 +44,14 @@ class RunRecord(Result):
         return self.acc1
 
 
-def _dtypes() -> dict[str, str]:
-    numeric = {int: "Int64", float: "float64", bool: "boolean"}
-    found = {}
-    for name, column, _ in RunRecord.facts():
-        hint = get_type_hints(RunRecord)[name]
-        kinds = (numeric[kind] for kind in (hint, *get_args(hint)) if kind in numeric)
-        found[column] = next(kinds, "object")
+NUMERIC = {int: "Int64", float: "float64", bool: "boolean"}
+DTYPES = {
+    column: next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
+    for name, column, _ in RunRecord.facts()
+    for hint in [get_type_hints(RunRecord)[name]]
     # Neither has a column: one came later, the others have one each.
-    del found["start"], found["settings"]
-    return found
-
-
-DTYPES = _dtypes()
+    if name not in ("start", "settings")
+}
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
 SETTINGS_DTYPES = {
@@ -85,8 +80,7 @@ class Collected:
 
     def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
         """The runs with these identities that have ended, by identity."""
-        every = self._every
-        return {identity: every[identity] for identity in identities if identity in every}
+        return {one: self._every[one] for one in identities if one in self._every}
 
     @cached_property
     def _every(self) -> dict[str, RunRecord]:
@@ -121,14 +115,15 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
-    for identity, run in sorted(rundir.existing(results, tier).items()) if folders else ():
+    here = rundir.existing(results, tier, twice=broken) if folders else {}
+    for identity, run in sorted(here.items()):
         try:
             result = run.result()
             # It is written once, after all else, so a run whose result is known is known whole.
             if result is not None and facts.get(identity) != _facts_of(result):
                 fresh.append(reader.record(run, identity, result))
         except ConfigError as error:
-            broken.append(_first_line(error))
+            broken.append(str(error))
     if fresh:
         runs = _typed(pd.DataFrame(fresh, dtype=object))
         kept = known[~known.index.isin(runs.index)]
@@ -165,7 +160,8 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
         fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
         kept = _typed(found[fits["schema"] & fits["tier"]])
     except (OSError, ValueError, TypeError, OverflowError) as error:
-        broken.append(f"{path}: is unreadable ({_first_line(error)}); run folders alone count")
+        reason = str(error).partition("\n")[0]
+        broken.append(f"{path}: is unreadable ({reason}); run folders alone count")
         return empty
     for name, fit in fits.items():
         if not fit.all():
@@ -186,16 +182,16 @@ def _typed(runs: pd.DataFrame) -> pd.DataFrame:
     return typed.set_index("identity", drop=False).rename_axis("key")
 
 
+@dataclass
 class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
     OWN_LINES = re.compile(r"^(?:identity|start|variant|  seed):.*\n", re.MULTILINE)
 
-    def __init__(self, tier: str, broken: list[str]) -> None:
-        self.tier = tier
-        self.broken = broken
-        self.parsed: dict[str, dict[str, Any]] = {}
+    tier: str
+    broken: list[str]
+    parsed: dict[str, tuple[Settings, dict[str, Any]]] = field(default_factory=dict)
 
     def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
         """The run's columns.
@@ -203,25 +199,27 @@ class _Reader:
         Raises:
             ConfigError: the folder does not hold this run, or not in this tier and schema.
         """
-        if result.identity != identity:
-            raise ConfigError(
-                f"{run.root}: its result is of run {result.identity}; "
-                "give the folder its own name back"
-            )
-        if result.schema_version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{run.root}: was made by schema {result.schema_version}, this is {SCHEMA_VERSION}"
-            )
         needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
-        if missing := [f"{name} = None" for name in needed if getattr(result, name) is None]:
-            raise ConfigError(
-                f"{run.root}: its result holds {', '.join(missing)}; move it away, run it again"
-            )
-        settings = self.settings(run)
-        if (tier := settings.get("settings.tier")) != self.tier:
-            raise ConfigError(
-                f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
-            )
+        missing = [f"{name} = None" for name in needed if getattr(result, name) is None]
+        seed, schema = result.seed or 0, result.schema_version
+        written, settings, columns = self.settings(run)
+        own, tier = settings.identities([seed])[seed], columns["settings.tier"]
+        for wrong, problem in (
+            (
+                result.identity != identity,
+                f"its result is of run {result.identity}; give the folder its own name back",
+            ),
+            (schema != SCHEMA_VERSION, f"was made by schema {schema}, this is {SCHEMA_VERSION}"),
+            (missing, f"its result holds {', '.join(missing)}; move it away, run it again"),
+            (
+                seed != written,
+                f"its result is of seed {seed}, its config.yaml of {written}; move it away",
+            ),
+            (own != identity, f"its config.yaml was edited: it is that of run {own}; undo that"),
+            (tier != self.tier, f"is of tier {tier}, this is {self.tier}; move it to its own"),
+        ):
+            if wrong:
+                raise ConfigError(f"{run.root}: {problem}")
         bits = None
         try:
             bits = run.correct(result.test_images) if result.outcome == "done" else None
@@ -232,23 +230,19 @@ class _Reader:
             "curve": json.dumps(run.metrics(), separators=(",", ":")),
             "correct": bits,
             "correct_count": None if bits is None else result.test_images,
-            **settings,
+            **columns,
             "settings.seed": result.seed,
         }
 
-    def settings(self, run: RunDir) -> dict[str, Any]:
-        """By column; the seed may be that of another run."""
-        common = self.OWN_LINES.sub("", run.config_text())
+    def settings(self, run: RunDir) -> tuple[int, Settings, dict[str, Any]]:
+        """The seed, the settings and their columns; in both of these the seed may be another's."""
+        text = run.config_text()
+        common = self.OWN_LINES.sub("", text)
         if common not in self.parsed:
-            nested = run.config()["settings"]
-            if not isinstance(nested, dict):
-                raise ConfigError(f"{run.root}: is not a run's configuration; move it away")
-            self.parsed[common] = {
+            columns = {
                 key: json.dumps(value) if isinstance(value, list | dict) else value
-                for key, value in flatten(nested, "settings.").items()
+                for key, value in flatten(run.config()["settings"], "settings.").items()
             }
-        return self.parsed[common]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+            self.parsed[common] = run.settings(), columns
+        seed = re.search(r"^  seed: (\d+)$", text, re.MULTILINE)
+        return (int(seed[1]) if seed else -1), *self.parsed[common]

@@ -73,22 +73,19 @@ class Contrast:
         return by_image(self.runs)
 
 
-def compare(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Contrast | None:
-    """Compare the finished runs of two rows over the seeds they share; None if they share none."""
+def compare(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Contrast:
+    """Compare the finished runs of two rows over the seeds they share, which may be none."""
     one, other = ({run.seed: run for run in runs} for runs in (ours, theirs))
     seeds = tuple(sorted(one.keys() & other.keys()))
-    if not seeds:
-        return None
     pairs = tuple((one[seed], other[seed]) for seed in seeds)
     return Contrast(seeds, t_interval([a.accuracy - b.accuracy for a, b in pairs]), pairs)
 
 
 def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
     """Compare pairs of runs of equal seeds on the images of their common test set."""
-    prints = {run.data_fingerprint for pair in pairs for run in pair}
-    sizes = {run.correct_count for pair in pairs for run in pair}
-    images = next(iter(sizes), None)
-    if len(prints) != 1 or len(sizes) != 1 or images is None:
+    tests = {(run.data_fingerprint, run.correct_count) for pair in pairs for run in pair}
+    images = tests.pop()[1] if len(tests) == 1 else None
+    if images is None:
         return None
     one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
     gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
@@ -125,18 +122,14 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:
     """The facts in which two rows' runs differ, as messages; none if one of them has no runs."""
-
-    def shown(run: RunRecord, name: str) -> str:
-        value = getattr(run, name)
-        if value is None:
-            return "unknown"
-        if name == "commit":
-            return f"{value[:10]}{' with local changes' * bool(run.dirty)}"
-        return str(value)[:10] if name == "data_fingerprint" else str(value)
-
-    reasons = []
+    reasons = [
+        f"{whose}seed {run.seed} went on with another {run.continued}"
+        for whose, runs in (("", one), ("reference ", other))
+        for run in runs
+        if run.continued
+    ]
     for name, title in MISMATCHES.items() if one and other else ():
-        ours, theirs = (sorted({shown(run, name) for run in runs}) for runs in (one, other))
+        ours, theirs = (sorted({run.shown(name) for run in runs}) for runs in (one, other))
         if ours != theirs:
             reasons.append(f"{title} {' and '.join(ours)}, reference {' and '.join(theirs)}")
     return reasons

@@ -1,4 +1,4 @@
-"""Write the tables of studies, each in four formats from one object."""
+"""The tables of studies in four formats from one object: write them, or check what is written."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lsa_study.analysis.latex import latex, one_line
 from lsa_study.analysis.rows import COSTS, Row, with_runs
-from lsa_study.analysis.statistics import Estimate, rounded
+from lsa_study.analysis.statistics import rounded
 from lsa_study.analysis.table import Table, build
+from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
-FORMATS = ("csv", "tex", "md", "json")
 COLUMNS = (
     "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
 )  # fmt: skip
@@ -62,20 +66,15 @@ def contents(table: Table) -> dict[str, str]:
         records.append(
             {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
         )
-    as_csv = io.StringIO()
-    names = dict.fromkeys(name for record in records for name in record)
-    writer = csv.DictWriter(as_csv, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    texts = (as_csv.getvalue(), latex(table), markdown(table), as_json)
-    return {f"{file.study}.{kind}": text for kind, text in zip(FORMATS, texts, strict=True)}
+    as_csv = pd.DataFrame(records, dtype=object).to_csv(index=False, lineterminator="\n")
+    texts = {"csv": as_csv, "tex": latex(table), "md": markdown(table), "json": as_json}
+    return {f"{file.study}.{kind}": text for kind, text in texts.items()}
 
 
 def _facts(row: Row) -> dict[str, Any]:
     """A row as data: what CSV and JSON hold of it."""
     acc1 = row.accuracy
-    difference = row.contrast.difference if row.contrast else Estimate()
-    images = row.contrast.by_image if row.contrast else None
+    difference, images = row.contrast.difference, row.contrast.by_image
     return {
         "model": row.label,
         **row.columns,
@@ -94,7 +93,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "delta_low": rounded(difference.low),
         "delta_high": rounded(difference.high),
         "delta_n": difference.n,
-        "delta_p": rounded(row.contrast.p, 6) if row.contrast else None,
+        "delta_p": rounded(row.contrast.p, 6),
         "images_low": rounded(images.low) if images else None,
         "images_high": rounded(images.high) if images else None,
         "images_p": rounded(images.p, 6) if images else None,
@@ -108,19 +107,82 @@ def _facts(row: Row) -> dict[str, Any]:
 
 def markdown(table: Table) -> str:
     """The table as GitHub shows it, with its caption and notes."""
-    header, *body = table.escaped(escape, _marks)
+    (header, *body), notes = table.escaped(escape, "<sup>{}</sup>")
     texts = 1 + len(table.label_columns)
     rule = ["---" if at < texts else "---:" for at in range(len(header))]
-    notes = [f"- {_marks((n.mark,))} {escape(n.text)}".replace("-  ", "- ") for n in table.notes]
     rows = [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
-    return "\n".join([f"**{escape(table.caption)}**", "", *rows, "", *notes]) + "\n"
-
-
-def _marks(marks: Iterable[str]) -> str:
-    signs = ",".join(escape(mark) for mark in marks if mark)
-    return f"<sup>{signs}</sup>" if signs else ""
+    listed = [" ".join(filter(None, ("-", *note))) for note in notes]
+    return "\n".join([f"**{escape(table.caption)}**", "", *rows, "", *listed]) + "\n"
 
 
 def escape(text: str) -> str:
     """Make a text show as written in a cell of Markdown; control characters become spaces."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", one_line(text))
+
+
+def check_tables(studies: Sequence[Study], results: Path) -> list[str]:
+    """Rebuild the studies' tables from ``runs.parquet`` alone and compare them with the files.
+
+    Returns:
+        A line for every cell that differs, such as
+        ``table3.csv: row net6, acc1_mean: 82.31 in the file, 82.27 from the runs``.
+    """
+    found: list[str] = []
+    for tier, pairs in with_runs(studies, results, folders=False).items():
+        found += pairs[0][1].broken
+        for study, runs in pairs:
+            for name, text in contents(build(study, runs)).items():
+                found += _differences(results / tier / "tables" / name, text)
+    return found
+
+
+def _differences(path: Path, wanted: str) -> list[str]:
+    try:
+        written = path.read_text("utf-8")
+    except (OSError, ValueError):
+        return [f"{path}: cannot be read; write it with lsa table"]
+    if written == wanted:
+        return []
+    try:
+        if path.suffix in (".csv", ".json"):
+            before, after = (_cells(text, path.suffix) for text in (written, wanted))
+            places = dict.fromkeys([*before, *after])
+            cells = [(place, before.get(place), after.get(place)) for place in places]
+        else:
+            cells = list(_lines(written.splitlines(), wanted.splitlines()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{path}: is damaged; write it with lsa table"]
+    found = [
+        f"{path.name}: {place}: {old or 'nothing'} in the file, {new or 'nothing'} from the runs"
+        for place, old, new in cells
+        if old != new
+    ]
+    return found or [f"{path}: differs in its layout; write it with lsa table"]
+
+
+def _cells(text: str, suffix: str) -> dict[str, str]:
+    """The cells of a CSV or JSON file by their places, such as ``row net6, acc1.mean``."""
+    if suffix == ".csv":
+        return {
+            f"row {row['variant']}, {name}": value
+            for row in csv.DictReader(io.StringIO(text))
+            for name, value in row.items()
+        }
+    document = json.loads(text)
+    cells: dict[str, Any] = {}
+    for row in document.pop("rows"):
+        cells |= flatten(row, f"row {row.pop('variant')}, ")
+    cells |= flatten(document)
+    return {place: json.dumps(value, ensure_ascii=False) for place, value in cells.items()}
+
+
+def _lines(before: list[str], after: list[str]) -> Iterator[tuple[str, str, str]]:
+    """The cells of the lines that differ, in Markdown or LaTeX, with their places in the file."""
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    for tag, start, stop, first, last in matcher.get_opcodes():
+        changed = zip_longest(before[start:stop], after[first:last], fillvalue="")
+        for at, pair in enumerate(changed if tag != "equal" else (), start=start + 1):
+            # An escaped sign does not end a cell.
+            cells = [map(str.strip, re.split(r"(?<!\\)[|&]", line)) for line in pair]
+            for column, (old, new) in enumerate(zip_longest(*cells, fillvalue=""), start=1):
+                yield f"line {at}, cell {column}", old, new

@@ -51,7 +51,8 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
     tier = pairs[0][0].tier
     tables = [build(study, collected) for study, collected in pairs]
-    drawn = figures([(table.study, table.rows) for table in tables])
+    made = figures([(table.study, table.rows) for table in tables])
+    drawn = {name: _picture(name, figure) for name, figure in made.items()}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsa_study.analysis", "templates"),
         autoescape=True,
@@ -65,7 +66,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         number = re.match(r"[+−-]?\d+(\.\d+)?", text)
         return number.group().replace("−", "-") if number else ""
 
-    environment.globals.update(zip=zip, signed=signed, behind=behind, sort_key=sort_key)
+    environment.globals.update(zip=zip, signed=signed, behind=_behind, sort_key=sort_key)
     return environment.get_template("report.html.j2").render(
         tier=tier,
         meaning=MEANING[tier],
@@ -73,28 +74,26 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={
-            study.name: _pictures(drawn, [n for n in drawn if n.startswith(f"{study.name}-")])
+            study.name: [one for name, one in drawn.items() if name.startswith(f"{study.name}-")]
             for study, _ in pairs
         },
-        overview=_pictures(drawn, ["fig1-layers", "costs", "throughput"]),
+        overview=[drawn[name] for name in ("fig1-layers", "costs", "throughput") if name in drawn],
         broken=sorted({line for _, collected in pairs for line in collected.broken}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )
 
 
-def behind(row: Row, title: str) -> list[str]:
+def _behind(row: Row, title: str) -> list[str]:
     """What is shown on hover and focus over a row's cell: the runs that it rests on."""
     if title == "Acc@1 (%)":
         lines = []
         for run in row.runs:
             accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
-            commit = f"commit {run.commit[:10]}" if run.commit else "commit unknown"
-            changed = " with local changes" if run.dirty else ""
             reason = f", {run.reason}" if run.reason else ""
-            about = f"run {run.identity}, {commit}{changed}, {run.device}{reason}"
+            about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
             lines.append(f"seed {run.seed}: {accuracy}, {about}")
         return lines
-    if title != "Δ" or row.contrast is None:
+    if title != "Δ":
         return []
     contrast = row.contrast
     lines = [
@@ -111,26 +110,16 @@ def behind(row: Row, title: str) -> list[str]:
     return lines
 
 
-def _pictures(drawn: Mapping[str, Figure], names: Sequence[str]) -> list[tuple[Markup, str]]:
-    """The figures that there are, each inline with its caption.
-
-    Inline: no prolog, own ids, a text for screen readers, the page's colours.
-    """
-    found = []
-    for name in names:
-        if name not in drawn:
-            continue
-        caption, svg = CAPTIONS[name.rsplit("-", 1)[-1]], style.svg(drawn[name])
-        body = svg[svg.index("<svg") :]
-        body = re.sub(
-            r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL
-        )
-        body = re.sub(r'\bid="', f'id="{name}-', body)
-        body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
-        for colour in style.DARK:
-            body = body.replace(colour, f"var(--figure-{colour[1:]})")
-        size = re.search(r'viewBox="[^"]*"', body)
-        assert size is not None
-        opening = f'<svg role="img" aria-label="{escape(caption)}" {size.group()}>'
-        found.append((Markup(opening + body[body.index(">") + 1 :]), caption))
-    return found
+def _picture(name: str, figure: Figure) -> tuple[Markup, str]:
+    """A figure inside a page, with own ids and the page's colours, and its caption."""
+    caption, svg = CAPTIONS[name.rsplit("-", 1)[-1]], style.svg(figure)
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour in style.DARK:
+        body = body.replace(colour, f"var(--figure-{colour[1:]})")
+    size = re.search(r'viewBox="[^"]*"', body)
+    assert size is not None
+    opening = f'<svg role="img" aria-label="{escape(caption)}" {size.group()}>'
+    return Markup(opening + body[body.index(">") + 1 :]), caption

@@ -6,7 +6,7 @@ Needs ``\usepackage{booktabs}``. Tables with further label columns want the widt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from lsa_study.analysis.table import Table
 
@@ -59,9 +59,10 @@ def escape(text: str) -> str:
 
 def latex(table: Table) -> str:
     """The table as a ``table`` environment with its notes."""
-    header, *body = (" & ".join(cells) + r" \\" for cells in table.escaped(escape, _marks))
+    cells, notes = table.escaped(escape, r"\textsuperscript{{{}}}")
+    header, *body = (" & ".join(line) + r" \\" for line in cells)
     texts = 1 + len(table.label_columns)
-    shape = "l" * texts + "r" * (len(table.header()) - texts)
+    shape = "l" * texts + "r" * (len(cells[0]) - texts)
     label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
     lines = [
         rf"% {one_line(table.caption)}",
@@ -76,20 +77,14 @@ def latex(table: Table) -> str:
         f"    {header}",
         r"    \midrule",
     ]
-    for row, cells in zip(table.rows, body, strict=True):
+    for row, line in zip(table.rows, body, strict=True):
         runs = one_line(" ".join(row.identities)) or "no runs"
-        lines.append(f"    % {one_line(row.variant)}: {runs}")
-        lines.append(f"    {cells}")
+        lines += [f"    % {one_line(row.variant)}: {runs}", f"    {line}"]
     lines += [r"    \bottomrule", r"  \end{tabular}}", r"  \par\smallskip"]
     lines += [r"  \begin{minipage}{\linewidth}\footnotesize"]
-    lines += [f"    {_marks((note.mark,))}{escape(note.text)}\\par" for note in table.notes]
+    lines += [f"    {mark}{text}\\par" for mark, text in notes]
     lines += [r"  \end{minipage}", r"\end{table}"]
     return "\n".join(lines) + "\n"
-
-
-def _marks(marks: Iterable[str]) -> str:
-    shown = ",".join(escape(mark) for mark in marks if mark)
-    return rf"\textsuperscript{{{shown}}}" if shown else ""
 
 
 def one_line(text: str) -> str:

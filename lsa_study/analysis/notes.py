@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, RunRecord
-from lsa_study.analysis.costs import rates_of
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import kendall, pooled_deviation, resolvable
 from lsa_study.config.study import Study
@@ -46,24 +46,24 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             "Acc@1: mean over n seeds ± half of the 95 % t interval; Δ: the same of the paired "
             "differences over shared seeds. One seed has no interval."
         )
-    lacking = []
-    for row in rows:
-        finished = {run.seed for run in row.runs}
-        absent = [seed for seed in study.seeds if seed in row.seeds and seed not in finished]
-        if finished and absent:
-            lacking.append(f"{row.variant} (seed {', '.join(map(str, absent))})")
+    lacking = [
+        f"{row.variant} (seed {', '.join(map(str, absent))})"
+        for row in rows
+        for absent in [sorted({*study.seeds} - {run.seed for run in row.runs})]
+        if row.runs and absent
+    ]
     broken = ""
     if number := len(collected.broken):
         plural, verb = ("s", "are") if number > 1 else ("", "is")
-        broken = f"{number} file{plural} could not be read and {verb} left out."
+        shown = "; ".join(collected.broken[:3]) + "; ..." * (number > 3)
+        broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
         MEANING[study.tier],
         article,
         reading,
         _noise(rows),
         _order(rows),
-        _data(study, ran),
-        *((_environment(ran), COSTS_NOTE) if ran else ()),
+        *_basis(study, ran),
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
         broken,
         rates_of(study)[1],
@@ -73,7 +73,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
 
 def _noise(rows: Sequence[Row]) -> str:
     """The two noises of a difference, apart, and what the seeds can tell."""
-    found = [row.contrast for row in rows if row.contrast]
+    found = [row.contrast for row in rows if row.contrast.seeds]
     parts = []
     spread = pooled_deviation(contrast.difference for contrast in found)
     if spread is not None:
@@ -112,37 +112,30 @@ def _order(rows: Sequence[Row]) -> str:
     )
 
 
-def _data(study: Study, ran: Sequence[RunRecord]) -> str:
+def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
+    """What the numbers rest on: data and network, then machine and code of those that ran."""
     rows = list(study.variants.values())
 
     def every(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(map(str, values)))
 
-    prints = every(sorted({run.data_fingerprint for run in ran if run.data_fingerprint}))
+    def known(name: str) -> str:
+        return every(sorted({getattr(run, name) for run in ran} - {None}))
+
     both = {(run.train_images, run.test_images) for run in ran}
     sizes = sorted((a, b) for a, b in both if a is not None and b is not None)
     images = "; ".join(f"{a:,} training and {b:,} test images" for a, b in sizes)
-    return (
+    data = (
         f"Data: {rows[0].data.name} at {every(one.data.image_size for one in rows)} px"
         + (f", {images}" if images else "")
-        + f"; fingerprint {prints or 'none yet'}. "
+        + f"; fingerprint {known('data_fingerprint') or 'none yet'}. "
         f"Network: {every(one.model.backbone for one in rows)}, "
         f"{every(one.train.epochs for one in rows)} epochs, "
         f"batch {every(one.train.batch_size for one in rows)}, "
         f"peak lr {every(f'{one.train.lr:g}' for one in rows)}."
     )
-
-
-def _environment(ran: Sequence[RunRecord]) -> str:
-    known = sorted({run.commit for run in ran if run.commit is not None})
-    changed = {run.commit for run in ran if run.dirty}
-    commits = [f"{commit[:10]}{' with local changes' * (commit in changed)}" for commit in known]
-    facts = {
-        name: ", ".join(sorted({getattr(run, name) for run in ran} - {None}))
-        for name in ("device", "precision", "torch")
-    }
-    return (
-        f"Device: {facts['device']}; precision: {facts['precision']}; torch: {facts['torch']}; "
-        f"commit: {', '.join(commits) or 'unknown'}; "
-        f"seeds: {', '.join(map(str, sorted({run.seed for run in ran})))}."
+    machine = (
+        f"Device: {known('device')}; precision: {known('precision')}; torch: {known('torch')}; "
+        f"commit: {known('code')}; seeds: {known('seed')}."
     )
+    return [data, machine, COSTS_NOTE] if ran else [data]

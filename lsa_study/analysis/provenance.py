@@ -30,7 +30,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     """
     found = _find(study, row, rows_of(study, collected))
     contrast = found.contrast
-    difference = contrast and {
+    difference = {
         "seeds": list(contrast.seeds),
         "mean": contrast.difference.mean,
         "low": contrast.difference.low,
@@ -41,7 +41,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     here = rundir.existing(results, study.tier)
     ran = {run.seed: run.as_json() for run in found.runs}
     stored = dict.fromkeys(ran, str(parquet_path(results, study.tier)))
-    identities = study.variants[found.variant].identities(found.seeds)
+    seeds = sorted({*study.seeds, *ran})
     return {
         "study": study.name,
         "tier": study.tier,
@@ -53,9 +53,9 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "high": found.accuracy.high,
         "article": found.article.value,
         "reference": found.reference,
-        "difference": difference,
+        "difference": difference if contrast.seeds else None,
         "settings": str(study.document.where("variants", found.variant)),
-        "begins_from": _start(study, found.variant, found.seeds),
+        "begins_from": _start(study, found.variant, seeds),
         "runs": [
             {
                 "seed": seed,
@@ -64,7 +64,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
                 "outcome": ran[seed]["outcome"] if seed in ran else "not run",
                 "files": str(here[identity].root) if identity in here else stored.get(seed),
             }
-            for seed, identity in identities.items()
+            for seed, identity in study.variants[found.variant].identities(seeds).items()
         ],
     }
 
@@ -108,9 +108,8 @@ def why_text(found: dict[str, Any]) -> str:
     for run in found["runs"]:
         lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
         known = {name: run[name] for name in ("files", *FACTS) if run[name] is not None}
-        if not known.get("dirty"):
-            known.pop("dirty", None)
-        lines += [f"  {name}: {'yes' if v is True else v}" for name, v in known.items()]
+        shown = {name: "yes" if v is True else v for name, v in known.items() if v is not False}
+        lines += [f"  {name}: {value}" for name, value in shown.items()]
     return "\n".join(lines)
 
 
@@ -126,45 +125,36 @@ def diff(results: Path, one: str, other: str) -> Sections:
     Raises:
         ConfigError: no finished run is called so, or several are.
     """
-    known = {
-        f"{run.variant}-s{run.seed}-{identity}": run
-        for tier in TIERS
-        for collected in [collect(results, tier)]
-        for identity, run in collected.of(collected.runs.index).items()
-    }
+    known: dict[str, RunRecord | None] = {}
+    for tier in TIERS:
+        known |= {run.root.name: None for run in rundir.existing(results, tier).values()}
+        ended = collect(results, tier)
+        found = ended.of(ended.runs.index).values()
+        known |= {f"{run.variant}-s{run.seed}-{run.identity}": run for run in found}
     ours, theirs = (_find_run(known, start, results) for start in (one, other))
-    found: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
+    differing: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
     for name in sorted({*ours.settings, *theirs.settings}):
         values = ours.settings.get(name), theirs.settings.get(name)
         if values[0] != values[1] and not name.startswith("runtime."):
-            found["config"][name] = values
+            differing["config"][name] = values
     for name, shown, fact in Result.facts():
         values = getattr(ours, name), getattr(theirs, name)
         if fact is not None and values[0] != values[1]:
-            found[fact.section][shown] = values
-    return found
+            differing[fact.section][shown] = values
+    return differing
 
 
-def _find_run(known: Mapping[str, RunRecord], start: str, results: Path) -> RunRecord:
-    """The one run whose name or identity starts so."""
-    found = [
-        name
-        for name, run in known.items()
-        if name.startswith(start) or run.identity.startswith(start)
-    ]
-    if len(found) == 1:
-        return known[found[0]]
+def _find_run(known: Mapping[str, RunRecord | None], start: str, results: Path) -> RunRecord:
+    """The one finished run whose name, or identity at its end, starts so."""
+    found = [n for n in known if any(s.startswith(start) for s in (n, n.rpartition("-")[2]))]
+    ended = {name: run for name in found if (run := known[name]) is not None}
+    if len(ended) == 1:
+        return ended.popitem()[1]
+    if ended:
+        names = ", ".join(sorted(ended)[:5])
+        raise ConfigError(f"{start}: is the start of {len(ended)} runs ({names}, ...); write more")
     if found:
-        names = ", ".join(sorted(found)[:5])
-        raise ConfigError(f"{start}: is the start of {len(found)} runs ({names}, ...); write more")
-    started = [
-        run.root.name
-        for tier in TIERS
-        for identity, run in rundir.existing(results, tier).items()
-        if run.root.name.startswith(start) or identity.startswith(start)
-    ]
-    if started:
-        raise ConfigError(f"{started[0]}: has not finished, or cannot be read; see lsa status")
+        raise ConfigError(f"{found[0]}: has not finished, or cannot be read; see lsa status")
     raise ConfigError(f"{start}: no run under {results} is called so; lsa status lists them")
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from lsa_study.analysis.article import ArticleRow
+from lsa_study.analysis.article import ArticleRow, columns_and_note, rates_of
 from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.contrasts import Contrast, compare
-from lsa_study.analysis.costs import columns_and_note, rates_of
 from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.config.study import Study
 
@@ -53,8 +52,6 @@ class Row:
     """Further cells in words, by title."""
     reference: str
     """The row it is compared with; itself for a baseline."""
-    seeds: tuple[int, ...]
-    """The seeds that were looked for."""
     runs: tuple[RunRecord, ...]
     """Those of its runs that have ended, by seed."""
     article: ArticleRow
@@ -80,9 +77,9 @@ class Row:
         return t_interval([run.accuracy for run in self.done])
 
     @cached_property
-    def contrast(self) -> Contrast | None:
-        """Against the reference row over shared seeds; None for a baseline or without any."""
-        return compare(self.done, self.base.done) if self.base else None
+    def contrast(self) -> Contrast:
+        """Against the reference row over shared seeds; a baseline has none."""
+        return compare(self.done, self.base.done if self.base else ())
 
     @property
     def article_delta(self) -> float | None:
@@ -129,26 +126,18 @@ class Row:
         return f"{self.label} ({', '.join(cells)})" if cells else self.label
 
 
-def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None = None) -> list[Row]:
-    """The rows of a study in its order, each with its finished runs.
+def rows_of(study: Study, collected: Collected) -> list[Row]:
+    """The rows of a study in its order, each with its finished runs, of every seed that was run.
 
-    Args:
-        study: resolved at the tier that was collected; overrides are part of its identities.
-        seeds: the seeds that count; None: the study's own and every other that was run.
+    The study is resolved at the tier that was collected; overrides are part of its identities.
 
     Raises:
         ConfigError: a row's place in the article's table or its costs are not found.
     """
-    if seeds is None:
-        seeds = sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())})
-    identities = {
-        variant: {identity: seed for seed, identity in settings.identities(seeds).items()}
-        for variant, settings in study.variants.items()
-    }
-    found = collected.of([identity for of_row in identities.values() for identity in of_row])
+    seeds = sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())})
     rates, _ = rates_of(study)
     rows = {}
-    for variant, of_row in identities.items():
+    for variant, settings in study.variants.items():
         written = study.file.variants[variant]
         columns, note = columns_and_note(study, variant)
         rows[variant] = Row(
@@ -156,8 +145,7 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
             label=written.label,
             columns=columns | rates.get(variant, {}),
             reference=study.reference_of(variant),
-            seeds=tuple(s for i, s in of_row.items() if s in study.seeds or i in found),
-            runs=tuple(found[identity] for identity in of_row if identity in found),
+            runs=tuple(collected.of(settings.identities(seeds).values()).values()),
             article=ArticleRow.of(study, variant),
             note=note,
         )
@@ -167,10 +155,15 @@ def rows_of(study: Study, collected: Collected, *, seeds: Sequence[int] | None =
     ]
 
 
-def with_runs(studies: Iterable[Study], results: Path) -> dict[str, list[tuple[Study, Collected]]]:
-    """Studies with the finished runs of their tiers, by tier; every tier is read once."""
-    by_tier: dict[str, list[tuple[Study, Collected]]] = {}
-    for study in studies:
-        known = by_tier.setdefault(study.tier, [])
-        known.append((study, known[0][1] if known else collect(results, study.tier, update=True)))
-    return by_tier
+def with_runs(
+    studies: Sequence[Study], results: Path, *, folders: bool = True
+) -> dict[str, list[tuple[Study, Collected]]]:
+    """Studies with the finished runs of their tiers, by tier; every tier is read once.
+
+    ``folders``: also those that ``runs.parquet`` does not hold yet, and bring it up to date.
+    """
+    runs = {
+        tier: collect(results, tier, folders=folders, update=folders)
+        for tier in dict.fromkeys(study.tier for study in studies)
+    }
+    return {tier: [(s, found) for s in studies if s.tier == tier] for tier, found in runs.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,7 @@ class Estimate:
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the values; None below two."""
-        if self.mean is None or self.n < 2:
-            return None
-        squares = math.fsum((value - self.mean) ** 2 for value in self.values)
-        return math.sqrt(squares / (self.n - 1))
+        return statistics.stdev(self.values) if self.n > 1 else None
 
     def shown(self, digits: int, *, sign: bool = False) -> str:
         """The mean with half its interval, such as ``81.3 ± 0.4``; empty without a value."""
@@ -56,35 +54,31 @@ class Estimate:
         return mean if self.half is None else f"{mean} ± {self.half:.{digits}f}"
 
 
-def t_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
-    """Mean of ``values`` with Student's t interval: mean ± t(n-1) s / sqrt(n).
+def t_interval(values: Sequence[float]) -> Estimate:
+    """Mean of ``values`` with Student's t interval at ``LEVEL``: mean ± t(n-1) s / sqrt(n).
 
     Unlike the bootstrap or "mean ± std", which hold the true mean in three of four cases at three
     seeds, it keeps its level however few values there are; one value has no interval.
 
     Raises:
-        ValueError: a value is not finite, or the level is not between 0 and 1.
+        ValueError: a value is not finite.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}; give a share between 0 and 1, such as 0.95")
     values = tuple(float(value) for value in values)
     if not all(map(math.isfinite, values)):
         raise ValueError(f"values {values} are not all finite; leave out runs without an accuracy")
     if not values:
         return Estimate()
-    # Exact for equal values: math.fsum(...) / n may miss them by one rounding.
-    mean = values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
-    found = Estimate(values, mean)
-    if found.deviation is None:
-        return found
-    half = _t_edge(found.n - 1, level) * found.deviation / math.sqrt(found.n)
-    return replace(found, low=mean - half, high=mean + half)
+    mean, n = statistics.mean(values), len(values)
+    if n == 1:
+        return Estimate(values, mean)
+    half = _t_edge(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(values, mean, mean - half, mean + half)
 
 
 @functools.lru_cache(maxsize=4096)
-def _t_edge(freedom: int, level: float) -> float:
-    """Where the middle ``level`` of Student's t distribution ends."""
-    return float(stats.t.ppf(0.5 + level / 2, freedom))
+def _t_edge(freedom: int) -> float:
+    """Where the middle ``LEVEL`` of Student's t distribution ends."""
+    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -96,7 +90,7 @@ def resolvable(seeds: int) -> float | None:
     """
     if seeds < 2:
         return None
-    edge = _t_edge(seeds - 1, LEVEL)
+    edge = _t_edge(seeds - 1)
 
     def missing(size: float) -> float:
         # The other tail is below 1e-4 where the power is near 0.8.
@@ -110,12 +104,10 @@ def seeds_needed(distance: float, deviation: float) -> int | None:
 
     None if more than 1000 would be needed.
     """
-    if deviation == 0:
-        return 2
     needed = (
         seeds
         for seeds in range(2, MOST_SEEDS + 1)
-        if _t_edge(seeds - 1, LEVEL) / math.sqrt(seeds) * deviation < abs(distance)
+        if _t_edge(seeds - 1) / math.sqrt(seeds) * deviation < abs(distance)
     )
     return next(needed, None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -35,77 +35,66 @@ class Table:
         """The titles of the columns in words that stand beside the model's."""
         return list(dict.fromkeys(name for row in self.rows for name in row.columns))
 
-    def header(self) -> list[str]:
-        """The titles of the columns, units in brackets."""
-        return [title for title, _ in self._columns()]
-
-    def texts(self) -> list[list[str]]:
-        """The cells as shown, row by row; the model's marks are not among them."""
-        columns = self._columns()
-        return [[cell(row) for _, cell in columns] for row in self.rows]
-
-    def escaped(
-        self, escape: Callable[[str], str], raised: Callable[[Iterable[str]], str]
-    ) -> list[list[str]]:
-        """The header and the rows as a format writes them, the model's marks ``raised``."""
-        cells = [[escape(text) for text in line] for line in (self.header(), *self.texts())]
-        for line, row in zip(cells[1:], self.rows, strict=True):
-            line[0] += raised(row.marks)
-        return cells
-
-    def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
-        digits = decimals(run.test_images for row in self.rows for run in row.done)
-
-        def accuracy(row: Row) -> str:
-            if row.accuracy.mean is None:
-                return row.outcome
-            also = "" if row.outcome == "done" else f" ({row.outcome})"
-            return f"{row.accuracy.shown(digits)}{also}"
-
-        def delta(row: Row) -> str:
-            if row.reference == row.variant:
-                return "–"
-            return row.contrast.difference.shown(digits, sign=True) if row.contrast else ""
-
-        def article(row: Row) -> str:
-            text, change = row.article.text, row.article_delta
-            return text if change is None else f"{text} ({signed(change, 1)})"
-
-        def cost(name: str, digits: int) -> Callable[[Row], str]:
-            return lambda row: "" if (cost := row.costs[name]) is None else f"{cost:.{digits}f}"
-
-        def label(name: str) -> Callable[[Row], str]:
-            return lambda row: row.columns.get(name, "")
-
+    @cached_property
+    def cost_columns(self) -> list[str]:
+        """The names of the costs that have a column: known of a row, and in no column of words."""
         # Tables 6 and 8 bring their own columns of counted costs beside the article's.
         counted = {title.split()[0] for title in self.label_columns if "(article)" in title}
         return [
-            ("Model", lambda row: row.label),
-            *((name, label(name)) for name in self.label_columns),
-            ("Acc@1 (%)", accuracy),
-            ("n", lambda row: str(row.accuracy.n) if row.runs else ""),
-            ("Δ", delta),
-            ("Article", article),
-            *(
-                (
-                    one.title,
-                    cost(name, one.digits - (name == "gmacs" and self.study.tier == "paper")),
-                )
-                for name, one in COSTS.items()
-                if one.title.split()[0] not in counted
-                and any(row.costs[name] is not None for row in self.rows)
-            ),
+            name
+            for name, cost in COSTS.items()
+            if cost.title.split()[0] not in counted
+            and any(row.costs[name] is not None for row in self.rows)
         ]
 
+    def header(self) -> list[str]:
+        """The titles of the columns, units in brackets."""
+        costs = [COSTS[name].title for name in self.cost_columns]
+        return ["Model", *self.label_columns, "Acc@1 (%)", "n", "Δ", "Article", *costs]
 
-def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = None) -> Table:
-    """Make a study's table from the collected runs of its tier.
+    def texts(self) -> list[list[str]]:
+        """The cells as shown, row by row; the model's marks are not among them."""
+        digits = decimals(run.test_images for row in self.rows for run in row.done)
+        texts = []
+        for row in self.rows:
+            accuracy = row.accuracy.shown(digits)
+            if row.outcome != "done":
+                accuracy = f"{accuracy} ({row.outcome})" if accuracy else row.outcome
+            difference = row.contrast.difference.shown(digits, sign=True)
+            delta = "–" if row.reference == row.variant else difference
+            change = "" if row.article_delta is None else f" ({signed(row.article_delta, 1)})"
+            n = str(row.accuracy.n) if row.runs else ""
+            words = [row.columns.get(name, "") for name in self.label_columns]
+            costs = [self._cost(row, name) for name in self.cost_columns]
+            article = f"{row.article.text}{change}"
+            texts.append([row.label, *words, accuracy, n, delta, article, *costs])
+        return texts
 
-    Args:
-        study: resolved at that tier; its rows find their runs by identity, overrides included.
-        seeds: the seeds that count; None: every seed that was run.
-    """
-    rows, also = rows_of(study, collected, seeds=seeds), confounds(study)
+    def _cost(self, row: Row, name: str) -> str:
+        digits = COSTS[name].digits - (name == "gmacs" and self.study.tier == "paper")
+        return "" if (cost := row.costs[name]) is None else f"{cost:.{digits}f}"
+
+    def escaped(
+        self, escape: Callable[[str], str], raised: str
+    ) -> tuple[list[list[str]], list[tuple[str, str]]]:
+        """The header and the rows as a format writes them, and the notes: each its mark and text.
+
+        ``raised`` is the format's superscript, ``{}`` for what stands in it.
+        """
+
+        def signs(marks: Iterable[str]) -> str:
+            shown = ",".join(escape(mark) for mark in marks if mark)
+            return raised.format(shown) if shown else ""
+
+        cells = [[escape(text) for text in line] for line in (self.header(), *self.texts())]
+        for line, row in zip(cells[1:], self.rows, strict=True):
+            line[0] += signs(row.marks)
+        return cells, [(signs((note.mark,)), escape(note.text)) for note in self.notes]
+
+
+def build(study: Study, collected: Collected) -> Table:
+    """Make a study's table from the collected runs of its tier."""
+    rows, also = rows_of(study, collected), confounds(study)
     notes: list[Note] = []
     marks: dict[str, tuple[str, ...]] = {row.variant: () for row in rows}
     unlike = []
@@ -114,8 +103,7 @@ def build(study: Study, collected: Collected, *, seeds: Sequence[int] | None = N
             notes.append(Note(row.note, string.ascii_lowercase[len(notes) % 26]))
             marks[row.variant] = (notes[-1].mark,)
         reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
-        if row.base is not None:
-            reasons += mismatches(row.runs, row.base.runs)
+        reasons += mismatches(row.runs, row.base.runs if row.base else ())
         if reasons:
             unlike.append(f"{row.name}: {'; '.join(reasons)}")
             marks[row.variant] += ("†",)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,34 +51,53 @@ def parse_seeds(text: str | None) -> list[int] | None:
     return list(dict.fromkeys(seeds))
 
 
-def load_all(
-    names: Sequence[str],
-    tier: str | None,
-    seeds: str | None = None,
-    only: str | None = None,
-    overrides: Sequence[str] | None = None,
-    allowed: Sequence[str] | None = None,
-    *,
-    recall: Path | None = None,
-) -> list[Study]:
-    """Read studies, each held to its contrast contract; ``--only`` may spare some of several.
+@dataclass(frozen=True)
+class Selection:
+    """The runs that a command is about, as the options that most commands begin with say."""
 
-    Without a tier, each study is read at its first. ``allowed`` may differ beside the factor.
-    ``recall`` is as in ``study.load_study``.
+    study: Studies
+    tier: Annotated[str | None, typer.Option(help="toy, proxy or paper")] = "toy"
+    seeds: Seeds = None
+    only: Only = None
+    overrides: Overrides = None
+    results: Results = RESULTS
+
+    def load(self, allowed: Sequence[str] | None = None, *, recall: bool = False) -> list[Study]:
+        """Read the studies, each held to its contract; ``--only`` may spare some of several.
+
+        ``allowed`` may differ beside the factor. ``recall``: as last asked for in ``results``.
+        """
+        wanted, loaded = parse_seeds(self.seeds), []
+        unmatched: list[str] = []
+        for name in study.expand_names(self.study):
+            try:
+                one = study.load_study(
+                    name, tier=self.tier or study.tiers_of(name)[0], seeds=wanted, only=self.only,
+                    overrides=self.overrides, recall=self.results if recall else None,
+                )  # fmt: skip
+            except study.NoVariant as error:
+                unmatched += error.mistakes
+                continue
+            check_contrast(one, allowed or ())
+            loaded.append(one)
+        if not loaded:
+            raise ConfigError(*unmatched)
+        return loaded
+
+
+def selecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a ``Selection``, its first parameter, before its own.
+
+    One that it has itself, by the same name, stands in the place of the shared one.
     """
-    wanted, loaded = parse_seeds(seeds), []
-    unmatched: list[str] = []
-    for name in study.expand_names(names):
-        at = tier or study.tiers_of(name)[0]
-        try:
-            one = study.load_study(
-                name, tier=at, seeds=wanted, only=only, overrides=overrides, recall=recall
-            )
-        except study.NoVariant as error:
-            unmatched += error.mistakes
-            continue
-        check_contrast(one, allowed or ())
-        loaded.append(one)
-    if not loaded:
-        raise ConfigError(*unmatched)
-    return loaded
+    shared = inspect.signature(Selection, eval_str=True).parameters
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    every = {**shared, **{one.name: one for one in own}}
+
+    @functools.wraps(command)
+    def parsed(**given: Any) -> None:
+        chosen = Selection(**{name: given[name] for name in shared})
+        command(chosen, **{one.name: given[one.name] for one in own})
+
+    vars(parsed)["__signature__"] = inspect.Signature([*every.values()])
+    return parsed

@@ -10,16 +10,13 @@ import typer
 
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
-from lsa_study.cli.options import load_all
+from lsa_study.cli.options import Selection, selecting
 
 
+@selecting
 def table(
-    study: opt.Studies,
+    chosen: Selection,
     tier: opt.FirstTier = None,
-    seeds: opt.Seeds = None,
-    only: opt.Only = None,
-    overrides: opt.Overrides = None,
-    results: opt.Results = opt.RESULTS,
     allow_confound: opt.Confound = None,
     check: Annotated[
         bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")
@@ -27,17 +24,16 @@ def table(
 ) -> None:
     """Write the tables of finished runs (csv, tex, md, json) and print them."""
     from lsa_study.analysis import formats
-    from lsa_study.analysis.check import check_tables
 
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound, recall=results)
+    loaded = chosen.load(allow_confound, recall=True)
     if check:
-        differing = check_tables(loaded, results)
+        differing = formats.check_tables(loaded, chosen.results)
         for line in differing:
             typer.echo(line)
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    written = formats.write_tables(loaded, results)
+    written = formats.write_tables(loaded, chosen.results)
     for path in written:
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
@@ -55,8 +51,8 @@ def plots(
     """Draw the figures of finished runs, as SVG and PNG."""
     from lsa_study.analysis.plots import write_plots
 
-    loaded = load_all(study or ["all"], tier, seeds, None, overrides, recall=results)
-    for path in write_plots(loaded, results):
+    chosen = Selection(study or ["all"], tier, seeds, None, overrides, results)
+    for path in write_plots(chosen.load(recall=True), results):
         typer.echo(path)
 
 
@@ -71,7 +67,7 @@ def why(
     from lsa_study.analysis import provenance
     from lsa_study.analysis.collect import collect
 
-    (study,) = load_all([table], tier, recall=results)
+    (study,) = Selection([table], tier, results=results).load(recall=True)
     found = provenance.why(study, row, collect(results, tier), results)
     typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
 
@@ -106,8 +102,8 @@ def report(
     """Write one self-contained HTML page: claims, tables, figures."""
     from lsa_study.analysis.html import write_report
 
-    loaded = load_all(study or ["all"], tier, recall=results)
-    for path in write_report(loaded, results):
+    chosen = Selection(study or ["all"], tier, results=results)
+    for path in write_report(chosen.load(recall=True), results):
         typer.echo(path)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from lsa_study.cli import options as opt
-from lsa_study.cli.options import load_all
+from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
 from lsa_study.files import guard_output
@@ -29,22 +30,18 @@ def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     return runs
 
 
+@selecting
 def plan(
-    study: opt.Studies,
-    tier: opt.Tier = "toy",
-    seeds: opt.Seeds = None,
-    only: opt.Only = None,
-    overrides: opt.Overrides = None,
-    results: opt.Results = opt.RESULTS,
+    chosen: Selection,
     allow_confound: opt.Confound = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Show what would run, and check everything; write nothing."""
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
+    loaded = chosen.load(allow_confound)
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
-    models = planning.check_models(loaded) if tier == "paper" else None
+    models = planning.check_models(loaded) if chosen.tier == "paper" else None
     if not as_json:
-        typer.echo(planning.plan_text(loaded, results))
+        typer.echo(planning.plan_text(loaded, chosen.results))
         if models:
             typer.echo(f"models: {models}")
         return
@@ -64,7 +61,7 @@ def rehearse(
     from lsa_study.launch.rehearse import Rehearsal
 
     guard_output(needed=False)
-    loaded = load_all(study, tier, None, only, overrides, allow_confound)
+    loaded = Selection(study, tier, None, only, overrides).load(allow_confound)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
@@ -72,13 +69,9 @@ def rehearse(
     raise typer.Exit(int(any(row.state == "failed" for row in found)))
 
 
+@selecting
 def run(
-    study: opt.Studies,
-    tier: opt.Tier = "toy",
-    seeds: opt.Seeds = None,
-    only: opt.Only = None,
-    overrides: opt.Overrides = None,
-    results: opt.Results = opt.RESULTS,
+    chosen: Selection,
     jobs: opt.Jobs = None,
     allow_confound: opt.Confound = None,
 ) -> None:
@@ -86,10 +79,11 @@ def run(
     from lsa_study.launch.local import Queue
 
     guard_output(needed=False)
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
+    loaded = chosen.load(allow_confound)
     console = Console(soft_wrap=True)
-    summary = Queue(results, jobs=jobs, console=console).work(
-        _asked_for(loaded), started=lambda: studies.remember(results, loaded, overrides or ())
+    summary = Queue(chosen.results, jobs=jobs, console=console).work(
+        _asked_for(loaded),
+        started=lambda: studies.remember(chosen.results, loaded, chosen.overrides or ()),
     )
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
@@ -100,13 +94,9 @@ def run(
     raise typer.Exit(summary.exit_code)
 
 
+@selecting
 def launch(
-    study: opt.Studies,
-    tier: opt.Tier = "toy",
-    seeds: opt.Seeds = None,
-    only: opt.Only = None,
-    overrides: opt.Overrides = None,
-    results: opt.Results = opt.RESULTS,
+    chosen: Selection,
     cluster: Annotated[str, typer.Option(help="slurm")] = "slurm",
     site: opt.Site = None,
     partition: opt.Partition = None,
@@ -124,16 +114,15 @@ def launch(
 
     if cluster != "slurm":
         raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
-    loaded = load_all(study, tier, seeds, only, overrides, allow_confound)
+    loaded = chosen.load(allow_confound)
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle,
     }  # fmt: skip
     site_settings = sites.read_cluster(site, flags)
-    mode: Any = "dry-run" if dry_run else "submit"
-    launched = slurm.launch(_asked_for(loaded), results, site_settings, mode=mode)
+    launched = slurm.launch(_asked_for(loaded), chosen.results, site_settings, dry_run=dry_run)
     if not dry_run:
-        studies.remember(results, loaded, overrides or ())
+        studies.remember(chosen.results, loaded, chosen.overrides or ())
     for line in (*launched.scripts, *launched.lines()):
         typer.echo(line)
     raise typer.Exit(launched.exit_code)
@@ -149,9 +138,7 @@ def status(
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
 
-    def look() -> list[states.RunStatus]:
-        return states.status(results, study or [], tier=tier)
-
+    look = functools.partial(states.status, results, study or [], tier=tier)
     if as_json:
         typer.echo(json.dumps(states.status_json(look()), indent=2))
     elif watch:
@@ -168,10 +155,9 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
 ) -> None:
     """Print what a run printed."""
-    from lsa_study.launch.logs import logs as show
+    from lsa_study.launch.status import logs as show
 
-    mode = "follow" if follow else "all"
-    show(results, run, sys.stdout.write, mode=mode, rank=rank, attempt=attempt)
+    show(results, run, sys.stdout.write, follow=follow, rank=rank, attempt=attempt)
 
 
 def track(
@@ -239,8 +225,7 @@ def cancel(
     """Stop runs: what runs saves first."""
     from lsa_study.launch.cancel import cancel as stop
 
-    how: Any = "now" if now else "save"
-    done = stop(results, study, how=how, confirm=lambda q: yes or typer.confirm(q), tier=tier)
+    done = stop(results, study, now=now, confirm=lambda q: yes or typer.confirm(q), tier=tier)
     for what, runs in done.items():
         typer.echo(f"{len(runs)} {what}")
 
@@ -255,10 +240,10 @@ def gc(
     """Move old job files, and failed runs of the named studies, to .trash."""
     from lsa_study.launch.cancel import gc as clear
 
-    def confirm(question: str) -> bool:
-        return not dry_run and (yes or typer.confirm(question))
-
-    for path in clear(results, study or [], confirm=confirm, tier=tier):
+    moved = clear(
+        results, study or [], confirm=lambda q: not dry_run and (yes or typer.confirm(q)), tier=tier
+    )
+    for path in moved:
         typer.echo(path)
 
 

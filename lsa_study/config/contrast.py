@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lsa_study.config.settings import Settings, flatten
 from lsa_study.config.study import Study
 from lsa_study.errors import Refused
 
@@ -19,24 +18,18 @@ def under(path: str, factors: Iterable[str]) -> bool:
     return any(plain == f or plain.startswith(f"{f}.") for f in factors)
 
 
-def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
-    """The dotted science settings in which two runs differ, with both values."""
-    a, b = flatten(one.science()), flatten(other.science())
-    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
-
-
 def differing_rows(one: tuple[Study, str], other: tuple[Study, str]) -> dict[str, tuple[Any, Any]]:
-    """``differing`` of two rows, each a study and a variant.
+    """The science settings in which two rows differ, each a study and a variant; both values.
 
     Where both begin from rows, it counts in what these differ: ``train.start: train.epochs``.
     """
-    settings = [study.variants[variant] for study, variant in (one, other)]
+    first, second = (study.variants[variant] for study, variant in (one, other))
     starts = [study.starts.get(variant) for study, variant in (one, other)]
-    found = differing(settings[0], settings[1])
+    found = first.differing(second)
     if starts[0] is None or starts[1] is None:
         return found
     plain = {k: v for k, v in found.items() if k not in ("train.start.row", "train.start.recipe")}
-    before = differing(starts[0], starts[1])
+    before = starts[0].differing(starts[1])
     return plain | {f"{START}{k}": v for k, v in before.items() if k not in plain}
 
 

@@ -31,8 +31,6 @@ Backbone = Literal[
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
 ]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
 Pair = Annotated[
     tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
@@ -180,7 +178,6 @@ class Evaluation(Group):
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
-
     batch_size: PositiveInt = 256
 
 
@@ -266,6 +263,11 @@ class Settings(Group):
             if settings[group][name] is None:
                 del settings[group][name]
         return settings
+
+    def differing(self, other: Settings) -> dict[str, tuple[Any, Any]]:
+        """The dotted science settings in which two runs differ, with both values."""
+        a, b = flatten(self.science()), flatten(other.science())
+        return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
     def identity(self) -> str:
         """Ten hex digits that two runs share if and only if their science settings are equal."""

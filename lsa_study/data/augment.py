@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def pictorial(augment: Augment, size: int, mean: tuple[float, ...]) -> Pictorial
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
             elif op.name.startswith(BENDING):
-                op.aug_fn = fast_pil.Bending(op.aug_fn)
+                op.aug_fn = partial(fast_pil.bent, op.aug_fn)
         return randomly  # type: ignore[no-any-return]
     if augment.color_jitter > 0:
         from torchvision.transforms import ColorJitter

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsa_study.data import rng
 from lsa_study.data.paths import DataLacks
-from lsa_study.data.shards import read_columns
+from lsa_study.data.shards import Rows, read_columns
 from lsa_study.files import replacing
 
 SIDE = 32
@@ -42,8 +42,11 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    columns = {path.stem: _Column(path) for path in paths}
-    content = [part for column in columns.values() for part in column.content()]
+    encoded = {path: _encoded(path) for path in paths}
+    content: list[Any] = []
+    for images, labels in encoded.values():
+        sizes = np.array([len(image) for image in images], np.int64)
+        content += [sizes, labels, b"".join(images)]
     fingerprint = rng.fingerprint("cifar10", *content)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -53,9 +56,9 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     with contextlib.suppress(OSError, SafetensorError):
         return load_file(cached), fingerprint
     tensors: Tensors = {}
-    for split, column in columns.items():
-        tensors[f"{split}.pixels"] = column.decode()
-        tensors[f"{split}.labels"] = column.labels
+    for path, (images, labels) in encoded.items():
+        tensors[f"{path.stem}.pixels"] = _decoded(path, images)
+        tensors[f"{path.stem}.labels"] = torch.from_numpy(labels)
     # A cache that cannot be written costs seconds at the next start, never a run.
     with contextlib.suppress(OSError):
         cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,43 +67,30 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
     return tensors, fingerprint
 
 
-class _Column:
-    """The encoded images and labels of one parquet file in the layout of data set hubs."""
+def _encoded(path: Path) -> tuple[list[bytes], Rows]:
+    """The images and labels of one parquet file in the layout of data set hubs."""
+    images, labels, _ = read_columns(path, "bytes")
+    if images.null_count or not len(images) or labels.min() < 0 or labels.max() >= CLASSES:
+        raise DataLacks(
+            f"{path}: has {images.null_count} empty images of {len(images)} and labels from "
+            f"{labels.min(initial=0)} to {labels.max(initial=0)}; wanted are images and "
+            f"labels 0 to {CLASSES - 1}; fetch the file again"
+        )
+    return images.to_pylist(), labels
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        images, labels, _ = read_columns(path, "bytes")
-        images = images.cast("large_binary")
-        if images.null_count or not len(images) or labels.min() < 0 or labels.max() >= CLASSES:
+
+def _decoded(path: Path, images: list[bytes]) -> Tensor:
+    pixels = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+    for row, image in enumerate(images):
+        try:
+            with Image.open(io.BytesIO(image)) as file:
+                pixels[row] = np.asarray(file.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
             raise DataLacks(
-                f"{path}: has {images.null_count} empty images of {len(images)} and labels from "
-                f"{labels.min(initial=0)} to {labels.max(initial=0)}; wanted are images and "
-                f"labels 0 to {CLASSES - 1}; fetch the file again"
-            )
-        self.labels = torch.from_numpy(labels)
-        # The offsets of a sliced column need not begin at its first entry.
-        buffers = images.buffers()
-        offsets = np.frombuffer(buffers[1], np.int64)[images.offset :][: len(images) + 1]
-        self.offsets: list[int] = offsets.tolist()
-        self.bytes = memoryview(buffers[2])
-
-    def content(self) -> tuple[Any, ...]:
-        first, end = self.offsets[0], self.offsets[-1]
-        sizes = np.diff(np.array(self.offsets, np.int64))
-        return sizes, self.labels.numpy(), self.bytes[first:end]
-
-    def decode(self) -> Tensor:
-        pixels = np.empty((len(self.labels), SIDE, SIDE, 3), np.uint8)
-        for row, (first, end) in enumerate(zip(self.offsets, self.offsets[1:], strict=False)):
-            try:
-                with Image.open(io.BytesIO(self.bytes[first:end])) as file:
-                    pixels[row] = np.asarray(file.convert("RGB"))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise DataLacks(
-                    f"{self.path}: image {row} of {len(self.labels)} cannot be decoded to "
-                    f"{SIDE} x {SIDE} pixels; fetch the file again"
-                ) from error
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+                f"{path}: image {row} of {len(images)} cannot be decoded to {SIDE} x {SIDE} "
+                "pixels; fetch the file again"
+            ) from error
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _from_torchvision(folder: Path) -> tuple[Tensors, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,53 +16,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
+from lsa_kernels import pictures
 from lsa_study.config.settings import Settings
-from lsa_study.data import fast_pil, index, rng, shards, transforms
+from lsa_study.data import fast_pil, index, rng, transforms
 from lsa_study.data.index import Listing
-from lsa_study.data.paths import DataLacks, Layout, imagenet
-from lsa_study.data.sampler import EpochSampler, MicroBatch
-from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels
+from lsa_study.data.paths import DataLacks, imagenet
+from lsa_study.data.sampler import EpochSampler
+from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested
+from lsa_study.data.shards import listings
 from lsa_study.data.token_labels import LabelMaps
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
 
-Key = tuple[tuple[int | str, ...], int]
+PARENT_POLL_SECONDS = 1.0
+"""A worker looks so often whether its parent is still there."""
+
+Wanted = tuple[tuple[int | str, ...], list[int]]
+"""A purpose and a batch's numbers: an image's draws depend on the purpose and its number alone."""
 Decoded = tuple[Tensor, ...]
 """Pixels (N, 3, size, size) and labels; where label maps are read, also maps and cuts."""
 
 
-@lru_cache(maxsize=1)
-def listings(layout: Layout) -> tuple[Listing, Listing]:
-    """List the training and the test images, whatever their layout.
-
-    Raises:
-        DataLacks: folders, shards or images are missing or damaged.
-    """
-    if layout.kind == "folders":
-        train = Listing.of(index.find_in_folders(layout.train[0], None), None)
-        found = index.find_in_folders(layout.test[0], train.classes)
-    else:
-        train = Listing.of(shards.find_in_parquet(layout.root / "train", layout.train), None)
-        found = shards.find_in_parquet(layout.root / "val", layout.test)
-    return train, Listing.of(found, train)
-
-
 @dataclass(frozen=True, eq=False)
 class _Images(Dataset[Decoded]):
-    """Images by (purpose of the draw, number): the draws of an image depend on nothing else."""
+    """The images of a split, batch by batch."""
 
     listing: Listing
     transform: Compose
     size: int
     maps: LabelMaps | None = None
 
-    def __getitems__(self, keys: Sequence[Key]) -> Decoded:
+    def __getitems__(self, wanted: Wanted) -> Decoded:
         """A whole batch, each image written to its place."""
-        pixels = torch.empty(len(keys), CHANNELS, self.size, self.size, dtype=torch.uint8)
+        purpose, numbers = wanted
+        pixels = torch.empty(len(numbers), CHANNELS, self.size, self.size, dtype=torch.uint8)
         placed: list[tuple[Tensor, Tensor]] = []
         with rng.seeded_global() as seed:
-            for out, (purpose, index) in zip(pixels.numpy(), keys, strict=True):
+            for out, index in zip(pixels.numpy(), numbers, strict=True):
                 seed(*purpose, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
@@ -74,7 +67,7 @@ class _Images(Dataset[Decoded]):
                     crop, flip = self.transform.transforms[:2]
                     cut = torch.tensor([*crop.box, float(flip.flipped)])
                     placed.append((self.maps.read(name), cut))
-        labels = torch.from_numpy(self.listing.labels[[index for _, index in keys]])
+        labels = torch.from_numpy(self.listing.labels[numbers])
         return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
 
@@ -91,9 +84,8 @@ class ImagenetSets(Datasets):
         if tokens is not None and tokens.labels != "plain":
             names = [os.fsdecode(name) for name in train.names[: data.train_limit]]
             maps = LabelMaps.find(
-                train.store.root.parent / "token_labels", names, num_classes=len(train.classes),
-                truth=tokens.labels == "maps_and_truth",
-            )  # fmt: skip
+                train.root.parent / "token_labels", names, settings, train.classes
+            )
             content = maps.content(names)
         source = DatasetInfo(
             len(train.labels[: data.train_limit]), len(test.labels[: data.test_limit]),
@@ -104,47 +96,45 @@ class ImagenetSets(Datasets):
         self.workers, size = settings.runtime.workers, data.image_size
         self._train = _Images(train, transforms.training(settings, MEAN), size, maps)
         self._test = _Images(test, transforms.testing(settings), size)
-        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[list[Key]]]] = {}
+        self._resting: dict[_Images, tuple[DataLoader[Decoded], list[Any]]] = {}
 
-    def _train_pixels(
-        self, epoch: EpochSampler
-    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
+    def _train_pixels(self, epoch: EpochSampler) -> Shares:
         shares, maps = list(epoch.shares()), self._train.maps
         purpose = (self.seed, "picture", epoch.epoch)
-        keys: list[list[Key]] = [
-            [(purpose, index) for index in share.indices.tolist()] for share in shares
-        ]
-        for share, parts in zip(shares, self._decode(self._train, keys), strict=True):
+        wanted: list[Wanted] = [(purpose, share.indices.tolist()) for share in shares]
+        for share, parts in zip(shares, self._decode(self._train, wanted), strict=True):
             pixels, labels, *placed = parts
             tokens = None
             if maps is not None:
-                labels, tokens = maps.targets(
-                    labels, *placed, image_size=self.image_size,
-                    smoothing=self.augment.label_smoothing,
-                )  # fmt: skip
+                labels, tokens = maps.targets(labels, *placed)
             yield share, pixels, labels, tokens
 
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        keys: list[list[Key]] = [[((), index) for index in n.tolist()] for n in rows]
-        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, keys), strict=True):
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
+        wanted: list[Wanted] = [((), numbers.tolist()) for numbers in rows]
+        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, wanted), strict=True):
             yield numbers, pixels, labels
 
-    def _decode(self, images: _Images, batches: list[list[Key]]) -> Iterator[Decoded]:
+    def _decode(self, images: _Images, batches: list[Any]) -> Iterator[Decoded]:
         # Workers stay from pass to pass and take the batches of the one at hand from a list; a
         # second pass while one is under way has its own.
         if images in self._resting:
             loader, waiting = self._resting.pop(images)
+            waiting[:] = batches
+            decoded = iter(loader)
         else:
-            fast_pil.routes()
-            waiting = []
+            # Compiled and tried once, before processes are forked, for all of them.
+            fast_pil.decodes()
+            pictures.as_pillow()
+            waiting = batches
             loader = DataLoader(
-                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_as_it_is,
-                pin_memory=self.device.type == "cuda", worker_init_fn=_quiet_worker,
-                generator=torch.Generator(), persistent_workers=self.workers > 0,
+                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=tuple,
+                pin_memory=self.device.type == "cuda", generator=torch.Generator(),
+                worker_init_fn=partial(_heed, os.getpid()), persistent_workers=self.workers > 0,
             )  # fmt: skip
-        waiting[:] = batches
+            with _signals_blocked():  # the workers, forked here, keep them blocked
+                decoded = iter(loader)
         try:
-            for parts in loader:
+            for parts in decoded:
                 yield tuple(part.to(self.device, non_blocking=True) for part in parts)
         except DataLacks as error:
             # A worker's error arrives wrapped in its traceback; its own message stands last.
@@ -152,12 +142,31 @@ class ImagenetSets(Datasets):
         self._resting[images] = loader, waiting
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    # These reach every process of the terminal or the job; only the main one may act on them. A
+    # worker that ends at any moment may hold a lock that the main process then waits for in vain.
+    reaching_all = (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+    )  # fmt: skip
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, reaching_all)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _quiet_worker(_: int) -> None:
-    # These reach every process of the terminal or the job; only the main one may act on them.
-    # SIGTERM is left alone: it is how Python ends workers that it no longer needs.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _heed(parent: int, _: int) -> None:
+    if not hasattr(signal, "sigtimedwait"):  # macOS: SIGTERM ends the worker as it comes
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent has ended, or asks by SIGTERM as torch and Python do."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_POLL_SECONDS)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from torch.nn import functional as F
 from lsa_study.config.settings import Settings
 from lsa_study.data import augment, cifar, digits, rng
 from lsa_study.data.paths import require
-from lsa_study.data.sampler import EpochSampler, MicroBatch
-from lsa_study.data.sets import DatasetInfo, Datasets, Pixels
+from lsa_study.data.sampler import EpochSampler
+from lsa_study.data.sets import DatasetInfo, Datasets, Pixels, Shares, Tested
 
 STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
     "digits": ((0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
@@ -62,9 +61,7 @@ class TensorSets(Datasets):
         pixels = _centre(pixels, size) if settings.augment.crop == "none" else pixels
         self._train = F.pad(pixels, [margin] * 4).to(self.device)
 
-    def _train_pixels(
-        self, epoch: EpochSampler
-    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, None]]:
+    def _train_pixels(self, epoch: EpochSampler) -> Shares:
         for share in epoch.shares():
             chosen = share.indices.to(self.device)
             draw = rng.generator(self.seed, "crop", epoch.epoch, share.step)
@@ -98,7 +95,7 @@ class TensorSets(Datasets):
         crops: Tensor = windows[chosen, top.to(self.device), left.to(self.device)]
         return crops
 
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
         for numbers in rows:
             chosen = numbers.to(self.device)
             yield numbers, self._test[chosen], self._test_labels[chosen]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,90 +20,64 @@ CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class Store:
-    """The encoded images of a split in an order of its own; here each in a file."""
+class Listing:
+    """The encoded images of one split; here each in a file.
+
+    Names are held as fixed-width bytes: lists of Python strings are copied into every worker as
+    soon as it counts references.
+    """
 
     root: Path
     """The split's folder, for messages."""
     names: NDArray[np.bytes_]
     """Class folder / file; of a shard perhaps the file alone."""
     labels: NDArray[np.int64]
-    """Class numbers, of which some may be absent."""
-    classes: tuple[str, ...] | None
-    """Names of the classes where folders say them; the labels count in them."""
+    """As ``classes`` number them; once in turn, counted from 0."""
+    classes: dict[int, str]
+    """Names by number, in its order; some may have no image until they are in turn."""
+    places: NDArray[np.int64]
+    """(N, 3): in shards, each image's shard, row group and row; else (N, 0)."""
 
-    def read(self, place: int) -> bytes:
-        """The encoded image at a place.
+    def read(self, index: int) -> bytes:
+        """The encoded image with this number.
 
         Raises:
             OSError: it cannot be read.
         """
-        return Path(self.where(place)).read_bytes()
-
-    def where(self, place: int) -> str:
-        """Its file, or shard and row, for messages."""
-        return str(self.root / os.fsdecode(self.names[place]))
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of one split: the first of every class, then the second, and so on.
-
-    So the first N of a limited run come from all classes alike. Names are held as fixed-width
-    bytes: lists of Python strings are copied into every worker as soon as it counts references.
-    """
-
-    store: Store
-    names: NDArray[np.bytes_]
-    labels: NDArray[np.int64]
-    places: NDArray[np.int64]
-    """Of each image in the store."""
-    classes: tuple[str, ...]
-    numbers: NDArray[np.int64]
-    """The store's number of each class."""
-
-    def read(self, index: int) -> bytes:
-        """The encoded image with this number."""
-        return self.store.read(int(self.places[index]))
+        return Path(self.where(index)).read_bytes()
 
     def where(self, index: int) -> str:
-        """Where the image with this number lies."""
-        return self.store.where(int(self.places[index]))
+        """Its file, or shard and row, for messages."""
+        return str(self.root / os.fsdecode(self.names[index]))
 
-    @classmethod
-    def of(cls, found: Store, like: Listing | None) -> Listing:
-        """Put a split in order; the classes of ``like``, the training split, count.
+    def in_turn(self, like: Listing | None) -> Self:
+        """The same with the first image of every class first, then the second, and so on.
+
+        So the first N of a limited run come from all classes alike. The classes of ``like``, the
+        training split, count; None for the training split itself.
 
         Raises:
             DataLacks: there are no images, or some of a class that ``like`` lacks.
         """
-        if not len(found.labels):
-            raise DataLacks(f"{found.root}: holds no images; wanted are encoded images by class")
-        numbers = np.unique(found.labels) if like is None else like.numbers
-        if extra := sorted(set(found.labels.tolist()) - set(numbers.tolist())):
+        if not len(self.labels):
+            raise DataLacks(f"{self.root}: holds no images; wanted are encoded images by class")
+        found = np.unique(self.labels).tolist()
+        classes = {n: self.classes[n] for n in found} if like is None else like.classes
+        if extra := [number for number in found if number not in classes]:
             shown = ", ".join(map(str, extra[:3]))
             raise DataLacks(
-                f"{found.root}: holds images of class {shown}, of which train has none; wanted "
+                f"{self.root}: holds images of class {shown}, of which train has none; wanted "
                 "are the same classes as in train"
             )
-        labels = np.searchsorted(numbers, found.labels)
-        by_class = np.lexsort((found.names, labels))
-        starts = np.searchsorted(labels[by_class], np.arange(len(numbers)))
-        turn = np.empty(len(labels), np.int64)
-        turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
-        rows = np.lexsort((found.names, labels, turn))
-        if like is not None:
-            classes = like.classes
-        elif found.classes is not None:
-            classes = tuple(found.classes[number] for number in numbers)
-        else:
-            named = dict(zip(found.labels.tolist(), found.names.tolist(), strict=True))
-            parts = {number: os.fsdecode(name).split("/") for number, name in named.items()}
-            classes = tuple(
-                parts[number][0] if len(parts[number]) > 1 else str(number)
-                for number in numbers.tolist()
-            )
-        return cls(found, found.names[rows], labels[rows], rows, classes, numbers)
+        labels = np.searchsorted(list(classes), self.labels)
+        by_class = np.lexsort((self.names, labels))
+        ordered = labels[by_class]
+        turn = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+        rows = by_class[np.lexsort((ordered, turn))]
+        return replace(
+            self, names=self.names[rows], labels=labels[rows], classes=classes,
+            places=self.places[rows],
+        )  # fmt: skip
 
     def complete(self, split: str) -> None:
         """Check that all of ImageNet is there.
@@ -116,15 +90,16 @@ class Listing:
             return
         counts = np.bincount(self.labels, minlength=len(self.classes))
         fewest = int(counts.argmin())
+        name = list(self.classes.values())[fewest]
         difference = f"{abs(wanted - found):,} {'missing' if found < wanted else 'too many'}"
         raise DataLacks(
-            f"{self.store.root}: {split} has {found:,} images in {len(counts)} classes, expected "
-            f"{wanted:,} in {CLASSES}: {difference}; the smallest class is {self.classes[fewest]} "
-            f"with {counts[fewest]}. Complete it, or ask for a part with data.train_limit"
+            f"{self.root}: {split} has {found:,} images in {len(counts)} classes, expected "
+            f"{wanted:,} in {CLASSES}: {difference}; the smallest class is {name} with "
+            f"{counts[fewest]}. Complete it, or ask for a part with data.train_limit"
         )
 
 
-def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
+def find_in_folders(root: Path, classes: dict[int, str] | None) -> Listing:
     """List the images of a split that lie as ``<wnid>/<file>``.
 
     ``classes`` are those of the training split; None for the training split itself.
@@ -132,24 +107,28 @@ def find_in_folders(root: Path, classes: Sequence[str] | None) -> Store:
     Raises:
         DataLacks: a folder is none of ``classes``, or there is none.
     """
-    found = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir()))
-    if not found or (classes is not None and not set(found) <= set(classes)):
-        extra = ", ".join(sorted({*found} - {*(classes or ())})[:3]) or "no class folder"
+    found = sorted(e.name for e in os.scandir(root) if e.is_dir())
+    classes = dict(enumerate(found)) if classes is None else classes
+    numbers = {name: number for number, name in classes.items()}
+    if not found or not set(found) <= set(numbers):
+        extra = ", ".join(sorted({*found} - {*numbers})[:3]) or "no class folder"
         raise DataLacks(
             f"{root}: holds {extra}; wanted are the same <wnid>/ folders of images as in train"
         )
-    classes = tuple(classes or found)
-    numbers = {name: number for number, name in enumerate(classes)}
     labels: list[int] = []
     names: list[str] = []
     for name in found:
         files = [e.name for e in os.scandir(root / name) if e.name.lower().endswith(SUFFIXES)]
         names += [f"{name}/{file}" for file in files]
         labels += [numbers[name]] * len(files)
-    if not names:
-        raise DataLacks(f"{root}: holds no images; wanted are <wnid>/ folders of .JPEG files")
     encoded = np.array([os.fsencode(name) for name in names])
-    return Store(root, encoded, np.array(labels, np.int64), classes)
+    nowhere = np.empty((len(names), 0), np.int64)
+    return Listing(root, encoded, np.array(labels, np.int64), classes, nowhere)
+
+
+def heads(contents: Iterable[bytes]) -> list[str | bytes]:
+    """Size and first 4 kB of each, for a fingerprint."""
+    return [part for content in contents for part in (str(len(content)), content[:4096])]
 
 
 def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
@@ -162,9 +141,7 @@ def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
     try:
         for listing in (train, test):
             content += [np.sort(listing.names)]
-            for index in range(0, len(listing.names), 1000):
-                encoded = listing.read(index)
-                content += [str(len(encoded)), encoded[:4096]]
+            content += heads(map(listing.read, range(0, len(listing.names), 1000)))
     except OSError as error:
-        raise DataLacks(f"{train.store.root}: cannot be read ({error})") from error
+        raise DataLacks(f"{train.root}: cannot be read ({error})") from error
     return rng.fingerprint("imagenet", *content, *more)

@@ -15,6 +15,11 @@ from lsa_study.data.sampler import EpochSampler, MicroBatch
 
 Pixels = tuple[float, float, float]
 
+Shares = Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]
+"""Parts of steps, on the device: pixels in 0..255 (N, 3, size, size), then as in ``Batch``."""
+Tested = Iterator[tuple[Tensor, Tensor, Tensor]]
+"""Numbers of test images, on the CPU; on the device their pixels and labels."""
+
 CHANNELS = 3
 
 
@@ -88,14 +93,8 @@ class Datasets(ABC):
                 labels = torch.cat(targets)
             yield Batch(share.step, images, labels, tokens)
 
-    def test(
-        self, batch_size: int, *, rank: int = 0, ranks: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Every ``ranks``-th test image from the ``rank``-th on, once, in the set's order.
-
-        Yields:
-            (numbers of the images on the CPU, normalised images, labels).
-        """
+    def test(self, batch_size: int, *, rank: int = 0, ranks: int = 1) -> Tested:
+        """Every ``ranks``-th test image from the ``rank``-th on, once, in order; normalised."""
         mine = torch.arange(rank, self.source.test_images, ranks)
         for rows, pixels, labels in self._test_pixels(torch.split(mine, batch_size)):
             yield rows, self._normalise(pixels), labels
@@ -104,11 +103,9 @@ class Datasets(ABC):
         return pixels.to(torch.float32).sub_(self._mean).div_(self._std)
 
     @abstractmethod
-    def _train_pixels(
-        self, epoch: EpochSampler
-    ) -> Iterator[tuple[MicroBatch, Tensor, Tensor, Tensor | None]]:
-        """Share by share, on the device: pixels in 0..255 (N, 3, size, size), then as in Batch."""
+    def _train_pixels(self, epoch: EpochSampler) -> Shares:
+        """This process's parts of an epoch."""
 
     @abstractmethod
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Row numbers, pixels and labels of the test images ``rows``."""
+    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
+        """The test images ``rows``, pixels in 0..255."""

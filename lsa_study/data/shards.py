@@ -7,23 +7,22 @@ their names, so a run gives the same batches from either.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import os
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from lsa_study.data.index import Store, find_in_folders
-from lsa_study.data.paths import DataLacks, layout_of_imagenet
+from lsa_study.data.index import Listing, find_in_folders
+from lsa_study.data.paths import DataLacks, Layout, layout_of_imagenet
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import replacing, writable
 
@@ -42,19 +41,17 @@ Image = tuple[str, int, bytes]
 
 
 @dataclass(frozen=True)
-class Table(Store):
+class Table(Listing):
     """Images in the row groups of parquet shards, read in any order by any process."""
 
     paths: tuple[Path, ...]
-    spots: Rows
-    """(N, 3): shard, row group, row in the group."""
 
     @override
-    def read(self, place: int) -> bytes:
+    def read(self, index: int) -> bytes:
         """An image of a row group, which is read whole for it."""
         import pyarrow as arrow
 
-        shard, group, row = self.spots[place].tolist()
+        shard, group, row = self.places[index].tolist()
         try:
             column = _opened(self.paths[shard], os.getpid()).read_row_group(
                 group, columns=["image.bytes"], use_threads=False
@@ -67,10 +64,10 @@ class Table(Store):
         return bytes(content)
 
     @override
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """Shard, row group and row, and the recorded name."""
-        shard, group, row = self.spots[place].tolist()
-        name = os.fsdecode(self.names[place])
+        shard, group, row = self.places[index].tolist()
+        name = os.fsdecode(self.names[index])
         return f"{self.paths[shard]}: row {row} of group {group} ({name})"
 
 
@@ -88,8 +85,8 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     Raises:
         DataLacks: a shard is damaged or has other columns, or a row has no path or label.
     """
-    spots: list[tuple[int, int, int]] = []
-    labels: list[Rows] = []
+    places: list[tuple[int, int, int]] = []
+    labels: list[int] = []
     names: list[str] = []
     for number, path in enumerate(paths):
         column, of_shard, sizes = read_columns(path, "path")
@@ -99,14 +96,31 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
                 f"{path}: some rows have no image.path or no label; the path gives the order of "
                 "images"
             )
-        spots += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
-        labels.append(of_shard)
+        places += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
+        labels += of_shard.tolist()
         # As folders have them: data set hubs append the class to the file's name.
-        named = (HUB_NAME.sub(r"\2/\1\3", name).split("/")[-2:] for name in recorded)
-        names += map("/".join, named)
-    encoded = np.array([os.fsencode(name) for name in names])
-    places = np.array(spots, np.int64).reshape(-1, 3)
-    return Table(root, encoded, np.concatenate(labels), None, paths, places)
+        parts = (HUB_NAME.sub(r"\2/\1\3", name).split("/")[-2:] for name in recorded)
+        names += map("/".join, parts)
+    named = sorted(dict(zip(labels, names, strict=True)).items())
+    classes = {n: name.split("/")[0] if "/" in name else str(n) for n, name in named}
+    return Table(
+        root, np.array([os.fsencode(name) for name in names]), np.array(labels, np.int64), classes,
+        np.array(places, np.int64).reshape(-1, 3), paths,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def listings(layout: Layout) -> tuple[Listing, Listing]:
+    """List the training and the test images, whatever their layout.
+
+    Raises:
+        DataLacks: folders, shards or images are missing or damaged.
+    """
+    if layout.kind == "folders":
+        folders = find_in_folders(layout.train[0], None).in_turn(None)
+        return folders, find_in_folders(layout.test[0], folders.classes).in_turn(folders)
+    train = find_in_parquet(layout.root / "train", layout.train).in_turn(None)
+    return train, find_in_parquet(layout.root / "val", layout.test).in_turn(train)
 
 
 def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:
@@ -177,11 +191,10 @@ def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
     if layout_of_imagenet(target) is not None:
         raise DataLacks(f"{target}/imagenet: holds ImageNet already; choose an empty folder")
     (target / "imagenet").mkdir(parents=True, exist_ok=True)
-    train = find_in_folders(layout.train[0], None)
     total = 0
-    for split, found in (("train", train), ("val", find_in_folders(layout.test[0], train.classes))):
+    for split, found in zip(("train", "val"), listings(layout), strict=True):
 
-        def image(row: int, found: Store = found) -> Image:
+        def image(row: int, found: Listing = found) -> Image:
             try:
                 name = os.fsdecode(found.names[row])
                 return name, int(found.labels[row]), found.read(row)
@@ -198,20 +211,15 @@ def write_shards(source: Path, target: Path, *, images: int = IMAGES) -> int:
     return total
 
 
-def main() -> int:
-    """Write shards, and say how many."""
-    parser = argparse.ArgumentParser(description="Write ImageNet's folders as parquet shards.")
-    parser.add_argument("source", type=Path, help="holds imagenet/{train,val}/<wnid>/")
-    parser.add_argument("target", type=Path, help="where imagenet/*.parquet are written")
-    given = parser.parse_args()
+def main(source: Path, target: Path) -> None:
+    """Write SOURCE/imagenet/{train,val}/<wnid>/ as parquet shards TARGET/imagenet/*.parquet."""
     try:
-        shards = write_shards(given.source, given.target)
+        shards = write_shards(source, target)
     except EnvironmentLacks as error:
-        sys.stderr.write(f"lsa: {error}\n")
-        return error.exit_code
-    sys.stdout.write(f"{shards} shards in {given.target / 'imagenet'}\n")
-    return 0
+        typer.echo(f"lsa: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    typer.echo(f"{shards} shards in {target / 'imagenet'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

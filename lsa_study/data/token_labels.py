@@ -8,8 +8,8 @@ It covers the whole picture; an image shows a box of it.
 from __future__ import annotations
 
 import os
-import pickle
-from dataclasses import dataclass
+from collections.abc import Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,27 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from lsa_study.config.settings import Settings
 from lsa_study.data.augment import soft
+from lsa_study.data.index import heads
 from lsa_study.data.paths import DataLacks
 
 TOKEN_PIXELS = 16
 """Pixels per side of the image that one of VOLO's tokens stands for."""
 
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
-
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """The label maps of some images."""
+    """The label maps of a training set, and what its ``settings`` make of them."""
 
     root: Path
+    settings: Settings
     num_classes: int
-    truth: bool
-    """Whether images' targets take in their classes."""
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None = None
     """Of the first map; a batch needs all to have it."""
 
     @classmethod
-    def find(cls, root: Path, names: list[str], *, num_classes: int, truth: bool) -> LabelMaps:
+    def find(cls, root: Path, names: list[str], settings: Settings, classes: Sized) -> LabelMaps:
         """Look whether each image has a map; the first is read.
 
         ``root`` holds a folder for each class; ``names`` are class folder / file.
@@ -46,12 +45,6 @@ class LabelMaps:
         Raises:
             DataLacks: maps are missing, or the first cannot be read.
         """
-        cure = (
-            "unpack the released maps (label_top5_train_nfnet) to it, or set "
-            "train.tokens.labels: plain, which needs none"
-        )
-        if not root.is_dir():
-            raise DataLacks(f"{root}: no such folder of label maps; {cure}")
         folders = {name.partition("/")[0] for name in names}
         there = {
             f"{folder}/{entry.name}"
@@ -63,12 +56,11 @@ class LabelMaps:
         if missing:
             raise DataLacks(
                 f"{root / missing[0]}: no such label map, nor for {len(missing) - 1:,} more of "
-                f"{len(names):,} images; {cure}"
+                f"{len(names):,} images; unpack the released maps (label_top5_train_nfnet) there, "
+                "or set train.tokens.labels: plain, which needs none"
             )
-        first = _load(root / _beside(names[0]))
-        maps = cls(root, num_classes, truth, tuple(first.shape))
-        maps.read(names[0])
-        return maps
+        maps = cls(root, settings, len(classes))
+        return replace(maps, shape=tuple(maps.read(names[0]).shape))
 
     def read(self, name: str) -> Tensor:
         """The map of an image: (2, k, rows, columns), float32.
@@ -77,45 +69,49 @@ class LabelMaps:
             DataLacks: it is damaged, or no map like the others.
         """
         path = self.root / _beside(name)
-        found = _load(path)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises a dozen kinds, by where the damage is
+            # Its kind only: of a file that holds more than tensors, torch invites to trust it.
+            kind = type(error).__name__
+            raise DataLacks(
+                f"{path}: cannot be read as a tensor ({kind}); unpack it again"
+            ) from error
         if wrong := self._wrong(found):
             raise DataLacks(
                 f"{path}: {wrong}; wanted is a tensor (2, k, rows, columns) of scores and of "
                 "classes, the same size for all images"
             )
-        return found.float()
+        maps: Tensor = found.float()
+        return maps
 
-    def targets(
-        self, labels: Tensor, maps: Tensor, cuts: Tensor, *, image_size: int, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
+    def targets(self, labels: Tensor, maps: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
         """Smoothed targets of a batch: (N, K) of its images, (N, tokens, K) of their tokens.
 
         Args:
             labels: (N,) class numbers.
             maps, cuts: as in ``answers``.
-            image_size: in pixels.
-            smoothing: as in ``smoothed``.
         """
-        side = image_size // TOKEN_PIXELS
+        wanted, smoothing = self.settings.train.tokens, self.settings.augment.label_smoothing
+        side = self.settings.data.image_size // TOKEN_PIXELS
         images, tokens = (
             smoothed(shares, smoothing)
             for shares in answers(maps, cuts, num_classes=self.num_classes, side=side)
         )
-        return with_truth(images, labels, smoothing) if self.truth else images, tokens
+        if wanted is not None and wanted.labels == "maps_and_truth":
+            images = with_truth(images, labels, smoothing)
+        return images, tokens
 
     def content(self, names: list[str]) -> list[Any]:
         """Size and first 4 kB of every thousandth map, for a fingerprint."""
-        found: list[Any] = []
-        for name in names[::1000]:
-            path = self.root / _beside(name)
-            with path.open("rb") as file:
-                found += [str(path.stat().st_size), file.read(4096)]
-        return found
+        return heads((self.root / _beside(name)).read_bytes() for name in names[::1000])
 
-    def _wrong(self, found: Tensor) -> str | None:
+    def _wrong(self, found: Any) -> str | None:
+        if not isinstance(found, Tensor):
+            return f"holds no tensor but a {type(found).__name__}"
         if found.ndim != 4 or len(found) != 2 or not found.is_floating_point():
             return f"holds numbers of type {found.dtype}, shape {tuple(found.shape)}"
-        if tuple(found.shape) != self.shape:
+        if self.shape is not None and tuple(found.shape) != self.shape:
             return f"has the shape {tuple(found.shape)}, the first map {self.shape}"
         scores, classes = found.float()
         if not scores.isfinite().all():
@@ -129,18 +125,6 @@ class LabelMaps:
 
 def _beside(name: str) -> str:
     return str(Path(name).with_suffix(".pt"))
-
-
-def _load(path: Path) -> Tensor:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        # Its kind only: of a file that holds more than tensors, torch invites to trust it.
-        kind = type(error).__name__
-        raise DataLacks(f"{path}: cannot be read as a tensor ({kind}); unpack it again") from error
-    if not isinstance(found, Tensor):
-        raise DataLacks(f"{path}: holds no tensor but a {type(found).__name__}; unpack it again")
-    return found
 
 
 # -- targets -------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch import scheduler
@@ -30,15 +29,15 @@ def cancel(
     results: Path,
     names: Sequence[str],
     *,
-    how: Literal["save", "now"] = "save",
+    now: bool = False,
     confirm: Callable[[str], bool] = lambda question: False,
     tier: str | None = None,
 ) -> dict[str, list[str]]:
     """Cancel the runs of studies, or single runs.
 
     Args:
-        how: save: what runs ends its step, saves and leaves; now: it is ended by SLURM, which
-            gives it some seconds.
+        now: what runs is ended by SLURM, which gives it some seconds; else it ends its step,
+            saves and leaves.
         confirm: asked when more than ``MANY`` runs would go.
 
     Returns:
@@ -51,41 +50,42 @@ def cancel(
     """
     if not names:
         raise ConfigError("lsa cancel: what? name a study, a run, or all")
-    rows = [row for row in status(results, names, tier=tier) if row.folder is not None]
-    active = [row for row in rows if row.state in ("queued", "running")]
+    rows = [row for row in status(results, names, tier=tier) if row.folder.root.exists()]
+    active = {row.identity: row for row in rows if row.state in ("queued", "running")}
     if len(active) > MANY and not confirm(f"Cancel {len(active)} runs?"):
         raise Refused(f"{len(active)} runs were left as they are: not confirmed (lsa cancel --yes)")
-    done: dict[str, list[str]] = {}
-    for one in tiers_of(results, tier):
-        if of_tier := [row for row in active if row.tier == one]:
-            _cancel(of_tier, LaunchFolder.of(results, one), how, done)
-    idle = done.get(IDLE, []) + [row.name for row in rows if row not in active]
-    return done | ({IDLE: idle} if idle else {})
-
-
-def _cancel(
-    rows: Sequence[RunStatus], records: LaunchFolder, how: str, done: dict[str, list[str]]
-) -> None:
+    tiers = {row.tier: LaunchFolder.of(results, row.tier) for row in active.values()}
     # Noted first: a job that starts just now, or is put back by somebody, reads it and leaves.
-    records.note_cancelled([row.identity for row in rows])
-    jobs = [row.job for row in rows if row.job is not None]
-    in_hand = scheduler.queue({array.user for array in records.arrays()}) if jobs else {}
+    for row in active.values():
+        mark = tiers[row.tier].cancelled(row.identity)
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
+    jobs = [row.job for row in active.values() if row.job is not None]
+    users = {array.user for records in tiers.values() for array in records.arrays()}
+    in_hand = scheduler.queue(users) if jobs else {}
     under_way = [job for job in jobs if job in in_hand and not in_hand[job].pending]
     scheduler.cancel([job for job in jobs if job not in under_way])
-    scheduler.cancel(under_way, *(("--signal=TERM",) if how == "save" else ()))
+    scheduler.cancel(under_way, *(() if now else ("--signal=TERM",)))
+    done: dict[str, list[str]] = {}
     for row in rows:
-        assert row.folder is not None
-        writer, what = row.folder.writer(), IDLE
-        if row.job in under_way:
-            what = LEAVING
-        elif row.job is not None:
-            what = TAKEN_OUT
-            if writer is None and row.folder.result() is None:
-                row.folder.change_state("stopped", cause="cancelled")
-        elif writer is not None and writer.host == socket.gethostname():
-            what = LEAVING
-            os.kill(writer.pid, signal.SIGTERM)  # a local queue trains it
+        what = _leave(row, row.job in under_way) if row.identity in active else IDLE
         done.setdefault(what, []).append(row.name)
+    return done
+
+
+def _leave(row: RunStatus, under_way: bool) -> str:
+    """Record of a run whose job was cancelled that it stopped, or end one that has no job."""
+    writer = row.folder.writer()
+    if under_way:
+        return LEAVING
+    if row.job is not None:
+        if writer is None and row.folder.result() is None:
+            row.folder.change_state("stopped", cause="cancelled")
+        return TAKEN_OUT
+    if writer is None or writer.host != socket.gethostname():
+        return IDLE
+    os.kill(writer.pid, signal.SIGTERM)  # a local queue trains it
+    return LEAVING
 
 
 # -- clearing away ------------------------------------------------------------------------------
@@ -115,9 +115,9 @@ def gc(
         records = LaunchFolder.of(results, one)
         for array in records.arrays():
             if all(identity_of(name) in ended for name in array.runs):
-                found[records.folder_of(array)] = "all its runs are done"
+                found[records.root / array.key] = "all its runs are done"
     for row in status(results, names, tier=tier) if names else ():
-        if row.folder is not None and row.state in UNFINISHED:
+        if row.state in UNFINISHED:
             found[row.folder.root] = f"{row.state} ({row.cause})"
     files = [file.lstat() for path in found for file in path.rglob("*") if file.is_file()]
     size = sum(file.st_size for file in files) / 1e6
@@ -128,11 +128,11 @@ def gc(
     return found
 
 
-def discard(path: Path, tier_folder: Path) -> Path:
-    """Move a folder into the tier's trash; returns where it lies now."""
+def discard(path: Path, tier_folder: Path) -> None:
+    """Move a folder into the tier's trash."""
     if not path.resolve().is_relative_to(tier_folder.resolve()):
         raise Refused(f"{path}: does not lie in {tier_folder}; only what does can be moved away")
     trash = tier_folder / ".trash"
     trash.mkdir(mode=0o700, exist_ok=True)
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
-    return path.rename(trash / f"{path.name}.{stamp}")
+    path.rename(trash / f"{path.name}.{stamp}")

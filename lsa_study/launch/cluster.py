@@ -55,9 +55,8 @@ class Cluster(BaseModel):
         """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
         minutes = max(1, math.ceil(resources.hours * 60))
         nice = {} if self.nice is None else {"nice": self.nice}
-        asked: dict[str, Any] = self.model_dump(
-            include={"partition", "account", "qos", "constraint", "exclude"}
-        )
+        kind = f"{self.gpu_type}:" if self.gpu_type else ""
+        asked = self.model_dump(include={"partition", "account", "qos", "constraint", "exclude"})
         asked |= {
             "time": minutes,
             "nodes": resources.nodes,
@@ -76,12 +75,9 @@ class Cluster(BaseModel):
                 *self.srun,
             ],
             "additional_parameters": {"requeue": True, **nice, **self.sbatch},
+            "gres": f"gpu:{kind}{resources.gpus}" if self.gpus == "gres" else None,
+            "gpus_per_node": f"{kind}{resources.gpus}" if self.gpus == "gpus-per-node" else None,
         }
-        kind = f"{self.gpu_type}:" if self.gpu_type else ""
-        if self.gpus == "gres":
-            asked["gres"] = f"gpu:{kind}{resources.gpus}"
-        elif self.gpus == "gpus-per-node":
-            asked["gpus_per_node"] = f"{kind}{resources.gpus}"
         return {name: value for name, value in asked.items() if value is not None}
 
 

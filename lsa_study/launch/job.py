@@ -26,11 +26,11 @@ from lsa_study.errors import LsaError, Refused
 from lsa_study.files import guard_output
 from lsa_study.launch import process, scheduler
 from lsa_study.launch.records import (
+    EQUAL_FAILURES,
     IDLE_LIVES,
     LIFE_MARK,
-    Failure,
     LaunchFolder,
-    equal_failures,
+    error_of,
     identity_of,
 )
 from lsa_study.record import OUTCOMES, State
@@ -43,47 +43,28 @@ OF_LEAVING = ("bug", "node")
 SIGNAL_EARLY_SECONDS = 90.0
 """SLURM may send the signal before the time limit a minute early."""
 
-POLL_SECONDS = 5.0
-
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
 """How torch's processes find each other."""
 
 
-@dataclass(frozen=True)
-class JobContext:
-    """Which job this process belongs to, and which of its processes it is."""
-
-    job: str
-    restart: int
-    rank: int
-    count: int
-    gpus: int
-    variables: Mapping[str, str]
-    """``RANK_VARIABLES``; empty for a process alone.
+def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """``RANK_VARIABLES`` from SLURM's variables; none for a process alone.
 
     The address is the one from which SLURM started the processes: that of the first node, where
     rank 0 is, and one that all nodes have just reached. The port moves with the job and with every
     restart, so that what is left of an earlier life cannot be met.
     """
-
-    @classmethod
-    def of(cls, env: Mapping[str, str]) -> JobContext:
-        """Read SLURM's variables."""
-        array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        restart, rank = int(env.get("SLURM_RESTART_COUNT", "0")), env.get("SLURM_PROCID", "0")
-        count, variables = int(env.get("SLURM_NTASKS", "1")), {}
-        if count > 1:
-            place = int(env["SLURM_JOB_ID"]) * 31 + restart * 7
-            on_node = count // int(env.get("SLURM_JOB_NUM_NODES", "1"))
-            values = (
-                rank, str(count), env["SLURM_LOCALID"], str(on_node),
-                env["SLURM_LAUNCH_NODE_IPADDR"], str(20000 + place % 12000),
-            )  # fmt: skip
-            variables = dict(zip(RANK_VARIABLES, values, strict=True))
-        job = f"{array}_{index}" if array else env["SLURM_JOB_ID"]
-        return cls(job, restart, int(rank), count, int(env.get("LSA_GPUS", "0")), variables)
+    if (count := int(env.get("SLURM_NTASKS", "1"))) == 1:
+        return {}
+    place = int(env["SLURM_JOB_ID"]) * 31 + int(env.get("SLURM_RESTART_COUNT", "0")) * 7
+    on_node = count // int(env.get("SLURM_JOB_NUM_NODES", "1"))
+    return {
+        "RANK": env["SLURM_PROCID"], "WORLD_SIZE": str(count), "LOCAL_RANK": env["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(on_node), "MASTER_ADDR": env["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_PORT": str(20000 + place % 12000),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,16 +80,17 @@ class RunTask:
         # SLURM takes the node away and requeues by itself where it means to, or ``lsa cancel``:
         # save only. Submitit's own handlers never come back: they would queue the job once more.
         stop = StopOnSignals().install()
-        context = JobContext.of(os.environ)
+        env, run = os.environ, RunDir(Path(self.folder))
+        array = env.get("SLURM_ARRAY_JOB_ID")
+        env["LSA_JOB"] = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
         for name in RANK_VARIABLES:
-            os.environ.pop(name, None)
-        os.environ.update(context.variables, LSA_JOB=context.job)
-        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        run = RunDir(Path(self.folder))
-        life = _Life(run, context, stop)
-        if life.records.cancelled(life.identity):
+            env.pop(name, None)
+        env.update(rank_variables(env))
+        env.setdefault("OMP_NUM_THREADS", env.get("SLURM_CPUS_PER_TASK", "1"))
+        life = _Life(run, stop)
+        if life.records.cancelled(life.identity).exists():
             return "stopped"
-        if context.rank > 0:
+        if env.get("SLURM_PROCID", "0") != "0":
             return training.train(run, stop=stop, console=Console(soft_wrap=True))
         return life.carry_out()
 
@@ -125,14 +107,16 @@ def _say(message: str) -> None:
 class _Life:
     """One start of a run by SLURM; its first process speaks for it."""
 
-    def __init__(self, run: RunDir, context: JobContext, stop: StopOnSignals) -> None:
-        self.run, self.context, self.stop = run, context, stop
+    def __init__(self, run: RunDir, stop: StopOnSignals) -> None:
+        self.run, self.stop = run, stop
         self.identity = identity_of(run.root.name)
         self.records = LaunchFolder.of_run(run.root)
+        self.job = os.environ["LSA_JOB"]
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         starts = {(life.job, life.restart) for life in self.records.lives(self.identity)}
-        number = len(starts | {(context.job, context.restart)})
-        where = f"job {context.job} on {self.host}, process {context.rank}"
+        number = len(starts | {(self.job, self.restart)})
+        where = f"job {self.job} on {self.host}, process {os.environ.get('SLURM_PROCID', '0')}"
         _say(f"{LIFE_MARK}{number}: {where}")
 
     def carry_out(self) -> str:
@@ -141,12 +125,11 @@ class _Life:
         for life in self.records.lives(self.identity):
             if life.end is None:  # it could not record its end itself
                 # SLURM restarts a job that did not leave by itself when its node is lost.
-                why = "node" if life.job == self.context.job else "lost"
+                why = "node" if life.job == self.job else "lost"
                 end, at = max(life.start, beat), self._position()
                 self._note(job=life.job, restart=life.restart, end=end, why=why, ended_at=at)
-        self._note(
-            start=time.time(), host=self.host, gpus=self.context.gpus, begun_at=self._position()
-        )
+        gpus = int(os.environ.get("LSA_GPUS", "0"))
+        self._note(start=time.time(), host=self.host, gpus=gpus, begun_at=self._position())
         self._wait_for_writer()
         try:
             state = process.train(self.run, self.stop, Console(soft_wrap=True))
@@ -167,7 +150,7 @@ class _Life:
         self._note(end=time.time(), why=why, ended_at=self._position())
 
     def _note(self, **facts: Any) -> None:
-        this = {"job": self.context.job, "restart": self.context.restart}
+        this = {"job": self.job, "restart": self.restart}
         # A full disk must not keep a run from being trained, nor hide why it ended.
         with contextlib.suppress(OSError):
             self.records.note_life(self.identity, this | facts)
@@ -179,26 +162,26 @@ class _Life:
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
         end, reported = time.monotonic() + STALE_SECONDS + 60.0, False
-        while (writer := self.run.writer()) is not None and writer.job == self.context.job:
+        while (writer := self.run.writer()) is not None and writer.job == self.job:
             if not reported:
                 who = f"process {writer.pid} on {writer.host}"
                 _say(f"waiting for {who}: an earlier life of this job that still writes here")
                 reported = True
             if self.stop() or time.monotonic() > end:
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(5.0)
 
     def _change_state(self, state: State, cause: str, message: str | None = None) -> None:
         with contextlib.suppress(LsaError):
             self.run.change_state(state, cause=cause, message=message)
 
     def _stopped(self) -> str:
-        if self.records.cancelled(self.identity):
+        if self.records.cancelled(self.identity).exists():
             cause = "cancelled"
         elif self.stop.signal is not signal.SIGUSR2:
             cause = "preempted"
         else:
-            left = scheduler.seconds_left(self.context.job)
+            left = scheduler.seconds_left(self.job)
             near = float(os.environ.get("LSA_LEAVE_SECONDS", "120")) + SIGNAL_EARLY_SECONDS
             cause = "timeout" if left is not None and left <= near else "preempted"
         self._end(cause)
@@ -214,7 +197,7 @@ class _Life:
             _say(message)
             sys.exit(1)
         try:
-            scheduler.requeue(self.context.job)
+            scheduler.requeue(self.job)
             _say("put back into the queue")
         except scheduler.Rejected as error:
             _say(f"cannot go back into the queue ({error}); lsa retry will do it")
@@ -223,28 +206,29 @@ class _Life:
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
         status = self.run.status()
-        cause, message = status.cause or "bug", status.message
+        cause = status.cause or "bug"
         if status.state != "failed":
             # Training could not even write that it failed.
-            cause, message = "disk", "the disk is full"
-            self._change_state("failed", cause, message)
+            cause = "disk"
+            self._change_state("failed", cause, "the disk is full")
         self._end(cause)
-        if (failure := Failure.of(self.run, cause, message or cause)) is not None:
-            with contextlib.suppress(OSError, LsaError):
-                self.records.note_failure(failure)
-                equal = equal_failures(self.records.failures())
-                if equal and self.records.held() is None:
-                    self._hold_rest(equal)
+        with contextlib.suppress(OSError, LsaError):
+            self._hold_rest()
         sys.exit(scheduler.DISK_EXIT_CODE if cause == "disk" else 1)
 
-    def _hold_rest(self, equal: list[Failure]) -> None:
-        """Hold the rest of the queue: the next run would die of the same error too."""
-        mine = {array.job for array in self.records.arrays()}
+    def _hold_rest(self) -> None:
+        """Hold the rest of the queue if so many died of this error that the next would too."""
+        if (error := error_of(self.run)) is None or self.records.held() is not None:
+            return
+        arrays, folder = self.records.arrays(), self.run.root.parent
+        queued = {name: array.created for array in arrays for name in array.runs}
+        equal = [n for n, since in queued.items() if error_of(RunDir(folder / n), since) == error]
+        if len(equal) < EQUAL_FAILURES:
+            return
         waiting = [scheduler.array_of(job.job) for job in scheduler.queue().values() if job.pending]
-        held = [array for array in waiting if array in mine]
-        if held:
+        if held := [job for job in waiting if job in {array.job for array in arrays}]:
             self.records.note_held({
-                "message": equal[-1].message, "runs": [one.run for one in equal],
+                "message": self.run.status().message, "runs": equal,
                 "count": len(held), "arrays": sorted(set(held)),
             })  # fmt: skip
             scheduler.order("hold", sorted(set(held)))

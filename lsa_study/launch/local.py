@@ -7,6 +7,7 @@ outlives the queue.
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -20,13 +21,7 @@ from lsa_study import rundir
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
-from lsa_study.launch.records import (
-    EQUAL_FAILURES,
-    INTERRUPTED,
-    Failure,
-    LaunchFolder,
-    equal_failures,
-)
+from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
@@ -40,9 +35,7 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except OSError:
         return []
-    return [
-        str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.split("\n")))
-    ]
+    return re.findall(r"(?m)^GPU (\d+):", listed.stdout)
 
 
 def need_starts(
@@ -57,16 +50,13 @@ def need_starts(
     Raises:
         EnvironmentLacks: some are not; all are named.
     """
-    lacking = []
-    for run in runs:
-        if run.start is None or run.start in coming:
-            continue
-        if run.start not in known or known[run.start].result() is None:
-            row = run.settings.train.start and run.settings.train.start.row
-            lacking.append(
-                f"{run.name}: begins from {row} ({run.start}), which has not been trained; "
-                "ask for that row too"
-            )
+    lacking = [
+        f"{run.name}: begins from {run.settings.train.start and run.settings.train.start.row} "
+        f"({run.start}), which has not been trained; ask for that row too"
+        for run in runs
+        if run.start is not None and run.start not in coming
+        if run.start not in known or known[run.start].result() is None
+    ]
     if lacking:
         raise EnvironmentLacks("\n".join(lacking))
 
@@ -83,12 +73,11 @@ class Queue:
         self.already = self.held = 0
         """Runs that had a result before, and those that were not tried after equal failures."""
         self.interrupted = False
-        self.errors: list[str] = []
         self.waiting: list[RunSpec] = []
         self.active: dict[int, tuple[RunSpec, RunDir, Child]] = {}
         """By place: runs share the GPUs by their number."""
-        self.failures: list[Failure] = []
-        """Since a run last ended well."""
+        self.deaths: list[str | None] = []
+        """The errors of the runs that failed since one last ended well."""
 
     @property
     def exit_code(self) -> int:
@@ -121,7 +110,7 @@ class Queue:
         return self
 
     def _folder(self, run: RunSpec) -> RunDir:
-        """The run's folder: an existing one of its identity, else the one it will get."""
+        """An existing one of its identity, else the one it will get."""
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.known.get(run.identity) or RunDir(here)
 
@@ -151,7 +140,7 @@ class Queue:
         self.waiting.remove(run)
         folder = self._folder(run)
         folder.create(run.settings, variant=run.variant, start=run.start)
-        LaunchFolder.of_run(folder.root).forget([run.identity])
+        LaunchFolder.of_run(folder.root).cancelled(run.identity).unlink(missing_ok=True)
         self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
         gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
         self.active[place] = run, folder, self.server.train(folder, gpu=gpu)
@@ -166,13 +155,11 @@ class Queue:
             error = error or status.message
         self.finished[run.name] = "failed" if error else status.state
         if not error:
-            self.failures.clear()
+            self.deaths.clear()
             return
-        self.errors.append(f"{run.name}: {error}")
         self.console.print(f"{run.name}: {error}", style="red", markup=False, highlight=False)
-        if (failure := Failure.of(folder, status.cause, error)) is not None:
-            self.failures.append(failure)
-        if self.waiting and equal_failures(self.failures):
+        self.deaths.append(died_of := error_of(folder))
+        if self.waiting and died_of and self.deaths.count(died_of) >= EQUAL_FAILURES:
             self.held = len(self.waiting)
             self.waiting.clear()
             self.console.print(

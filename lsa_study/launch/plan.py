@@ -34,23 +34,22 @@ def plan_json(study: Study) -> dict[str, Any]:
 
 def plan_text(studies: Sequence[Study], results: Path) -> str:
     """A block for each study and a last line that counts the distinct runs."""
-    tiers = {one.tier for one in studies}
     states: dict[str, str] = {}
-    for tier in tiers:
+    rehearsed: dict[str, rehearse.Rehearsed] = {}
+    for tier in {one.tier for one in studies}:
+        rehearsed |= rehearse.read_rehearsals(results, tier)
         for identity, folder in rundir.existing(results, tier).items():
             result = folder.result()
             states[identity] = result.outcome if result else folder.status().state
-    rehearsed = {tier: rehearse.read_rehearsals(results, tier) for tier in tiers}
-    blocks = [_block(one, studies, states, rehearsed[one.tier]) for one in studies]
+    blocks = [_block(one, studies, states, rehearsed) for one in studies]
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
     if len(studies) > 1:
         # The studies' own costs count a shared run in each.
-        rows = {name: row for of_tier in rehearsed.values() for name, row in of_tier.items()}
-        predicted = rehearse.predicted(todo, rows)
-        last += [words for topic, words in predicted if topic == "cost"]
+        costs = rehearse.predicted(todo, rehearsed)
+        last += [line for topic, line in costs if topic == "cost"]
     blocks.append("; ".join(last))
     return "\n".join(blocks)
 
@@ -91,11 +90,13 @@ def _block(
         for variant, settings in study.variants.items()
         if (start := settings.train.start) is not None
     ]
-    mine, shared = {run.identity: run.variant for run in runs}, []
-    for other in studies:
-        common = {mine[run.identity] for run in other.runs() if run.identity in mine}
-        if common and other is not study:
-            shared.append(f"{', '.join(sorted(common))} with {other.name}")
+    mine = {run.identity: run.variant for run in runs}
+    shared = [
+        f"{', '.join(sorted(common))} with {other.name}"
+        for other in studies
+        if other is not study
+        and (common := {mine[run.identity] for run in other.runs() if run.identity in mine})
+    ]
     costs = rehearse.predicted(todo, rehearsed)
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"

@@ -43,6 +43,9 @@ GRACE_SECONDS = 6.0
 
 POLL_SECONDS = 0.2
 
+REAP_SECONDS = 0.02
+"""So often the server looks whether a process has ended."""
+
 PRELOADED = ("lsa_study.training.run", "lsa_study.data.in_memory", "timm.data", "scipy.special")
 """What every run imports; it must start no threads of OpenMP and leave CUDA alone."""
 
@@ -94,8 +97,8 @@ class Child:
         """Wait for its end.
 
         Returns:
-            What it reported: ``error`` and ``exit_code`` of an error that is recorded nowhere else,
-            or None; empty if it died. ``code``: how the process ended, unless the server died too.
+            What it reported: ``error``, None or one that is recorded nowhere else with its
+            ``exit_code``; empty if it died. ``code``: how it ended, unless the server died too.
         """
         with self.replies:
             lines = [json.loads(line) for line in self.replies if line.endswith("\n")]
@@ -213,18 +216,11 @@ def serve(channel: socket.socket) -> None:
     # Python counts threads of libraries too; those sleep until they are called.
     warnings.filterwarnings("ignore", "This process .*multi-threaded", DeprecationWarning)
     alive, held = os.pipe()
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(wake)
-    watched: list[Any] = [channel, woken]
     replies: dict[int, int] = {}  # process -> where it and its end are reported
     while True:
-        ready = select.select(watched, [], [])[0]
-        if woken in ready:
-            os.read(woken, 4096)
-            _reap(replies)
-        if channel not in ready:
+        ordered = select.select([channel], [], [], REAP_SECONDS if replies else None)[0]
+        _reap(replies)
+        if not ordered:
             continue
         text, found, *_ = socket.recv_fds(channel, 1 << 16, 1)
         if not text:
@@ -234,7 +230,7 @@ def serve(channel: socket.socket) -> None:
         (reply,) = found
         pid = os.fork()
         if pid == 0:
-            for descriptor in (channel.fileno(), woken, wake, held, *replies.values()):
+            for descriptor in (channel.fileno(), held, *replies.values()):
                 os.close(descriptor)
             _carry_out(json.loads(text), reply, alive)
         replies[pid] = reply
@@ -259,7 +255,7 @@ def _end(replies: dict[int, int]) -> None:
         for pid in replies if time.monotonic() > end else ():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        time.sleep(0.02)
+        time.sleep(REAP_SECONDS)
         _reap(replies)
 
 
@@ -275,11 +271,9 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
         # With what it starts, such as loading processes, it can be killed at once; and Linux shares
         # a busy machine out by session, so that each run of a queue counts as one.
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         threading.Thread(target=_leave_with_server, args=(alive,), daemon=True).start()
         os.environ.update(order.get("variables", {}))
-        error = None
+        report: dict[str, Any] = {"error": None}
         try:
             if "train" in order:
                 with StopOnSignals() as stop:
@@ -289,12 +283,11 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
 
                 for settings in order["check"]:
                     data.check(Settings.model_validate_json(settings))
-        except LsaError as caught:
-            error = caught
+        except LsaError as error:
+            report = {"error": str(error), "exit_code": error.exit_code}
         # Modules need not be taken down one by one, which takes a good part of a second.
         atexit._run_exitfuncs()
-        exit_code = None if error is None else error.exit_code
-        _report(reply, error=None if error is None else str(error), exit_code=exit_code)
+        _report(reply, **report)
         code = 0
     except KeyboardInterrupt:  # it was interrupted twice
         code = 130

@@ -1,12 +1,11 @@
 """What is on disk of runs: their folders, found by name, and what launching left beside them.
 
-Under ``results/<tier>/launch/`` lie arrays, lives and failures:
+Under ``results/<tier>/launch/`` lie arrays and lives:
 
 ``<key>/array.json``        one submission: its runs by array index, its job; written before it is
                             submitted, so that a launcher that dies in between loses nothing
 ``<key>/``                  beside it submitit's files and the output of the jobs
 ``lives/<identity>.jsonl``  how often a run was started, where, and why each life ended
-``failures/<identity>.json``  the error a run died with, so that equal errors can be counted
 ``cancelled/<identity>``    the user does not want this run any more, whatever its job does
 ``held.json``               why the rest of the queue was stopped
 
@@ -16,16 +15,13 @@ The folder is private: submitit's pickles run as code for whoever can write them
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -34,8 +30,9 @@ from lsa_study.config import study, yaml
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_json, writable, write_json
-from lsa_study.launch.scheduler import SlurmJob, array_of
+from lsa_study.files import locked, read_json, writable, write_json
+from lsa_study.launch import scheduler
+from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
 
 INTERRUPTED = "interrupted"
@@ -63,7 +60,7 @@ def identity_of(name: str) -> str:
     return name.rsplit("-", 1)[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunRef:
     """A run folder and what its name says."""
 
@@ -95,9 +92,8 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
         ConfigError: none does, or several do; they are named.
     """
     runs = chosen_runs(results, (), tier)
-    alike = [run for run in runs if text in (run.name, run.identity)] or [
-        run for run in runs if any(one.startswith(text) for one in (run.name, run.identity))
-    ]
+    begin = [run for run in runs if run.name.startswith(text) or run.identity.startswith(text)]
+    alike = [run for run in begin if text in (run.name, run.identity)] or begin
     if len(alike) == 1:
         return alike[0]
     if not alike:
@@ -119,7 +115,7 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     runs = [
         RunRef(one, match["variant"], int(match["seed"]), match["identity"], folder)
         for one in tiers_of(results, tier)
-        for folder in rundir.existing(results, one).values()
+        for folder in rundir.run_folders(results, one)
         if (match := NAME.fullmatch(folder.root.name))
     ]
     place = [*TIERS].index
@@ -128,11 +124,14 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
         return runs
     wanted: set[str] = set()
     for name in study.expand_names(names):
-        if (variants := _variants_of(name)) is not None:
-            wanted |= {run.identity for run in runs if run.variant in variants}
-            wanted |= {run.identity for run in asked_runs(results, [name], tier)}
-        else:
+        try:
+            path = study.find_study(name)
+        except ConfigError:  # no study: a run
             wanted.add(one_run(results, name, tier).identity)
+            continue
+        variants = yaml.read(path).data.get("variants", ())
+        wanted |= {run.identity for run in runs if run.variant in variants}
+        wanted |= {run.identity for run in asked_runs(results, [name], tier)}
     return [run for run in runs if run.identity in wanted]
 
 
@@ -140,21 +139,10 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
     """The runs of studies as they were last asked for, at the tiers that have runs."""
     loaded = []
     for name in study.expand_names(names):
-        if _variants_of(name) is None:
-            continue
         for place in tiers_of(results, tier) or ["toy"]:
-            with contextlib.suppress(ConfigError):  # not a study of this tier
+            with contextlib.suppress(ConfigError):  # no study, or none of this tier
                 loaded.append(study.load_study(name, tier=place, recall=results))
     return study.distinct(loaded)
-
-
-def _variants_of(name: str) -> set[str] | None:
-    """The variants of a study; None if there is no study of that name."""
-    try:
-        path = study.find_study(name)
-    except ConfigError:
-        return None
-    return set(yaml.read(path).data.get("variants", ()))
 
 
 # -- launch records -----------------------------------------------------------------------------
@@ -177,16 +165,13 @@ class Array:
     job: str | None = None
     """None until SLURM has taken it."""
 
-    def job_of(self, index: int) -> str | None:
-        """The job id of a run."""
-        if self.job is None:
-            return None
-        return f"{self.job}_{index}" if len(self.runs) > 1 else self.job
-
     def jobs(self) -> dict[str, str]:
         """The job id of every run by its identity; none until SLURM has taken it."""
-        jobs = {identity_of(name): self.job_of(index) for index, name in enumerate(self.runs)}
-        return {identity: job for identity, job in jobs.items() if job is not None}
+        if self.job is None:
+            return {}
+        if len(self.runs) == 1:
+            return {identity_of(self.runs[0]): self.job}
+        return {identity_of(name): f"{self.job}_{index}" for index, name in enumerate(self.runs)}
 
 
 COMMENT_PREFIX = "lsa-study:"
@@ -212,50 +197,39 @@ class Life:
     """How it ended: an outcome, preempted, timeout, cancelled, node, lost, or a failure's cause."""
     ended_at: list[int] | None = None
 
-    @property
-    def gained(self) -> bool:
-        """Whether it moved the run on, as far as is known."""
-        return self.ended_at is None or self.ended_at > self.begun_at
+
+def error_of(run: RunDir, since: float = 0.0) -> str | None:
+    """The error that ended a run, if the next run may well die of it too; equal for equal errors.
+
+    Errors are the same if their lines of code are, and their messages but for the run's name and
+    numbers, such as of processes and bytes.
+
+    Args:
+        since: what is older does not count, in seconds since 1970.
+    """
+    status = run.status()
+    late = (status.heartbeat or 0.0) >= since
+    if status.state != "failed" or status.cause not in OWN_FAULTS or not late:
+        return None
+    trace: list[str] = []
+    for attempt in run.attempts()[-1:]:
+        with contextlib.suppress(OSError):
+            log = (attempt / "log.txt").read_text("utf-8", "replace")
+            _, begun, tail = log.rpartition("Traceback ")
+            trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
+    plain = (status.message or "").replace(str(run.root), "").replace(run.root.name, "")
+    return repr((re.sub(r"\d+", "0", plain), trace))
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The error that a run died with."""
-
-    run: str
-    signature: str
-    """Equal for runs that died of the same error."""
-    message: str
-
-    @classmethod
-    def of(cls, run: RunDir, cause: str | None, message: str) -> Self | None:
-        """Of a run that has just failed; None if its cause says nothing about the next run.
-
-        Errors are the same if their lines of code are, and their messages but for the run's name
-        and numbers, such as of processes and bytes.
-        """
-        if cause not in OWN_FAULTS:
-            return None
-        trace: list[str] = []
-        if attempts := run.attempts():
-            with contextlib.suppress(OSError):
-                log = (attempts[-1] / "log.txt").read_text("utf-8", "replace")
-                _, begun, tail = log.rpartition("Traceback ")
-                trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
-        plain = message.replace(str(run.root), "").replace(run.root.name, "")
-        plain = re.sub(r"\d+", "0", plain)
-        signature = hashlib.sha256(repr((plain, trace)).encode()).hexdigest()[:16]
-        return cls(run.root.name, signature, message)
-
-
-def equal_failures(failures: Sequence[Failure]) -> list[Failure]:
-    """Those of one error, if they are so many that the next run would die of it too."""
-    counts = Counter(failure.signature for failure in failures)
-    most, count = counts.most_common(1)[0] if counts else ("", 0)
-    return [one for one in failures if one.signature == most] * (count >= EQUAL_FAILURES)
-
-
-Record = TypeVar("Record", Array, Failure)
+def last_lines(path: Path, count: int = 20) -> list[str]:
+    """The last lines of a file that hold something; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 400 * count))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
 
 @dataclass(frozen=True)
@@ -279,14 +253,8 @@ class LaunchFolder:
         """Be the only launcher of this tier while the block runs; waits for another."""
         with writable(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = (self.root / ".lock").open("w")
-        with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(self.root / ".lock"):
             yield
-
-    def folder_of(self, array: Array) -> Path:
-        """Where an array's files lie."""
-        return self.root / array.key
 
     def _made(self, name: str) -> Path:
         folder = self.root / name
@@ -298,32 +266,35 @@ class LaunchFolder:
         folder = self._made(array.key)
         write_json(folder / "array.json", TypeAdapter(Array).dump_python(array, mode="json"))
 
-    def arrays(self, queue: Mapping[str, SlurmJob] | None = None) -> list[Array]:
-        """All submissions, oldest first; damaged records are left out.
-
-        Args:
-            queue: where to find the jobs of those whose launcher died before it noted them.
-        """
-        found = self._all(Array, "*/array.json")
-        jobs = {job.comment: array_of(job.job) for job in (queue or {}).values()}
-        for place, array in enumerate(found):
-            job = jobs.get(COMMENT_PREFIX + array.key)
-            if array.job is None and job is not None:
-                found[place] = replace(array, job=job)
-                self.write(found[place])
+    def arrays(self) -> list[Array]:
+        """All submissions, oldest first; damaged records are left out."""
+        found: list[Array] = []
+        for path in sorted(self.root.glob("*/array.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(TypeAdapter(Array).validate_json(path.read_bytes()))
         return sorted(found, key=lambda array: (array.created, array.key))
 
-    def _all(self, kind: type[Record], pattern: str) -> list[Record]:
-        """The records in files of JSON; damaged ones are left out."""
-        found, adapter = [], TypeAdapter(kind)
-        for path in sorted(self.root.glob(pattern)):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(adapter.validate_json(path.read_bytes()))
-        return found
+    def in_hand(self) -> tuple[list[Array], dict[str, SlurmJob]]:
+        """All submissions, and the jobs of their users that have not ended, by job id.
+
+        Notes the jobs of submissions whose launcher died before it could.
+
+        Raises:
+            Rejected: SLURM does not answer.
+        """
+        arrays = self.arrays()
+        queue = scheduler.queue({array.user for array in arrays})
+        jobs = {job.comment: scheduler.array_of(job.job) for job in queue.values()}
+        for place, array in enumerate(arrays):
+            job = jobs.get(COMMENT_PREFIX + array.key)
+            if array.job is None and job is not None:
+                arrays[place] = replace(array, job=job)
+                self.write(arrays[place])
+        return arrays, queue
 
     def output_of(self, array: Array, job: str, rank: int = 0) -> Path:
         """The file that one process of a job prints into."""
-        return self.folder_of(array) / f"{job}_{rank}_log.out"
+        return self.root / array.key / f"{job}_{rank}_log.out"
 
     def lives(self, identity: str) -> list[Life]:
         """All starts of a run, oldest first."""
@@ -342,7 +313,8 @@ class LaunchFolder:
     def idle(self, identity: str) -> bool:
         """Whether the last ``IDLE_LIVES`` of a run gained nothing."""
         last = self.lives(identity)[-IDLE_LIVES:]
-        return len(last) == IDLE_LIVES and not any(life.gained for life in last)
+        still = [life.ended_at is not None and life.ended_at <= life.begun_at for life in last]
+        return len(last) == IDLE_LIVES and all(still)
 
     def note_life(self, identity: str, facts: Mapping[str, Any]) -> None:
         """Append to a run's lives; ``job`` and ``restart`` say which one is meant."""
@@ -351,29 +323,9 @@ class LaunchFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def failures(self) -> list[Failure]:
-        """The errors that runs died with and that nobody has looked after yet."""
-        return self._all(Failure, "failures/*.json")
-
-    def note_failure(self, failure: Failure) -> None:
-        """Record a run's error."""
-        write_json(self._made("failures") / f"{identity_of(failure.run)}.json", asdict(failure))
-
-    def forget(self, identities: Sequence[str]) -> None:
-        """Drop the errors of runs that are queued again, and that they were cancelled."""
-        for identity in identities:
-            (self.root / "failures" / f"{identity}.json").unlink(missing_ok=True)
-            (self.root / "cancelled" / identity).unlink(missing_ok=True)
-
-    def cancelled(self, identity: str) -> bool:
-        """Whether the user cancelled the run since it was last queued."""
-        return (self.root / "cancelled" / identity).exists()
-
-    def note_cancelled(self, identities: Sequence[str]) -> None:
-        """Record that runs are not wanted any more."""
-        folder = self._made("cancelled")
-        for identity in identities:
-            (folder / identity).touch()
+    def cancelled(self, identity: str) -> Path:
+        """The file that is there from when the user cancels a run until it is queued again."""
+        return self.root / "cancelled" / identity
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""

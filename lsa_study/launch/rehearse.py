@@ -9,20 +9,21 @@ from what was measured. Importing this imports no torch.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
-from lsa_study.files import writable, write_json
+from lsa_study.errors import LsaError
+from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
@@ -76,6 +77,10 @@ class Rehearsed(BaseModel):
         )
 
 
+_FILE = TypeAdapter(dict[str, dict[str, Rehearsed]])
+"""The file holds them as ``rows``, by ``key``."""
+
+
 def key(settings: Settings) -> str:
     """Rows that differ only in seed, number of epochs and first weights share a rehearsal."""
     train = settings.train.model_copy(update={"epochs": 1, "start": None})
@@ -85,24 +90,19 @@ def key(settings: Settings) -> str:
 def read_rehearsals(results: Path, tier: str) -> dict[str, Rehearsed]:
     """The rehearsed rows of a tier by ``key``; none where nothing was rehearsed."""
     try:
-        found = json.loads((results / tier / FILE).read_text("utf-8"))["rows"]
-        return {name: Rehearsed.model_validate(row) for name, row in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+        return _FILE.validate_json((results / tier / FILE).read_bytes())["rows"]
+    except (OSError, ValueError, KeyError):
         return {}
 
 
-def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> Path:
+def note(results: Path, tier: str, rows: Mapping[str, Rehearsed]) -> None:
     """Add rows to what was rehearsed before; a row rehearsed again is replaced.
 
     Raises:
         EnvironmentLacks: the folder cannot be written.
     """
-    path = results / tier / FILE
-    with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     together = {**read_rehearsals(results, tier), **rows}
-    write_json(path, {"rows": {name: row.model_dump() for name, row in together.items()}})
-    return path
+    write_json(results / tier / FILE, _FILE.dump_python({"rows": together}), make_folder=True)
 
 
 def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tuple[str, str]]:
@@ -122,20 +122,16 @@ def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tu
         done = f"{len(hours)} of {len(runs)} runs to do"
         longest = f"the longest {max(hours):,.2f}"
         lines.append(("cost", f"{sum(hours):,.2f} {name} hours for {done}, {longest}"))
-    if sizes := [(row.peak_bytes, row) for _, row in known if row.peak_bytes is not None]:
-        size, row = max(sizes, key=lambda pair: pair[0])
-        most = f"at most {size / 1e9:.2f} GB ({row.variant}), rehearsed on {row.device}"
-        lines.append(("memory", most))
+    if most := max((row.peak_bytes or 0 for _, row in known), default=0):
+        row = next(row for _, row in known if row.peak_bytes == most)
+        size = f"at most {most / 1e9:.2f} GB"
+        lines.append(("memory", f"{size} ({row.variant}), rehearsed on {row.device}"))
     bad = {row.variant: row for _, row in known if row.state != "ok"}
     lines += [("trouble", f"{name}: {row.state}: {row.words}") for name, row in bad.items()]
     return lines
 
 
 # -- rehearsing ----------------------------------------------------------------------------------
-
-
-class _Failed(Exception):
-    """What a row's rehearsal failed at."""
 
 
 def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
@@ -146,28 +142,26 @@ def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     settings, devices = run.settings, run.resources.nodes * run.resources.gpus
     images = STEPS * settings.train.batch_size
     tested = IMAGES[settings.data.name][1] // TEST_SHARE
-    changes = {
-        "data": {
-            "train_limit": min(images, settings.data.train_limit or images),
-            "test_limit": min(tested, settings.data.test_limit or tested),
-        },
-        "train": {"epochs": EPOCHS, "start": None},
-        "runtime": {
-            "accumulate": devices * settings.runtime.accumulate, "checkpoint_seconds": checkpoints
-        },
-    }  # fmt: skip
+    limits = {
+        "train_limit": min(images, settings.data.train_limit or images),
+        "test_limit": min(tested, settings.data.test_limit or tested),
+    }
+    parts = devices * settings.runtime.accumulate
+    runtime = {"accumulate": parts, "checkpoint_seconds": checkpoints}
     groups = {
-        name: getattr(settings, name).model_copy(update=values) for name, values in changes.items()
+        "data": settings.data.model_copy(update=limits),
+        "train": settings.train.model_copy(update={"epochs": EPOCHS, "start": None}),
+        "runtime": settings.runtime.model_copy(update=runtime),
     }
     return settings.model_copy(update=groups)
 
 
+@dataclass
 class Rehearsal:
     """Rows rehearsed one after another; ``tell`` is given a line for each."""
 
-    def __init__(self, results: Path, *, tell: Callable[[str], object]) -> None:
-        self.results, self.tell = results, tell
-        self.draw = random.Random()
+    results: Path
+    tell: Callable[[str], object]
 
     def work(self, runs: Sequence[RunSpec]) -> list[Rehearsed]:
         """Rehearse each distinct row once, and keep what is found for ``lsa plan``.
@@ -216,7 +210,7 @@ class Rehearsal:
                 }  # fmt: skip
                 row["words"] = self._kill_and_resume(folder, run, whole, row["step_seconds"])
                 row["state"] = "ok"
-        except _Failed as error:
+        except LsaError as error:
             row |= {"state": "failed", "words": f"{error}; its folder is kept: {folder}"}
         else:
             shutil.rmtree(folder)
@@ -233,7 +227,7 @@ class Rehearsal:
         status = folder.status()
         if status.state not in OUTCOMES:
             died = ended_by(report.get("code"))
-            raise _Failed(str(status.message) if status.state == "failed" else died)
+            raise LsaError(str(status.message) if status.state == "failed" else died)
         return folder
 
     def _kill_and_resume(
@@ -242,29 +236,29 @@ class Rehearsal:
         """Train again with a kill in between, and compare; returns how it went."""
         cut = RunDir(folder / "killed")
         # The checkpoints of the last epoch's end come too late: the run would be over.
-        for saves in (self.draw.randint(1, SAVED - 2), 1, 1):
+        for saves in (random.randint(1, SAVED - 2), 1, 1):
             cut.create(shortened(run, checkpoints=1e-6), variant=run.variant)
-            self._kill_after(cut, saves, self.draw.uniform(0.0, step_seconds))
+            self._kill_after(cut, saves, random.uniform(0.0, step_seconds))
             if cut.result() is None:
                 break
             shutil.rmtree(cut.root)
         else:
-            raise _Failed("all its steps were done before it could be killed")
+            raise LsaError("all its steps were done before it could be killed")
         if cut.status().state == "failed":
-            raise _Failed(f"before it was killed: {cut.status().message}")
+            raise LsaError(f"before it was killed: {cut.status().message}")
         self._train(cut.root, run, checkpoints=1e-6)
         if (ended := cut.status()).state != "done":
-            raise _Failed(f"resumed after a kill it ended {ended.state}: {ended.message}")
+            raise LsaError(f"resumed after a kill it ended {ended.state}: {ended.message}")
         log = (cut.attempts()[-1] / "log.txt").read_text("utf-8")
         if (resumed := re.search(r"resumed at epoch \d+, step \d+", log)) is None:
-            raise _Failed("killed after a checkpoint, it began anew instead of resuming")
+            raise LsaError("killed after a checkpoint, it began anew instead of resuming")
         if (found := differing(whole, cut)) is None:
             return f"killed, {resumed[0]}, to the same bits"
         if (result := whole.result()) is not None and result.device_kind == "cpu":
-            raise _Failed(f"{resumed[0]}: {found}")
+            raise LsaError(f"{resumed[0]}: {found}")
         again = self._train(folder / "again", run)
         if farther := farther_than_a_repeat(whole, again, cut):
-            raise _Failed(f"{resumed[0]}: {found}; {farther}")
+            raise LsaError(f"{resumed[0]}: {found}; {farther}")
         return f"killed, {resumed[0]}, as near as an undisturbed repeat"
 
     def _kill_after(self, folder: RunDir, saves: int, pause: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lsa_study.config.study import Resources, RunSpec
@@ -43,42 +44,45 @@ def retry(
     """
     if unknown := [cause for cause in causes if cause not in CAUSES]:
         raise ConfigError(f"--cause {unknown[0]}: no such cause; known: {', '.join(CAUSES)}")
-    done = Launched()
     rows = status(results, names, tier=tier)
-    for one in sorted({row.tier for row in rows}):
-        records = LaunchFolder.of(results, one)
-        arrays = {identity_of(name): array for array in records.arrays() for name in array.runs}
-        runs: list[RunSpec] = []
-        bad_nodes: set[str] = set()
-        for row in rows:
-            wanted = row.state in UNFINISHED or (row.state == "oom" and "oom" in causes)
-            if row.tier != one or not wanted or row.folder is None:
-                continue
-            if reason := _why_not(row, causes, records, accumulate):
-                done.skipped.setdefault(f"not tried again: {reason}", []).append(row.name)
-                continue
-            run = _run(row, arrays.get(row.identity), results, accumulate)
-            (runs if row.identity in arrays else done.local).append(run)
-            # Where it found no device; SLURM itself keeps away from nodes that are down.
-            if row.folder.status().cause == "node" and run.resources.nodes == 1:
-                bad_nodes |= {life.host for life in records.lives(row.identity)[-1:]}
-        if runs:
-            held = records.held()
-            names_held = {identity_of(name) for name in held["runs"]} if held else set()
-            if held and names_held & {run.identity for run in runs}:
-                scheduler.order("release", held["arrays"])
-                records.note_held(None)
-            exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
-            site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
-            launch(runs, results, site, again=True, launched=done)
-    return done
+    tiers = {row.tier: LaunchFolder.of(results, row.tier) for row in rows}
+    arrays = {
+        identity_of(name): array
+        for records in tiers.values()
+        for array in records.arrays()
+        for name in array.runs
+    }
+    runs: list[RunSpec] = []
+    local: list[RunSpec] = []
+    skipped: dict[str, list[str]] = {}
+    bad_nodes: set[str] = set()
+    for row in rows:
+        if row.state not in UNFINISHED and not (row.state == "oom" and "oom" in causes):
+            continue
+        records = tiers[row.tier]
+        if reason := _why_not(row, causes, records, accumulate):
+            skipped.setdefault(f"not tried again: {reason}", []).append(row.name)
+            continue
+        run = _run(row, arrays.get(row.identity), results, accumulate)
+        (runs if row.identity in arrays else local).append(run)
+        # Where it found no device; SLURM itself keeps away from nodes that are down.
+        if row.folder.status().cause == "node" and run.resources.nodes == 1:
+            bad_nodes |= {life.host for life in records.lives(row.identity)[-1:]}
+    for records in tiers.values():
+        held = records.held()
+        if held and {identity_of(name) for name in held["runs"]} & {run.identity for run in runs}:
+            scheduler.order("release", held["arrays"])
+            records.note_held(None)
+    exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
+    site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
+    done = launch(runs, results, site, again=True) if runs else Launched()
+    return replace(done, skipped=done.skipped | skipped, local=local)
 
 
 def _why_not(
     row: RunStatus, causes: Sequence[str], records: LaunchFolder, accumulate: int | None
 ) -> str | None:
     """Why a run that did not end well is not tried again; None if it is."""
-    assert row.folder is not None
     if row.state == "oom":
         if accumulate is not None:
             return None
@@ -99,7 +103,6 @@ def _why_not(
 
 def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | None) -> RunSpec:
     """The run of a row, in more parts if it was out of memory."""
-    assert row.folder is not None
     settings, start = row.folder.settings(), row.folder.config().get("start")
     if row.state == "oom":
         runtime = settings.runtime.model_copy(update={"accumulate": accumulate})

@@ -11,8 +11,9 @@ import re
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 from lsa_study.errors import EnvironmentLacks
@@ -45,10 +46,13 @@ class SlurmJob:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
     @property
-    def held(self) -> bool:
-        """Whether it waits for somebody to release it."""
-        return self.pending and self.reason.startswith("JobHeld")
+    def ended(self) -> bool:
+        """Whether it has left the queue; the rest is what is remembered of it."""
+        return self.exit_code != ""
 
+
+UNKNOWN, GONE = "UNKNOWN", "GONE"
+"""States of a job while SLURM does not answer, and of one that it does not have in the queue."""
 
 DISK_EXIT_CODE = 28
 """Of a process that could write nothing more; the system's number for a full device."""
@@ -76,7 +80,7 @@ class Rejected(EnvironmentLacks):
     """SLURM refused an order; holds its own words."""
 
 
-def call(*words: str, text: str | None = None, seconds: float = SECONDS) -> str:
+def call(*words: str, text: str | None = None) -> str:
     """Run one of SLURM's commands and return what it printed.
 
     Raises:
@@ -84,12 +88,12 @@ def call(*words: str, text: str | None = None, seconds: float = SECONDS) -> str:
     """
     try:
         done = subprocess.run(
-            words, input=text, capture_output=True, text=True, check=False, timeout=seconds
+            words, input=text, capture_output=True, text=True, check=False, timeout=SECONDS
         )
     except OSError as error:
         raise Rejected(f"{words[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise Rejected(f"{words[0]}: no answer from SLURM within {seconds:.0f} s") from None
+        raise Rejected(f"{words[0]}: no answer from SLURM within {SECONDS:.0f} s") from None
     if done.returncode != 0:
         raise Rejected(plain_words(done.stderr) or f"{words[0]} failed ({done.returncode})")
     return done.stdout
@@ -138,13 +142,11 @@ def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
                 index = facts["ArrayTaskId"]
                 job = f"{facts['ArrayJobId']}_{index}" if index else facts["JobId"]
                 found[job] = SlurmJob(job, facts["JobState"], exit_code=facts["ExitCode"])
-    missing = sorted({array_of(job) for job in wanted - found.keys()})
-    command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
-    with contextlib.suppress(Rejected):
-        for part in _parts(missing):
-            asked = ("--format", "JobID,State,ExitCode", "--jobs", ",".join(part))
-            for line in call(*command, *asked).splitlines():
-                job, state, code = line.split("|")
+    if missing := ",".join(sorted({array_of(job) for job in wanted - found.keys()})):
+        command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
+        with contextlib.suppress(Rejected):
+            told = call(*command, "--format", "JobID,State,ExitCode", "--jobs", missing)
+            for job, state, code in (line.split("|") for line in told.splitlines()):
                 # "CANCELLED by 1000"
                 found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], exit_code=code))
     return {job: end for job, end in found.items() if job in wanted}
@@ -189,26 +191,27 @@ def submit_limit() -> int | None:
     return min((int(line) for line in listed.split() if line.isdigit()), default=None)
 
 
-def partitions() -> list[str]:
-    """The partitions of the cluster; empty if it does not tell."""
-    try:
-        return sorted(set(call("sinfo", "--noheader", "--format", "%R").split()))
-    except Rejected:
-        return []
+def explained(error: Rejected) -> str:
+    """What SLURM said, and which partitions there are if it is about these."""
+    message = str(error)
+    if "partition" in message.lower():
+        with contextlib.suppress(Rejected):
+            known = set(call("sinfo", "--noheader", "--format", "%R").split())
+            message += f"; known partitions: {', '.join(sorted(known))}"
+    return message
 
 
 def seconds_left(job: str) -> float | None:
     """Seconds until a running job's time limit; None if unknown or without limit."""
     try:
-        told = call("squeue", "--noheader", "--job", job, "--format", "%L").strip()
-    except Rejected:
+        left = call("squeue", "--noheader", "--job", job, "--format", "%L").strip()
+        # [[DAYS-]HOURS:]MINUTES:SECONDS, or a word
+        days, _, clock = left.rpartition("-")
+        hours, minutes, seconds = map(int, f"0:{clock}".split(":")[-3:])
+        left_over = timedelta(int(days or 0), hours=hours, minutes=minutes, seconds=seconds)
+        return left_over.total_seconds()
+    except (Rejected, ValueError):
         return None
-    # [[DAYS-]HOURS:]MINUTES:SECONDS, or a word
-    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", told)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 # -- telling ------------------------------------------------------------------------------------
@@ -235,8 +238,8 @@ def order(verb: Literal["hold", "release"], arrays: Iterable[str]) -> None:
     """Keep the pending elements of arrays from starting, or let them start again."""
     for array in arrays:
         # An array of which some elements have ended is an error to scontrol, yet it does the rest.
-        command = ["scontrol", verb, array]
-        subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
+        with contextlib.suppress(Rejected):
+            call("scontrol", verb, array)
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
@@ -248,14 +251,9 @@ def cancel(jobs: Sequence[str], *options: str) -> None:
     Raises:
         Rejected: the controller does not answer, or one may not.
     """
-    for part in _parts(jobs):
+    for start in range(0, len(jobs), CALL_SIZE):
         try:
-            call("scancel", *options, *part)
+            call("scancel", *options, *jobs[start : start + CALL_SIZE])
         except Rejected as error:
             if re.search(SILENT + "|denied", str(error)):
                 raise
-
-
-def _parts(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), CALL_SIZE):
-        yield items[start : start + CALL_SIZE]

@@ -6,6 +6,7 @@ launch submits only what the first could not.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import getpass
 import os
@@ -15,13 +16,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
-from lsa_study.config.study import RunSpec
+from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
@@ -52,11 +53,6 @@ class Launched:
     """Of a retry: the runs that no cluster ever had, for the local queue."""
 
     @property
-    def count(self) -> int:
-        """How many runs were queued."""
-        return sum(len(array.runs) for array in self.queued)
-
-    @property
     def exit_code(self) -> int:
         """0 all that was missing is queued, 1 some of it is not."""
         return 1 if self.left else 0
@@ -82,40 +78,34 @@ def launch(
     results: Path,
     cluster: Cluster,
     *,
-    mode: Literal["submit", "dry-run"] = "submit",
+    dry_run: bool = False,
     again: bool = False,
-    launched: Launched | None = None,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
 
     Args:
         runs: as ``study.distinct`` gives them.
         results: on a disk that the nodes see.
-        mode: submit; or dry-run, which writes and queues nothing and fills ``scripts``.
+        dry_run: write and queue nothing, but fill ``scripts``.
         again: whether runs that failed of their own fault are tried again.
-        launched: what was done before with the same command; it is added to.
 
     Raises:
         EnvironmentLacks: there is no SLURM here, the data are missing, or SLURM refuses all of it.
     """
-    if mode not in ("submit", "dry-run"):
-        raise ValueError(f"mode={mode!r}: give submit or dry-run")
     for command in ("sbatch", "srun", "squeue", "scontrol"):
         if shutil.which(command) is None:
             raise EnvironmentLacks(
                 f"launch needs SLURM: {command} is not on PATH here. "
                 "On a login node, load it; on this machine use lsa run"
             )
-    launched = launched or Launched()
+    launched = Launched()
     for tier in sorted({run.settings.tier for run in runs}):
-        launcher = _Launcher(results.absolute(), tier, cluster, launched)
+        records = LaunchFolder.of(results.absolute(), tier)
         of_tier = [run for run in runs if run.settings.tier == tier]
-        if mode == "dry-run":
-            launcher.try_out(launcher.missing(of_tier, again))
-            continue
-        with launcher.records.lock():
+        with contextlib.nullcontext() if dry_run else records.lock():
+            launcher = _Launcher(results.absolute(), tier, cluster, launched)
             if missing := launcher.missing(of_tier, again):
-                launcher.submit(missing)
+                (launcher.try_out if dry_run else launcher.submit)(missing)
     if launched.left and not launched.queued:
         raise EnvironmentLacks(launched.refusal or "SLURM took nothing")
     return launched
@@ -128,44 +118,49 @@ class _Launcher:
         self.results, self.cluster, self.launched = results, cluster, launched
         self.records = LaunchFolder.of(results, tier)
         self.existing = rundir.existing(results, tier)
+        arrays, queue = self.records.in_hand()
+        self.in_hand = len(queue)
+        """Jobs of earlier launches."""
+        self.jobs = {
+            identity: job
+            for array in arrays
+            for identity, job in array.jobs().items()
+            if job in queue
+        }
+        """Those of runs of this tier, by identity; what is queued is added."""
+        active = {scheduler.array_of(job) for job in queue}
+        self.previous = next((one.job for one in reversed(arrays) if one.job in active), None)
+        """The newest array that SLURM has in hand."""
 
     def missing(self, runs: list[RunSpec], again: bool) -> list[RunSpec]:
         """Of the runs, those to queue, in order."""
-        self.jobs = scheduler.queue({array.user for array in self.records.arrays()})
-        in_queue = {
-            identity
-            for array in self.records.arrays(self.jobs)
-            for identity, job in array.jobs().items()
-            if job in self.jobs
-        }
         missing = []
         for run in runs:
-            reason = _why_not(self.existing.get(run.identity), run.identity in in_queue, again)
+            reason = _why_not(self._folder(run), run.identity in self.jobs, again)
             if reason is None:
                 missing.append(run)
             else:
                 self.launched.skipped.setdefault(reason, []).append(run.name)
         if not again:
-            need_starts(missing, self.existing, in_queue | {run.identity for run in missing})
+            need_starts(missing, self.existing, {*self.jobs, *(run.identity for run in missing)})
         by_identity = {run.identity: run for run in missing}
-        return sorted(missing, key=lambda run: (_rank(run, by_identity), run.seed))
+        self.ranks = {run.identity: _rank(run, by_identity) for run in missing}
+        return sorted(missing, key=lambda run: (self.ranks[run.identity], run.seed))
 
     def try_out(self, runs: list[RunSpec]) -> None:
         """Write the scripts, and have SLURM look at one of each kind."""
-        tried = set()
+        kinds: dict[tuple[Resources, int], str] = {}
         for chunk in self._plan(runs):
-            array = self._array(chunk)
-            script = _script(self._executor(array), len(chunk))
+            array, _, script = self._prepared(chunk)
+            kinds[array.resources, len(chunk)] = script
             self.launched.queued.append(array)
             self.launched.scripts.append(script)
-            if (kind := (array.resources, len(chunk))) not in tried:
-                tried.add(kind)
-                try:
-                    scheduler.call("sbatch", "--test-only", text=script)
-                except scheduler.Rejected as error:
-                    raise EnvironmentLacks(
-                        f"SLURM would refuse this: {_explained(error)}"
-                    ) from None
+        try:
+            for script in kinds.values():
+                scheduler.call("sbatch", "--test-only", text=script)
+        except scheduler.Rejected as error:
+            why = scheduler.explained(error)
+            raise EnvironmentLacks(f"SLURM would refuse this: {why}") from None
 
     def submit(self, runs: list[RunSpec]) -> None:
         """Queue the runs, as many as one may."""
@@ -178,24 +173,20 @@ class _Launcher:
                 raise EnvironmentLacks(f"{error} ({where})") from None
         known = (self.cluster.submit_limit, scheduler.submit_limit())
         limit = min((limit for limit in known if limit is not None), default=None)
-        room = len(runs) if limit is None else max(0, limit - len(self.jobs))
-        left = runs[room:]
-        # The newest array of earlier launches that SLURM still has in hand.
-        active = {scheduler.array_of(job) for job in self.jobs}
-        earlier = [array.job for array in self.records.arrays() if array.job in active]
-        previous = earlier[-1] if earlier else None
+        room = len(runs) if limit is None else max(0, limit - self.in_hand)
         arrays = list(self._plan(runs[:room]))
-        for number, chunk in enumerate(arrays):
+        for number, chunk in enumerate(arrays, 1):
             try:
-                previous = self._queue(chunk, previous)
+                self._queue(chunk)
             except scheduler.Rejected as error:
-                left += [run for part in arrays[number:] for run in part]
-                refusal = f"SLURM refused array {number + 1} of {len(arrays)}: {_explained(error)}"
+                why = scheduler.explained(error)
+                refusal = f"SLURM refused array {number} of {len(arrays)}: {why}"
                 for array in self.launched.queued:
                     refusal += f"; job {array.job} is queued, lsa cancel {array.study} removes it"
                 self.launched.refusal = refusal
                 break
-        self.launched.left += [run.name for run in left]
+        left = [run.name for run in runs if run.identity not in self.jobs]
+        self.launched.left += left
         if left and self.launched.refusal is None:
             self.launched.refusal = f"no more than {limit} jobs may be queued at once"
 
@@ -206,87 +197,83 @@ class _Launcher:
         """
         most = scheduler.setting("MaxArraySize", 1001)
         seeds_apart = len({run.resources for run in runs}) > 1
-        by_identity = {run.identity: run for run in runs}
-        ranks = {run.identity: _rank(run, by_identity) for run in runs}
         groups: dict[Any, list[RunSpec]] = {}
-        for run in sorted(runs, key=lambda run: ranks[run.identity]):
-            kind = ranks[run.identity], run.resources, seeds_apart and run.seed
+        for run in runs:
+            kind = self.ranks[run.identity], run.resources, seeds_apart and run.seed
             groups.setdefault(kind, []).append(run)
         for group in groups.values():
             for start in range(0, len(group), most):
                 yield group[start : start + most]
 
-    def _array(self, runs: Sequence[RunSpec]) -> Array:
-        resources = runs[0].resources
-        return Array(
-            key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
-            runs=tuple(self._folder(run).root.name for run in runs),
-            study=runs[0].study,
-            resources=resources,
-            gpus=self.cluster.gpus_of(resources),
-            user=getpass.getuser(),
-            created=time.time(),
-        )
-
     def _folder(self, run: RunSpec) -> RunDir:
         here = rundir.runs_folder(self.results, run.settings.tier) / run.name
         return self.existing.get(run.identity) or RunDir(here)
 
-    def _executor(self, array: Array, after: Sequence[str] = ()) -> SlurmExecutor:
-        executor = SlurmExecutor(self.records.folder_of(array), max_num_timeout=ENDLESS)
+    def _prepared(
+        self, runs: Sequence[RunSpec], after: Sequence[str] = ()
+    ) -> tuple[Array, SlurmExecutor, str]:
+        """A submission that waits for other jobs, what submits it, and its batch script."""
+        array = Array(
+            key=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}",
+            runs=tuple(self._folder(run).root.name for run in runs),
+            study=runs[0].study,
+            resources=runs[0].resources,
+            gpus=self.cluster.gpus_of(runs[0].resources),
+            user=getpass.getuser(),
+            created=time.time(),
+        )
+        folder = self.records.root / array.key
+        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS)
         asked = self.cluster.options(array.resources)
         if after:
             asked["dependency"] = ":".join(["afterany", *after])
-        folder = shlex.quote(str(self.records.folder_of(array)))
         job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         executor.update_parameters(
             job_name=f"lsa-{array.study}",
             comment=COMMENT_PREFIX + array.key,
-            array_parallelism=self.cluster.throttle or len(array.runs),
+            array_parallelism=self.cluster.throttle or len(runs),
             stderr_to_stdout=True,
             wckey=None,
             setup=[
                 "umask 077",
                 f"export LSA_GPUS={array.gpus} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
                 # submitit refuses to save where a life that was killed left a file half written.
-                f"rm -f {folder}/{job}_*.save_tmp",
+                f"rm -f {shlex.quote(str(folder))}/{job}_*.save_tmp",
                 *self.cluster.setup,
             ],
             **asked,
         )
-        return executor
+        writer = copy.copy(executor)
+        if len(runs) > 1:
+            writer.parameters = {**executor.parameters, "map_count": len(runs)}
+        script = writer._make_submission_file_text(writer._submitit_command_str, "")
+        return array, executor, str(script)
 
-    def _queue(self, runs: list[RunSpec], previous: str | None) -> str:
-        """Submit one array; returns its job."""
-        array = self._array(runs)
-        # Each array has a throttle of its own, so only one may be under way.
-        throttled = previous is not None and self.cluster.throttle is not None
-        after = [str(previous)] if throttled else []
+    def _queue(self, runs: Sequence[RunSpec]) -> None:
+        """Submit one array."""
         # The jobs, queued or running, of the runs that these begin from.
-        if starts := {run.start for run in runs} - {None}:
-            new = {array.job for array in self.launched.queued}
-            after += [
-                job
-                for earlier in self.records.arrays()
-                for identity, job in earlier.jobs().items()
-                if identity in starts and (earlier.job in new or job in self.jobs)
-            ]
-        executor = self._executor(array, after)
-        scheduler.call("sbatch", "--test-only", text=_script(executor, len(runs)))
+        starts = {run.start for run in runs}
+        after = [job for identity, job in self.jobs.items() if identity in starts]
+        # Each array has a throttle of its own, so only one may be under way.
+        if self.previous is not None and self.cluster.throttle is not None:
+            after.append(self.previous)
+        array, executor, script = self._prepared(runs, after)
+        scheduler.call("sbatch", "--test-only", text=script)
         folders = [self._folder(run) for run in runs]
         for run, folder in zip(runs, folders, strict=True):
             folder.create(run.settings, variant=run.variant, start=run.start)
+            self.records.cancelled(run.identity).unlink(missing_ok=True)
         self.records.write(array)
-        self.records.forget([run.identity for run in runs])
         try:
             jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
         except (FailedJobError, FailedSubmissionError) as error:
-            shutil.rmtree(self.records.folder_of(array))
+            shutil.rmtree(self.records.root / array.key)
             raise scheduler.Rejected(scheduler.plain_words(str(error))) from None
-        queued = replace(array, job=scheduler.array_of(jobs[0].job_id))
+        self.previous = scheduler.array_of(jobs[0].job_id)
+        queued = replace(array, job=self.previous)
         self.records.write(queued)
         self.launched.queued.append(queued)
-        return str(queued.job)
+        self.jobs |= queued.jobs()
 
 
 def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:
@@ -295,33 +282,16 @@ def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:
     return 0 if before is None else 1 + _rank(before, runs)
 
 
-def _explained(error: scheduler.Rejected) -> str:
-    message = str(error)
-    if "partition" in message.lower():
-        message += f"; known partitions: {', '.join(scheduler.partitions()) or 'none'}"
-    return message
-
-
-def _script(executor: SlurmExecutor, runs: int) -> str:
-    """The batch script that submitit will write."""
-    if runs > 1:
-        executor = copy.copy(executor)
-        executor.parameters = {**executor.parameters, "map_count": runs}
-    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
-
-
-def _why_not(folder: RunDir | None, queued: bool, again: bool) -> str | None:
+def _why_not(folder: RunDir, queued: bool, again: bool) -> str | None:
     """Why a run is not queued; None if it is."""
     try:
-        result = folder.result() if folder is not None else None
+        result = folder.result()
     except ConfigError:
         return "have a result that cannot be read; lsa status names them"
     if result is not None:
         return f"{result.outcome} already"
     if queued:
         return "queued or running already"
-    if folder is None:
-        return None
     if folder.writer() is not None:
         return "being trained already"
     status = folder.status()

@@ -1,4 +1,4 @@
-"""Where every run stands, from what is on disk and what SLURM says.
+"""Where every run stands, from what is on disk and what SLURM says; and what it printed.
 
 The run folder is the truth: a result ends all doubt, and a fresh heartbeat means that a run is
 alive, whatever the scheduler says. Where a heartbeat is missing, evidence is asked for in this
@@ -9,6 +9,7 @@ knows is lost. Nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,16 +22,19 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from lsa_study import rundir
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
-from lsa_study.launch.logs import last_lines
 from lsa_study.launch.records import (
     INTERRUPTED,
+    LIFE_MARK,
     LaunchFolder,
     Life,
     RunRef,
     asked_runs,
     chosen_runs,
+    last_lines,
+    one_run,
     tiers_of,
 )
 from lsa_study.launch.scheduler import SlurmJob
@@ -47,14 +51,9 @@ STYLES = {
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """One run, as ``lsa status`` shows it."""
+class RunStatus(RunRef):
+    """One run, as ``lsa status`` shows it; its folder need not be there yet."""
 
-    name: str
-    identity: str
-    variant: str
-    seed: int
-    tier: str
     state: str = "waiting"
     """One of ``STYLES``."""
     cause: str | None = None
@@ -71,29 +70,16 @@ class RunStatus:
     """The last message of the run or of its job."""
     gpu_hours: float = 0.0
     """Over all lives."""
-    folder: RunDir | None = None
-    """None: nothing on disk yet."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What SLURM says of a run's job."""
-
-    id: str
-    output: Path
-    """What its first process printed."""
-    answers: bool = True
-    """Whether there is a SLURM here and it answers; else the rest means nothing."""
-    queued: SlurmJob | None = None
-    """None: it is not in the queue."""
-    ended: SlurmJob | None = None
-    """What is remembered of its end; None: nothing, or nobody has asked yet."""
-    last: Sequence[str] = ()
-    """The last lines it printed."""
 
 
 def judge(
-    row: RunStatus, writer: bool, job: Job | None, age: float, *, cancelled: bool = False
+    row: RunStatus,
+    writer: bool,
+    job: SlurmJob | None,
+    age: float,
+    *,
+    cancelled: bool = False,
+    last: Sequence[str] = (),
 ) -> RunStatus:
     """Judge where a run without a result stands.
 
@@ -103,6 +89,7 @@ def judge(
         job: its latest job; None: no scheduler ever had it.
         age: seconds since its last heartbeat; infinite if there was none.
         cancelled: whether the user cancelled it since it was last started.
+        last: the last lines that the job printed, once its end is known.
     """
     state, cause = row.state, row.cause
     silence = f"no heartbeat {age / 60:.0f} min" if SILENT_SECONDS <= age < float("inf") else ""
@@ -111,36 +98,34 @@ def judge(
     if state == "running" or (state == "waiting" and job is not None):
         if cancelled:
             return replace(row, state="stopped", cause="cancelled")
-        if job is None or job.ended is None:
-            state, cause, last = "lost", "lost", ""
-            note = "job not in the queue" if job else "its process is gone"
+        if job is not None and job.ended:
+            state, cause, note, message = scheduler.why_ended(job, last)
         else:
-            state, cause, note, last = scheduler.why_ended(job.ended, job.last)
+            state, cause, message = "lost", "lost", ""
+            note = "job not in the queue" if job else "its process is gone"
         note = "; ".join(filter(None, (silence, note)))
-        return replace(row, state=state, cause=cause, note=note, message=last or row.message)
+        return replace(row, state=state, cause=cause, note=note, message=message or row.message)
     if state == "stopped" and cause is None:
         cause = "cancelled" if cancelled else INTERRUPTED
     # A preemption and a plain scancel send the same signal: only SLURM knows which it was.
-    if cause == "preempted" and job is not None and job.ended is not None:
-        cause = "cancelled" if job.ended.state == "CANCELLED" else cause
+    if cause == "preempted" and job is not None and job.state == "CANCELLED":
+        cause = "cancelled"
     return replace(row, cause=cause)
 
 
-def _alive(state: str, writer: bool, job: Job | None, silence: str) -> tuple[str, str] | None:
+def _alive(state: str, writer: bool, job: SlurmJob | None, silence: str) -> tuple[str, str] | None:
     """How a run is under way, as state and note; None if it is not."""
     if writer and not silence:
         return "running", ""
-    if job is None or not job.answers:
+    if job is None or job.state == scheduler.UNKNOWN:
         if writer:
             return "running", silence
         if job is not None and state in ("running", "waiting"):
             return "queued" if state == "waiting" else "running", "SLURM does not answer here"
         return None
-    if job.queued is None:
-        return None
-    if job.queued.pending:
-        return "queued", "held" if job.queued.held else job.queued.reason.lower()
-    if state == "failed":
+    if job.pending:
+        return "queued", "held" if job.reason.startswith("JobHeld") else job.reason.lower()
+    if job.ended or job.state == scheduler.GONE or state == "failed":
         return None
     return "running", silence if state == "running" else "starting"
 
@@ -164,63 +149,54 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     for one in tiers_of(results, tier):
         of_tier = [run for run in found if run.tier == one]
         rows += _of_tier(of_tier, LaunchFolder.of(results, one))
-    there = {row.identity for row in rows}
+    there = Counter((row.tier, row.identity) for row in rows)
+    twice = "other folders hold the same run: keep one there, move the others away"
+    rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
     return rows + [
-        RunStatus(
-            run.name, run.identity, run.variant, run.seed, run.settings.tier,
-            epochs=run.settings.train.epochs,
-        )
+        RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=run.settings.train.epochs)
         for run in asked_runs(results, names, tier)
-        if run.identity not in there
-    ]  # fmt: skip
+        for at in [run.settings.tier]
+        if (at, run.identity) not in there
+        for folder in [RunDir(rundir.runs_folder(results, at) / run.name)]
+    ]
 
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
     """The answer of ``lsa status --json``."""
-    shown = [one.name for one in fields(RunStatus) if one.name not in ("note", "folder")]
+    shown = ["name", *(one.name for one in fields(RunStatus) if one.name not in ("note", "folder"))]
     return {"runs": [{key: getattr(row, key) for key in shown} for row in rows]}
 
 
 def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
-    jobs = _jobs(records)
-    rows = {run: _row(run, jobs.get(run.identity), records) for run in runs}
-    unsure = {
-        run: job
-        for run, row in rows.items()
-        if (row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted"))
-        and (job := jobs.get(run.identity)) is not None
-        and job.answers
-    }
-    if unsure:
-        ended = scheduler.ended(job.id for job in unsure.values())
-        for run, job in unsure.items():
-            if job.id in ended:
-                known = replace(job, ended=ended[job.id], last=last_lines(job.output))
-                rows[run] = _row(run, known, records)
-    return [_with_lives(row, records.lives(run.identity)) for run, row in rows.items()]
-
-
-def _jobs(records: LaunchFolder) -> dict[str, Job]:
-    """The latest job of every run by identity."""
-    arrays = records.arrays()
-    queue: dict[str, SlurmJob] | None = None
+    arrays, queue, state = records.arrays(), dict[str, SlurmJob](), scheduler.UNKNOWN
     if arrays:
         with contextlib.suppress(scheduler.Rejected):
-            queue = scheduler.queue({array.user for array in arrays})
-            arrays = records.arrays(queue)
-    known, answers = queue or {}, queue is not None
-    return {
-        identity: Job(job, records.output_of(array, job), answers, known.get(job))
-        for array in arrays
-        for identity, job in array.jobs().items()
-    }
+            arrays, queue = records.in_hand()
+            state = scheduler.GONE
+    jobs: dict[str, SlurmJob] = {}
+    outputs: dict[str | None, Path] = {}
+    for array in arrays:
+        for identity, job in array.jobs().items():
+            jobs[identity] = queue.get(job, SlurmJob(job, state))
+            outputs[job] = records.output_of(array, job)
+    rows = [_row(run, jobs.get(run.identity), records) for run in runs]
+    unsure = [
+        row.job
+        for row in rows
+        if row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted")
+    ]
+    ended = scheduler.ended(filter(None, unsure)) if state == scheduler.GONE else {}
+    for place, row in enumerate(rows):
+        if row.job in ended:
+            last = last_lines(outputs[row.job])
+            rows[place] = _row(runs[place], ended[row.job], records, last)
+    return [_with_lives(row, records.lives(row.identity)) for row in rows]
 
 
-def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
-    row = RunStatus(
-        run.name, run.identity, run.variant, run.seed, run.tier,
-        job=job.id if job else None, folder=run.folder,
-    )  # fmt: skip
+def _row(
+    run: RunRef, job: SlurmJob | None, records: LaunchFolder, last: Sequence[str] = ()
+) -> RunStatus:
+    row = RunStatus(**vars(run), job=job.job if job else None)
     try:
         result = run.folder.result()
     except ConfigError as error:
@@ -233,14 +209,14 @@ def _row(run: RunRef, job: Job | None, records: LaunchFolder) -> RunStatus:
             epochs=result.epochs, acc1=result.acc1, message=result.reason or "", gpu_hours=hours,
         )  # fmt: skip
     facts = run.folder.status()
-    age = float("inf") if facts.heartbeat is None else time.time() - facts.heartbeat
+    age = float("inf") if facts.heartbeat is None else run.folder.silence()
     row = replace(
         row, state=facts.state, cause=facts.cause, epoch=facts.epoch, epochs=facts.epochs,
         attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1,
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
-    writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity)
-    row = judge(row, writer, job, age, cancelled=cancelled)
+    writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity).exists()
+    row = judge(row, writer, job, age, cancelled=cancelled, last=last)
     return row if row.state == "running" else replace(row, eta_seconds=None)
 
 
@@ -264,10 +240,6 @@ def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
 
 
 # -- the table ----------------------------------------------------------------------------------
-
-WATCH_SECONDS = 5.0
-
-MESSAGE_WIDTH = 100
 
 COLUMNS = {
     "RUN": str.ljust, "STATE": str.ljust, "EPOCH": str.rjust, "TOP-1": str.rjust,
@@ -313,7 +285,7 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
             live.update(page(rows, results), refresh=True)
             if not any(row.state in ("running", "queued") for row in rows):
                 break
-            time.sleep(WATCH_SECONDS)
+            time.sleep(5.0)
     console.print(page(rows, results), soft_wrap=True)
 
 
@@ -321,7 +293,7 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
     notes = [row.cause if row.state in ("failed", "stopped") else None, row.note]
     if row.state in ("failed", "lost", "diverged", "oom") and row.message not in row.note:
         last = row.message.strip().splitlines() or [""]
-        notes.append(last[-1][:MESSAGE_WIDTH])
+        notes.append(last[-1][:100])
     return (
         row.name,
         row.state,
@@ -331,3 +303,62 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
         row.job or "-",
         ": ".join(filter(None, notes)),
     )
+
+
+# -- what a run printed --------------------------------------------------------------------------
+
+
+def logs(
+    results: Path,
+    run: str,
+    write: Callable[[str], object],
+    *,
+    follow: bool = False,
+    rank: int = 0,
+    attempt: int | None = None,
+) -> None:
+    """Hand what a run printed to ``write``, piece by piece.
+
+    Args:
+        run: the beginning of the run's name or identity.
+        follow: go on until the run has ended.
+        rank: which of the run's processes.
+        attempt: which of its lives, from 1; None: all.
+
+    Raises:
+        ConfigError: no such run, or it has printed nothing, or has no such life.
+    """
+    found = one_run(results, run)
+    records = LaunchFolder.of(results, found.tier)
+
+    def printed() -> str:
+        files = [
+            records.output_of(array, array.jobs()[found.identity], rank)
+            for array in records.arrays()
+            if found.identity in array.jobs()
+        ]
+        of_jobs = any(path.exists() for path in files)
+        if not of_jobs:
+            chosen = [p for p in found.folder.attempts() if attempt in (None, int(p.name))]
+            files = [folder / "log.txt" for folder in chosen]
+        existing = [path for path in files if path.exists()]
+        text = "".join(path.read_text("utf-8", "replace") for path in existing)
+        if attempt is None or not of_jobs:
+            return text
+        # A life begins with its mark; what SLURM prints before the first belongs to the first.
+        lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
+        return "".join(life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
+
+    text = printed()
+    if not text and (not follow or attempt is not None):
+        which = "" if attempt is None else f" in life {attempt}"
+        raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
+    write(text)
+    done = len(text)
+    while follow:
+        follow = found.folder.result() is None and found.folder.status().state != "failed"
+        if len(text := printed()) > done:
+            write(text[done:])
+            done = len(text)
+        if follow:
+            time.sleep(1.0)

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 from lsa_study.config.settings import flatten
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import writable
-from lsa_study.launch.logs import last_lines
-from lsa_study.launch.records import chosen_runs
+from lsa_study.launch.records import chosen_runs, last_lines
 from lsa_study.rundir import RunDir
 
 PATIENCE_SECONDS = 120
@@ -229,11 +228,10 @@ class Mirror:
 
     def stop(self) -> None:
         """Let it end once it has the last records; if need be, its own alarm ends it."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            # A byte, because processes forked since may keep the pipe open.
-            with contextlib.suppress(OSError):
-                self.process.stdin.write(b"\n")
-            self.process.stdin.close()
+        if self.process.stdin is not None:
+            # A byte, because processes forked since may keep the pipe open. It may be closed.
+            with contextlib.suppress(OSError, ValueError), self.process.stdin as pipe:
+                pipe.write(b"\n")
 
     def ended(self) -> bool:
         """Whether it has ended; a run that has ended needs no mirror any more."""

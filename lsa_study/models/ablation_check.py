@@ -25,7 +25,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lsa_study.config.settings import Model, Settings, flatten
+from lsa_study.config.settings import Settings
 from lsa_study.models.registry import from_settings
 from lsa_study.models.volo import Volo, VoloSize
 
@@ -34,15 +34,11 @@ MICRO_VOLO = VoloSize((2, 1, 1, 1), (16, 32), (2, 4), stem_dim=8)
 MICRO_VOLO_SIDE = 112
 """Its first stage then has 14 x 14 pixels: more than one window."""
 
-SAME = ("implementation",)
-"""Options of an operator that choose how to compute, not what is computed."""
-
 
 @dataclass(frozen=True)
 class Built:
     """What shows of a variant: its weights, its drop rates, and its operator's answer."""
 
-    model: Model
     shapes: dict[str, torch.Size]
     rates: list[float]
     answer: Tensor
@@ -75,23 +71,17 @@ def inactive_options(variants: Mapping[str, Settings]) -> list[str]:
         ConfigError: a variant cannot be built.
     """
     built = {name: _build(settings) for name, settings in variants.items()}
-    return [
-        f"{one} and {other} differ in {', '.join(changes)}, but their networks do not: the option "
-        "does not reach them. Fix the option, or drop a row"
-        for one, other in itertools.combinations(built, 2)
-        for option, changes in _changes(built[one].model, built[other].model).items()
-        if not built[one].shows(option, built[other])
-    ]
-
-
-def _changes(one: Model, other: Model) -> dict[str, list[str]]:
-    """backbone, op or drop_path -> the settings under it that differ."""
-    ours, theirs = (flatten(model.model_dump(mode="json")) for model in (one, other))
-    found: dict[str, list[str]] = {}
-    for path in {**ours, **theirs}:
-        part, _, option = path.partition(".")
-        if option not in SAME and ours.get(path) != theirs.get(path):
-            found.setdefault(part, []).append(f"model.{path}")
+    found = []
+    for one, other in itertools.combinations(built, 2):
+        # How an operator is computed does not change what is computed.
+        differ = variants[one].differing(variants[other]).keys() - {"model.op.implementation"}
+        for option in ("backbone", "op", "drop_path"):
+            changes = sorted(key for key in differ if key.startswith(f"model.{option}"))
+            if changes and not built[one].shows(option, built[other]):
+                found.append(
+                    f"{one} and {other} differ in {', '.join(changes)}, but their networks do not: "
+                    "the option does not reach them. Fix the option, or drop a row"
+                )
     return found
 
 
@@ -119,7 +109,7 @@ def _build(settings: Settings) -> Built:
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
         draw = torch.Generator().manual_seed(0)
         picture = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64)
-        return Built(model, shapes, rates, network(picture))
+        return Built(shapes, rates, network(picture))
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -48,19 +50,16 @@ def inputs(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, Ten
     ``{"layers.0.blocks.1.attn": (operator, x)}``, x (B, H, W, C).
     """
     found: dict[str, tuple[nn.Module, Tensor]] = {}
-    hooks = []
-    for name, block in network.named_modules():
-        if isinstance(block, SpatialBlock):
 
-            def keep(op: nn.Module, given: tuple[Tensor, ...], name: str = f"{name}.attn") -> None:
-                found[name] = (op, given[0])
+    def keep(name: str, op: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found[name] = (op, given[0])
 
-            hooks.append(block.attn.register_forward_pre_hook(keep))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, block in network.named_modules():
+            if isinstance(block, SpatialBlock):
+                hook = functools.partial(keep, f"{name}.attn")
+                hooks.enter_context(block.attn.register_forward_pre_hook(hook))
         network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
@@ -135,30 +134,23 @@ def _of_terms(op: UnifiedSpatialOp, x: Tensor, terms: Collection[str]) -> tuple[
     return mix, op.depth
 
 
-def _filters(op: nn.Module, x: Tensor, without: Collection[str]) -> Tensor:
-    """Filters of every pixel, (1, H, W, G, K*K)."""
-    height, width = x.shape[1:3]
+def _of_filters(op: nn.Module, x: Tensor, without: Collection[str]) -> tuple[Mix, int]:
     if isinstance(op, DwConv):
-        return op.weight.flatten(1).expand(1, height, width, -1, -1)
-    if not isinstance(op, ELSA):
+        filters = op.weight.flatten(1).expand(*x.shape[:3], -1, -1)
+    elif isinstance(op, ELSA):
+        projected = op.pre_proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        q, k, _ = torch.split(projected, [op.dim_qk, op.dim_qk, op.dim], -1)
+        filters = op.attention_maps(q * k * op.scale)
+        mul, add = (None, None) if GHOST in without else op.ghost()
+        if mul is not None or add is not None:
+            filters = filters.repeat_interleave(op.dim // op.num_heads, 3)
+        filters = filters if mul is None else filters * mul.flatten(1)
+        filters = filters if add is None else filters + add.flatten(1)
+    else:
         raise ValueError(
             f"{type(op).__name__} has no weights of this form; give a UnifiedSpatialOp, ELSA or "
             "DwConv"
         )
-    projected = op.pre_proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    q, k, _ = torch.split(projected, [op.dim_qk, op.dim_qk, op.dim], -1)
-    filters = op.attention_maps(q * k * op.scale)
-    mul, add = op.ghost()
-    if GHOST in without or (mul is None and add is None):
-        return filters
-    filters = filters.repeat_interleave(op.dim // op.num_heads, 3)
-    if mul is not None:
-        filters = filters * mul.flatten(1)
-    return filters if add is None else filters + add.flatten(1)
-
-
-def _of_filters(op: nn.Module, x: Tensor, without: Collection[str]) -> tuple[Mix, int]:
-    filters = _filters(op, x, without)
     groups, taps = filters.shape[3:]
     side = round(taps**0.5)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-LAYER_NORM_EPS = 1e-5
-
 
 class ChannelsLastBatchNorm(nn.BatchNorm2d):
     """Batch norm of maps whose channels come last, (B, H, W, C)."""
@@ -44,10 +42,10 @@ class SpatialBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm1 is None else norm1
+        self.norm1 = nn.LayerNorm(dim) if norm1 is None else norm1
         self.attn = op
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm2 is None else norm2
+        self.norm2 = nn.LayerNorm(dim) if norm2 is None else norm2
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 

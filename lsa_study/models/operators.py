@@ -64,42 +64,28 @@ def build_block(
 
 
 def _unified(op: UnifiedOp, place: BlockContext) -> nn.Module:
-    implementation, area = op.implementation, dict[str, Any](size=op.size, border=op.border)
-    window = op.application == "window" or (place.last_stage and op.last_stage == "window")
-    if window:
+    options = _options(op)
+    if op.application == "window" or (place.last_stage and op.last_stage == "window"):
         # A side of the map shorter than the window is one window of that length, as in timm. On
         # maps of 3 pixels and fewer the shift of the other side shrinks too; timm keeps it.
         rows, columns = (min(op.size, side) for side in place.map_size)
-        area = {
+        options |= {
+            "application": "window",
+            "border": "zero",
             "size": rows if rows == columns else (rows, columns),
             "shift": min(op.size // 2, rows - 1, columns - 1) if place.odd else 0,
         }
         # These are ways to gather neighborhoods; the last stage's window has no use for them.
-        implementation = "auto" if implementation in ("unfold", "sdc") else implementation
+        if op.implementation in ("unfold", "sdc"):
+            options["implementation"] = "auto"
     return ops.UnifiedSpatialOp(
-        place.dim,
-        _heads(op.heads, place),
-        terms=op.terms,
-        norm=op.norm,
-        application="window" if window else "neighboring",
-        qkv_bias=place.qkv_bias,
-        implementation=implementation,
-        **area,
+        place.dim, _heads(op.heads, place), qkv_bias=place.qkv_bias, **options
     )
 
 
-def _elsa(op: ElsaOp, place: BlockContext) -> nn.Module:
-    return ops.ELSA(
-        place.dim,
-        _heads(op.heads, place),
-        variant=op.variant,
-        kernel_size=op.kernel_size,
-        group_width=op.group_width,
-        ghost_mul=op.ghost_mul,
-        ghost_add=op.ghost_add,
-        qkv_bias=place.qkv_bias,
-        implementation=op.implementation,
-    )
+def _options(op: Op) -> dict[str, Any]:
+    """The settings that an operator takes as they are, under the same names."""
+    return op.model_dump(exclude={"kind", "heads", "last_stage", "last_stage_window"})
 
 
 def _heads(setting: Heads, place: BlockContext) -> int:
@@ -114,28 +100,23 @@ def _heads(setting: Heads, place: BlockContext) -> int:
 
 BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
     "unified": _unified,
-    "elsa": _elsa,
+    "elsa": lambda op, place: ops.ELSA(
+        place.dim, _heads(op.heads, place), qkv_bias=place.qkv_bias, **_options(op)
+    ),
     "dwconv": lambda op, place: ops.DwConv(
-        place.dim, num_heads=_heads(op.heads, place), kernel_size=op.kernel_size
+        place.dim, num_heads=_heads(op.heads, place), **_options(op)
     ),
     "dwnet": lambda op, place: ops.DwNetShell(
-        place.dim, ops.DepthwiseConv(place.dim, kernel_size=op.kernel_size)
+        place.dim, ops.DepthwiseConv(place.dim, **_options(op))
     ),
     "ddwconv": lambda op, place: ops.DwNetShell(
-        place.dim, ops.DynamicDwConv(place.dim, kernel_size=op.kernel_size)
+        place.dim, ops.DynamicDwConv(place.dim, **_options(op))
     ),
     "ddf": lambda op, place: ops.DwNetShell(
-        place.dim,
-        ops.DDF(
-            place.dim,
-            num_heads=_heads(op.heads, place),
-            kernel_size=op.kernel_size,
-            combine=op.combine,
-            reduction=op.reduction,
-        ),
+        place.dim, ops.DDF(place.dim, num_heads=_heads(op.heads, place), **_options(op))
     ),
     "outlook": lambda op, place: ops.OutlookAttention(
-        place.dim, _heads(op.heads, place), kernel_size=op.kernel_size, stride=op.stride
+        place.dim, _heads(op.heads, place), **_options(op)
     ),
 }
 """``kind`` in the settings -> builder."""

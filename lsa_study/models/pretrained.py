@@ -42,7 +42,6 @@ HEADS = ("head.", "aux_head.")
 DERIVED = ("relative_position_index", "relative_id", "attn_mask")
 """Buffers some releases store though they follow from the settings."""
 
-
 SWINS = (
     # They merge at the end of a stage, we at the start of the next.
     (r"^layers\.(\d+)\.downsample\.", lambda at: f"layers.{int(at[1]) + 1}.downsample."),
@@ -137,18 +136,14 @@ def load_official(
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    problems = [
-        f"{problem}: {', '.join(names)}"
-        for problem, names in (
-            ("they lack", [name for name in own if name not in state]),
-            ("nothing here takes", [name for name in state if name not in own]),
-            ("shapes differ", differ),
-        )
-        if names
-    ]
-    if problems:
+    problems = {
+        "they lack": [name for name in own if name not in state],
+        "nothing here takes": [name for name in state if name not in own],
+        "shapes differ": differ,
+    }
+    if found := [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]:
         what = f"{source} weights for {type(module).__name__}"
-        raise ValueError(f"{what} do not fit: {'; '.join(problems)}")
+        raise ValueError(f"{what} do not fit: {'; '.join(found)}")
     module.load_state_dict(state)
 
 
@@ -214,12 +209,11 @@ def _renamed(name: str, source: str) -> str:
     return name
 
 
-def _swin_attention(theirs: State) -> State:
-    ours = dict(theirs)
-    if "relative_position_bias_table" in ours:
+def _swin_attention(state: State) -> State:
+    if (table := state.pop("relative_position_bias_table", None)) is not None:
         # Their index is pos(i) - pos(j): the same table read backwards.
-        ours["rel_bias"] = ours.pop("relative_position_bias_table").flip(0).T.contiguous()
-    return ours
+        state["rel_bias"] = table.flip(0).T.contiguous()
+    return state
 
 
 def _elsa_window_attention(theirs: State) -> State:
@@ -233,12 +227,11 @@ def _elsa_window_attention(theirs: State) -> State:
     return ours
 
 
-def _elsa(theirs: State) -> State:
-    ours = dict(theirs)
-    if "ghost_head" in ours and ours["ghost_head"].dim() == 5:
+def _elsa(state: State) -> State:
+    if "ghost_head" in state and state["ghost_head"].dim() == 5:
         # Theirs is (2, 1, C, K, K); torch cannot bring five axes into channels-last memory.
-        ours["ghost_head"] = ours["ghost_head"].flatten(0, 1)
-    return ours
+        state["ghost_head"] = state["ghost_head"].flatten(0, 1)
+    return state
 
 
 CONVERTERS: dict[tuple[str, type[nn.Module]], Callable[[State], State]] = {

@@ -16,25 +16,19 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from lsa_study.config import layers
-from lsa_study.config.operators import (
-    DdfOp,
-    DwConvOp,
-    DwNetOp,
-    ElsaOp,
-    Op,
-    UnifiedOp,
-)
-from lsa_study.config.settings import Model
+from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp, ElsaOp, Op, UnifiedOp
+from lsa_study.config.settings import Backbone, Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import swin, volo
 from lsa_study.models.operators import LSA
-from lsa_study.vocabulary import Term
+from lsa_study.vocabulary import Application, Term
 
-SWIN_DROP_PATH = {"tiny": 0.1, "small": 0.3, "base": 0.5, "large": 0.2}
-"""The released ELSA commands; L as Swin's own configuration."""
-
-VOLO_DROP_PATH = {"d1": 0.1, "d2": 0.2, "d3": 0.5, "d4": 0.5, "d5": 0.75}
-"""VOLO's own configurations."""
+DROP_PATH: dict[Backbone, float] = {
+    "swin_tiny": 0.1, "swin_small": 0.3, "swin_base": 0.5, "swin_large": 0.2,
+    "volo_d1": 0.1, "volo_d2": 0.2, "volo_d3": 0.5, "volo_d4": 0.5, "volo_d5": 0.75,
+}  # fmt: skip
+"""The released ELSA commands; Swin-L and VOLO as their own configurations."""
+SWINS, VOLOS = ([name for name in DROP_PATH if name.startswith(kind)] for kind in ("swin", "volo"))
 
 NETS: dict[str, tuple[Term, ...]] = {
     "net1": ("qk",),
@@ -48,41 +42,30 @@ NETS: dict[str, tuple[Term, ...]] = {
 """The summands of Eq. 4 in each network of Table 1."""
 
 
-def _swin(size: str, op: Op) -> Model:
-    return Model(
-        backbone=f"swin_{size}",  # type: ignore[arg-type]  # checked when the model is made
-        op=op,
-        drop_path=SWIN_DROP_PATH[size],
-    )
+def _model(backbone: Backbone, op: Op) -> Model:
+    return Model(backbone=backbone, op=op, drop_path=DROP_PATH[backbone])
 
 
-def _net(terms: tuple[Term, ...], application: str = "window") -> Model:
-    return _swin("tiny", UnifiedOp(terms=terms, norm="softmax", application=application))  # type: ignore[arg-type]
+def _net(terms: tuple[Term, ...], application: Application = "window") -> Model:
+    return _model("swin_tiny", UnifiedOp(terms=terms, norm="softmax", application=application))
 
 
 MODELS: dict[str, Model] = {
-    **{f"lsa_swin_{size}": _swin(size, LSA) for size in SWIN_DROP_PATH},
+    **{f"lsa_{name}": _model(name, LSA) for name in SWINS},
     **{f"{net}_swin_tiny": _net(terms) for net, terms in NETS.items()},
     "swin_tiny_n": _net(LSA.terms, "neighboring"),
     "net6_swin_tiny_n": _net(NETS["net6"], "neighboring"),
     "net7_swin_tiny_n": _net(NETS["net7"], "neighboring"),
-    "elsa_swin_tiny": _swin("tiny", ElsaOp(group_width=4)),
-    **{f"elsa_swin_{size}": _swin(size, ElsaOp()) for size in ("small", "base", "large")},
-    "elsa_swin_tiny_noghost": _swin("tiny", ElsaOp(group_width=4, ghost_add=0.0)),
-    "dwconv_swin_tiny": _swin("tiny", DwNetOp()),
-    "dwconv_eq4_swin_tiny": _swin("tiny", DwConvOp()),
-    "ddwconv_swin_tiny": _swin("tiny", DwNetOp(kind="ddwconv")),
-    "ddf_swin_tiny": _swin("tiny", DdfOp()),
+    **{f"elsa_{name}": _model(name, ElsaOp()) for name in SWINS},
+    "elsa_swin_tiny": _model("swin_tiny", ElsaOp(group_width=4)),
+    "elsa_swin_tiny_noghost": _model("swin_tiny", ElsaOp(group_width=4, ghost_add=0.0)),
+    "dwconv_swin_tiny": _model("swin_tiny", DwNetOp()),
+    "dwconv_eq4_swin_tiny": _model("swin_tiny", DwConvOp()),
+    "ddwconv_swin_tiny": _model("swin_tiny", DwNetOp(kind="ddwconv")),
+    "ddf_swin_tiny": _model("swin_tiny", DdfOp()),
     # The article does not say its settings. Of those tried, these alone have the parameters of its
     # three models.
-    **{
-        f"elsa_volo_{size}": Model(
-            backbone=f"volo_{size}",  # type: ignore[arg-type]
-            op=ElsaOp(group_width=16),
-            drop_path=rate,
-        )
-        for size, rate in VOLO_DROP_PATH.items()
-    },
+    **{f"elsa_{name}": _model(name, ElsaOp(group_width=16)) for name in VOLOS},
 }
 """Name -> the settings it stands for.
 
@@ -90,7 +73,7 @@ MODELS: dict[str, Model] = {
 with static filters in Swin's own block, the network of Table 5 and Fig. 2.
 """
 
-TIMM_MODELS = {f"volo_{size}": f"volo_{size}_224" for size in VOLO_DROP_PATH}
+TIMM_MODELS: dict[str, str] = {name: f"{name}_224" for name in VOLOS}
 """Short names of networks that are timm's own."""
 
 WINDOW_FIELDS = {"size", "last_stage_window"}

@@ -52,7 +52,7 @@ def apply_decoupled(
         values, spatial, mul, add, size=kernel_size
     ):
         return lsa_kernels.apply_filters(values, spatial, mul=mul, add=add, size=kernel_size)
-    return reference.decoupled(values, spatial, channel, combine, kernel_size, dilation)
+    return reference.apply_filters(values, spatial, mul, add, kernel_size, dilation)
 
 
 class ChannelFilterNorm(nn.Module):

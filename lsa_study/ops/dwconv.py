@@ -61,28 +61,17 @@ class DwConv(nn.Module):
         return projected_back
 
 
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(nn.Conv2d):
     """One static K x K filter and bias per channel, zero outside; (B, H, W, C) to the same."""
 
     def __init__(self, dim: int, *, kernel_size: int = 7) -> None:
-        super().__init__()
-        _check(dim, kernel_size)
-        self.dim, self.kernel_size = dim, kernel_size
-        self.weight = nn.Parameter(torch.empty(dim, 1, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As torch draws a depthwise convolution's."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        nn.init.uniform_(self.bias, -1 / self.kernel_size, 1 / self.kernel_size)
+        check_odd(kernel_size)
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        check_maps(x, self.dim)
-        maps = x.permute(0, 3, 1, 2)
-        out = F.conv2d(maps, self.weight, self.bias, padding=self.kernel_size // 2, groups=self.dim)
-        return out.permute(0, 2, 3, 1)
+        check_maps(x, self.in_channels)
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class DynamicDwConv(nn.Module):
@@ -106,7 +95,9 @@ class DynamicDwConv(nn.Module):
 
     def __init__(self, dim: int, *, kernel_size: int = 7) -> None:
         super().__init__()
-        _check(dim, kernel_size)
+        check_odd(kernel_size)
+        if dim < REDUCTION:
+            raise ValueError(f"dim={dim} is too small; give at least {REDUCTION} channels")
         self.dim, self.kernel_size = dim, kernel_size
         hidden = dim // REDUCTION
         self.conv1 = nn.Conv2d(dim, hidden, 1, bias=False)
@@ -161,9 +152,3 @@ class DwNetShell(nn.Module):
         between = self.conv(before.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         after: Tensor = self.bn2(self.conv2(F.relu(self.bn(between))))
         return after.permute(0, 2, 3, 1)
-
-
-def _check(dim: int, kernel_size: int) -> None:
-    check_odd(kernel_size)
-    if dim < REDUCTION:
-        raise ValueError(f"dim={dim} is too small; give at least {REDUCTION} channels")

@@ -14,8 +14,6 @@ from lsa_study.ops.checks import check_heads, check_maps, check_odd
 from lsa_study.ops.functional import apply_filters, grouped_conv
 from lsa_study.ops.reference import neighboring_weights
 
-GHOST_ADD_STD = 0.02
-
 
 class ELSA(nn.Module):
     r"""Hadamard attention over every pixel's neighborhood, its heads expanded by the ghost head.
@@ -60,7 +58,15 @@ class ELSA(nn.Module):
         qkv_bias: bool = True, scale: float | None = 1.0, implementation: str = "auto",
     ) -> None:  # fmt: skip
         super().__init__()
-        _check(dim, num_heads, variant, kernel_size, ghost_mul)
+        if variant not in ("conv", "eq7"):
+            raise ValueError(f"variant={variant!r} is unknown; known: conv, eq7")
+        check_heads(dim, num_heads)
+        check_odd(kernel_size)
+        if ghost_mul != int(ghost_mul) or ghost_mul < 0:
+            raise ValueError(
+                f"ghost_mul={ghost_mul}: a fractional power of a matrix with negative entries is "
+                "not real; give a whole number such as 0 or 1"
+            )
         self.dim, self.num_heads, self.kernel_size = dim, num_heads, kernel_size
         self.variant, self.implementation = variant, implementation
         self.ghost_mul, self.ghost_add = ghost_mul, ghost_add
@@ -99,15 +105,14 @@ class ELSA(nn.Module):
             if mul is not None:
                 mul.normal_()
             if add is not None:
-                nn.init.trunc_normal_(add, std=GHOST_ADD_STD)
+                nn.init.trunc_normal_(add, std=0.02)
 
     def _ghost_matrices(self) -> tuple[Tensor | None, Tensor | None]:
         """The two matrices, (C, K, K) each, as views of the parameter; None where absent."""
         if self.ghost_head is None:
             return None, None
-        if self.ghost_mul and self.ghost_add:
-            return self.ghost_head[0], self.ghost_head[1]
-        return (self.ghost_head[0], None) if self.ghost_mul else (None, self.ghost_head[0])
+        mul = self.ghost_head[0] if self.ghost_mul else None
+        return mul, self.ghost_head[-1] if self.ghost_add else None
 
     def ghost(self) -> tuple[Tensor | None, Tensor | None]:
         """Powers mul ** lambda and gamma * add, (C, K, K) each; None where absent."""
@@ -143,15 +148,3 @@ class ELSA(nn.Module):
         given = Eq4Inputs(heads, heads, heads, self.rel_k, self.rel_q, self.rel_bias, use_qk=False)
         weights = neighboring_weights(given, "softmax", self.kernel_size, "zero", 1.0)
         return weights.permute(0, 2, 3, 1, 4)
-
-
-def _check(dim: int, num_heads: int, variant: str, kernel_size: int, ghost_mul: float) -> None:
-    if variant not in ("conv", "eq7"):
-        raise ValueError(f"variant={variant!r} is unknown; known: conv, eq7")
-    check_heads(dim, num_heads)
-    check_odd(kernel_size)
-    if ghost_mul != int(ghost_mul) or ghost_mul < 0:
-        raise ValueError(
-            f"ghost_mul={ghost_mul}: a fractional power of a matrix with negative entries is not "
-            "real; give a whole number such as 0 or 1"
-        )

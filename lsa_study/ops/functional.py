@@ -12,13 +12,7 @@ import lsa_kernels
 from lsa_kernels import Eq4Inputs
 from lsa_study.ops import reference
 from lsa_study.ops import unfold as unfolded
-from lsa_study.ops.checks import (
-    Size,
-    check_attention,
-    check_filters,
-    check_implementation,
-    sides,
-)
+from lsa_study.ops.checks import Size, check_attention, check_filters, check_implementation, sides
 from lsa_study.ops.reference import filter_norm as filter_norm
 from lsa_study.vocabulary import Application, Border, Norm
 
@@ -203,9 +197,7 @@ def static_filters(values: Tensor, filters: Tensor) -> Tensor:
 
 def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, implementation: str) -> Tensor:
     """A convolution of channels-last maps (B, H, W, C) in groups, of the same size out."""
-    if implementation in ("auto", "fused") and not lsa_kernels.why_not_grouped_conv(
-        x, weight, bias
-    ):
+    if implementation in KERNELS and not lsa_kernels.why_not_grouped_conv(x, weight, bias):
         return lsa_kernels.grouped_conv(x, weight, bias)
     channels, width, size = weight.shape[:3]
     maps = F.conv2d(

@@ -54,12 +54,9 @@ class Involution(nn.Module):
         maps = x.permute(0, 3, 1, 2)
         seen = F.avg_pool2d(maps, self.stride) if self.stride > 1 else maps
         filters = self.span(F.relu(self.norm(self.reduce(seen)))).permute(0, 2, 3, 1)
-        filters = torch.unflatten(filters, -1, (self.groups, -1))
+        filters = torch.unflatten(filters, -1, (self.groups, -1)).to(x.dtype)
         if self.stride == 1:
-            return apply_filters(x, filters.to(x.dtype), kernel_size=self.kernel_size)
-        return self._strided(x, filters.to(x.dtype))
-
-    def _strided(self, x: Tensor, filters: Tensor) -> Tensor:
+            return apply_filters(x, filters, kernel_size=self.kernel_size)
         reach = self.kernel_size // 2
         padded = F.pad(x, (0, 0, reach, reach, reach, reach))
         patches = padded.unfold(1, self.kernel_size, self.stride)

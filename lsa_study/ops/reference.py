@@ -61,10 +61,6 @@ def normalise(logits: Tensor, norm: str, size: Size, excluded: Tensor | None = N
     gain = GAIN / math.sqrt(math.prod(sides(size)))
     if excluded is None:
         return filter_norm(logits, dim=-1, gain=gain)
-    return _filter_norm_of_some(logits, excluded, gain)
-
-
-def _filter_norm_of_some(logits: Tensor, excluded: Tensor, gain: float) -> Tensor:
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     kept = (~excluded).to(wide.dtype).expand_as(wide)
     count = kept.sum(-1, keepdim=True)
@@ -124,9 +120,7 @@ def from_windows(x: Tensor, size: Size, height: int, width: int) -> Tensor:
     return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, height, width, depth)
 
 
-def window(
-    x: Eq4Inputs, norm: str, size: Size, excluded: Tensor | None, scale: float
-) -> Tensor:  # fmt: skip
+def window(x: Eq4Inputs, norm: str, size: Size, excluded: Tensor | None, scale: float) -> Tensor:
     """The definition for shared windows of a map that is rolled and padded already.
 
     ``excluded`` is what ``shift_bands`` gives for it.
@@ -149,21 +143,18 @@ def pair_logits(x: Eq4Inputs, index: Tensor, scale: float) -> Tensor:
     Returns:
         (B, h, tiles, queries, keys), or what broadcasts to it where neither q nor k is read.
     """
+    q, k, _, rel_k, rel_q, rel_bias, use_qk = x
     terms: list[Tensor] = []
-    if x.use_qk:
-        assert x.q is not None
-        assert x.k is not None
-        terms.append(scale * x.q @ x.k.transpose(-1, -2))
-    if x.rel_k is not None:
-        assert x.q is not None
-        table = x.rel_k[:, index].to(x.q.dtype)
-        terms.append(scale * torch.einsum("bhtid,hijd->bhtij", x.q, table))
-    if x.rel_q is not None:
-        assert x.k is not None
-        table = x.rel_q[:, index].to(x.k.dtype)
-        terms.append(scale * torch.einsum("bhtjd,hijd->bhtij", x.k, table))
-    if x.rel_bias is not None:
-        terms.append(x.rel_bias[:, None, index])
+    if use_qk and q is not None and k is not None:
+        terms.append(scale * q @ k.transpose(-1, -2))
+    if rel_k is not None and q is not None:
+        table = rel_k[:, index].to(q.dtype)
+        terms.append(scale * torch.einsum("bhtid,hijd->bhtij", q, table))
+    if rel_q is not None and k is not None:
+        table = rel_q[:, index].to(k.dtype)
+        terms.append(scale * torch.einsum("bhtjd,hijd->bhtij", k, table))
+    if rel_bias is not None:
+        terms.append(rel_bias[:, None, index])
     return sum(terms[1:], start=terms[0])
 
 
@@ -180,28 +171,22 @@ def outside(height: int, width: int, size: int, device: torch.device | None = No
     return neighbors(inside, size)[0, 0, :, :, 0] == 0
 
 
-def neighboring_weights(
-    x: Eq4Inputs, norm: str, size: int, border: str, scale: float
-) -> Tensor:  # fmt: skip
+def neighboring_weights(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """Weights of every pixel's area, (B, h, H, W, T)."""
-    batch, _, height, width, _ = x.v.shape
+    q, k, v, rel_k, rel_q, rel_bias, use_qk = x
+    batch, _, height, width, _ = v.shape
     terms: list[Tensor] = []
-    patches_k = None if x.k is None else neighbors(x.k, size)
-    if x.use_qk:
-        assert x.q is not None
-        assert patches_k is not None
-        terms.append(scale * torch.einsum("bhyxd,bhyxdt->bhyxt", x.q, patches_k))
-    if x.rel_k is not None:
-        assert x.q is not None
-        terms.append(scale * torch.einsum("bhyxd,htd->bhyxt", x.q, x.rel_k.to(x.q.dtype)))
-    if x.rel_q is not None:
-        assert patches_k is not None
-        table = x.rel_q.to(patches_k.dtype)
-        terms.append(scale * torch.einsum("htd,bhyxdt->bhyxt", table, patches_k))
-    if x.rel_bias is not None:
-        terms.append(x.rel_bias[:, None, None].expand(batch, -1, height, width, -1))
+    patches = None if k is None else neighbors(k, size)
+    if use_qk and q is not None and patches is not None:
+        terms.append(scale * torch.einsum("bhyxd,bhyxdt->bhyxt", q, patches))
+    if rel_k is not None and q is not None:
+        terms.append(scale * torch.einsum("bhyxd,htd->bhyxt", q, rel_k.to(q.dtype)))
+    if rel_q is not None and patches is not None:
+        terms.append(scale * torch.einsum("htd,bhyxdt->bhyxt", rel_q.to(patches.dtype), patches))
+    if rel_bias is not None:
+        terms.append(rel_bias[:, None, None].expand(batch, -1, height, width, -1))
     logits = sum(terms[1:], start=terms[0])
-    excluded = outside(height, width, size, x.v.device) if border == "mask" else None
+    excluded = outside(height, width, size, v.device) if border == "mask" else None
     return normalise(logits, norm, size, excluded)
 
 
@@ -212,22 +197,26 @@ def neighboring(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -
 
 
 def apply_filters(
-    values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
-) -> Tensor:
-    """The definition of ``functional.apply_filters``, tap by tap: no T * C * N is stored."""
+    values: Tensor, filters: Tensor, mul: Tensor | None, add: Tensor | None, size: int,
+    dilation: int = 1,
+) -> Tensor:  # fmt: skip
+    """The definition of ``functional.apply_filters``, tap by tap: no T * C * N is stored.
+
+    Static filters are (C, K, K), or (B, C, T) where each image has its own.
+    """
     _, height, width, channels = values.shape
-    heads = filters.shape[3]
-    reach = size // 2
+    mul, add = (None if t is None else t.reshape(-1, 1, 1, channels, size**2) for t in (mul, add))
+    reach = dilation * (size // 2)
     padded = F.pad(values, (0, 0, reach, reach, reach, reach))
     out = torch.zeros_like(values)
     for tap in range(size * size):
-        row, column = divmod(tap, size)
+        row, column = (dilation * place for place in divmod(tap, size))
         there = padded[:, row : row + height, column : column + width]
-        weight = filters[..., tap].repeat_interleave(channels // heads, -1)
-        if ghost_mul is not None:
-            weight = weight * ghost_mul[:, row, column]
-        if ghost_add is not None:
-            weight = weight + ghost_add[:, row, column]
+        weight = filters[..., tap].repeat_interleave(channels // filters.shape[3], -1)
+        if mul is not None:
+            weight = weight * mul[..., tap]
+        if add is not None:
+            weight = weight + add[..., tap]
         out = out + weight * there
     return out
 
@@ -238,20 +227,3 @@ def static_filters(values: Tensor, filters: Tensor) -> Tensor:
     weight = filters.unsqueeze(1).to(values.dtype)
     out = F.conv2d(maps, weight, padding=filters.shape[-1] // 2, groups=values.shape[-1])
     return out.permute(0, 2, 3, 1)
-
-
-def decoupled(
-    values: Tensor, spatial: Tensor, channel: Tensor, combine: str, size: int, dilation: int
-) -> Tensor:
-    """The definition of ``ddf.apply_decoupled``, tap by tap."""
-    _, height, width, channels = values.shape
-    reach = dilation * (size // 2)
-    padded = F.pad(values, (0, 0, reach, reach, reach, reach))
-    out = torch.zeros_like(values)
-    for tap in range(size * size):
-        row, column = (dilation * place for place in divmod(tap, size))
-        there = padded[:, row : row + height, column : column + width]
-        here = spatial[..., tap].repeat_interleave(channels // spatial.shape[3], -1)
-        static = channel[:, None, None, :, tap]
-        out = out + (here * static if combine == "mul" else here + static) * there
-    return out

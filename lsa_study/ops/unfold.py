@@ -52,23 +52,20 @@ def sliding_chunks(x: Eq4Inputs, norm: str, size: int, border: str, scale: float
     chunk, (height, width) = max(size // 2, 1), x.v.shape[2:4]
     down, right = -height % chunk, -width % chunk
 
-    def tiles(x: Tensor) -> Tensor:
-        padded = F.pad(x, (0, 0, 0, right, 0, down))
-        cut = padded.unfold(2, chunk, chunk).unfold(3, chunk, chunk)
-        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
+    def cut(x: Tensor, around: int) -> Tensor:
+        padded = F.pad(x, (0, 0, around, right + around, around, down + around))
+        side = chunk + 2 * around
+        tiles = padded.unfold(2, side, chunk).unfold(3, side, chunk)
+        return tiles.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
 
-    def blocks(x: Tensor) -> Tensor:
-        padded = F.pad(x, (0, 0, chunk, right + chunk, chunk, down + chunk))
-        cut = padded.unfold(2, 3 * chunk, chunk).unfold(3, 3 * chunk, chunk)
-        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
-
-    q = None if x.q is None else tiles(x.q)
-    around = Eq4Inputs(q, None if x.k is None else blocks(x.k), blocks(x.v), *x[3:])
+    q = None if x.q is None else cut(x.q, 0)
+    k = None if x.k is None else cut(x.k, chunk)
+    around = Eq4Inputs(q, k, cut(x.v, chunk), *x[3:])
     index, apart = _block_offsets(chunk, size // 2, x.v.device)
     logits = pair_logits(around, index, scale)
     excluded = apart
     if border == "mask":
-        beyond = blocks(x.v.new_ones(1, 1, height, width, 1)).squeeze(-1) == 0
+        beyond = cut(x.v.new_ones(1, 1, height, width, 1), chunk).squeeze(-1) == 0
         excluded = excluded | beyond.unsqueeze(-2)
         # A padded query may have no neighbor; let it see all, so that no row is empty. It is cut
         # off below.

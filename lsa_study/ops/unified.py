@@ -9,19 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_kernels import Eq4Inputs
-from lsa_study.ops.checks import (
-    Size,
-    check_heads,
-    check_maps,
-    check_options,
-    num_offsets,
-    sides,
-)
+from lsa_study.ops.checks import Size, check_heads, check_maps, check_options, num_offsets, sides
 from lsa_study.ops.functional import rolled_window, spatial_attention
 from lsa_study.ops.reference import shift_bands
 from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm
-
-TABLE_STD = 0.02
 
 
 class UnifiedSpatialOp(nn.Module):
@@ -92,7 +83,7 @@ class UnifiedSpatialOp(nn.Module):
                 bound = table.shape[-1] ** -0.5
                 nn.init.uniform_(table, -bound, bound)
             else:
-                nn.init.trunc_normal_(table, std=TABLE_STD)
+                nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
@@ -104,21 +95,18 @@ class UnifiedSpatialOp(nn.Module):
             shifts = (self.shift * (height > rows), self.shift * (width > columns))
         whole = height % rows == 0 and width % columns == 0
         if self.application == "neighboring" or (whole and shifts[0] == shifts[1]):
-            mixed = self._attend(x, shifts[0])
+            q, k, v = self._project(x)
+            mixed = spatial_attention(
+                q, k, v, rel_k=self.rel_k, rel_q=self.rel_q, rel_bias=self.rel_bias,
+                use_qk="qk" in self.terms, norm=self.norm, application=self.application,
+                size=self.size, shift=shifts[0], border=self.border, scale=self.scale,
+                implementation=self.implementation,
+            )  # fmt: skip
+            mixed = mixed.permute(0, 2, 3, 1, 4).reshape(x.shape)
         else:
             mixed = self._attend_padded(x, shifts)
         out: Tensor = self.proj(mixed)
         return out
-
-    def _attend(self, x: Tensor, shift: int) -> Tensor:
-        q, k, v = self._project(x)
-        out = spatial_attention(
-            q, k, v, rel_k=self.rel_k, rel_q=self.rel_q, rel_bias=self.rel_bias,
-            use_qk="qk" in self.terms, norm=self.norm, application=self.application,
-            size=self.size, shift=shift, border=self.border, scale=self.scale,
-            implementation=self.implementation,
-        )  # fmt: skip
-        return out.permute(0, 2, 3, 1, 4).reshape(x.shape)
 
     def _attend_padded(self, x: Tensor, shifts: tuple[int, int]) -> Tensor:
         # Rolled before it is padded, each axis by itself, and padded before the projection, so

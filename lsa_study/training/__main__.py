@@ -30,10 +30,9 @@ def main(folders: list[str]) -> int:
                 state = train(RunDir(Path(folder)), stop=stop, console=console)
             except LsaError as error:
                 console.print(str(error), style="red", markup=False, highlight=False)
-                failed = True
-                continue
+                state = "failed"
             except KeyboardInterrupt:
-                return 130
+                state = "stopped"
             if state == "stopped":
                 return 130
             failed |= state not in OUTCOMES

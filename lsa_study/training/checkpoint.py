@@ -23,6 +23,10 @@ from lsa_study.rundir import RunDir
 
 KEPT = 3
 """Checkpoints that must fit on the disk: the last, the one before, and the one being written."""
+TORN = (
+    OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile
+)  # fmt: skip
+"""What reading a checkpoint raises that was cut or damaged."""
 
 
 def save(run_dir: RunDir, state: dict[str, Any]) -> None:
@@ -30,11 +34,13 @@ def save(run_dir: RunDir, state: dict[str, Any]) -> None:
 
     Raises:
         EnvironmentLacks: it cannot be written; the old ones stand.
+        Refused: another process writes the run now.
     """
     last = run_dir.last_checkpoint
-    with _replacing(last) as part:
+    with contextlib.ExitStack() as until_renamed, _replacing(last) as part:
         with part.open("wb") as file:
             torch.save(state, file)
+        until_renamed.enter_context(run_dir.writing())
         if last.exists():
             last.replace(run_dir.previous_checkpoint)
 
@@ -42,39 +48,28 @@ def save(run_dir: RunDir, state: dict[str, Any]) -> None:
 def load(run_dir: RunDir) -> dict[str, Any] | None:
     """Read the last whole checkpoint; None where there is none."""
     for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
-        try:
+        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
             # torch itself does not compare the checksums it writes.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                continue
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError,
-                zipfile.BadZipFile):  # fmt: skip
-            continue
-        return state
+            if archive.testzip() is None:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                return state
     return None
 
 
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights as safetensors, whole or not at all.
-
-    Raises:
-        EnvironmentLacks: they cannot be written.
-    """
+def save_weights(run_dir: RunDir, weights: dict[str, Tensor]) -> None:
+    """Write the final weights as safetensors, whole or not at all; raises as ``save`` does."""
     from safetensors.torch import save as pack
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    with _replacing(path) as part:
+    with run_dir.writing(), _replacing(run_dir.weights) as part:
         part.write_bytes(pack(plain))
 
 
 def remove(run_dir: RunDir) -> None:
     """Remove the checkpoints of a run that has its result."""
-    for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
+    parts = run_dir.last_checkpoint.parent.glob("*.part")
+    for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint, *parts):
         path.unlink(missing_ok=True)
-    for part in run_dir.last_checkpoint.parent.glob("*.part"):
-        part.unlink(missing_ok=True)
 
 
 def need_space(run_dir: RunDir, checkpoint_bytes: int) -> None:

@@ -72,20 +72,16 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU, make every operation give the same bits each time; on a GPU, allow fast ones."""
     # The module's flags are properties, which type checkers cannot see.
     memory: Any = torch.utils.deterministic
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        memory.fill_uninitialized_memory,
-        torch.backends.cudnn.benchmark,
-    )
-    torch.use_deterministic_algorithms(device.type == "cpu")
-    memory.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = device.type == "cuda"
-    try:
+    cudnn = torch.backends.cudnn
+    with contextlib.ExitStack() as end:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        end.callback(torch.use_deterministic_algorithms, enabled)
+        end.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
+        end.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        torch.use_deterministic_algorithms(device.type == "cpu")
+        memory.fill_uninitialized_memory = False
+        cudnn.benchmark = device.type == "cuda"
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
-        torch.backends.cudnn.benchmark = before[2]
 
 
 def code_state() -> tuple[str | None, bool | None]:
@@ -119,5 +115,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "driver": _driver() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
+
+
+def _driver() -> str | None:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+        return shown.stdout.partition("\n")[0].strip()
+    return None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
+import timm
+import torch
+from torch import nn
+
+from lsa_study import data
 from lsa_study.config import study
+from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from lsa_study.config.settings import Settings
+from lsa_study.models import MODELS, TIMM_MODELS, pretrained, read_checkpoint
+from lsa_study.training.evaluate import evaluate
 
 
 def evaluate_weights(
@@ -38,13 +41,6 @@ def evaluate_weights(
             not fit; every leftover is named.
         DataLacks: the images are missing.
     """
-    # Imported here, not above: the command line must start without torch.
-    import torch
-
-    from lsa_study import data
-    from lsa_study.models import pretrained, read_checkpoint
-    from lsa_study.training.evaluate import evaluate
-
     if source not in get_args(pretrained.Source):
         known = ", ".join(get_args(pretrained.Source))
         raise ConfigError(f"--source {source}: no such release; known: {known}")
@@ -78,10 +74,6 @@ def _settings(
     name: str, root: str | None, image_size: int | None, crop_share: float | None
 ) -> Settings:
     """The article's protocol at the network's own image size and crop, unless others are given."""
-    import timm
-
-    from lsa_study.models import MODELS, TIMM_MODELS
-
     timms = timm.list_models(["swin_*", "volo_*"], exclude_filters=list(MODELS))
     known = [*MODELS, *TIMM_MODELS]
     if name not in (*known, *timms):
@@ -89,22 +81,19 @@ def _settings(
             f"{name}: no such network; known: {', '.join(known)}, and timm's Swins and VOLOs"
         )
     own = timm.get_pretrained_cfg(TIMM_MODELS.get(name, name))
-    asked = {
-        "data.image_size": image_size or own.input_size[-1],
-        "evaluation.crop_share": own.crop_pct if crop_share is None else crop_share,
+    overrides = [
+        f"data.image_size={image_size or own.input_size[-1]}",
+        f"evaluation.crop_share={own.crop_pct if crop_share is None else crop_share}",
         # Not for training: the images under train only name the classes.
-        "data.train_limit": 1,
-        "runtime.workers": min(8, len(os.sched_getaffinity(0))),
-    }
-    overrides = [f"{key}={value}" for key, value in asked.items()]
-    overrides += [f"data.root={root}"] if root else []
+        "data.train_limit=1",
+        f"runtime.workers={min(8, len(os.sched_getaffinity(0)))}",
+        *([f"data.root={root}"] if root else []),
+    ]
     loaded = study.load_study("table1", tier="paper", only="swin", overrides=overrides)
     return loaded.variants["swin"]
 
 
 def _network(name: str, side: int, classes: int, window: int | None) -> nn.Module:
-    import timm
-
     options = {"img_size": side, "num_classes": classes}
     if window is not None:
         options["window_size"] = window

@@ -28,7 +28,15 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
     if start is None:
         return None
     if start.weights is None:
-        before = _trained(run_dir, str(start.row))
+        identity = str(run_dir.config().get("start"))
+        before = run_dir.sibling(identity)
+        result = None if before is None else before.result()
+        if before is None or result is None or result.outcome != "done":
+            name = start.row if before is None else before.root.name
+            why = "has not been trained; train it first"
+            if result is not None:
+                why = f"ended {result.outcome}; give another row, or mend that one"
+            raise DataLacks(f"{run_dir.root.name}: begins from {name} ({identity}), which {why}")
         path, source, begun = before.weights, "lsa", before.root.name
     else:
         assert start.source is not None
@@ -45,16 +53,3 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
             "train.start.head: drawn"
         ) from None
     return begun
-
-
-def _trained(run_dir: RunDir, row: str) -> RunDir:
-    identity = str(run_dir.config().get("start"))
-    before = run_dir.sibling(identity)
-    result = None if before is None else before.result()
-    if before is not None and result is not None and result.outcome == "done":
-        return before
-    name = row if before is None else before.root.name
-    state = "has not been trained; train it first"
-    if result is not None:
-        state = f"ended {result.outcome}; give another row, or mend that one"
-    raise DataLacks(f"{run_dir.root.name}: begins from {name} ({identity}), which {state}")

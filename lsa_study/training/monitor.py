@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -102,16 +102,10 @@ class Monitor:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
             self._log.flush()
 
-    def status(
-        self, state: State, *, epoch: int | None = None, step: int | None = None,
-        acc1: float | None = None, cause: str | None = None, message: str | None = None,
-        eta_seconds: float | None = None,
-    ) -> None:  # fmt: skip
-        """Replace the status file; what is not given stays, but for the estimate."""
-        now: dict[str, object] = {"epoch": epoch, "step": step, "acc1": acc1, "cause": cause}
-        now |= {"state": state, "message": message}
-        update = {key: value for key, value in now.items() if value is not None}
-        self.now = self.now.model_copy(update=update | {"eta_seconds": eta_seconds})
+    def status(self, state: State, **fields: Any) -> None:
+        """Replace the status file; of ``Status``, fields not given stay, but for the estimate."""
+        update = {"eta_seconds": None, **fields, "state": state}
+        self.now = self.now.model_copy(update=update)
         self._last_status = time.monotonic()
         if self.attempt:
             self.run_dir.write_status(self.now)

@@ -16,13 +16,12 @@ from lsa_study import data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Datasets
-from lsa_study.errors import EnvironmentLacks, LsaError, cause_of
+from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of
 from lsa_study.files import cpu_name
-from lsa_study.record import Attempt, Facts, Outcome, Result
+from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Distributed
-from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
 from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
@@ -40,9 +39,10 @@ def live(run_dir: RunDir, *, stop: Callable[[], bool], console: Console | None) 
     with distributed.join() as us, contextlib.ExitStack() as stack:
 
         def claim() -> Monitor:
-            attempt = stack.enter_context(run_dir.owned(job())) if us.first else 0
-            shown = console if us.first else None
-            return stack.enter_context(Monitor(run_dir, settings, attempt, shown))
+            mine, attempt, shown = run_dir, 0, None
+            if us.first:
+                (mine, attempt), shown = stack.enter_context(run_dir.owned(job())), console
+            return stack.enter_context(Monitor(mine, settings, attempt, shown))
 
         return _Attempt(us.all_or_raise(claim), stop, us).carry_out()
 
@@ -68,6 +68,9 @@ class _Attempt:
             monitor.say(f"Stopping after this step... saved at {where}")
             monitor.status("stopped", epoch=at.epoch, step=at.step, message=f"saved at {where}")
             return "stopped"
+        except Refused as error:  # the folder is another process's now
+            monitor.say(str(error))
+            raise
         except KeyboardInterrupt:
             monitor.status("stopped", message="left at once; the last checkpoint stands")
             raise
@@ -116,10 +119,7 @@ class _Attempt:
                     f"runtime.accumulate={2 * parts}",
                 )
             if ranks.first:
-                checkpoint.save_weights(self.run_dir.weights, loop.final_weights())
-                bits = self._report().bits
-                assert bits is not None
-                self.run_dir.write_correct(bits.numpy())
+                checkpoint.save_weights(self.run_dir, loop.final_weights())
             return self._end("done", None)
 
     def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
@@ -178,21 +178,20 @@ class _Attempt:
         self.progress = loop.progress
         return loop
 
-    def _report(self) -> Report:
-        best = self.settings.evaluation.epoch == "best"
-        return self.progress.best if best else self.progress.last
-
     def _end(self, outcome: Outcome, reason: str | None) -> str:
         if not self.ranks.first:
             return outcome
         run_dir, at, done = self.run_dir, self.progress, outcome == "done"
-        report = self._report()
+        report = at.best if self.settings.evaluation.epoch == "best" else at.last
+        if done and report.bits is not None:
+            run_dir.write_correct(report.bits.numpy())
         run_dir.write_result(
             Result(
                 **dict(self.facts),
                 outcome=outcome,
                 reason=reason,
                 start=at.start,
+                continued=changes(run_dir.environments()),
                 acc1=report.acc1 if done else None,
                 acc5=report.acc5 if done else None,
                 loss=report.loss if done else None,

@@ -17,10 +17,6 @@ LEAVE_NOW_SECONDS = 5.0
 """A second interrupt within this time leaves at once."""
 
 
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 class StopOnSignals:
     """While active, a signal makes this true; a second interrupt soon after leaves at once.
 
@@ -30,7 +26,7 @@ class StopOnSignals:
         leave_now: called by the second interrupt; raises ``KeyboardInterrupt`` if not given.
     """
 
-    def __init__(self, leave_now: Callable[[], object] = _interrupt) -> None:
+    def __init__(self, leave_now: Callable[[], object] | None = None) -> None:
         self.signal: signal.Signals | None = None
         """The first signal that asked to stop."""
         self._leave_now = leave_now
@@ -61,5 +57,7 @@ class StopOnSignals:
             return
         now = time.monotonic()
         if now - self._last_interrupt < LEAVE_NOW_SECONDS:
+            if self._leave_now is None:
+                raise KeyboardInterrupt
             self._leave_now()
         self._last_interrupt = now

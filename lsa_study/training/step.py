@@ -27,17 +27,12 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        model: nn.Module,
-        ranks: Distributed,
-        *,
-        device: torch.device,
-        steps: int,
+        self, settings: Settings, model: nn.Module, ranks: Distributed, *, steps: int
     ) -> None:
         train = settings.train
-        self.settings, self.model, self.ranks, self.device = settings, model, ranks, device
-        self.precision = environment.precision(train, device)
+        self.settings, self.model, self.ranks = settings, model, ranks
+        self.device = next(model.parameters()).device
+        self.precision = environment.precision(train, self.device)
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
         self.optimizer = optim.optimiser(model, train)
         self.set_rate = optim.schedule(self.optimizer, train, steps=steps)
@@ -126,9 +121,6 @@ class Stepper:
             )
         with amp:
             logits = self.forward(batch.images)
-        return self._loss(logits.float(), batch.targets)
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Mixed targets are smoothed already.
-        smoothing = 0.0 if targets.ndim == 2 else self.settings.augment.label_smoothing
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        smoothing = 0.0 if batch.targets.ndim == 2 else smoothing
+        return F.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +90,8 @@ class Trainer:
         self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device
         self.progress = Progress(fingerprint=sets.source.fingerprint)
         self.steps = self._plan().steps
-        self.stepper = Stepper(
-            self.settings, model.to(self.device), ranks, device=self.device, steps=self.steps
-        )
+        self.stepper = Stepper(self.settings, model.to(self.device), ranks, steps=self.steps)
         self._unread: list[tuple[int, Tensor]] = []
-        self._noted = self._saved = time.monotonic()
 
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: weights, two moments, averaged and best weights."""
@@ -182,12 +178,7 @@ class Trainer:
         before, begun = at.epoch_seconds, time.monotonic()
         every = 1 if self.device.type == "cpu" else GPU_CHECK_STEPS
         for step in range(at.step, plan.steps):
-            try:
-                loss = self.stepper.train_step(at.epoch, step, batches)
-            except Exception:
-                # A signal to the whole job ends the loading processes before it is looked at here.
-                self._stop_if_asked(plan.batch)
-                raise
+            loss = self.stepper.train_step(at.epoch, step, batches)
             self._unread.append((step, loss))
             if (step + 1) % every == 0 or step + 1 == plan.steps:
                 self._look(plan.batch)
@@ -216,16 +207,9 @@ class Trainer:
 
     def _stop_if_asked(self, batch: int) -> None:
         if self.ranks.any(self.stop()):
-            self._leave(batch)
-
-    def _leave(self, batch: int) -> NoReturn:
-        # A signal to the whole job ends the loading processes too. torch raises that wherever this
-        # process is then, also in the midst of saving; in a thread it does not.
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._look(batch)
-        self._save()
-        raise Stopped
+            self._look(batch)
+            self._save()
+            raise Stopped
 
     def _tick(self, doing: str) -> None:
         at = self.progress
@@ -240,14 +224,10 @@ class Trainer:
     # -- epochs -------------------------------------------------------------------------------
 
     def _evaluate(self, model: nn.Module) -> Report:
-        try:
-            report = evaluate(
-                model, self.sets, self.settings.evaluation.batch_size,
-                precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
-            )  # fmt: skip
-        except RuntimeError:
-            self._tick_or_stop()
-            raise
+        report = evaluate(
+            model, self.sets, self.settings.evaluation.batch_size,
+            precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
+        )  # fmt: skip
         if not math.isfinite(report.loss):
             raise Diverged(
                 f"epoch {self.progress.epoch + 1}, after step {self.steps}: test loss "
@@ -258,7 +238,8 @@ class Trainer:
     def _tick_or_stop(self) -> None:
         # All steps of the epoch are done: the next attempt begins with the evaluation.
         if self.ranks.count == 1 and self.stop():
-            self._leave(0)  # all losses are read
+            self._save()
+            raise Stopped
         self._tick("testing")
 
     def _end_epoch(self, train_loss: float) -> None:

@@ -121,9 +121,9 @@ def test_estimates_are_the_paired_differences(tmp_path):
         a.accuracy - b.accuracy for a, b in zip(rows["elsa"].runs, rows["swin"].runs, strict=True)
     ]
     got = judged(tmp_path, "proxy", "table4-elsa")
-    assert got.estimate == pytest.approx(sum(want) / 3)
-    assert (got.low, got.high) == (t_interval(want).low, t_interval(want).high)
-    assert got.n == 3
+    assert got.estimate.mean == pytest.approx(sum(want) / 3)
+    assert (got.estimate.low, got.estimate.high) == (t_interval(want).low, t_interval(want).high)
+    assert got.estimate.n == 3
 
 
 def test_a_claim_is_contradicted_by_runs_that_say_otherwise(tmp_path):
@@ -154,7 +154,7 @@ def test_studies_are_read_as_they_were_asked_for(tmp_path):
     loaded = [write_study(tmp_path, name, overrides=changed) for name in ("table4", "table5")]
     assert judged(tmp_path, name="table4-elsa").verdict == "not run"
     study.remember(tmp_path, loaded[:1], changed)
-    assert judged(tmp_path, name="table4-elsa").n == 3
+    assert judged(tmp_path, name="table4-elsa").estimate.n == 3
     # Table 5 was last asked for with other epochs: its rows cannot stand against those of Table 4.
     write_study(tmp_path, "table5")
     got = judged(tmp_path, name="fig1-elsa-beats-dwconv")
@@ -165,7 +165,7 @@ def test_whole_networks_are_compared_in_what_the_claim_names(tmp_path):
     """Only that, and it stands beside the verdict; anything else that differs forbids it."""
     write_study(tmp_path, "table8", tier="paper")
     got = judged(tmp_path, "paper", "table8-small-matches-base")
-    assert got.n == 3
+    assert got.estimate.n == 3
     assert got.notes[0] == "evaluation.weights model, the other ema"
     assert {note.split()[0] for note in got.notes[:4]} == {
         "model.backbone", "model.drop_path", "train.ema_decay", "evaluation.weights",
@@ -185,7 +185,7 @@ def test_speed_is_compared_on_one_device_only(tmp_path):
     for name in ("table4", "table5"):
         loaded = write_study(tmp_path, name, tier="proxy", seeds=[0, 1])
     got = judged(tmp_path, "proxy", "table7-elsa-faster-than-net7n")
-    assert got.n == 2
+    assert got.estimate.n == 2
     write_run(tmp_path, loaded.runs()[-1], changes={"device": "Other chip"})
     got = judged(tmp_path, "proxy", "table7-elsa-faster-than-net7n")
     assert got.verdict == "unresolved (the rows ran on different devices)"

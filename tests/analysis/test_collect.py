@@ -1,6 +1,7 @@
 """Collecting: what is on disk comes back; what is broken is named and skipped, never fatal."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from synthetic import change_result, write_run, write_study
 from lsa_study import rundir
 from lsa_study.analysis.collect import COLUMNS, collect, parquet_path
 from lsa_study.config import study
+from lsa_study.errors import Refused
+from lsa_study.rundir import existing
 
 
 @pytest.fixture
@@ -156,7 +159,7 @@ def test_a_copied_folder_is_not_counted_twice(results):
     assert "give the folder its own name back" in collected.broken[0]
 
 
-@pytest.mark.parametrize("content", [None, "", "a: [", "- 1", "settings: 3", "\xff\xfe"])
+@pytest.mark.parametrize("content", [None, "", "a: [", "- 1", "schema: 1\nsettings: 3", "\xff\xfe"])
 def test_a_lost_configuration_is_named(results, content):
     folder = folders(results)["net7"]
     config = folder.root / "config.yaml"
@@ -167,12 +170,38 @@ def test_a_lost_configuration_is_named(results, content):
     assert "is not a run's configuration" in collected.broken[0]
 
 
-def test_a_configuration_without_a_tier_is_named(results):
+@pytest.mark.parametrize(
+    ("line", "edited", "reason"),
+    [
+        ("  tier: toy", "  tier: proxy", "is of tier proxy"),
+        ("    norm: softmax", "    norm: filter_norm", "its settings are those of run"),
+        ("  seed: 1", "  seed: 4", "its result is of seed 1, its config.yaml of 4"),
+    ],
+)
+def test_a_configuration_that_was_edited_is_named(results, line, edited, reason):
     folder = folders(results)["net7"]
-    (folder.root / "config.yaml").write_text("settings: {}")
+    path = folder.root / "config.yaml"
+    before = path.read_text()
+    assert line in before
+    path.write_text(before.replace(line, edited))
     collected = collect(results, "toy")
     assert len(collected.runs) == 5
-    assert f"{folder.root}: is of tier None" in collected.broken[0]
+    assert str(folder.root) in collected.broken[0]
+    assert reason in collected.broken[0]
+
+
+def test_of_two_folders_of_one_run_none_is_taken(results):
+    folder = folders(results)["net7"]
+    for name in ("a", "z"):
+        copy = folder.root.with_name(f"{name}-{folder.root.name}")
+        shutil.copytree(folder.root, copy)
+        collected = collect(results, "toy")
+        assert folder.identity not in collected.runs.index
+        assert f"{copy}" in collected.broken[0]
+        assert "2 folders hold the same run" in collected.broken[0]
+        with pytest.raises(Refused, match="2 folders hold the same run"):
+            existing(results, "toy")
+        shutil.rmtree(copy)
 
 
 def test_torn_metrics_cost_their_line_only(results):

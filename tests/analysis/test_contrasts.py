@@ -43,7 +43,7 @@ def accuracies(values, base=None):
         run_of(seed, [1]).model_copy(update={"acc1": value, "correct_count": None})
         for seed, value in values.items()
     ]
-    return Row("row", "Row", {}, "base", tuple(values), tuple(runs), ArticleRow(), base=base)
+    return Row("row", "Row", {}, "base", tuple(runs), ArticleRow(), base=base)
 
 
 def test_differences_are_paired_by_seed_over_the_shared_ones():
@@ -59,10 +59,11 @@ def test_differences_are_paired_by_seed_over_the_shared_ones():
 
 def test_rows_without_a_common_seed_are_not_compared():
     base = accuracies({0: 80.0})
-    assert accuracies({1: 80.0}, base).contrast is None
-    assert accuracies({0: 81.0}, base).contrast is not None
-    assert base.contrast is None
-    assert compare(base.done, ()) is None
+    assert accuracies({1: 80.0}, base).contrast.seeds == ()
+    assert accuracies({0: 81.0}, base).contrast.seeds == (0,)
+    assert base.contrast.seeds == ()
+    none = compare(base.done, ())
+    assert (none.seeds, none.difference.mean, none.p, none.by_image) == ((), None, None, None)
 
 
 def test_one_seed_or_equal_differences_have_no_p():
@@ -249,6 +250,7 @@ def test_noise_is_pooled_by_degrees_of_freedom():
         ({"weights": "ema"}, "reported weights ema and model, reference model"),
         ({"selected": "best"}, "reported epoch best and last, reference last"),
         ({"data_fingerprint": "other"}, "data f1f2f3f4f5 and other, reference f1f2f3f4f5"),
+        ({"continued": "torch 2, then 3"}, "seed 0 went on with another torch 2, then 3"),
     ],
 )
 def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, words):
@@ -261,6 +263,20 @@ def test_rows_made_differently_get_a_dagger_with_the_reason(tmp_path, change, wo
     (note,) = [note for note in table.notes if note.mark == "†"]
     assert words in note.text.split("; ")[0]
     assert "HA + GH" in note.text
+
+
+def test_a_reference_that_went_on_with_other_code_is_marked_itself(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0, 1])
+    run = next(run for run in loaded.runs() if run.variant == "swin")
+    write_run(tmp_path, run, changes={"continued": "commit a, then b"})
+    table = build(loaded, collect(tmp_path, "toy"))
+    assert [row.variant for row in table.rows if "†" in row.marks] == [
+        "swin",
+        "elsa_noghost",
+        "elsa",
+    ]
+    (note,) = [note for note in table.notes if note.mark == "†"]
+    assert "reference seed 0 went on with another commit a, then b" in note.text
 
 
 def test_alike_rows_have_no_dagger(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from networks import on_meta
 
-from lsa_study.analysis.costs import columns_and_note, network_key
+from lsa_study.analysis.article import columns_and_note, network_key
 from lsa_study.config import study
 from lsa_study.errors import ConfigError
 from lsa_study.measure import count

@@ -59,7 +59,7 @@ def test_decoded_pictures_are_cached_privately_and_read_back(root, settings, mon
     (cached,) = (tmp_path / "cache" / "lsa_study").iterdir()
     assert cached.name == f"{first.source.fingerprint}.safetensors"
     assert stat.S_IMODE(cached.parent.stat().st_mode) == 0o700
-    monkeypatch.setattr(cifar._Column, "decode", lambda self: pytest.fail("decoded again"))
+    monkeypatch.setattr(cifar, "_decoded", lambda *_: pytest.fail("decoded again"))
     in_memory._read.cache_clear()
     assert torch.equal(data.load(asked)._train, first._train)
 

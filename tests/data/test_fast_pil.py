@@ -1,5 +1,6 @@
 """The fast routes against Pillow, bit for bit, on ordinary and on odd pictures."""
 
+import functools
 import io
 import math
 import pickle
@@ -60,9 +61,9 @@ def _dented(content):
 @need_kernels
 def test_every_route_is_taken_here():
     """Else all other tests would compare Pillow with itself."""
-    assert fast_pil.routes().decodes
-    assert fast_pil.routes().order is not None
-    assert fast_pil.routes().bends
+    assert fast_pil.decodes()
+    assert pictures.as_pillow().order is not None
+    assert pictures.as_pillow().bends
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -150,7 +151,7 @@ def test_rand_augment_is_timms(filter_):
         op.prob, plain = 1.0, op.aug_fn
         for number in range(12):
             found = []
-            for function in (plain, fast_pil.Bending(plain)):
+            for function in (plain, functools.partial(fast_pil.bent, plain)):
                 op.aug_fn = function
                 with rng.seeded_global(op.name, number):
                     found.append(op(image).tobytes())
@@ -167,10 +168,9 @@ def test_without_kernels_and_decoder_pillow_does_it(monkeypatch):
             return [turn(crop(content)).tobytes() for _ in range(20)]
 
     fast = made()
-    decodes = fast_pil.routes().decodes
-    monkeypatch.setattr(fast_pil, "routes", lambda: fast_pil.Routes(decodes, None, False))
+    monkeypatch.setattr(pictures, "as_pillow", lambda: pictures.AsPillow(None, False))
     assert made() == fast
-    monkeypatch.setattr(fast_pil, "routes", lambda: fast_pil.Routes(False, None, False))
+    monkeypatch.setattr(fast_pil, "decodes", lambda: False)
     assert made() == fast
 
 
@@ -182,8 +182,7 @@ def _augment():
 
 @need_kernels
 def test_a_route_that_moves_a_pixel_is_not_taken(monkeypatch):
-    fast_pil.routes.cache_clear()
-    right = fast_pil._decoded, fast_pil.lsa_kernels.resized_crop, fast_pil.lsa_kernels.warped
+    routes = fast_pil.decodes, pictures.as_pillow
 
     def wrong(function):
         def call(*given, **options):
@@ -193,13 +192,17 @@ def test_a_route_that_moves_a_pixel_is_not_taken(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(fast_pil, "_decoded", wrong(right[0]))
-    monkeypatch.setattr(fast_pil.lsa_kernels, "resized_crop", wrong(right[1]))
-    monkeypatch.setattr(fast_pil.lsa_kernels, "warped", wrong(right[2]))
+    for module, name in (
+        (fast_pil, "decode_jpeg"), (pictures, "resized_crop"), (pictures, "warped"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, wrong(getattr(module, name)))
     try:
-        assert fast_pil.routes() == (False, None, False)
+        for route in routes:
+            route.cache_clear()
+        assert (fast_pil.decodes(), pictures.as_pillow()) == (False, (None, False))
     finally:
-        fast_pil.routes.cache_clear()
+        for route in routes:
+            route.cache_clear()
 
 
 def test_what_does_not_fit_is_refused():

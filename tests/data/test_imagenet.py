@@ -1,5 +1,9 @@
 """ImageNet's folders: real files, real worker processes."""
 
+import multiprocessing
+import signal
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +150,17 @@ def test_passes_do_not_disturb_each_other(small, workers):
     pairs = zip(sets.train(sets.epoch(0, 2)), sets.train(sets.epoch(0, 2)), strict=True)
     assert all(torch.equal(one.images, other.images) for one, other in pairs)
     assert torch.equal(images_of(sets), wanted)
+
+
+def test_only_its_parent_ends_a_worker(small):
+    """Signals to a terminal or a job reach workers too, which may hold a lock just then."""
+    sets = data.load(small(runtime__workers=1))
+    wanted = images_of(sets)
+    (worker,) = multiprocessing.active_children()
+    for name in ("INT", "TERM", "HUP", "USR1", "USR2"):
+        subprocess.run(["kill", "-s", name, str(worker.pid)], check=True)
+    assert torch.equal(images_of(sets), wanted)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0

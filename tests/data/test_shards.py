@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as arrow
 import pytest
 import torch
+import typer
 from pyarrow import parquet
 
 from lsa_study import data
@@ -180,18 +181,24 @@ def test_strange_tables_are_refused(small, tmp_path):
         data.check(small(tmp_path))
 
 
-def test_folders_are_written_once(root, small, capsys, monkeypatch):
+def test_folders_are_written_once(root, capsys):
     """By the command; what it wrote has the same names and bytes."""
     again = root.parent / "again"
-    monkeypatch.setattr("sys.argv", ["shards", str(root), str(again)])
-    assert shards.main() == 0
+    shards.main(root, again)
     assert "2 shards" in capsys.readouterr().out
-    assert shards.main() == 3
-    assert "holds ImageNet already; choose an empty folder" in capsys.readouterr().err
+
+    def refused(source, target):
+        with pytest.raises(typer.Exit) as left:
+            shards.main(source, target)
+        return left.value.exit_code, capsys.readouterr().err
+
+    code, message = refused(root, again)
+    assert code == 3
+    assert "holds ImageNet already; choose an empty folder" in message
     for source in (root.parent / "nowhere", again):  # which holds shards already
-        monkeypatch.setattr("sys.argv", ["shards", str(source), str(root.parent / "third")])
-        assert shards.main() == 3
-        assert "holds no folders imagenet/train and imagenet/val" in capsys.readouterr().err
+        code, message = refused(source, root.parent / "third")
+        assert code == 3
+        assert "holds no folders imagenet/train and imagenet/val" in message
     train = imagenet.listings(paths.layout_of_imagenet(again))[0]
     plain = imagenet.listings(paths.layout_of_imagenet(root))[0]
     np.testing.assert_array_equal(train.names, plain.names)

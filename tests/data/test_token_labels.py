@@ -186,7 +186,9 @@ def test_missing_maps_are_told_before_anything_runs(small, root):
     assert words.startswith(f"{map_of(root, 'n03', 1)}: no such label map, nor for 0 more of 6")
     assert "set train.tokens.labels: plain" in words
     (root / "imagenet" / "token_labels").rename(root / "imagenet" / "elsewhere")
-    with pytest.raises(DataLacks, match="token_labels: no such folder of label maps; unpack"):
+    with pytest.raises(
+        DataLacks, match=r"n01_0.pt: no such label map, nor for 5 more of 6 images; unpack"
+    ):
         data.check(small())
     data.check(small("plain"))
 

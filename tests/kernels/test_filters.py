@@ -77,7 +77,7 @@ def test_a_table_for_each_image(combine):
         return [values, filters, channel], gradient
 
     def plain(v, f, c):
-        return reference.decoupled(v, f, c, combine, 5, 1)
+        return reference.apply_filters(v, f, *((c, None) if combine == "mul" else (None, c)), 5)
 
     def ours(v, f, c):
         return apply_decoupled(v, f, c, combine=combine, kernel_size=5)

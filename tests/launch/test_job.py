@@ -1,19 +1,22 @@
 """What a job finds out about itself; the rest of it needs a scheduler (tests/slurm)."""
 
+import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from submitit.core.utils import DelayedSubmission
 
 from lsa_study.config import study
-from lsa_study.launch.job import JobContext, RunTask
-from lsa_study.launch.records import Failure
-from lsa_study.launch.scheduler import SlurmJob, plain_words
-from lsa_study.launch.status import Job, RunStatus, judge
+from lsa_study.launch.job import RunTask, rank_variables
+from lsa_study.launch.records import LaunchFolder, error_of
+from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
+from lsa_study.launch.status import RunStatus, judge
 from lsa_study.rundir import RunDir
 
 TWO_NODES = {
@@ -23,30 +26,36 @@ TWO_NODES = {
 
 
 def test_processes_find_each_other():
-    told = JobContext.of(TWO_NODES).variables
+    told = rank_variables(TWO_NODES)
     assert told["MASTER_ADDR"] == "10.0.0.7"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     assert [told[name] for name in names] == ["9", "16", "1", "8"]
-    assert JobContext.of({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "812"}).variables == {}
+    assert rank_variables({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "812"}) == {}
 
 
 def test_the_port_moves_with_every_restart_and_job():
     ports = {
-        JobContext.of(TWO_NODES | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": count}).variables[
-            "MASTER_PORT"
-        ]
+        rank_variables({**TWO_NODES, "SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": n})["MASTER_PORT"]
         for job in ("812", "813", "814")
-        for count in ("0", "1", "2")
+        for n in ("0", "1", "2")
     }
     assert len(ports) == 9
     assert all(1024 < int(port) < 32768 for port in ports), "the system hands out those above"
 
 
-def test_an_element_of_an_array_knows_its_name():
-    assert JobContext.of(TWO_NODES).job == "812"
-    element = {"SLURM_ARRAY_JOB_ID": "800", "SLURM_ARRAY_TASK_ID": "12"}
-    place = JobContext.of(TWO_NODES | element | {"SLURM_RESTART_COUNT": "3"})
-    assert (place.job, place.restart, place.rank, place.count) == ("800_12", 3, 9, 16)
+def test_an_element_of_an_array_knows_its_name(tmp_path):
+    """The user cancelled the run meanwhile, so that it is not trained."""
+    run = RunDir(tmp_path / "toy" / "runs" / "net1-s0-abcdef0123")
+    mark = LaunchFolder.of_run(run.root).cancelled("abcdef0123")
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    element = {"SLURM_ARRAY_JOB_ID": "800", "SLURM_ARRAY_TASK_ID": "12", "SLURM_RESTART_COUNT": "3"}
+    code = "import sys; from lsa_study.launch.job import RunTask; print(RunTask(sys.argv[1])())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.root)], env=os.environ | TWO_NODES | element,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.fullmatch(r"=== life 1: job 800_12 on \S+, process 9\nstopped\n", done.stdout)
 
 
 def test_the_payload_is_a_path():
@@ -73,19 +82,23 @@ def test_the_first_signal_counts(number):
 TRACE = 'Traceback (most recent call last):\n  File "loop.py", line {line}, in _step\n'
 
 
-def test_equal_errors_have_equal_signatures(tmp_path):
+def test_equal_errors_are_the_same(tmp_path):
     """The run's own name does not make two errors different; another line of code does."""
-    signatures = []
+    errors = []
     for run, line in zip(
         study.load_study("table1", only="net1,net2,net3").runs(), (7, 7, 8), strict=True
     ):
         folder = RunDir(tmp_path / run.name)
         folder.create(run.settings, variant=run.variant)
-        with folder.owned() as attempt:
+        with folder.owned() as (_, attempt):
             (folder.attempt_folder(attempt) / "log.txt").write_text(TRACE.format(line=line))
-        failure = Failure.of(folder, "bug", f"{folder.root}: KeyError 'rel_pos'")
-        signatures.append(failure.signature)
-    assert signatures[0] == signatures[1] != signatures[2]
+        message = f"{folder.root}: KeyError 'rel_pos'"
+        folder.change_state("failed", cause="bug", message=message)
+        errors.append(error_of(folder))
+    assert errors[0] == errors[1] != errors[2]
+    assert error_of(folder, since=time.time() + 1) is None, "it was queued again since"
+    folder.change_state("failed", cause="node")
+    assert error_of(folder) is None, "the next run may meet a better node"
 
 
 @pytest.mark.parametrize(
@@ -106,10 +119,10 @@ def test_equal_errors_have_equal_signatures(tmp_path):
     ],
 )  # fmt: skip
 def test_why_a_run_is_gone(end, last, state, cause):
-    known = end and SlurmJob("7", end[0], exit_code=end[1])
-    job = Job("7", Path("7_0_log.out"), ended=known, last=last)
-    row = RunStatus("swin-s0-0123456789", "0123456789", "swin", 0, "toy", "running")
-    verdict = judge(row, False, job, 100.0)
+    job = SlurmJob("7", end[0], exit_code=end[1]) if end else SlurmJob("7", GONE)
+    folder = RunDir(Path("swin-s0-0123456789"))
+    row = RunStatus("toy", "swin", 0, "0123456789", folder, "running")
+    verdict = judge(row, False, job, 100.0, last=last)
     assert (verdict.state, verdict.cause) == (state, cause)
     assert verdict.note
 

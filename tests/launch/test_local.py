@@ -1,14 +1,12 @@
 """The local queue, with real runs in real worker processes."""
 
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -130,5 +128,3 @@ def test_equal_failures_hold_the_rest(tmp_path):
     summary = Queue(tmp_path, jobs=1, console=quiet()).work(asked)
     assert summary.exit_code == 1
     assert (list(summary.finished.values()), summary.held) == (["failed"] * 3, 1)
-    assert json.dumps(summary.errors)
-    assert Path(tmp_path).exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lsa_study.config import contrast, study
+from lsa_study.config import study
 from lsa_study.launch import plan, rehearse
 from lsa_study.launch.rehearse import Rehearsed
 from lsa_study.record import Result
@@ -127,7 +127,7 @@ def test_a_row_keeps_all_but_its_length():
     run = run_of(tier="paper")
     short = rehearse.shortened(run, checkpoints=1.0)
     changed = {"train.epochs", "data.train_limit", "data.test_limit"}
-    assert set(contrast.differing(run.settings, short)) == changed
+    assert set(run.settings.differing(short)) == changed
     assert (short.train.epochs, short.data.train_limit) == (2, 2 * 1024)
     assert short.data.test_limit == 5000
     assert short.runtime.accumulate == 8
@@ -181,10 +181,11 @@ def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
 
 def test_rows_add_up_and_a_damaged_file_counts_as_none(tmp_path):
     rehearse.note(tmp_path, "toy", {"a": row()})
-    path = rehearse.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
+    rehearse.note(tmp_path, "toy", {"b": row(), "a": row(step_seconds=1.0)})
     found = rehearse.read_rehearsals(tmp_path, "toy")
     assert sorted(found) == ["a", "b"]
     assert found["a"].step_seconds == 1.0
+    path = tmp_path / "toy" / rehearse.FILE
     content = json.loads(path.read_text())
     for damaged in ("{", "[]", json.dumps({"rows": [content]}), '{"rows": {"a": {}}}'):
         path.write_text(damaged)

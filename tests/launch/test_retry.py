@@ -9,9 +9,9 @@ from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch.cancel import discard, gc
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.logs import logs
 from lsa_study.launch.records import Array, LaunchFolder
 from lsa_study.launch.retry import retry
+from lsa_study.launch.status import logs
 from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir, runs_folder
 
@@ -87,7 +87,7 @@ def test_lives_that_gain_nothing_end_the_retries(tmp_path, made):
 
 def test_logs_of_each_attempt(tmp_path, made):
     for word in ("first", "second"):
-        with made["swin"].owned() as attempt:
+        with made["swin"].owned() as (_, attempt):
             (made["swin"].attempt_folder(attempt) / "log.txt").write_text(f"{word} life\n")
     pieces = []
     logs(tmp_path, "swin", pieces.append)
@@ -112,7 +112,7 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
     pieces = []
     logs(tmp_path, run, pieces.append, attempt=2)
     made["swin"].write_result(Result(outcome="done", seconds=1.0))
-    logs(tmp_path, run, pieces.append, mode="follow")
+    logs(tmp_path, run, pieces.append, follow=True)
     assert pieces == ["=== life 2: job 7_1\nsaved\n", path.read_text()]
 
 

@@ -1,10 +1,52 @@
-"""What a tracker holds of a run, read from its own files."""
+"""What a tracker holds of a run, read from its own files, and what it should hold."""
 
+import importlib.util
 import json
+import os
 import sqlite3
 import struct
 
 import pytest
+
+EVERY = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(name) is None, reason=f"{name} is not installed"
+        ),
+    )
+    for name in ("tensorboard", "wandb", "trackio")
+]
+
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
+
+
+def record(epoch, attempt=1, **changes):
+    """One line of ``metrics.jsonl``."""
+    known = {"step": 3 * epoch, "acc1": 10.0 + epoch / 8, "ema_acc1": None, "lr": 0.5**epoch}
+    return {"epoch": epoch, "attempt": attempt, **known, **changes}
+
+
+def curve_of(folder):
+    """What a tracker should show, from the lines of ``metrics.jsonl``."""
+    return {
+        line["epoch"]: {
+            {"step": "steps"}.get(name, name): pytest.approx(value, rel=1e-6)
+            for name, value in line.items()
+            if name != "epoch" and value is not None
+        }
+        for line in folder.metrics()
+    }
+
+
+def plant(monkeypatch, folder, code):
+    """Have ``import trackio`` run this code, here and in processes that are started."""
+    (folder / "trackio.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 class Shown:

@@ -176,7 +176,7 @@ def test_a_run_gives_its_network_back(tmp_path):
     with pytest.raises(ConfigError, match="no such file of weights"):
         load_run(folder)
     network = micro()
-    save_weights(folder.weights, network.state_dict())
+    save_weights(folder, network.state_dict())
     images = torch.randn(1, 3, 28, 28)
     again = load_run(folder)
     assert not again.training

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, collect
-from lsa_study.analysis.costs import rates_of
 from lsa_study.analysis.table import build
 from lsa_study.config import study
 from lsa_study.errors import ConfigError

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
+from slurm_site import count
 
 from lsa_study.config.study import find_study as study_file
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import LEAVING, TAKEN_OUT, cancel
-from lsa_study.launch.logs import logs
+from lsa_study.launch.status import logs
 from lsa_study.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
@@ -38,7 +39,7 @@ def leave_half_written_files(trial):
     """As a process does that is killed while submitit saves."""
     (array,) = trial.records.arrays()
     for name in ("submitted.pkl", "0_result.pkl"):
-        path = trial.records.folder_of(array) / f"{array.job}_{name}.save_tmp"
+        path = trial.records.root / array.key / f"{array.job}_{name}.save_tmp"
         path.write_text("half")
 
 
@@ -98,8 +99,8 @@ def kill_and_damage(site, trial, monkeypatch, tmp_path):
     trial.cause("status.json overwritten with noise")
     (trial.folder.root / "status.json").write_bytes(os.urandom(100))
     assert trial.row.state == "lost"
-    assert trial.retry().count == 1
-    assert trial.retry().count == 0, "the run is queued already"
+    assert count(trial.retry()) == 1
+    assert count(trial.retry()) == 0, "the run is queued already"
 
 
 def without_accounting(folder):
@@ -167,7 +168,7 @@ def test_two_nodes_train_one_run_together(site, trial, undisturbed, tmp_path):
     trial.go_on()
     site.drain()
     (died,) = trial.ends()
-    assert trial.retry().count == 1
+    assert count(trial.retry()) == 1
     trial.pause(life=2)
     trial.cause("USR2 to a job on two nodes")
     site.run("scancel", "--signal=USR2", trial.row.job)
@@ -242,9 +243,9 @@ def test_a_full_disk_costs_nothing_but_time(site, trial, small_disk, undisturbed
     trial.go_on()
     site.drain()
     assert (trial.row.state, trial.row.cause) == ("failed", "disk")
-    assert trial.retry().count == 0, "a full disk does not mend itself"
+    assert count(trial.retry()) == 0, "a full disk does not mend itself"
     filler.unlink()
-    assert trial.retry("disk").count == 1
+    assert count(trial.retry("disk")) == 1
     trial.prove_whole(undisturbed)
 
 
@@ -266,6 +267,6 @@ def test_cancelling_saves_what_runs_and_drops_what_waits(site, trial, undisturbe
     rows = trial.status().values()
     assert {(row.state, row.cause) for row in rows} == {("stopped", "cancelled")}
     assert trial.folder.last_checkpoint.exists()
-    assert trial.retry().count == 0, "what the user cancelled is not queued by itself"
-    assert trial.launch().count == 1
+    assert count(trial.retry()) == 0, "what the user cancelled is not queued by itself"
+    assert count(trial.launch()) == 1
     ended_as_if_nothing_had_happened(trial, undisturbed, "cancelled")

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from slurm_site import wait_for
+from slurm_site import count, wait_for
 from slurm_summary import prove
 from tuned import written
 
@@ -44,9 +44,9 @@ def test_arrays_stay_under_the_index_limit(site, held):
     launched = held.launch(held.asked(only="*", seeds=(0, 1)))
     assert [len(array.runs) for array in launched.queued] == [6, 6, 4]
     assert [seeds_of(array) for array in launched.queued] == [[0] * 6, [0, 0, 1, 1, 1, 1], [1] * 4]
-    jobs = {array.job_of(i) for array in launched.queued for i in range(len(array.runs))}
+    jobs = {job for array in launched.queued for job in array.jobs().values()}
     assert jobs == set(queued(site))
-    assert held.launch(held.asked(only="*", seeds=(0, 1))).count == 0
+    assert count(held.launch(held.asked(only="*", seeds=(0, 1)))) == 0
     assert len(queued(site)) == 16
     assert {row.state for row in held.status().values()} == {"queued"}
 
@@ -55,13 +55,13 @@ def test_a_second_launch_submits_only_the_rest(site, held):
     runs = held.asked(only="*")
     held.wishes(submit_limit=5)
     first = held.launch(runs)
-    assert (first.count, len(first.left), first.exit_code) == (5, 3, 1)
+    assert (count(first), len(first.left), first.exit_code) == (5, 3, 1)
     assert "no more than 5 jobs" in first.lines()[-1]
     with pytest.raises(EnvironmentLacks, match="no more than 5 jobs"):
         held.launch(runs)
     held.wishes(submit_limit=None)
     second = held.launch(runs)
-    assert (second.count, second.exit_code) == (3, 0)
+    assert (count(second), second.exit_code) == (3, 0)
     assert sorted(first.left) == sorted(second.queued[0].runs)
     assert len(queued(site)) == 8
 
@@ -70,7 +70,7 @@ def test_what_slurm_refuses_midway_is_left(site, held):
     """The second array asks for more memory than any node has."""
     good, huge = held.asked(only="net1"), held.asked(only="net2", memory_gb=999)
     launched = held.launch([*good, *huge])
-    assert (launched.count, launched.exit_code) == (1, 1)
+    assert (count(launched), launched.exit_code) == (1, 1)
     assert launched.left == [huge[0].name]
     assert "refused array 2 of 2: Requested node configuration is not" in launched.refusal
     assert f"job {launched.queued[0].job} is queued" in launched.refusal
@@ -80,9 +80,9 @@ def test_what_slurm_refuses_midway_is_left(site, held):
 def test_a_partition_that_is_not_there(site, held, faults):
     entry = faults.cause("partition refused by sbatch")
     held.wishes(partition="gpuu")
-    for mode in ("dry-run", "submit"):
+    for dry_run in (True, False):
         with pytest.raises(EnvironmentLacks, match=r"artition.*known partitions: gpu, urgent"):
-            held.launch(mode=mode)
+            held.launch(dry_run=dry_run)
     assert not held.results.joinpath("toy", "runs").exists()
     assert site.jobs() == {}
     held.wishes(partition="gpu")
@@ -97,7 +97,7 @@ def test_a_dry_run_writes_nothing(site, held):
         gpus="gres", gpu_type=None, setup=["module load cuda"], sbatch={"mail-type": "FAIL"},
     )  # fmt: skip
     (run,) = held.asked(cpus=2, gpus=2, memory_gb=5, hours=1.5)
-    launched = held.launch([run, replace(run, identity="0" * 10)], mode="dry-run")
+    launched = held.launch([run, replace(run, identity="0" * 10)], dry_run=True)
     (script,) = launched.scripts
     for line in (
         "--partition=urgent", "--account=lab", "--qos=long", "--nice=7", "--array=0-1%2",
@@ -113,8 +113,8 @@ def test_a_dry_run_writes_nothing(site, held):
 
 def test_ten_thousand_runs_are_planned_in_seconds(held):
     begun = time.process_time()  # not the clock: the machine may be busy with something else
-    launched = held.launch(held.asked(only="*", seeds=range(1250)), mode="dry-run")
-    assert launched.count == 10_000
+    launched = held.launch(held.asked(only="*", seeds=range(1250)), dry_run=True)
+    assert count(launched) == 10_000
     assert time.process_time() - begun < 10
 
 
@@ -135,11 +135,12 @@ def test_runs_wait_for_those_they_begin_from(site, held, tmp_path):
     wholes, tuned = together.queued
     rows = [name.partition("-")[0] for name in (*wholes.runs, *tuned.runs)]
     assert rows == ["whole", "whole", "tuned", "tuned"]
-    for index in (0, 1):
-        assert after(site, tuned.job_of(index)) == {wholes.job_of(0), wholes.job_of(1)}
-        assert after(site, wholes.job_of(index)) == set()
-    alone = held.launch([first]).queued[0].job_of(0)
-    assert after(site, held.launch([later]).queued[0].job_of(0)) == {alone}
+    for job in tuned.jobs().values():
+        assert after(site, job) == {*wholes.jobs().values()}
+    for job in wholes.jobs().values():
+        assert after(site, job) == set()
+    alone = held.launch([first]).queued[0].job
+    assert after(site, held.launch([later]).queued[0].job) == {alone}
 
 
 def test_a_run_begins_from_another_s_weights(site, trial, tmp_path):
@@ -213,7 +214,7 @@ def test_the_throttle_spans_arrays(site, trial):
     for array, before in ((second, first), (third, second)):
         told = site.run("squeue", "--noheader", "--job", array.job, "--format", "%E")
         assert f"afterany:{before.job}" in told
-    script = trial.records.folder_of(first) / f"{first.job}_submission.sh"
+    script = trial.records.root / first.key / f"{first.job}_submission.sh"
     assert "--array=0-5%2" in script.read_text()
 
 
@@ -262,12 +263,11 @@ def test_equal_errors_hold_the_rest(site, trial, tmp_path):
     assert [(row.state, row.cause) for row in rows[:3]] == [("failed", "data")] * 3
     assert [(row.state, row.note) for row in rows[3:]] == [("queued", "held")] * 2
     assert "cifar10" in rows[0].message
-    assert trial.launch(failing(trial, tmp_path, 5)).count == 0
-    assert trial.retry().count == 0, "missing data do not come by themselves"
+    assert count(trial.launch(failing(trial, tmp_path, 5))) == 0
+    assert count(trial.retry()) == 0, "missing data do not come by themselves"
     trial.wishes(sbatch={"hold": True})
-    assert trial.retry("data").count == 3
+    assert count(trial.retry("data")) == 3
     assert trial.records.held() is None
-    assert trial.records.failures() == []
     assert {identity_of(row.name) for row in trial.status().values()} == {
         run.identity for run in failing(trial, tmp_path, 5)
     }

@@ -121,7 +121,7 @@ def test_weights_are_plain_tensors(folder):
     from safetensors.torch import load_file
 
     shared = torch.randn(4, 6)
-    checkpoint.save_weights(folder.weights, {"a": shared, "b": shared.T, "c": shared})
+    checkpoint.save_weights(folder, {"a": shared, "b": shared.T, "c": shared})
     read = load_file(folder.weights)
     assert torch.equal(read["b"], shared.T)
     assert torch.equal(read["c"], read["a"])

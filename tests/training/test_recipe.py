@@ -20,6 +20,7 @@ from lsa_study import models
 from lsa_study.config import study
 from lsa_study.config.settings import TokenLabels
 from lsa_study.data import augment, imagenet, transforms
+from lsa_study.data.sets import Batch
 from lsa_study.training import optim
 from lsa_study.training.distributed import ALONE
 from lsa_study.training.step import Stepper
@@ -311,8 +312,12 @@ def test_mixing_and_loss():
     assert augment.mixer(volo.augment, 1000) is None
 
     def loss(chosen, targets):
-        stepper = Stepper(chosen, nn.Linear(1, 1), ALONE, device=torch.device("cpu"), steps=1)
-        return stepper._loss(logits, targets)
+        plain = chosen.model_copy(
+            update={"train": chosen.train.model_copy(update={"tokens": None})}
+        )
+        stepper = Stepper(plain, nn.Linear(1, 1), ALONE, steps=1)
+        stepper.forward = nn.Identity()
+        return stepper._loss_of(Batch(0, logits, targets), 0, 0)
 
     torch.testing.assert_close(loss(settings, soft), SoftTargetCrossEntropy()(logits, soft))
     smooth = torch.full((6, 10), 0.01) + 0.9 * torch.eye(10)[:6]

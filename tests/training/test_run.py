@@ -13,9 +13,10 @@ from rich.console import Console
 import lsa_kernels
 from lsa_study import data, models
 from lsa_study.errors import ConfigError, Refused
+from lsa_study.files import write_json
 from lsa_study.record import Status
 from lsa_study.rundir import RunDir
-from lsa_study.training import checkpoint, evaluate, run, train
+from lsa_study.training import checkpoint, environment, evaluate, run, train
 from lsa_study.training.step import Stepper
 
 RESULT_KEYS = {
@@ -23,7 +24,7 @@ RESULT_KEYS = {
     "ema_acc1", "params", "macs", "train_images", "test_images", "seconds",
     "seconds_per_epoch", "peak_memory_bytes", "device", "device_kind", "precision", "torch",
     "commit", "dirty", "effective_batch", "data_fingerprint", "attempts", "schema",
-    "identity", "variant", "seed", "implementation", "reason", "finished", "start",
+    "identity", "variant", "seed", "implementation", "reason", "finished", "start", "continued",
 }  # fmt: skip
 STATUS_KEYS = {
     "state", "heartbeat", "epoch", "epochs", "step", "attempt", "host", "job", "pid", "cause",
@@ -113,13 +114,12 @@ def test_the_folder_is_left_tidy(done):
     status = folder.status()
     assert set(status.as_json()) == STATUS_KEYS
     assert (status.state, status.epoch, status.cause) == ("done", 2, None)
-    environment = folder.environment(1)
-    assert environment.kernels == lsa_kernels.build_info()
-    assert environment.threads == 1
-    assert environment.packages["torch"]
-    assert len(environment.commit or 40 * "x") == 40
-    assert environment.test_images == folder.result().test_images
-    assert folder.environment(2) is None
+    (found,) = folder.environments()
+    assert found.kernels == lsa_kernels.build_info()
+    assert found.threads == 1
+    assert found.packages["torch"]
+    assert len(found.commit or 40 * "x") == 40
+    assert found.test_images == folder.result().test_images
     assert re.search(r"epoch 2/2  loss \d\.\d+  test \d\.\d+  acc1 \d+\.\d+ %", told)
     assert re.search(r"done: acc1 \d+\.\d+ % after epoch 2", told)
 
@@ -166,16 +166,16 @@ def test_divergence_in_the_last_step_is_seen_on_the_test_set(make_run):
 def test_out_of_memory_is_a_result(make_run, monkeypatch):
     """Torch's own allocator refuses an absurd tensor in the second step."""
     folder = make_run()
-    original = Stepper._loss
+    original = Stepper._loss_of
     calls = []
 
-    def greedy(self, logits, targets):
+    def greedy(self, *given):
         calls.append(1)
         if len(calls) == 2:
             torch.empty(10**16)
-        return original(self, logits, targets)
+        return original(self, *given)
 
-    monkeypatch.setattr(Stepper, "_loss", greedy)
+    monkeypatch.setattr(Stepper, "_loss_of", greedy)
     assert train(folder) == "oom"
     reason = folder.result().reason
     assert reason.startswith("epoch 1, step 2: out of memory at a batch of 32 in 1 part")
@@ -271,6 +271,35 @@ def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):
     monkeypatch.undo()
     data.in_memory._read.cache_clear()
     assert train(folder) == "done"
+
+
+def test_a_run_that_went_on_with_other_code_says_so(make_run, monkeypatch):
+    folder = make_run()
+    for commit, stop in (("a" * 40, StopAfter(1)), ("b" * 40, StopAfter(1)), ("b" * 40, None)):
+        monkeypatch.setattr(environment, "code_state", lambda commit=commit: (commit, False))
+        train(folder, **({} if stop is None else {"stop": stop}))
+    assert folder.result().continued == f"commit {'a' * 10}, then {'b' * 10}"
+
+
+def test_a_run_of_equal_attempts_says_nothing(make_run):
+    folder = make_run()
+    assert [train(folder, stop=StopAfter(1)), train(folder)] == ["stopped", "done"]
+    assert folder.result().continued is None
+
+
+def test_a_process_that_was_taken_over_leaves(make_run):
+    folder = make_run()
+
+    def taken_over():
+        owner = {"host": "elsewhere", "pid": 1, "start": time.time(), "token": "another"}
+        write_json(folder.root / "owner.json", owner)
+        return False
+
+    with pytest.raises(Refused, match="was taken over by elsewhere"):
+        train(folder, stop=taken_over)
+    assert folder.metrics() == []
+    assert folder.writer().host == "elsewhere"
+    assert "was taken over by elsewhere" in log_of(folder)
 
 
 def test_a_checkpoint_of_another_version_is_told(make_run):

@@ -1,5 +1,6 @@
 """Signals to real processes: leave at a step boundary, or at once."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -65,23 +66,63 @@ def test_a_second_interrupt_leaves_at_once(make_run, start):
     assert not (folder.root / "owner.json").exists()
 
 
-def test_a_signal_to_the_whole_job_is_no_failure(make_run, start, tmp_path, image_folder):
-    """SLURM's SIGTERM reaches the loading processes too; their death must not fail the run."""
-    folder = make_run(
+@pytest.fixture
+def decoded_run(make_run, image_folder):
+    """A run whose images are decoded by two processes."""
+    return make_run(
         tier="paper", data__root=image_folder, data__image_size=28, data__train_limit=64,
         train__batch_size=2, train__epochs=100, model__backbone="swin_micro", runtime__workers=2,
     )  # fmt: skip
-    process = start(main_of_a_group, [str(folder.root)])
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_signal_to_the_whole_job_is_no_failure(decoded_run, start, tmp_path, locked):
+    """It reaches the loading processes too, also while one holds a lock that the run needs."""
+    folder, mark = decoded_run, tmp_path / "hold-the-lock"
+    process = start(main_of_a_group, [str(folder.root)], mark)
     wait_for(lambda: folder.status().step > 2 or begun(folder)(), process)
+    if locked:
+        mark.touch()
+        wait_for(lambda: not mark.exists(), process)
     os.killpg(process.pid, signal.SIGTERM)
-    process.join(90)  # loaders that died may be waited for
+    process.join(30)
     assert process.exitcode == 130, (folder.attempts()[0] / "log.txt").read_text()
     assert folder.status().state == "stopped"
 
 
-def main_of_a_group(folders):
+def test_loading_processes_end_with_their_run(decoded_run, start):
+    process = start(main_of_a_group, [str(decoded_run.root)], Path("never"))
+    wait_for(lambda: decoded_run.status().step > 2 or begun(decoded_run)(), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.kill()
+    end = time.monotonic() + 30
+    while any(map(is_running, children)):
+        assert time.monotonic() < end, "they are still there"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def main_of_a_group(folders, mark):
+    """In a process group of its own; who removes ``mark`` holds the lock of an event for long."""
+    from multiprocessing.synchronize import Event
+
     from lsa_study.training import monitor
 
+    def is_set(self):
+        with self._cond:
+            with contextlib.suppress(FileNotFoundError):
+                mark.unlink()
+                time.sleep(2)
+            return not self._flag._semlock._is_zero()
+
+    Event.is_set = is_set
     os.setpgid(0, 0)
     monitor.HEARTBEAT_SECONDS = 0.0
     return main(folders)

@@ -27,11 +27,13 @@ from lsa_kernels.gpu.tiles import at, inside, pixels, read, write
 @triton.jit
 def _tile(
     heads, height, width, WINDOWS: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program's plane (image and head); its pixels' rows, columns, whether real; their areas.
+    """What a program works on: a plane, pixels of it, their areas, channels.
 
-    Of these the first row and column, the window of the image, and the pixels' places in it.
+    Returns the plane, its image and head; the pixels' rows, columns, and whether they are real; the
+    areas' first row and column, their window of the image, and the pixels' places in it; channels,
+    which of them there are, and the same for real pixels alone.
     """
     if WINDOWS:
         blocks: tl.constexpr = (DOWN * ACROSS + ROWS * COLUMNS - 1) // (ROWS * COLUMNS)
@@ -54,7 +56,10 @@ def _tile(
         own = y
         top = y - DOWN // 2
         left = x - ACROSS // 2
-    return plane, y, x, real, (top, left, window, own)
+    channel = tl.arange(0, WIDE)
+    known = (channel < DEPTH)[None, :]
+    place = (plane, plane // heads, plane % heads)
+    return place, (y, x, real), (top, left, window, own), channel, known, real[:, None] & known
 
 
 @triton.jit
@@ -171,12 +176,9 @@ def forward_kernel(
 ):  # fmt: skip
     """Output of a tile of pixels, and the two numbers kept of each."""
     q, k, v = x[0], x[1], x[2]
-    plane, row, column, real, area = _tile(
-        heads, height, width, WINDOWS, DOWN, ACROSS, ROWS, COLUMNS
+    (plane, image, head), (row, column, real), area, channel, _known, own = _tile(
+        heads, height, width, WINDOWS, DOWN, ACROSS, DEPTH, WIDE, ROWS, COLUMNS
     )
-    image, head = plane // heads, plane % heads
-    channel = tl.arange(0, WIDE)
-    own = real[:, None] & (channel < DEPTH)[None, :]
     k_at = None if k is None else at(k, map_strides[1], image, head, area[0], area[1], channel)
     v_at = at(v, map_strides[2], image, head, area[0], area[1], channel)
     total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
@@ -231,13 +233,9 @@ def queries_kernel(
     That is what the norm takes off the gradients of its weights: for the weight, and for all.
     """
     q, k, v = x[0], x[1], x[2]
-    plane, row, column, real, area = _tile(
-        heads, height, width, WINDOWS, DOWN, ACROSS, ROWS, COLUMNS
+    (plane, image, head), (row, column, real), area, channel, known, own = _tile(
+        heads, height, width, WINDOWS, DOWN, ACROSS, DEPTH, WIDE, ROWS, COLUMNS
     )
-    image, head = plane // heads, plane % heads
-    channel = tl.arange(0, WIDE)
-    known = (channel < DEPTH)[None, :]
-    own = real[:, None] & known
     k_at = None if k is None else at(k, map_strides[1], image, head, area[0], area[1], channel)
     v_at = at(v, map_strides[2], image, head, area[0], area[1], channel)
     grad = read(at(to_out, to_out_strides, image, head, row, column, channel), own)
@@ -285,13 +283,9 @@ def keys_kernel(
 ):  # fmt: skip
     """Gradients of keys and values: what the queries of a pixel's area send to it."""
     q, k, v, rel_k, rel_q, bias = x[0], x[1], x[2], x[3], x[4], x[5]
-    plane, row, column, real, area = _tile(
-        heads, height, width, WINDOWS, DOWN, ACROSS, ROWS, COLUMNS
+    (plane, image, head), (row, column, _real), area, channel, known, own = _tile(
+        heads, height, width, WINDOWS, DOWN, ACROSS, DEPTH, WIDE, ROWS, COLUMNS
     )
-    image, head = plane // heads, plane % heads
-    channel = tl.arange(0, WIDE)
-    known = (channel < DEPTH)[None, :]
-    own = real[:, None] & known
     q_at = None if q is None else at(q, map_strides[0], image, head, area[0], area[1], channel)
     grad_at = at(to_out, to_out_strides, image, head, area[0], area[1], channel)
     value = read(at(v, map_strides[2], image, head, row, column, channel), own)

@@ -16,6 +16,17 @@ from lsa_kernels.gpu.tiles import at, inside, read, write_share
 
 
 @triton.jit
+def _to_logits(
+    logit, to_weight, kept, norms, pixel, area, seen, real, NORM: tl.constexpr, SIDE: tl.constexpr
+):  # fmt: skip
+    """Gradients of the logits of pairs whose queries are these pixels."""
+    first, second = pair(kept, pixel, area, real)
+    pull, push = pair(norms, pixel, area, real)
+    weight = weigh(logit, seen, first, second, NORM, SIDE)
+    return slope(to_weight, weight, seen, second, pull, push, NORM, SIDE)
+
+
+@triton.jit
 def neighborhoods_kernel(
     x, to_out, kept, norms, to_rel_k, to_rel_q, to_bias, map_strides, to_out_strides,
     heads, height, width, scale,
@@ -58,10 +69,9 @@ def neighborhoods_kernel(
             logit, _ = logits(query, key, rel_k, rel_q, bias, place, channel, scale, USE_QK, DEPTH)
             seen = real & (there | (not MASK))
             pixel = plane.to(tl.int64) * 2 * area + down * width + right
-            first, second = pair(kept, pixel, area, real)
-            pull, push = pair(norms, pixel, area, real)
-            weight = weigh(logit, seen, first, second, NORM, SIDE)
-            to_logit = slope(to_weight, weight, seen, second, pull, push, NORM, SIDE)
+            to_logit = _to_logits(
+                logit, to_weight, kept, norms, pixel, area, seen, real, NORM, SIDE
+            )
             k_total += to_logit[:, None] * query
             q_total += to_logit[:, None] * key
             b_total += to_logit
@@ -134,10 +144,7 @@ def windows_kernel(
             j = i + dy * ACROSS + dx
             seen = real & included(excluded, window, i, j, DOWN * ACROSS)
         pixel = (image.to(tl.int64) * heads + head) * 2 * area + row * width + column
-        first, second = pair(kept, pixel, area, real)
-        pull, push = pair(norms, pixel, area, real)
-        weight = weigh(logit, seen, first, second, NORM, SIDE)
-        to_logit = slope(to_weight, weight, seen, second, pull, push, NORM, SIDE)
+        to_logit = _to_logits(logit, to_weight, kept, norms, pixel, area, seen, real, NORM, SIDE)
         k_total += to_logit[:, None] * query
         q_total += to_logit[:, None] * key
         b_total += to_logit

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.plots import style
@@ -44,31 +43,23 @@ def attention_maps(
         for axes in line[len(row) :]:
             axes.axis("off")
         for axes, (column, weights) in zip(line, row.items(), strict=False):
-            _panel(axes, picture, weights, pixel)
+            (height, width), largest = weights.shape, weights.flat[np.abs(weights).argmax()]
+            colours = np.where(weights[..., None] < 0, to_rgba(style.ARTICLE), to_rgba(style.OURS))
+            # Where a map says nothing the picture shows through.
+            colours[..., 3] = np.clip(np.abs(weights) / (abs(largest) or 1.0), 0, 1)
+            where = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(f"largest {largest:.2g}", fontsize=7)
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+            axes.imshow(0.55 + 0.45 * picture, cmap="gray", vmin=0, vmax=1, extent=where)
+            axes.imshow(colours, extent=where, interpolation="nearest")
+            axes.plot(pixel[1], pixel[0], "s", ms=5, mfc="none", mec=style.INK, mew=1.2)
             axes.set_title(style.short(column, 22), fontsize=8)
         line[0].set_ylabel(
             style.short(name, 22), rotation=0, ha="right", va="center", weight="bold"
         )
     return drawn
-
-
-def _panel(axes: Axes, picture: Floats, weights: Floats, pixel: tuple[int, int]) -> None:
-    height, width = weights.shape
-    largest = float(np.abs(weights).max())
-    colours = np.zeros((height, width, 4))
-    colours[weights >= 0, :3] = to_rgb(style.OURS)
-    colours[weights < 0, :3] = to_rgb(style.ARTICLE)
-    # Where a map says nothing the picture shows through.
-    colours[..., 3] = np.clip(np.abs(weights) / (largest or 1.0), 0, 1)
-    where = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.imshow(0.55 + 0.45 * picture, cmap="gray", vmin=0, vmax=1, extent=where)
-    axes.imshow(colours, extent=where, interpolation="nearest")
-    axes.plot(pixel[1], pixel[0], "s", ms=5, mfc="none", mec=style.INK, mew=1.2)
-    axes.set_xlabel(f"largest {weights.flat[np.abs(weights).argmax()]:.2g}", fontsize=7)
 
 
 def effective_areas(

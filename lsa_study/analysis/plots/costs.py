@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.transforms import Bbox
 
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
@@ -45,34 +46,28 @@ def costs(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
         )
         for row in rows
     ]
-    figures = {}
-    for file, title, label, across in (
-        ("costs", "cost", f"Cost of one image ({name} multiply-adds)", places),
-        (
-            "throughput",
-            "speed",
-            f"Images a second in training (on {style.short(device, 60)})",
-            speeds,
-        ),
-    ):
-        figures[file] = style.figure(*SIZE, f"Accuracy against {title}", pairs[0][0])
-        axes = figures[file].subplots()
-        axes.set_ylabel(style.ACCURACY)
-        axes.set_xlabel(label)
-        if file == "throughput":
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        _draw(axes, list(zip(rows, across, strict=True)))
+    label = f"Cost of one image ({name} multiply-adds)"
+    figures = {"costs": _draw(pairs[0][0], "cost", label, rows, places)}
+    label = f"Images a second in training (on {style.short(device, 60)})"
+    figures["throughput"] = _draw(pairs[0][0], "speed", label, rows, speeds)
     return figures
 
 
-def _draw(axes: Axes, places: Sequence[tuple[Row, Estimate]]) -> None:
+def _draw(
+    study: Study, title: str, label: str, rows: Sequence[Row], places: Sequence[Estimate]
+) -> Figure:
     """Draw rows at their places with the intervals that both quantities have, and name them."""
-    points = []
+    drawn = style.figure(*SIZE, f"Accuracy against {title}", study)
+    axes = drawn.subplots()
+    axes.set(xlabel=label, ylabel=style.ACCURACY)
+    if title == "speed":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     look: dict[str, Any] = {"color": style.OURS, "lw": 1.6, "alpha": 0.3}
-    for row, across in places:
+    points = []
+    for row, across in zip(rows, places, strict=True):
         up = row.accuracy
         if across.mean is None or up.mean is None:
             continue
@@ -83,15 +78,12 @@ def _draw(axes: Axes, places: Sequence[tuple[Row, Estimate]]) -> None:
             axes.plot([across.low, across.high], [up.mean, up.mean], **look)
     if not points:
         style.empty(axes, "no run has finished")
-        return
+        return drawn
     for x, y, _ in points:
         axes.plot(x, y, "o", color=style.OURS)
     axes.margins(x=0.12, y=0.08)
     _names(axes, points)
-
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right and top, in points of the page."""
+    return drawn
 
 
 def _names(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
@@ -100,21 +92,18 @@ def _names(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     axes.autoscale_view()  # else the limits are set only when the figure is saved
     across = axes.transData + axes.transAxes.inverted()
     spots = [(x * width, y * height) for x, y in across.transform([one[:2] for one in points])]
-    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    # In points of the page.
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
 
-    def clashes(box: Box) -> int:
-        over = sum(
-            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-            for other in taken
-        )
-        return over + 2 * (box[0] < 0 or box[2] > width)
+    def clashes(box: Bbox) -> int:
+        return int(box.count_overlaps(taken) + 2 * (box.x0 < 0 or box.x1 > width))
 
     for (x, y, name), (left, up) in zip(points, spots, strict=True):
         size = 4.6 * len(name)
-        boxes: dict[tuple[int, int, str], Box] = {}
+        boxes: dict[tuple[int, int, str], Bbox] = {}
         for dy in (0, 8, -8, 14, -14, 20, -20):
             for dx, side, start in ((7, "left", left + 7), (-7, "right", left - 7 - size)):
-                boxes[dx, dy, side] = (start, up + dy - 4.5, start + size, up + dy + 4.5)
+                boxes[dx, dy, side] = Bbox.from_bounds(start, up + dy - 4.5, size, 9)
         offset = min(boxes, key=lambda one: (clashes(boxes[one]), abs(one[1])))
         taken.append(boxes[offset])
         dx, dy, side = offset

@@ -29,13 +29,10 @@ class Curve:
     @cached_property
     def seeds(self) -> list[dict[int, float]]:
         """By epoch, for each seed that has finished one."""
+        curves = [json.loads(run.curve) for run in self.row.done or self.row.runs]
         points = [
-            {
-                int(r["epoch"]): float(r["acc1"])
-                for r in json.loads(run.curve)
-                if r.get("acc1") is not None
-            }
-            for run in self.row.done or self.row.runs
+            {int(r["epoch"]): float(r["acc1"]) for r in curve if r.get("acc1") is not None}
+            for curve in curves
         ]
         return [seed for seed in points if seed]
 
@@ -54,8 +51,7 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     found = [curve for curve in every if curve.mean]
     left.set_ylabel(style.ACCURACY)
     for axes, title in ((left, "Whole training"), (right, "Second half")):
-        axes.set_title(title)
-        axes.set_xlabel("Epoch")
+        axes.set(title=title, xlabel="Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if not found:
             style.empty(axes, "no run has finished an epoch")

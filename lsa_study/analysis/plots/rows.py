@@ -95,10 +95,9 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     drawn = style.figure(8.2, 1.3 + 0.34 * len(rows), study=study)
     left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     several = any(row.accuracy.n > 1 for row in rows)
-    left.set_title("Ours: mean, 95 % interval and seeds" if several else "Ours: one seed")
-    left.set_xlabel(style.ACCURACY)
-    right.set_title(f"The article: {study.file.article.source}")
-    right.set_xlabel(style.ARTICLE_ACCURACY)
+    title = "Ours: mean, 95 % interval and seeds" if several else "Ours: one seed"
+    left.set(title=title, xlabel=style.ACCURACY)
+    right.set(title=f"The article: {study.file.article.source}", xlabel=style.ARTICLE_ACCURACY)
     right.xaxis.set_major_locator(MaxNLocator(5))
     digits = decimals(run.test_images for row in rows for run in row.done)
     for place, row in enumerate(rows):
@@ -132,13 +131,12 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     names = []
     for place, row in enumerate(compared):
         base = row.base
-        names.append(
-            f"{style.short(row.name)} − {style.short(base.name if base else row.reference)}"
-        )
+        other = base.name if base else row.reference
+        names.append(f"{style.short(row.name)} − {style.short(other)}")
         if row.article_delta is not None:
             text = signed(row.article_delta, 1)
             _point(axes, place + 0.2, row.article_delta, text, article=True, size=4)
-        if row.contrast is None:
+        if not row.contrast.seeds:
             word = base.word if base else "not in this table"
             absent = row.word or (f"{row.reference}: {word}" if word else "no seed in common")
             _point(axes, place - 0.2, None, absent)
@@ -160,17 +158,12 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), study=study)
     axes = drawn.subplots()
     axes.set_xlabel(f"{style.ACCURACY}; a bar: the mean")
-    known = sorted({run.seed for row in rows for run in row.done})
+    ended = [(run, place) for place, row in enumerate(rows) for run in row.done]
+    known = sorted({run.seed for run, _ in ended})
     for at, seed in enumerate(known):
-        points = [
-            (run.accuracy, place)
-            for place, row in enumerate(rows)
-            for run in row.done
-            if run.seed == seed
-        ]
-        axes.plot(
-            *zip(*points, strict=True), **style.look(at), lw=0.9, ms=4, label=f"seed {seed}"
-        )  # fmt: skip
+        points = [(run.accuracy, place) for run, place in ended if run.seed == seed]
+        look = style.look(at) | {"lw": 0.9, "ms": 4, "label": f"seed {seed}"}
+        axes.plot(*zip(*points, strict=True), **look)
     for place, row in enumerate(rows):
         if row.accuracy.mean is None:
             _point(axes, place, None, row.word)
@@ -197,11 +190,10 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
         return None
     study = pairs[0][0]
     path = (study.document.path.parent / study.file.article.csv).parent / "fig1.csv"
-    lines = read_csv(path).to_dict("records") if path.exists() else []
-    theirs = {
-        str(line["layer"]): [float(line[name]) for name in ("acc1", "params_m", "flops_g")]
-        for line in lines
-    }
+    theirs: dict[Any, list[float]] = {}
+    if path.exists():
+        printed = read_csv(path).set_index("layer")[["acc1", "params_m", "flops_g"]].astype(float)
+        theirs = printed.T.to_dict("list")
     ours = {
         name: [row.accuracy.mean, row.costs["params_m"], row.costs["gmacs"]]
         for name, row in rows.items()
@@ -231,17 +223,12 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw Fig. 2, a line per layer over its heads: ours on the left, the article's right."""
     drawn = style.figure(8.2, 3.7, study=study)
     left, right = drawn.subplots(1, 2)
-    left.set_title("Ours")
-    left.set_ylabel(style.ACCURACY)
-    right.set_title(f"The article: {study.file.article.source}")
-    right.set_ylabel(style.ARTICLE_ACCURACY)
+    left.set(title="Ours", ylabel=style.ACCURACY)
+    right.set(title=f"The article: {study.file.article.source}", ylabel=style.ARTICLE_ACCURACY)
     settings = list(dict.fromkeys(row.columns.get("Heads", "") for row in rows))
+    placed = [(settings.index(row.columns.get("Heads", "")), row) for row in rows]
     for at, layer in enumerate(dict.fromkeys(row.label for row in rows)):
-        mine = [
-            (settings.index(row.columns.get("Heads", "")), row)
-            for row in rows
-            if row.label == layer
-        ]
+        mine = [(place, row) for place, row in placed if row.label == layer]
         look, name = style.look(at), style.short(layer)
         ours = [(place, row.accuracy.mean, row.word) for place, row in mine]
         theirs = [(place, row.article.value, row.article.word) for place, row in mine]
@@ -262,7 +249,7 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
                 left.plot([place, place], ends, color=look["color"], lw=2.4, alpha=0.45)
     for axes in (left, right):
         axes.set_xticks(range(len(settings)), settings)
-        axes.set_xlim(-0.4, len(settings) - 0.3)
-        axes.set_xlabel("Heads (1x: the backbone's own; C: one a channel)")
+        label = "Heads (1x: the backbone's own; C: one a channel)"
+        axes.set(xlim=(-0.4, len(settings) - 0.3), xlabel=label)
         axes.margins(y=0.2)
     return drawn

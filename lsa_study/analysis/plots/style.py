@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,10 +15,9 @@ from matplotlib.figure import Figure
 
 from lsa_study.config.study import Study
 
+LOOK = mpl.rc_params_from_file(Path(__file__).with_name("lsa.mplstyle"), use_default_template=False)
 PAPER = "#ffffff"
-INK = "#1b1f24"
-QUIET = "#57606a"
-GRID = "#d8dee4"
+INK, QUIET, GRID = (LOOK[name] for name in ("text.color", "axes.edgecolor", "grid.color"))
 OURS = "#0072b2"
 ARTICLE = "#b25400"
 DARK: Mapping[str, str] = {
@@ -49,43 +49,13 @@ TIERS = {
 ACCURACY = "Top-1 accuracy on the test set (%)"
 ARTICLE_ACCURACY = "Top-1 accuracy on ImageNet-1K (%)"
 
-_SETTINGS: Any = {
-    "svg.hashsalt": "lsa_study",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    # Labels are what users write: a dollar sign in one is a dollar sign.
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "figure.dpi": 100,
-    "savefig.dpi": 160,
-}
-
 
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw and save in the project's look, whatever the user's own settings are."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(LOOK)
         yield
 
 
@@ -124,8 +94,7 @@ def png(drawn: Figure) -> bytes:
 def empty(axes: Axes, words: str) -> None:
     """Say in the middle of an empty plot why nothing is there."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=QUIET)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def look(at: int) -> dict[str, Any]:
