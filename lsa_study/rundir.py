@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
 import re
-import secrets
-import socket
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +23,14 @@ from lsa_study.config.yaml import parse
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.files import (
     foreign_link,
-    locked,
     plain_file,
     read_whole,
     writable,
     write_json,
     write_whole,
 )
-from lsa_study.record import AnyRecord, Attempt, Result, State, Status, Writer
+from lsa_study.ownership import OwnedFolder
+from lsa_study.record import Attempt, Result, State, Status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +39,9 @@ if TYPE_CHECKING:
 # The C code writes the same language several times faster; not every build has it.
 _Dumper: type[Any] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-STALE_SECONDS = 600.0
-"""A writer that cannot be seen from here and has been silent this long is taken for dead."""
-
 
 @dataclass(frozen=True, slots=True)
-class RunDir:
+class RunDir(OwnedFolder):
     """One run's folder.
 
     ``config.yaml``            what was asked, resolved and sorted; written once, before training
@@ -64,10 +56,6 @@ class RunDir:
     ``attempts/001/``          log and environment of each attempt
     ``tracking/wandb/``        what a tracker shows of all this; can be made again
     """
-
-    root: Path
-    token: str = field(default="", compare=False, repr=False)
-    """The ownership by which this process writes here; see ``owned``."""
 
     @property
     def last_checkpoint(self) -> Path:
@@ -182,98 +170,26 @@ class RunDir:
 
     @contextlib.contextmanager
     def owned(self, job: str | None = None) -> Iterator[tuple[RunDir, int]]:
-        """Be the folder's one writer while the block runs.
+        """Be the folder's one writer while the block runs; see ``OwnedFolder.claim``.
 
-        Gives the folder to write by, and the attempt's number. What is written by it is refused
-        once somebody else has taken the folder over, as from a process that was taken for dead.
+        Gives the folder to write by, and the attempt's number.
 
         Raises:
             Refused: somebody else is writing here now.
         """
-        token = secrets.token_hex(8)
-        me = Writer(
-            host=socket.gethostname(), pid=os.getpid(), job=job, start=time.time(), token=token,
-            machine=_machine(), process=_process(os.getpid()),
-        )  # fmt: skip
-        path, metrics = self.root / "owner.json", self.root / "metrics.jsonl"
+        metrics = self.root / "metrics.jsonl"
         with writable(self.root), self.locked():
-            read_whole(path)  # an owner that cannot be read is not nobody
-            if (other := self.writer()) is not None:
-                raise Refused(
-                    f"{self.root.name}: is being written by {other.host} (process {other.pid}, "
-                    f"job {other.job or '-'}, {self.silence():.0f} s ago); wait for it, or cancel "
-                    "it"
-                )
-            write_json(path, me.as_json())
+            mine = self.claim(job)
             attempt = 1 + max((int(p.name) for p in self.attempts()), default=0)
             self.attempt_folder(attempt).mkdir()
             # Else the next record is glued to a line torn by a kill, and both are lost.
             if (read_whole(metrics) or b"\n")[-1:] != b"\n":
                 with open(metrics, "a", encoding="utf-8", opener=plain_file) as file:
                     file.write("\n")
-        mine = replace(self, token=token)
         try:
             yield mine, attempt
         finally:
-            with contextlib.suppress(Refused), mine.writing():
-                path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Nobody takes the folder over while the block runs.
-
-        Raises:
-            Refused: somebody has before.
-        """
-        if not self.token:
-            yield
-            return
-        with self.locked():
-            owner = self._record(Writer, self.root / "owner.json")
-            if owner is None or owner.token != self.token:
-                by = f"{owner.host} (process {owner.pid})" if owner else "another process"
-                raise Refused(
-                    f"{self.root.name}: was taken over by {by} while this process was silent; "
-                    "this one writes no more"
-                )
-            yield
-
-    def writer(self) -> Writer | None:
-        """Who writes here now; None when nobody does any more.
-
-        Of a process that can be seen from here the process table says it; all others count by the
-        time since they last wrote, since hosts and containers may share a name.
-        """
-        owner = self._record(Writer, self.root / "owner.json")
-        if owner is None:
-            return None
-        if owner.machine is not None and owner.machine == _machine():
-            alive = owner.process == _process(owner.pid)
-        else:
-            alive = self.silence() < STALE_SECONDS
-        return owner if alive else None
-
-    def silence(self) -> float:
-        """Seconds since the writer last wrote, by the clock of the folder's own file system."""
-        times = []
-        for name in ("owner.json", "status.json"):
-            with contextlib.suppress(OSError):
-                times.append((self.root / name).stat().st_mtime)
-        now, lock = time.time(), self.root / ".lock"
-        with contextlib.suppress(OSError):  # somebody who may only read here has no other clock
-            os.utime(lock, follow_symlinks=False)
-            now = lock.lstat().st_mtime
-        return max(0.0, now - max(times, default=float("-inf")))
-
-    def locked(self, tracker: str | None = None) -> contextlib.AbstractContextManager[None]:
-        """Be the one that changes the owner, or a tracker's copy; waits for the one before."""
-        return locked(self.root / f"{'' if tracker is None else '.' + tracker}.lock")
-
-    def _record(self, kind: type[AnyRecord], path: Path) -> AnyRecord | None:
-        """What a file records; None if it is not there, or damaged."""
-        with contextlib.suppress(OSError, ConfigError):
-            return kind.read(read_whole(path) or b"")
-        return None
+            mine.leave()
 
     def attempts(self) -> list[Path]:
         """The folders of this run's attempts, oldest first."""
@@ -285,7 +201,7 @@ class RunDir:
 
     def environments(self) -> list[Attempt]:
         """What each attempt ran on, but for those that did not come so far or are damaged."""
-        found = (self._record(Attempt, one / "environment.json") for one in self.attempts())
+        found = (self.record(Attempt, one / "environment.json") for one in self.attempts())
         return [one for one in found if one is not None]
 
     def write_environment(self, attempt: int, environment: Attempt) -> None:
@@ -294,7 +210,7 @@ class RunDir:
 
     def status(self) -> Status:
         """The run's state as its writer last reported it; ``waiting`` before, or if damaged."""
-        found = self._record(Status, self.root / "status.json")
+        found = self.record(Status, self.root / "status.json")
         return found if found and "state" in found.model_fields_set else Status()
 
     def write_status(self, status: Status) -> None:
@@ -440,24 +356,3 @@ def existing(results: Path, tier: str, twice: list[str] | None = None) -> dict[s
     if twice is not None:
         twice += several
     return {identity: folders[0] for identity, folders in found.items() if len(folders) == 1}
-
-
-@functools.cache
-def _machine() -> str | None:
-    """The boot and the process table of this process; None where the system does not say them."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    return f"{sys.platform} {socket.gethostname()}" if sys.platform == "darwin" else None
-
-
-def _process(pid: int) -> str | None:
-    """When a process began, in the system's own form; None if there is none of this number."""
-    if sys.platform == "darwin":
-        asked = ["ps", "-o", "lstart=", "-p", str(pid)]
-        shown = subprocess.run(asked, capture_output=True, text=True, check=False)
-        return shown.stdout.strip() or None
-    with contextlib.suppress(OSError, IndexError):
-        # Ticks since the boot: the 22nd field, counted after the name, which may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()[19]
-    return None

@@ -201,9 +201,7 @@ class _Reader:
         """
         needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
         missing = [f"{name} = None" for name in needed if getattr(result, name) is None]
-        seed, schema = result.seed or 0, result.schema_version
-        written, settings, columns = self.settings(run)
-        own, tier = settings.identities([seed])[seed], columns["settings.tier"]
+        schema = result.schema_version
         for wrong, problem in (
             (
                 result.identity != identity,
@@ -211,15 +209,14 @@ class _Reader:
             ),
             (schema != SCHEMA_VERSION, f"was made by schema {schema}, this is {SCHEMA_VERSION}"),
             (missing, f"its result holds {', '.join(missing)}; move it away, run it again"),
-            (
-                seed != written,
-                f"its result is of seed {seed}, its config.yaml of {written}; move it away",
-            ),
-            (own != identity, f"its config.yaml was edited: it is that of run {own}; undo that"),
-            (tier != self.tier, f"is of tier {tier}, this is {self.tier}; move it to its own"),
         ):
             if wrong:
                 raise ConfigError(f"{run.root}: {problem}")
+        columns = self.settings(run, result.seed or 0)
+        if (tier := columns["settings.tier"]) != self.tier:
+            raise ConfigError(
+                f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
+            )
         bits = None
         try:
             bits = run.correct(result.test_images) if result.outcome == "done" else None
@@ -234,15 +231,29 @@ class _Reader:
             "settings.seed": result.seed,
         }
 
-    def settings(self, run: RunDir) -> tuple[int, Settings, dict[str, Any]]:
-        """The seed, the settings and their columns; in both of these the seed may be another's."""
+    def settings(self, run: RunDir, seed: int) -> dict[str, Any]:
+        """By column, of a run whose result is of this seed; the seed may be that of another run."""
         text = run.config_text()
+        written = re.search(r"^  seed: (\d+)$", text, re.MULTILINE)
+        if written and int(written[1]) != seed:
+            raise ConfigError(
+                f"{run.root}: its result is of seed {seed}, its config.yaml of {written[1]}; "
+                "move the folder away and run it again"
+            )
         common = self.OWN_LINES.sub("", text)
         if common not in self.parsed:
-            columns = {
-                key: json.dumps(value) if isinstance(value, list | dict) else value
-                for key, value in flatten(run.config()["settings"], "settings.").items()
-            }
-            self.parsed[common] = run.settings(), columns
-        seed = re.search(r"^  seed: (\d+)$", text, re.MULTILINE)
-        return (int(seed[1]) if seed else -1), *self.parsed[common]
+            settings = run.settings()
+            self.parsed[common] = (
+                settings,
+                {
+                    key: json.dumps(value) if isinstance(value, list | dict) else value
+                    for key, value in flatten(run.config()["settings"], "settings.").items()
+                },
+            )
+        settings, columns = self.parsed[common]
+        if (own := settings.identities([seed])[seed]) != run.identity:
+            raise ConfigError(
+                f"{run.root}: its config.yaml was edited: its settings are those of run {own}; "
+                "undo that, or move the folder away"
+            )
+        return columns

@@ -136,6 +136,6 @@ def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
     )
     machine = (
         f"Device: {known('device')}; precision: {known('precision')}; torch: {known('torch')}; "
-        f"commit: {known('code')}; seeds: {known('seed')}."
+        f"commit: {every(sorted({run.shown('commit') for run in ran}))}; seeds: {known('seed')}."
     )
     return [data, machine, COSTS_NOTE] if ran else [data]

@@ -100,10 +100,18 @@ def launch(
     cluster: Annotated[str, typer.Option(help="slurm")] = "slurm",
     site: opt.Site = None,
     partition: opt.Partition = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option()] = None,
-    nice: Annotated[int | None, typer.Option(min=0)] = None,
+    account: Annotated[str | None, typer.Option(help="who pays, as sbatch takes it")] = None,
+    qos: Annotated[str | None, typer.Option(help="quality of service, as sbatch takes it")] = None,
+    constraint: Annotated[str | None, typer.Option(help="nodes' features, such as a100")] = None,
+    nice: Annotated[int | None, typer.Option(min=0, help="let others go first by so much")] = None,
+    nodes: Annotated[int | None, typer.Option(help="nodes of a run; else the study's")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of a node; 0: a CPU cluster")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPU cores for each GPU")] = None,
+    memory: Annotated[int | None, typer.Option(help="GB of a node")] = None,
+    hours: Annotated[float | None, typer.Option(help="time limit of a job")] = None,
+    fit: Annotated[
+        bool, typer.Option(help="on fewer GPUs, steps in more parts: the same memory for each")
+    ] = False,
     throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
     allow_confound: opt.Confound = None,
     dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
@@ -117,10 +125,13 @@ def launch(
     loaded = chosen.load(allow_confound)
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
-        "nice": nice, "throttle": throttle,
+        "nice": nice, "throttle": throttle, "resources.nodes": nodes, "resources.gpus": gpus,
+        "resources.cpus": cpus, "resources.memory_gb": memory, "resources.hours": hours,
     }  # fmt: skip
     site_settings = sites.read_cluster(site, flags)
-    launched = slurm.launch(_asked_for(loaded), chosen.results, site_settings, dry_run=dry_run)
+    launched = slurm.launch(
+        _asked_for(loaded), chosen.results, site_settings, dry_run=dry_run, fit=fit
+    )
     if not dry_run:
         studies.remember(chosen.results, loaded, chosen.overrides or ())
     for line in (*launched.scripts, *launched.lines()):

@@ -57,13 +57,13 @@ def cancel(
     tiers = {row.tier: LaunchFolder.of(results, row.tier) for row in active.values()}
     # Noted first: a job that starts just now, or is put back by somebody, reads it and leaves.
     for row in active.values():
-        mark = tiers[row.tier].cancelled(row.identity)
-        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mark.touch()
+        (tiers[row.tier].folder("cancelled") / row.identity).touch()
     jobs = [row.job for row in active.values() if row.job is not None]
-    users = {array.user for records in tiers.values() for array in records.arrays()}
-    in_hand = scheduler.queue(users) if jobs else {}
-    under_way = [job for job in jobs if job in in_hand and not in_hand[job].pending]
+    in_hand = dict[str, scheduler.SlurmJob]()
+    for records in tiers.values() if jobs else ():
+        in_hand |= records.in_hand()[1]
+    jobs = [job for job in jobs if job in in_hand and in_hand[job].state != scheduler.UNKNOWN]
+    under_way = [job for job in jobs if not in_hand[job].pending]
     scheduler.cancel([job for job in jobs if job not in under_way])
     scheduler.cancel(under_way, *(() if now else ("--signal=TERM",)))
     done: dict[str, list[str]] = {}

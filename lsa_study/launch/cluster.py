@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lsa_study.config import shipped, yaml
 from lsa_study.config.layers import Layers, validate
@@ -15,6 +16,20 @@ from lsa_study.config.study import Resources
 
 PEERS_SECONDS = 180
 """How long the other processes of a run may go on after one has ended."""
+
+
+class Here(BaseModel):
+    """What one run is given here in place of what its study asks for; None: as that asks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    nodes: PositiveInt | None = None
+    gpus: NonNegativeInt | None = None
+    """GPUs per node; 0: none, as with ``gpus: none``."""
+    cpus: PositiveInt | None = None
+    """CPU cores per GPU."""
+    memory_gb: PositiveInt | None = None
+    hours: PositiveFloat | None = None
 
 
 class Cluster(BaseModel):
@@ -34,6 +49,10 @@ class Cluster(BaseModel):
     gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How this site counts GPUs. none: a partition without GPUs, one process per node."""
     gpu_type: str | None = None
+    resources: Here = Here()
+    python: str | None = None
+    """The command that starts Python in a job, as the shell takes it, such as
+    ``apptainer exec --nv /images/lsa.sif python``; None: the Python that launches."""
     submit_limit: PositiveInt | None = None
     """Most jobs a user may have queued, where the scheduler does not tell."""
     leave_seconds: PositiveInt = 120
@@ -47,9 +66,21 @@ class Cluster(BaseModel):
     srun: list[str] = []
     """Further arguments of ``srun``."""
 
+    def given(self, asked: Resources) -> Resources:
+        """What a run gets that asks for these resources."""
+        here = self.resources.model_dump(exclude_none=True)
+        if self.without_gpus:
+            here["gpus"] = 1  # one process per node
+        return asked.model_copy(update=here)
+
+    @property
+    def without_gpus(self) -> bool:
+        """Whether runs get no GPU."""
+        return self.gpus == "none" or self.resources.gpus == 0
+
     def gpus_of(self, resources: Resources) -> int:
         """GPUs that one run holds."""
-        return 0 if self.gpus == "none" else resources.nodes * resources.gpus
+        return 0 if self.without_gpus else resources.nodes * resources.gpus
 
     def options(self, resources: Resources) -> dict[str, Any]:
         """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""
@@ -57,11 +88,13 @@ class Cluster(BaseModel):
         nice = {} if self.nice is None else {"nice": self.nice}
         kind = f"{self.gpu_type}:" if self.gpu_type else ""
         asked = self.model_dump(include={"partition", "account", "qos", "constraint", "exclude"})
+        for name, value in asked.items():  # a user's defaults, which then stand in the script
+            asked[name] = value or os.environ.get(f"SBATCH_{name.upper()}")
         asked |= {
             "time": minutes,
             "nodes": resources.nodes,
             # One process per GPU.
-            "ntasks_per_node": 1 if self.gpus == "none" else resources.gpus,
+            "ntasks_per_node": resources.gpus,
             "cpus_per_task": resources.cpus,
             "mem": f"{resources.memory_gb}GB",
             "signal_delay_s": min(self.leave_seconds, minutes * 60 // 4),
@@ -75,9 +108,10 @@ class Cluster(BaseModel):
                 *self.srun,
             ],
             "additional_parameters": {"requeue": True, **nice, **self.sbatch},
-            "gres": f"gpu:{kind}{resources.gpus}" if self.gpus == "gres" else None,
-            "gpus_per_node": f"{kind}{resources.gpus}" if self.gpus == "gpus-per-node" else None,
         }
+        if not self.without_gpus:
+            name, prefix = ("gres", "gpu:") if self.gpus == "gres" else ("gpus_per_node", "")
+            asked[name] = f"{prefix}{kind}{resources.gpus}"
         return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -86,7 +120,7 @@ def read_cluster(path: Path | None = None, flags: Mapping[str, Any] | None = Non
 
     Args:
         path: the file; None: ``experiments/cluster.yaml``, which need not be there.
-        flags: fields of ``Cluster``.
+        flags: fields of ``Cluster``; of ``Here`` as ``resources.nodes``.
 
     Raises:
         ConfigError: every mistake at once, each with its place.
@@ -98,5 +132,5 @@ def read_cluster(path: Path | None = None, flags: Mapping[str, Any] | None = Non
         layers.add(document, document.data)
     for name, value in (flags or {}).items():
         if value is not None:
-            layers.set(name, value, f"--{name.replace('_', '-')}")
+            layers.set(name, value, f"--{name.rpartition('.')[2].removesuffix('_gb')}")
     return validate(Cluster, layers.data, layers.where)

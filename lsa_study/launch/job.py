@@ -33,8 +33,9 @@ from lsa_study.launch.records import (
     error_of,
     identity_of,
 )
+from lsa_study.ownership import STALE_SECONDS
 from lsa_study.record import OUTCOMES, State
-from lsa_study.rundir import STALE_SECONDS, RunDir
+from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
 
 OF_LEAVING = ("bug", "node")
@@ -128,6 +129,8 @@ class _Life:
                 why = "node" if life.job == self.job else "lost"
                 end, at = max(life.start, beat), self._position()
                 self._note(job=life.job, restart=life.restart, end=end, why=why, ended_at=at)
+        if self.records.idle(self.identity, self.job):
+            self._give_up()
         gpus = int(os.environ.get("LSA_GPUS", "0"))
         self._note(start=time.time(), host=self.host, gpus=gpus, begun_at=self._position())
         self._wait_for_writer()
@@ -188,20 +191,25 @@ class _Life:
         self._change_state("stopped", cause)
         if cause == "cancelled" or self.stop.signal is not signal.SIGUSR2:
             return "stopped"
-        if self.records.idle(self.identity):
-            message = (
-                f"{IDLE_LIVES} lives in a row ended at the time limit without a step done; "
-                "give it more hours"
-            )
-            self._change_state("failed", "timeout", message)
-            _say(message)
-            sys.exit(1)
+        if self.records.idle(self.identity, self.job):
+            self._give_up()
         try:
             scheduler.requeue(self.job)
             _say("put back into the queue")
         except scheduler.Rejected as error:
             _say(f"cannot go back into the queue ({error}); lsa retry will do it")
         return "stopped"
+
+    def _give_up(self) -> NoReturn:
+        """End a job that SLURM would start again and again for nothing."""
+        why = self.records.lives(self.identity)[-1].why or "lost"
+        message = (
+            f"{IDLE_LIVES} lives in a row ended ({why}) without a step done; give it more hours, "
+            f"or a place where it can stay, then: lsa retry --cause {why}"
+        )
+        self._change_state("failed", why, message)
+        _say(message)
+        sys.exit(1)
 
     def _failed(self) -> NoReturn:
         """Count equal failures, and end the process so that SLURM sees one too."""
@@ -225,8 +233,8 @@ class _Life:
         equal = [n for n, since in queued.items() if error_of(RunDir(folder / n), since) == error]
         if len(equal) < EQUAL_FAILURES:
             return
-        waiting = [scheduler.array_of(job.job) for job in scheduler.queue().values() if job.pending]
-        if held := [job for job in waiting if job in {array.job for array in arrays}]:
+        in_hand = self.records.in_hand()[1].values()
+        if held := [scheduler.array_of(job.job) for job in in_hand if job.pending]:
             self.records.note_held({
                 "message": self.run.status().message, "runs": equal,
                 "count": len(held), "arrays": sorted(set(held)),

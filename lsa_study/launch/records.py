@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -29,8 +30,8 @@ from lsa_study import rundir
 from lsa_study.config import study, yaml
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
-from lsa_study.errors import ConfigError
-from lsa_study.files import locked, read_json, writable, write_json
+from lsa_study.errors import ConfigError, Refused
+from lsa_study.files import locked, read_json, read_whole, writable, write_json
 from lsa_study.launch import scheduler
 from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
@@ -153,17 +154,22 @@ class Array:
     """One submission of runs with equal resources: a job array, or a job if it holds one run."""
 
     key: str
-    """Its folder's name; the job carries it as ``COMMENT_PREFIX + key``."""
+    """Its folder's name."""
     runs: tuple[str, ...]
     """Names of the run folders; the position is the array index."""
     study: str
     resources: Resources
-    gpus: int
-    """GPUs that one run holds."""
     user: str
     created: float
     job: str | None = None
     """None until SLURM has taken it."""
+    cluster: str = ""
+    """SLURM's name of its cluster; empty: not known."""
+
+    @property
+    def comment(self) -> str:
+        """What its job carries."""
+        return f"lsa-study:{self.key}"
 
     def jobs(self) -> dict[str, str]:
         """The job id of every run by its identity; none until SLURM has taken it."""
@@ -173,8 +179,6 @@ class Array:
             return {identity_of(self.runs[0]): self.job}
         return {identity_of(name): f"{self.job}_{index}" for index, name in enumerate(self.runs)}
 
-
-COMMENT_PREFIX = "lsa-study:"
 
 LIFE_MARK = "=== life "
 """Begins the first line that each process of a life prints; the life's number follows."""
@@ -252,44 +256,75 @@ class LaunchFolder:
     def lock(self) -> Iterator[None]:
         """Be the only launcher of this tier while the block runs; waits for another."""
         with writable(self.root):
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder("")
         with locked(self.root / ".lock"):
             yield
 
-    def _made(self, name: str) -> Path:
+    def own(self) -> bool:
+        """Whether this user has records here; those of others are left alone.
+
+        Raises:
+            Refused: others can write here, and what they write would run as this user's code.
+        """
+        try:
+            found = self.root.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if found.st_uid == os.geteuid() and (not S_ISDIR(found.st_mode) or found.st_mode & 0o022):
+            raise Refused(
+                f"{self.root}: others can write here, or it is a link; look at what lies in it, "
+                f"then: chmod go-w {self.root}"
+            )
+        return found.st_uid == os.geteuid()
+
+    def folder(self, name: str) -> Path:
+        """A folder for records of one kind, made if need be; nobody else can look into it."""
         folder = self.root / name
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.own() and os.path.lexists(self.root):
+            raise Refused(
+                f"{self.root}: was made by another user, who alone can launch there; "
+                "choose another --results folder"
+            )
+        for path in (self.root, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
     def write(self, array: Array) -> None:
         """Record an array."""
-        folder = self._made(array.key)
+        folder = self.folder(array.key)
         write_json(folder / "array.json", TypeAdapter(Array).dump_python(array, mode="json"))
 
     def arrays(self) -> list[Array]:
         """All submissions, oldest first; damaged records are left out."""
         found: list[Array] = []
-        for path in sorted(self.root.glob("*/array.json")):
+        for path in sorted(self.root.glob("*/array.json")) if self.own() else ():
             with contextlib.suppress(OSError, ValueError):
-                found.append(TypeAdapter(Array).validate_json(path.read_bytes()))
+                found.append(TypeAdapter(Array).validate_json(read_whole(path) or b""))
         return sorted(found, key=lambda array: (array.created, array.key))
 
     def in_hand(self) -> tuple[list[Array], dict[str, SlurmJob]]:
-        """All submissions, and the jobs of their users that have not ended, by job id.
+        """All submissions, and those of their jobs that have not ended, by job id.
 
-        Notes the jobs of submissions whose launcher died before it could.
+        A job is ours by the key in its comment: its number may be used again. Notes the jobs of
+        submissions whose launcher died before it could.
 
         Raises:
             Rejected: SLURM does not answer.
         """
-        arrays = self.arrays()
-        queue = scheduler.queue({array.user for array in arrays})
+        arrays, cluster = self.arrays(), scheduler.setting("ClusterName", "")
+        keys = {array.comment for array in arrays}
+        listed = scheduler.queue({array.user for array in arrays})
+        queue = {job: one for job, one in listed.items() if one.comment in keys}
         jobs = {job.comment: scheduler.array_of(job.job) for job in queue.values()}
         for place, array in enumerate(arrays):
-            job = jobs.get(COMMENT_PREFIX + array.key)
-            if array.job is None and job is not None:
-                arrays[place] = replace(array, job=job)
+            if array.job is None and (job := jobs.get(array.comment)) is not None:
+                arrays[place] = replace(array, job=job, cluster=cluster)
                 self.write(arrays[place])
+            elif array.cluster not in ("", cluster):
+                queue |= {
+                    job: SlurmJob(job, scheduler.UNKNOWN, array.cluster)
+                    for job in array.jobs().values()
+                }
         return arrays, queue
 
     def output_of(self, array: Array, job: str, rank: int = 0) -> Path:
@@ -310,15 +345,16 @@ class LaunchFolder:
                 lives[key] = replace(lives[key], **facts) if key in lives else Life(**facts)
         return list(lives.values())
 
-    def idle(self, identity: str) -> bool:
-        """Whether the last ``IDLE_LIVES`` of a run gained nothing."""
-        last = self.lives(identity)[-IDLE_LIVES:]
+    def idle(self, identity: str, job: str | None = None) -> bool:
+        """Whether the last ``IDLE_LIVES`` of a run, or of one job of it, gained nothing."""
+        lives = [life for life in self.lives(identity) if job in (None, life.job)]
+        last = [life for life in lives if life.end is not None][-IDLE_LIVES:]
         still = [life.ended_at is not None and life.ended_at <= life.begun_at for life in last]
         return len(last) == IDLE_LIVES and all(still)
 
     def note_life(self, identity: str, facts: Mapping[str, Any]) -> None:
         """Append to a run's lives; ``job`` and ``restart`` say which one is meant."""
-        with (self._made("lives") / f"{identity}.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder("lives") / f"{identity}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
             file.flush()
             os.fsync(file.fileno())

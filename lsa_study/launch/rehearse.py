@@ -69,12 +69,11 @@ class Rehearsed(BaseModel):
 
     def line(self) -> str:
         """The row's line of a report."""
-        if self.step_seconds is None or self.peak_bytes is None:
-            return f"{self.variant:<18} {self.state:<8} {self.words}"
-        return (
-            f"{self.variant:<18} {self.state:<8} {self.step_seconds:.3f} s a step  "
-            f"{self.peak_bytes / 1e9:.2f} GB at most  {self.words}"
-        )
+        measured = ""
+        if self.step_seconds is not None and self.peak_bytes is not None:
+            size = self.peak_bytes / 1e9
+            measured = f"{self.step_seconds:.3f} s a step  {size:.2f} GB at most  "
+        return f"{self.variant:<18} {self.state:<8} {measured}{self.words}"
 
 
 _FILE = TypeAdapter(dict[str, dict[str, Rehearsed]])

@@ -6,12 +6,13 @@ The text formats used here have been the same for many versions; the JSON output
 from __future__ import annotations
 
 import contextlib
-import getpass
+import os
+import pwd
 import re
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -26,6 +27,12 @@ SILENT = "contact|answer|timed out|temporar"
 
 CALL_SIZE = 500
 """Job ids handed to one command."""
+
+OF_SLURM = re.compile("SLURM_(?!CONF|JWT)|SBATCH_|SRUN_|SALLOC_|SQUEUE_|SCANCEL_|SINFO_|SACCT_")
+"""Beginnings of variables that change what SLURM's commands do; ``SLURM_CONF`` finds SLURM."""
+
+NOT_NOW = "not available now|down, drained or reserved|nodes are busy|reservation|licenses"
+"""How a trial says that a job would wait, which a submission takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +94,10 @@ def call(*words: str, text: str | None = None) -> str:
         Rejected: it failed; its own words are in the message.
     """
     try:
-        done = subprocess.run(
-            words, input=text, capture_output=True, text=True, check=False, timeout=SECONDS
-        )
+        with plain_environment():
+            done = subprocess.run(
+                words, input=text, capture_output=True, text=True, check=False, timeout=SECONDS
+            )
     except OSError as error:
         raise Rejected(f"{words[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
@@ -97,6 +105,16 @@ def call(*words: str, text: str | None = None) -> str:
     if done.returncode != 0:
         raise Rejected(plain_words(done.stderr) or f"{words[0]} failed ({done.returncode})")
     return done.stdout
+
+
+@contextlib.contextmanager
+def plain_environment() -> Iterator[None]:
+    """Leave out what a user's profile, or the job that one sits in, says to SLURM's commands."""
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if OF_SLURM.match(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def plain_words(stderr: str) -> str:
@@ -117,7 +135,7 @@ def queue(users: Collection[str] = ()) -> dict[str, SlurmJob]:
     Raises:
         Rejected: the controller does not answer.
     """
-    names = ",".join(sorted({*users} or {getpass.getuser()}))
+    names = ",".join(sorted({*users} or {str(os.getuid())}))
     listed = call("squeue", "--noheader", "--array", "--user", names, "--format", "%i|%T|%r|%k")
     rows = [[part.strip() for part in line.split("|", 3)] for line in listed.splitlines()]
     return {row[0]: SlurmJob(*row) for row in rows if len(row) == 4}
@@ -131,6 +149,9 @@ def array_of(job: str) -> str:
 def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
     """What is still known of jobs that have left the queue; those forgotten are left out.
 
+    Numbers begin anew where a controller lost its state: the caller compares the comment, which is
+    empty where it is not known.
+
     The controller forgets after some minutes (``MinJobAge``); accounting remembers, where there
     is any and users may ask it.
     """
@@ -141,14 +162,16 @@ def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
                 facts = defaultdict(str, re.findall(r"(\S+?)=(\S*)", line))
                 index = facts["ArrayTaskId"]
                 job = f"{facts['ArrayJobId']}_{index}" if index else facts["JobId"]
-                found[job] = SlurmJob(job, facts["JobState"], exit_code=facts["ExitCode"])
+                found[job] = SlurmJob(
+                    job, facts["JobState"], "", facts["Comment"], facts["ExitCode"]
+                )
     if missing := ",".join(sorted({array_of(job) for job in wanted - found.keys()})):
         command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
         with contextlib.suppress(Rejected):
-            told = call(*command, "--format", "JobID,State,ExitCode", "--jobs", missing)
-            for job, state, code in (line.split("|") for line in told.splitlines()):
+            told = call(*command, "--format", "JobID,State,ExitCode,Comment", "--jobs", missing)
+            for job, state, code, comment in (line.split("|", 3) for line in told.splitlines()):
                 # "CANCELLED by 1000"
-                found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], exit_code=code))
+                found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], "", comment, code))
     return {job: end for job, end in found.items() if job in wanted}
 
 
@@ -175,18 +198,32 @@ def why_ended(end: SlurmJob, last: Sequence[str]) -> tuple[str, str, str, str]:
     return "failed", "bug", f"its job ended ({how}) without a result", message
 
 
-def setting(name: str, otherwise: int) -> int:
-    """A whole number from the controller's configuration, such as ``MaxArraySize``."""
-    match = re.search(rf"^{name}\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
-    return int(match[1]) if match else otherwise
+def setting(name: str, otherwise: str) -> str:
+    """A word of the controller's configuration, such as ``MaxArraySize``."""
+    match = re.search(rf"^{name}\s*=\s*(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
+    return match[1] if match else otherwise
+
+
+def try_out(script: str) -> None:
+    """Have SLURM look at a batch script.
+
+    Raises:
+        Rejected: it would not take it, now or later.
+    """
+    try:
+        call("sbatch", "--test-only", text=script)
+    except Rejected as error:
+        if not re.search(NOT_NOW, str(error)):
+            raise
 
 
 def submit_limit() -> int | None:
     """Most jobs that accounting lets oneself have queued; None where it does not say."""
-    asked = ("show", "associations", f"user={getpass.getuser()}", "format=MaxSubmitJobs")
     try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        asked = ("show", "associations", f"user={user}", "format=MaxSubmitJobs")
         listed = call("sacctmgr", "--noheader", "--parsable2", *asked)
-    except Rejected:
+    except (Rejected, KeyError):
         return None
     return min((int(line) for line in listed.split() if line.isdigit()), default=None)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import getpass
 import os
 import shlex
 import shutil
@@ -29,7 +28,7 @@ from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
 from lsa_study.launch.local import need_starts
 from lsa_study.launch.process import Server
-from lsa_study.launch.records import AUTOMATIC, COMMENT_PREFIX, Array, LaunchFolder
+from lsa_study.launch.records import AUTOMATIC, Array, LaunchFolder
 from lsa_study.rundir import RunDir
 
 ENDLESS = 100_000
@@ -54,8 +53,10 @@ class Launched:
 
     @property
     def exit_code(self) -> int:
-        """0 all that was missing is queued, 1 some of it is not."""
-        return 1 if self.left else 0
+        """0 all that was missing is queued, 1 some of it is not, 3 none of it is, or could be."""
+        if not self.left and not self.refusal:
+            return 0
+        return 1 if any(array.job for array in self.queued) else EnvironmentLacks.exit_code
 
     def lines(self) -> list[str]:
         """The message for the user."""
@@ -70,6 +71,8 @@ class Launched:
         if self.left:
             later = "the same command later goes on with them"
             lines.append(f"{len(self.left)} not queued: {self.refusal}; {later}")
+        elif self.refusal:
+            lines.append(f"SLURM would refuse this: {self.refusal}")
         return lines if lines or self.local else ["nothing to do"]
 
 
@@ -80,6 +83,7 @@ def launch(
     *,
     dry_run: bool = False,
     again: bool = False,
+    fit: bool = False,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
 
@@ -88,10 +92,12 @@ def launch(
         results: on a disk that the nodes see.
         dry_run: write and queue nothing, but fill ``scripts``.
         again: whether runs that failed of their own fault are tried again.
+        fit: cut steps into more parts where runs get fewer devices than they ask for.
 
     Raises:
-        EnvironmentLacks: there is no SLURM here, the data are missing, or SLURM refuses all of it.
+        EnvironmentLacks: there is no SLURM here or the data are missing.
     """
+    runs = [_fitted(run, cluster.given(run.resources), fit) for run in runs]
     for command in ("sbatch", "srun", "squeue", "scontrol"):
         if shutil.which(command) is None:
             raise EnvironmentLacks(
@@ -106,8 +112,6 @@ def launch(
             launcher = _Launcher(results.absolute(), tier, cluster, launched)
             if missing := launcher.missing(of_tier, again):
                 (launcher.try_out if dry_run else launcher.submit)(missing)
-    if launched.left and not launched.queued:
-        raise EnvironmentLacks(launched.refusal or "SLURM took nothing")
     return launched
 
 
@@ -116,11 +120,12 @@ class _Launcher:
 
     def __init__(self, results: Path, tier: str, cluster: Cluster, launched: Launched) -> None:
         self.results, self.cluster, self.launched = results, cluster, launched
-        self.records = LaunchFolder.of(results, tier)
+        self.records, self.name = (
+            LaunchFolder.of(results, tier),
+            scheduler.setting("ClusterName", ""),
+        )
         self.existing = rundir.existing(results, tier)
         arrays, queue = self.records.in_hand()
-        self.in_hand = len(queue)
-        """Jobs of earlier launches."""
         self.jobs = {
             identity: job
             for array in arrays
@@ -157,10 +162,9 @@ class _Launcher:
             self.launched.scripts.append(script)
         try:
             for script in kinds.values():
-                scheduler.call("sbatch", "--test-only", text=script)
+                scheduler.try_out(script)
         except scheduler.Rejected as error:
-            why = scheduler.explained(error)
-            raise EnvironmentLacks(f"SLURM would refuse this: {why}") from None
+            self.launched.refusal = scheduler.explained(error)
 
     def submit(self, runs: list[RunSpec]) -> None:
         """Queue the runs, as many as one may."""
@@ -173,7 +177,7 @@ class _Launcher:
                 raise EnvironmentLacks(f"{error} ({where})") from None
         known = (self.cluster.submit_limit, scheduler.submit_limit())
         limit = min((limit for limit in known if limit is not None), default=None)
-        room = len(runs) if limit is None else max(0, limit - self.in_hand)
+        room = len(runs) if limit is None else max(0, limit - len(scheduler.queue()))
         arrays = list(self._plan(runs[:room]))
         for number, chunk in enumerate(arrays, 1):
             try:
@@ -195,7 +199,7 @@ class _Launcher:
 
         Runs that begin from others come in later arrays than these.
         """
-        most = scheduler.setting("MaxArraySize", 1001)
+        most = int(scheduler.setting("MaxArraySize", "1001"))
         seeds_apart = len({run.resources for run in runs}) > 1
         groups: dict[Any, list[RunSpec]] = {}
         for run in runs:
@@ -218,25 +222,23 @@ class _Launcher:
             runs=tuple(self._folder(run).root.name for run in runs),
             study=runs[0].study,
             resources=runs[0].resources,
-            gpus=self.cluster.gpus_of(runs[0].resources),
-            user=getpass.getuser(),
+            user=str(os.getuid()),
             created=time.time(),
         )
         folder = self.records.root / array.key
-        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS)
-        asked = self.cluster.options(array.resources)
+        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS, python=self.cluster.python)
+        asked, gpus = self.cluster.options(array.resources), self.cluster.gpus_of(array.resources)
         if after:
             asked["dependency"] = ":".join(["afterany", *after])
         job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         executor.update_parameters(
             job_name=f"lsa-{array.study}",
-            comment=COMMENT_PREFIX + array.key,
+            comment=array.comment,
             array_parallelism=self.cluster.throttle or len(runs),
             stderr_to_stdout=True,
             wckey=None,
             setup=[
-                "umask 077",
-                f"export LSA_GPUS={array.gpus} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
+                f"export LSA_GPUS={gpus} LSA_LEAVE_SECONDS={asked['signal_delay_s']}",
                 # submitit refuses to save where a life that was killed left a file half written.
                 f"rm -f {shlex.quote(str(folder))}/{job}_*.save_tmp",
                 *self.cluster.setup,
@@ -258,22 +260,41 @@ class _Launcher:
         if self.previous is not None and self.cluster.throttle is not None:
             after.append(self.previous)
         array, executor, script = self._prepared(runs, after)
-        scheduler.call("sbatch", "--test-only", text=script)
         folders = [self._folder(run) for run in runs]
+        new = [folder for folder in folders if not folder.root.exists()]
         for run, folder in zip(runs, folders, strict=True):
             folder.create(run.settings, variant=run.variant, start=run.start)
             self.records.cancelled(run.identity).unlink(missing_ok=True)
         self.records.write(array)
         try:
-            jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
+            with scheduler.plain_environment():
+                jobs = executor.submit_array([RunTask(str(folder.root)) for folder in folders])
         except (FailedJobError, FailedSubmissionError) as error:
-            shutil.rmtree(self.records.root / array.key)
+            self.launched.scripts.append(script)
+            for made in (self.records.root / array.key, *(folder.root for folder in new)):
+                shutil.rmtree(made)
             raise scheduler.Rejected(scheduler.plain_words(str(error))) from None
         self.previous = scheduler.array_of(jobs[0].job_id)
-        queued = replace(array, job=self.previous)
+        queued = replace(array, job=self.previous, cluster=scheduler.setting("ClusterName", ""))
         self.records.write(queued)
         self.launched.queued.append(queued)
         self.jobs |= queued.jobs()
+
+
+def _fitted(run: RunSpec, given: Resources, fit: bool) -> RunSpec:
+    """The run on what it is given; with ``fit`` no device does more of a step at once."""
+    asked, parts = run.resources, run.settings.runtime.accumulate
+    wanted, devices = asked.nodes * asked.gpus * parts, given.nodes * given.gpus
+    if not fit or devices == asked.nodes * asked.gpus:
+        return replace(run, resources=given)
+    if wanted % devices:
+        raise ConfigError(
+            f"--fit: {run.name} does a step in {wanted} parts, which {devices} devices cannot "
+            "share evenly; give it a number of devices that divides them"
+        )
+    runtime = run.settings.runtime.model_copy(update={"accumulate": wanted // devices})
+    settings = run.settings.model_copy(update={"runtime": runtime})
+    return replace(run, resources=given, settings=settings)
 
 
 def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:

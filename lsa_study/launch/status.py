@@ -121,7 +121,8 @@ def _alive(state: str, writer: bool, job: SlurmJob | None, silence: str) -> tupl
         if writer:
             return "running", silence
         if job is not None and state in ("running", "waiting"):
-            return "queued" if state == "waiting" else "running", "SLURM does not answer here"
+            where = f"on cluster {job.reason}" if job.reason else "SLURM does not answer here"
+            return "queued" if state == "waiting" else "running", where
         return None
     if job.pending:
         return "queued", "held" if job.reason.startswith("JobHeld") else job.reason.lower()
@@ -175,10 +176,12 @@ def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
             state = scheduler.GONE
     jobs: dict[str, SlurmJob] = {}
     outputs: dict[str | None, Path] = {}
+    comments: dict[str | None, str] = {}
     for array in arrays:
         for identity, job in array.jobs().items():
             jobs[identity] = queue.get(job, SlurmJob(job, state))
             outputs[job] = records.output_of(array, job)
+            comments[job] = array.comment
     rows = [_row(run, jobs.get(run.identity), records) for run in runs]
     unsure = [
         row.job
@@ -187,7 +190,7 @@ def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
     ]
     ended = scheduler.ended(filter(None, unsure)) if state == scheduler.GONE else {}
     for place, row in enumerate(rows):
-        if row.job in ended:
+        if row.job in ended and ended[row.job].comment in ("", comments[row.job]):
             last = last_lines(outputs[row.job])
             rows[place] = _row(runs[place], ended[row.job], records, last)
     return [_with_lives(row, records.lives(row.identity)) for row in rows]

@@ -53,7 +53,8 @@ def test_what_one_run_asks_for():
     ],
 )
 def test_ways_to_ask_for_gpus(way, tasks, gpus, options):
-    asked = Cluster(gpus=way).options(Resources(gpus=4))
+    cluster = Cluster(gpus=way)
+    asked = cluster.options(cluster.given(Resources(gpus=4)))
     assert asked["ntasks_per_node"] == tasks
     assert {key: asked[key] for key in ("gres", "gpus_per_node") if key in asked} == options
     assert Cluster(gpus=way).gpus_of(Resources(gpus=4)) == gpus

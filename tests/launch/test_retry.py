@@ -103,7 +103,7 @@ def test_lives_are_told_apart_in_one_output(tmp_path, made):
     """A job that SLURM restarts appends to the file of its earlier lives."""
     run = made["swin"].root.name
     records = LaunchFolder.of(tmp_path, "toy")
-    array = Array("key", (made["net1"].root.name, run), "table1", Resources(), 1, "me", 0.0, "7")
+    array = Array("key", (made["net1"].root.name, run), "table1", Resources(), "me", 0.0, "7")
     with records.lock():
         records.write(array)
     path = records.output_of(array, "7_1")
@@ -122,9 +122,9 @@ def test_nothing_is_deleted(tmp_path, made):
     records = LaunchFolder.of(tmp_path, "toy")
     with records.lock():
         names = (made["swin"].root.name,)
-        records.write(Array("old", names, "table1", Resources(), 1, "me", 0.0, "7"))
+        records.write(Array("old", names, "table1", Resources(), "me", 0.0, "7"))
         names = (made["net1"].root.name, made["net2"].root.name)
-        records.write(Array("new", names, "table1", Resources(), 1, "me", 0.0, "8"))
+        records.write(Array("new", names, "table1", Resources(), "me", 0.0, "8"))
     would = gc(tmp_path, ["table1"], confirm=lambda question: False)
     assert {path.name for path in would} >= {"old", made["net1"].root.name}
     assert made["net1"].root.exists()

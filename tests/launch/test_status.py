@@ -151,7 +151,7 @@ def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
     with records.lock():
         for key in range(10):
             part = tuple(names[key * 1000 : (key + 1) * 1000])
-            array = Array(str(key), part, "table1", Resources(), 1, "root", 0.0)
+            array = Array(str(key), part, "table1", Resources(), "root", 0.0)
             records.write(array)
     begun = time.process_time()  # not the clock: the machine may be busy with something else
     rows = status(tmp_path / "many")
