@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml promises: ``python tests/lowest.py VENV [--shared NAME...]``.
+"""The lower bounds of pyproject.toml: ``python tests/lowest.py VENV [--shared NAME...]``.
 
 Makes an environment of its own with exactly the lower bounds of all dependencies, for a part of the
 tests (``make lowest``). What is shared, such as torch with its gigabytes, and all that is no

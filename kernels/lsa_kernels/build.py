@@ -37,7 +37,7 @@ SECONDS = 300
 LANES = ("", "8", "16")
 """Floats a vector may hold; empty means as many as the processor's registers do."""
 ANOTHER = "set LSA_KERNELS_CACHE to a folder of your own that may hold programs"
-TRY = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 
 
 class BuildError(RuntimeError):
@@ -54,11 +54,7 @@ class Built:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: ``LSA_KERNELS_CACHE``, else the user's cache folder.
-
-    Raises:
-        BuildError: the user has no home folder.
-    """
+    """Where libraries are kept: ``LSA_KERNELS_CACHE``, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     chosen = os.environ.get("LSA_KERNELS_CACHE") or f"{base}/lsa_kernels"
     try:
@@ -122,16 +118,22 @@ def build_info() -> str:
 def _build(sources: Path, lanes: str) -> Path:
     if lanes not in LANES:
         raise BuildError(f"LSA_KERNELS_LANES={lanes!r} is unknown; give 8 or 16, or leave it out")
-    compiler = _words("CXX") or ["g++"]
+    try:
+        compiler, more = (shlex.split(os.environ.get(name, "")) for name in ("CXX", "CXXFLAGS"))
+    except ValueError as error:
+        raise BuildError(f"CXX or CXXFLAGS cannot be split: {error}") from None
+    compiler = compiler or ["g++"]
     if shutil.which(compiler[0]) is None:
         raise BuildError(f"no C++ compiler ({compiler[0]}) is on PATH; set CXX to one")
-    command = [*compiler, *FLAGS, *_words("CXXFLAGS"), *([f"-DLSA_LANES={lanes}"] if lanes else [])]
+    command = [*compiler, *FLAGS, *more, *([f"-DLSA_LANES={lanes}"] if lanes else [])]
     name = "kernels" if sources == SOURCES else sources.name
     stem = f"{name}-{_key(compiler, sources, command)}"
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(folder)
+        facts = folder.stat()
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
+            raise BuildError(f"others can write to {folder}, and be run from it; {ANOTHER}")
         # Loading a torn file can crash the process: its name says what it has to hold.
         for path in folder.glob(f"{stem}-*.so"):
             if path.stem == f"{stem}-{_digest(path)}":
@@ -139,28 +141,13 @@ def _build(sources: Path, lanes: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / "made.so"
             _compile(command, sources, part)
-            _try(part)
+            # Where loading crashes, it is not this process that does.
+            failed = f"what was compiled cannot be loaded; {ANOTHER}"
+            _call([sys.executable, "-I", "-c", LOAD, str(part)], failed)
             # Two processes may compile at once; each renames a whole file.
             return part.replace(folder / f"{stem}-{_digest(part)}.so")
     except OSError as error:
-        raise BuildError(
-            f"{folder} cannot be written or read ({error.strerror}); {ANOTHER}"
-        ) from error
-
-
-def _check_owner(folder: Path) -> None:
-    """Refuse a folder where somebody else could put what this process would then run."""
-    facts = folder.stat()
-    if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
-        raise BuildError(f"others can write to {folder}; {ANOTHER}")
-
-
-def _try(path: Path) -> None:
-    """Load a library in a process of its own, which may crash."""
-    try:
-        _call([sys.executable, "-I", "-c", TRY, str(path)])
-    except BuildError as error:
-        raise BuildError(f"what was compiled cannot be loaded ({error}); {ANOTHER}") from None
+        raise BuildError(f"{folder} cannot be written ({error.strerror}); {ANOTHER}") from error
 
 
 def _digest(path: Path) -> str:
@@ -177,17 +164,8 @@ def _compile(command: list[str], sources: Path, part: Path) -> None:
     _call([*command, "-shared", *map(str, objects), "-o", str(part)])
 
 
-def _words(variable: str) -> list[str]:
-    """A variable that holds a command or flags, split as make's shell does."""
-    given = os.environ.get(variable, "")
-    try:
-        return shlex.split(given)
-    except ValueError as error:
-        raise BuildError(f"{variable}={given!r} cannot be split: {error}") from None
-
-
-def _call(command: list[str]) -> str:
-    """Run a command to its end, and give what it printed."""
+def _call(command: list[str], failed: str = "") -> str:
+    """Run a command, and give what it printed; ``failed`` is what to say if it cannot do it."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
@@ -200,7 +178,7 @@ def _call(command: list[str]) -> str:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         errors = [line for line in lines if "error" in line.lower()]
-        raise BuildError(f"{command[0]} failed: {(errors or lines)[0]}")
+        raise BuildError(f"{failed or f'{command[0]} failed'}: {(errors or lines)[0]}")
     return done.stdout
 
 

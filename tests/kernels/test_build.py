@@ -87,8 +87,8 @@ def test_cxxflags_are_split_too(machine):
     [
         ({"CXX": "no-such-compiler -x"}, "no C++ compiler (no-such-compiler) is on PATH; set CXX"),
         ({"PATH": "/no/such/folder"}, "no C++ compiler (g++) is on PATH"),
-        ({"CXX": "g++ 'half"}, 'CXX="g++ \'half" cannot be split: No closing quotation'),
-        ({"CXXFLAGS": '"'}, "CXXFLAGS='\"' cannot be split"),
+        ({"CXX": "g++ 'half"}, "CXX or CXXFLAGS cannot be split: No closing quotation"),
+        ({"CXXFLAGS": '"'}, "CXX or CXXFLAGS cannot be split"),
         ({"CXX": "{old}"}, "old failed: c++: error: unrecognized command line option"),
         ({"CXX": "{foreign}"}, "foreign cannot be started: Exec format error"),
         ({"CXX": "{mute}"}, "mute failed: exit code 3"),
