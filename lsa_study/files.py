@@ -71,20 +71,21 @@ def locked(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, data: Mapping[str, Any], *, make_folder: bool = False) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never half."""
-    if make_folder:
-        with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+    content = json.dumps(data, indent=2, sort_keys=True) + "\n"
+    write_whole(path, content, make_folder=make_folder)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, make_folder: bool = False) -> None:
     """Write a file by temporary name, fsync and rename.
 
     Raises:
         EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
     """
-    with writable(path), replacing(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    with writable(path):
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

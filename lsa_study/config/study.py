@@ -11,13 +11,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from lsa_study.config import yaml
+from lsa_study.config import shipped, yaml
 from lsa_study.config.layers import Layers, known_paths, validate
 from lsa_study.config.settings import Settings, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, write_json
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
+EXPERIMENTS = "experiments"
+"""Where studies lie: this folder here, and the one that comes with the package."""
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
@@ -78,8 +80,8 @@ class StudyFile(_Written):
 
     A row's settings are layered: the tier, then ``use`` and ``set`` of the study, then those of the
     row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
-    in ``base/presets.yaml`` beside the file, else in the repository's ``experiments``. Two presets
-    of one ``use`` may not set the same setting, or one inside the other, to different values.
+    in ``base/presets.yaml`` beside the file, else in ``experiments``. Two presets of one ``use``
+    may not set the same setting, or one inside the other, to different values.
     """
 
     study: str
@@ -158,12 +160,6 @@ class Study:
         return self.file.variants[variant].against or self.file.baseline
 
 
-def repository_folder(name: str) -> Path:
-    """Find ``experiments`` or ``results``: under the working directory, else beside the package."""
-    here = Path(name)
-    return here if here.exists() else Path(__file__).resolve().parents[2] / name
-
-
 def find_study(study: str) -> Path:
     """Find an experiment file by path or stem.
 
@@ -173,10 +169,11 @@ def find_study(study: str) -> Path:
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    folder = repository_folder("experiments")
-    known = sorted({p.stem for p in folder.glob("*.yaml")} - {"cluster", "claims"})
+    folders = [shipped.ROOT / EXPERIMENTS, Path(EXPERIMENTS)]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    known = sorted(files.keys() - {"cluster", "claims"})
     if study in known:
-        return folder / f"{study}.yaml"
+        return files[study]
     raise ConfigError(
         f"{study}: no such study; known: all, {', '.join(known)}, or a path to a .yaml"
     )
@@ -338,7 +335,7 @@ class _Rows:
     def _base(self, name: str) -> yaml.Document:
         file = Path("base") / f"{name}.yaml"
         beside = self.document.path.parent / file
-        return yaml.read(beside if beside.exists() else repository_folder("experiments") / file)
+        return yaml.read(beside if beside.exists() else shipped.find(f"{EXPERIMENTS}/{file}"))
 
 
 def _check_names(file: StudyFile, document: yaml.Document) -> None:
