@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import platform
 import re
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lsa_study.errors import EnvironmentLacks
+
+try:
+    import fcntl
+except ImportError:
+    sys.stderr.write("lsa: this needs a POSIX system, such as Linux or macOS; on Windows use WSL\n")
+    sys.exit(EnvironmentLacks.exit_code)
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Signs that a terminal obeys, or that are none; line breaks and tabs are harmless."""
@@ -67,20 +72,21 @@ def locked(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, data: Mapping[str, Any], *, make_folder: bool = False) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never half."""
-    if make_folder:
-        with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+    content = json.dumps(data, indent=2, sort_keys=True) + "\n"
+    write_whole(path, content, make_folder=make_folder)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, make_folder: bool = False) -> None:
     """Write a file by temporary name, fsync and rename.
 
     Raises:
         EnvironmentLacks: the disk is full or the folder cannot be written; the old file stands.
     """
-    with writable(path), replacing(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    with writable(path):
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
@@ -114,13 +120,6 @@ def writable(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}); "
             "free some space or choose another --results folder"
         ) from error
-
-
-def cpu_name() -> str:
-    """The name of this machine's processor."""
-    content = read_whole(Path("/proc/cpuinfo")) or b""
-    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

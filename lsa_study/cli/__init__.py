@@ -10,17 +10,17 @@ import functools
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from lsa_study import __version__
 from lsa_study.cli import results, run
 from lsa_study.errors import LsaError
 from lsa_study.terminal import guard_output
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="What limits local self-attention? From experiment files to tables with intervals. "
     "Exit codes: 0 good, 1 some run failed, 2 bad config or usage, 3 the machine lacks something, "
@@ -42,6 +42,21 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 for one in (*run.COMMANDS, *results.COMMANDS):
     app.command()(_guarded(one))
 app.command("eval")(_guarded(results.evaluate))  # the bare word is Python's own
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lsa_study {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

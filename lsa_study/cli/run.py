@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -256,4 +257,12 @@ def gc(
         typer.echo(path)
 
 
-COMMANDS = (plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)
+def init(folder: Annotated[Path, typer.Argument(help="where to; else here")] = Path()) -> None:
+    """Copy the experiment files and the article's numbers, to edit."""
+    from lsa_study.config.shipped import copy_to
+
+    written = copy_to(folder)
+    typer.echo(f"{len(written)} files written to {folder.absolute()}")
+
+
+COMMANDS = (init, plan, rehearse, run, launch, status, logs, track, retry, cancel, gc)

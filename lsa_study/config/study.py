@@ -12,13 +12,15 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lsa_study.config import names, yaml
+from lsa_study.config import names, shipped, yaml
 from lsa_study.config.layers import Layers, known_paths, validate
 from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, write_json
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
+EXPERIMENTS = "experiments"
+"""Where studies lie: this folder here, and the one that comes with the package."""
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
@@ -82,8 +84,8 @@ class StudyFile(_Written):
 
     A row's settings are layered: the tier, then ``use`` and ``set`` of the study, then those of the
     row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
-    in ``base/presets.yaml`` beside the file, else in the repository's ``experiments``. Two presets
-    of one ``use`` may not set the same setting, or one inside the other, to different values.
+    in ``base/presets.yaml`` beside the file, else in ``experiments``. Two presets of one ``use``
+    may not set the same setting, or one inside the other, to different values.
     """
 
     study: names.Name
@@ -169,12 +171,6 @@ def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
     raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
 
 
-def repository_folder(name: str) -> Path:
-    """Find ``experiments`` or ``results``: under the working directory, else beside the package."""
-    here = Path(name)
-    return here if here.exists() else Path(__file__).resolve().parents[2] / name
-
-
 def find_study(study: str) -> Path:
     """Find an experiment file by path or stem.
 
@@ -184,10 +180,11 @@ def find_study(study: str) -> Path:
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    folder = repository_folder("experiments")
-    known = sorted({p.stem for p in folder.glob("*.yaml")} - {"cluster", "claims"})
+    folders = [shipped.ROOT / EXPERIMENTS, Path(EXPERIMENTS)]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    known = sorted(files.keys() - {"cluster", "claims"})
     if study in known:
-        return folder / f"{study}.yaml"
+        return files[study]
     hint = names.nearest(study, ["all", *known])
     raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
 
@@ -343,7 +340,7 @@ class _Rows:
     def _base(self, name: str) -> yaml.Document:
         file = Path("base") / f"{name}.yaml"
         beside = self.document.path.parent / file
-        return yaml.read(beside if beside.exists() else repository_folder("experiments") / file)
+        return yaml.read(beside if beside.exists() else shipped.find(f"{EXPERIMENTS}/{file}"))
 
 
 def _check_names(file: StudyFile, document: yaml.Document) -> None:

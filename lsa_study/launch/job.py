@@ -37,7 +37,7 @@ from lsa_study.rundir import RunDir
 from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals
 
-OF_LEAVING = ("bug", "node")
+OF_LEAVING = ("bug", "node", "oom-host")
 """Causes that a signal to leave can have: it reaches loading processes and other ranks too."""
 
 SIGNAL_EARLY_SECONDS = 90.0

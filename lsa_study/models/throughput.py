@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import lsa_kernels
 from lsa_study import measure
 from lsa_study.config.names import nearest
-from lsa_study.errors import ConfigError, EnvironmentLacks
-from lsa_study.files import cpu_name, write_json
+from lsa_study.errors import ConfigError
+from lsa_study.files import write_json
+from lsa_study.machine import cpu_name, device_kind
 
 LSA = "lsa_swin_tiny"
 LAYERS = (
@@ -132,9 +133,9 @@ def bench(
     """
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentLacks(f"--device {device}: torch finds no GPU here; give cpu")
+    place = torch.device(device or device_kind("auto"))
+    if place.type == "cuda":
+        device_kind("cuda")
     number = batch or (128 if place.type == "cuda" else 8)
     sized = {} if size == 224 else {"img_size": size}
     torch.manual_seed(0)
