@@ -33,10 +33,10 @@ from rich.console import Console
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused, cause_of, explained
-from lsa_study.files import guard_output
 from lsa_study.launch.track import beside
 from lsa_study.machine import cores
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals
 
 GRACE_SECONDS = 6.0
@@ -279,7 +279,7 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
         try:
             if "train" in order:
                 with StopOnSignals() as stop:
-                    train(RunDir(Path(order["train"])), stop, Console())
+                    train(RunDir(Path(order["train"])), stop, Screen())
             else:
                 from lsa_study import data
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from lsa_study import data
 from lsa_study.config import study
+from lsa_study.config.names import nearest
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
@@ -42,8 +43,8 @@ def evaluate_weights(
         DataLacks: the images are missing.
     """
     if source not in get_args(pretrained.Source):
-        known = ", ".join(get_args(pretrained.Source))
-        raise ConfigError(f"--source {source}: no such release; known: {known}")
+        hint = nearest(source, get_args(pretrained.Source))
+        raise ConfigError(f"--source {source}: no such release; {hint}")
     settings = _settings(name, root, image_size, crop_share)
     state = read_checkpoint(weights)
     device = device_kind("auto")
@@ -77,9 +78,7 @@ def _settings(
     timms = timm.list_models(["swin_*", "volo_*"], exclude_filters=list(MODELS))
     known = [*MODELS, *TIMM_MODELS]
     if name not in (*known, *timms):
-        raise ConfigError(
-            f"{name}: no such network; known: {', '.join(known)}, and timm's Swins and VOLOs"
-        )
+        raise ConfigError(f"{name}: no such network; {nearest(name, [*known, *timms])}")
     own = timm.get_pretrained_cfg(TIMM_MODELS.get(name, name))
     overrides = [
         f"data.image_size={image_size or own.input_size[-1]}",
