@@ -41,7 +41,7 @@ def cpu_name() -> str:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs this process may use; see ``_gpus``."""
+    """The GPUs this process may use; raises as ``device_kind`` where their driver fails."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
     return _gpus()
@@ -74,7 +74,7 @@ def device_kind(asked: str) -> str:
     """``cuda`` or ``cpu`` as asked for; ``auto`` takes a GPU where there is one.
 
     Raises:
-        EnvironmentLacks: there is a GPU, or one is asked for, and torch cannot use it.
+        EnvironmentLacks: a driver fails, or torch cannot use the GPU that is there or asked for.
     """
     import torch
 
