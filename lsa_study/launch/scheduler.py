@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -146,17 +146,18 @@ def array_of(job: str) -> str:
     return job.partition("_")[0]
 
 
-def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
+def ended(comments: Mapping[str, str]) -> dict[str, SlurmJob]:
     """What is still known of jobs that have left the queue; those forgotten are left out.
-
-    Numbers begin anew where a controller lost its state: the caller compares the comment, which is
-    empty where it is not known.
 
     The controller forgets after some minutes (``MinJobAge``); accounting remembers, where there
     is any and users may ask it.
+
+    Args:
+        comments: what each job carries, by its id. Numbers begin anew where a controller has lost
+            its state: a job that carries something else is another one.
     """
-    wanted, found = set(jobs), dict[str, SlurmJob]()
-    for array in sorted({array_of(job) for job in wanted}):
+    found = dict[str, SlurmJob]()
+    for array in sorted({array_of(job) for job in comments}):
         with contextlib.suppress(Rejected):
             for line in call("scontrol", "show", "job", "--oneliner", array).splitlines():
                 facts = defaultdict(str, re.findall(r"(\S+?)=(\S*)", line))
@@ -165,14 +166,18 @@ def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
                 found[job] = SlurmJob(
                     job, facts["JobState"], "", facts["Comment"], facts["ExitCode"]
                 )
-    if missing := ",".join(sorted({array_of(job) for job in wanted - found.keys()})):
+    ours = {job: end for job, end in found.items() if end.comment == comments.get(job)}
+    if missing := comments.keys() - found.keys():
+        arrays = ",".join(sorted({array_of(job) for job in missing}))
         command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
         with contextlib.suppress(Rejected):
-            told = call(*command, "--format", "JobID,State,ExitCode,Comment", "--jobs", missing)
+            told = call(*command, "--format", "JobID,State,ExitCode,Comment", "--jobs", arrays)
             for job, state, code, comment in (line.split("|", 3) for line in told.splitlines()):
-                # "CANCELLED by 1000"
-                found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], "", comment, code))
-    return {job: end for job, end in found.items() if job in wanted}
+                # It keeps comments only where it is set up to.
+                if job in missing and comment in ("", comments[job]):
+                    # "CANCELLED by 1000"
+                    ours[job] = SlurmJob(job, state.split(" ", 1)[0], "", comment, code)
+    return ours
 
 
 def why_ended(end: SlurmJob, last: Sequence[str]) -> tuple[str, str, str, str]:
