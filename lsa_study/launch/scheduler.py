@@ -218,8 +218,16 @@ def try_out(script: str) -> None:
     try:
         call("sbatch", "--test-only", text=script)
     except Rejected as error:
-        if not re.search(NOT_NOW, str(error)):
+        # With nodes out of service this may mean that they are missing, or that none ever fits.
+        unsure = "configuration is not available" in str(error) and not _all_nodes_serve()
+        if not unsure and not re.search(NOT_NOW, str(error)):
             raise
+
+
+def _all_nodes_serve() -> bool:
+    """Whether no node is down, drained or reserved."""
+    states = call("sinfo", "--noheader", "--format", "%T").split()
+    return all(re.fullmatch(r"(idle|mixed|allocated|completing|planned)[^*]*", s) for s in states)
 
 
 def submit_limit() -> int | None:

@@ -87,6 +87,18 @@ def test_what_would_wait_is_no_refusal(slurm, words):
         scheduler.try_out("#!/bin/sh\n")
 
 
+@pytest.mark.parametrize("state", ["drained", "down*", "idle*", "maint", "reserved", "draining"])
+def test_what_only_nodes_out_of_service_could_take_is_no_refusal(slurm, state):
+    """A trial answers the same where no node will ever fit."""
+    words = "allocation failure: Requested node configuration is not available"
+    slurm.answers("sbatch", words, code=1)
+    slurm.answers("sinfo", f"idle\nmixed\n{state}")
+    scheduler.try_out("#!/bin/sh\n")
+    slurm.answers("sinfo", "idle\nmixed\nallocated\nidle~\nplanned")
+    with pytest.raises(Rejected, match="node configuration"):
+        scheduler.try_out("#!/bin/sh\n")
+
+
 def test_a_refusal_leaves_nothing(slurm, tmp_path):
     """But what was there before, and the script that was refused."""
     slurm.answers("sbatch", "sbatch: error: Invalid account", code=1)

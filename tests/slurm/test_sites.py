@@ -81,11 +81,10 @@ def test_a_run_that_is_always_preempted_is_given_up(other_site, elsewhere, undis
     elsewhere.wishes(setup=[f"export PYTHONPATH={slow}:$PYTHONPATH"])
     elsewhere.launch()
     elsewhere.cause("preempted before every checkpoint")
+    urgent = ("sbatch", "-purgent", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 1")
     for life in (1, 2, 3):
         elsewhere.wait_for(lambda n=life: len(elsewhere.ends()) == n, 60, elsewhere.log)
-        other_site.run(
-            "sbatch", "-purgent", "-N2", "--exclusive", "-o/dev/null", "--wrap=sleep 1"
-        )  # fmt: skip
+        other_site.run(*urgent)
     elsewhere.wait_state("failed")
     other_site.drain()
     assert elsewhere.row.cause == "lost"
