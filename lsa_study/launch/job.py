@@ -88,7 +88,7 @@ class RunTask:
         env.update(rank_variables(env))
         env.setdefault("OMP_NUM_THREADS", env.get("SLURM_CPUS_PER_TASK", "1"))
         life = _Life(run, stop)
-        if life.records.cancelled(life.identity).exists():
+        if life.records.is_cancelled(life.identity):
             return "stopped"
         if env.get("SLURM_PROCID", "0") != "0":
             return training.train(run, stop=stop, console=Screen())
@@ -153,13 +153,12 @@ class _Life:
 
     def _note(self, **facts: Any) -> None:
         this = {"job": self.job, "restart": self.restart}
-        # A full disk must not keep a run from being trained, nor hide why it ended.
-        with contextlib.suppress(OSError):
+        # A full disk, or a folder opened to others, must not keep a run from being trained.
+        with contextlib.suppress(OSError, LsaError):
             self.records.note_life(self.identity, this | facts)
 
     def _position(self) -> list[int]:
-        status = self.run.status()
-        return [status.epoch, status.step]
+        return list(self.run.status().saved)
 
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
@@ -178,7 +177,7 @@ class _Life:
             self.run.change_state(state, cause=cause, message=message)
 
     def _stopped(self) -> str:
-        if self.records.cancelled(self.identity).exists():
+        if self.records.is_cancelled(self.identity):
             cause = "cancelled"
         elif self.stop.signal is not signal.SIGUSR2:
             cause = "preempted"
@@ -201,10 +200,12 @@ class _Life:
 
     def _give_up(self) -> NoReturn:
         """End a job that SLURM would start again and again for nothing."""
-        why = self.records.lives(self.identity)[-1].why or "lost"
+        ends = [life.why or "lost" for life in self.records.lives(self.identity)][-IDLE_LIVES:]
+        # Killed and started again by SLURM: whether for its node or for others is not known.
+        why = "lost" if ends[-1] == "node" else ends[-1]
         message = (
-            f"{IDLE_LIVES} lives in a row ended ({why}) without a step done; give it more hours, "
-            f"or a place where it can stay, then: lsa retry --cause {why}"
+            f"{IDLE_LIVES} lives in a row ended ({', '.join(ends)}) with nothing saved; give it "
+            f"more hours, or a place where it can stay, then: lsa retry --cause {why}"
         )
         self._change_state("failed", why, message)
         _say(message)

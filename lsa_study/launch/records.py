@@ -201,7 +201,7 @@ class Life:
     host: str
     gpus: int
     begun_at: list[int]
-    """Epochs done at the start, and steps done of the next."""
+    """Epochs done at the start, and steps done of the next, as the last checkpoint has them."""
     end: float | None = None
     why: str | None = None
     """How it ended: an outcome, preempted, timeout, cancelled, node, lost, or a failure's cause."""
@@ -285,14 +285,15 @@ class LaunchFolder:
 
     def folder(self, name: str) -> Path:
         """A folder for records of one kind, made if need be; nobody else can look into it."""
-        folder = self.root / name
-        if not self.own() and os.path.lexists(self.root):
+        with contextlib.suppress(FileExistsError):
+            self.root.mkdir(mode=0o700, parents=True)
+        if not self.own():
             raise Refused(
                 f"{self.root}: was made by another user, who alone can launch there; "
                 "choose another --results folder"
             )
-        for path in (self.root, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self.root / name
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def write(self, array: Array) -> None:
@@ -327,9 +328,10 @@ class LaunchFolder:
                 arrays[place] = replace(array, job=job, cluster=cluster)
                 self.write(arrays[place])
             elif array.cluster not in ("", cluster):
-                queue |= {
+                queue |= {  # those cancelled leave as soon as they start, there too
                     job: SlurmJob(job, scheduler.UNKNOWN, array.cluster)
-                    for job in array.jobs().values()
+                    for identity, job in array.jobs().items()
+                    if not self.is_cancelled(identity)
                 }
         return arrays, queue
 
@@ -368,6 +370,12 @@ class LaunchFolder:
     def cancelled(self, identity: str) -> Path:
         """The file that is there from when the user cancels a run until it is queued again."""
         return self.root / "cancelled" / identity
+
+    def is_cancelled(self, identity: str) -> bool:
+        """Whether it is there; another user, who cannot look, takes it for not."""
+        with contextlib.suppress(OSError):
+            return self.cancelled(identity).exists()
+        return False
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""
