@@ -12,6 +12,9 @@ from lsa_study.errors import EnvironmentLacks
 
 TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 
+IMAGES = {"digits": (1300, 497), "cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+"""Training and test images of the whole sets."""
+
 CURE = "set LSA_DATA or data.root; `lsa run table1 --tier toy` needs no data"
 
 LAYOUTS = {
