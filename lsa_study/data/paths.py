@@ -1,4 +1,7 @@
-"""Where data sets lie on this machine. Needs no torch, so that ``lsa plan`` can ask."""
+"""Where data sets lie on this machine, and how large they are.
+
+Needs no torch, so that ``lsa plan`` can ask.
+"""
 
 from __future__ import annotations
 
