@@ -10,7 +10,7 @@ WORKERS ?= $(shell $(PYTHON) -c \
   'import os, shutil; print(os.cpu_count() + 1 + bool(shutil.which("slurmctld")))')
 READY := $(VENV)/.ready
 
-.PHONY: setup study test check clean
+.PHONY: setup study test check lowest clean
 
 setup: $(READY)
 
@@ -37,5 +37,17 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The lowest versions that pyproject.toml allows, in an environment of their own, and the tests that
+# ask most of them. SHARED= installs torch's gigabytes too; else it is that of $(VENV).
+LOWEST := .venv-lowest
+SHARED ?= torch torchvision
+lowest: setup
+	$(BIN)/python tests/lowest.py $(LOWEST) --shared $(SHARED)
+	PYTHONPATH=.:kernels $(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -o filterwarnings=default \
+	  -m "not slow and not slurm" tests/pins tests/config tests/cli tests/analysis/test_tables.py \
+	  tests/analysis/test_claims.py tests/analysis/test_collect.py tests/analysis/test_statistics.py \
+	  tests/data/test_shards.py tests/data/test_fast_pil.py tests/ops/test_layers.py \
+	  tests/models/test_registry.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache

@@ -9,3 +9,7 @@ Border = Literal["zero", "mask"]
 Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
 
 TERMS: tuple[Term, ...] = get_args(Term)
+NORMS: tuple[Norm, ...] = get_args(Norm)
+APPLICATIONS: tuple[Application, ...] = get_args(Application)
+BORDERS: tuple[Border, ...] = get_args(Border)
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)

@@ -12,10 +12,10 @@ from IPython.display import SVG
 from lsa_study import data, rundir, training
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.plots.attention import attention_maps, effective_areas
-from lsa_study.config import study
+from lsa_study.config import shipped, study
 from lsa_study.models.attention_maps import attention, effective_area, inputs, load_run
 
-results, tier = study.repository_folder("results"), "toy"
+results, tier = shipped.find("results"), "toy"
 rows = {"table1": "net7", "table3": "net7_n_unfold", "table4": "elsa", "table5": "dwconv"}
 
 # %% [markdown]

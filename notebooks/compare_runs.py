@@ -14,9 +14,9 @@ from lsa_study.analysis.collect import collect
 from lsa_study.analysis.contrasts import by_image, correct
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.provenance import diff, diff_text
-from lsa_study.config import study
+from lsa_study.config import shipped, study
 
-results, tier = study.repository_folder("results"), "toy"
+results, tier = shipped.find("results"), "toy"
 names = ("swin-s0", "elsa-s0")
 
 # %% [markdown]

@@ -14,9 +14,9 @@ from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.provenance import why, why_text
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.table import build
-from lsa_study.config import study
+from lsa_study.config import shipped, study
 
-results, tier = study.repository_folder("results"), "toy"
+results, tier = shipped.find("results"), "toy"
 collected = collect(results, tier)
 facts = ["variant", "seed", "outcome", "acc1", "params", "macs", "seconds", "commit"]
 collected.runs[facts].sort_values("acc1", ascending=False).head(8)

@@ -1,7 +1,8 @@
 """Compile the C++ kernels on first use into a cache of the user's, and load them.
 
 The library is keyed by the sources, the compiler and this processor's abilities, so that a home
-directory shared by unlike machines holds one for each. No torch headers: it needs a C++ compiler
+directory shared by unlike machines holds one for each. Whatever goes wrong on the way to a loaded
+library is a reason to do without it, never a crash. No torch headers: it needs a C++ compiler
 alone and has no ABI to break.
 
 A vector holds as many floats as the processor's registers do; ``LSA_KERNELS_LANES`` (8 or 16) in
@@ -18,6 +19,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-e
 SECONDS = 300
 LANES = ("", "8", "16")
 """Floats a vector may hold; empty means as many as the processor's registers do."""
+ANOTHER = "set LSA_KERNELS_CACHE to a folder of your own that may hold programs"
+LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 
 
 class BuildError(RuntimeError):
@@ -42,52 +46,49 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Built:
-    """A library, or the reason why there is none."""
+    """A library, compiled and loaded, or the reason why there is none."""
 
     path: Path | None
     reason: str | None
+    loaded: ctypes.CDLL | None = None
 
 
 def cache_folder() -> Path:
     """Where libraries are kept: ``LSA_KERNELS_CACHE``, else the user's cache folder."""
-    if chosen := os.environ.get("LSA_KERNELS_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "lsa_kernels"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = os.environ.get("LSA_KERNELS_CACHE") or f"{base}/lsa_kernels"
+    try:
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError:
+        raise BuildError(f"{chosen}: there is no home folder; {ANOTHER}") from None
 
 
 def built(sources: Path = SOURCES) -> Built:
-    """Compile, or find what was compiled; once per process and number of lanes."""
-    return _built(sources, _lanes(sources))
-
-
-def _lanes(sources: Path) -> str:
-    return os.environ.get("LSA_KERNELS_LANES", "") if sources == SOURCES else ""
+    """Compile, or find what was compiled, and load it; once per process and number of lanes."""
+    return _built(sources, os.environ.get("LSA_KERNELS_LANES", "") if sources == SOURCES else "")
 
 
 @functools.cache
 def _built(sources: Path, lanes: str) -> Built:
     try:
-        return Built(_build(sources, lanes), None)
+        path = _build(sources, lanes)
+        return Built(path, None, ctypes.CDLL(str(path)))
     except BuildError as error:
         return Built(None, str(error))
+    except OSError as error:
+        return Built(None, f"the library cannot be loaded ({error}); {ANOTHER}")
 
 
 def library(sources: Path = SOURCES) -> ctypes.CDLL:
-    """Load the kernels.
+    """The kernels.
 
     Raises:
-        BuildError: they cannot be compiled here.
+        BuildError: they cannot be compiled or loaded here.
     """
-    return _library(sources, _lanes(sources))
-
-
-@functools.cache
-def _library(sources: Path, lanes: str) -> ctypes.CDLL:
-    found = _built(sources, lanes)
-    if found.path is None:
+    found = built(sources)
+    if found.loaded is None:
         raise BuildError(found.reason or "not built")
-    return ctypes.CDLL(str(found.path))
+    return found.loaded
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -109,69 +110,81 @@ def window_lanes() -> int:
 def build_info() -> str:
     """Say what was built, or why nothing was."""
     found = built()
-    if found.path is None:
+    if found.loaded is None:
         return f"no C++ kernels: {found.reason}"
-    return f"C++ kernels, {library().lanes()} floats a vector, {found.path}"
+    return f"C++ kernels, {found.loaded.lanes()} floats a vector, {found.path}"
 
 
 def _build(sources: Path, lanes: str) -> Path:
     if lanes not in LANES:
         raise BuildError(f"LSA_KERNELS_LANES={lanes!r} is unknown; give 8 or 16, or leave it out")
-    flags = (*_flags(), *([f"-DLSA_LANES={lanes}"] if lanes else []))
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise BuildError("no C++ compiler (g++) is on PATH")
-    folder = cache_folder()
+    try:
+        compiler, more = (shlex.split(os.environ.get(name, "")) for name in ("CXX", "CXXFLAGS"))
+    except ValueError as error:
+        raise BuildError(f"CXX or CXXFLAGS cannot be split: {error}") from None
+    compiler = compiler or ["g++"]
+    if shutil.which(compiler[0]) is None:
+        raise BuildError(f"no C++ compiler ({compiler[0]}) is on PATH; set CXX to one")
+    command = [*compiler, *FLAGS, *more, *([f"-DLSA_LANES={lanes}"] if lanes else [])]
     name = "kernels" if sources == SOURCES else sources.name
-    path = folder / f"{name}-{_key(compiler, sources, flags)}.so"
-    if path.exists():
-        return path
+    stem = f"{name}-{_key(compiler, sources, command)}"
+    folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
+            raise BuildError(f"others can write to {folder}, and be run from it; {ANOTHER}")
+        # Loading a torn file can crash the process: its name says what it has to hold.
+        for path in folder.glob(f"{stem}-*.so"):
+            if path.stem == f"{stem}-{_digest(path)}":
+                return path
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            part = Path(scratch) / path.name
-            _compile(compiler, sources, part, flags)
-            # Two processes may compile at once; each renames a whole file to the same name.
-            part.replace(path)
+            part = Path(scratch) / "made.so"
+            _compile(command, sources, part)
+            # Where loading crashes, it is not this process that does.
+            failed = f"what was compiled cannot be loaded; {ANOTHER}"
+            _call([sys.executable, "-I", "-c", LOAD, str(part)], failed)
+            # Two processes may compile at once; each renames a whole file.
+            return part.replace(folder / f"{stem}-{_digest(part)}.so")
     except OSError as error:
-        raise BuildError(f"{folder} cannot be written ({error.strerror})") from error
-    return path
+        raise BuildError(f"{folder} cannot be written ({error.strerror}); {ANOTHER}") from error
 
 
-def _compile(compiler: str, sources: Path, part: Path, flags: tuple[str, ...]) -> None:
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _compile(command: list[str], sources: Path, part: Path) -> None:
     """Compile every source at once, then link."""
     files = sorted(sources.glob("*.cpp"))
     objects = [part.with_name(f"{file.stem}.o") for file in files]
-    commands = [
-        [compiler, *flags, "-c", str(file), "-o", str(made)]
-        for file, made in zip(files, objects, strict=True)
-    ]
-    link = [compiler, *flags, "-shared", *map(str, objects), "-o", str(part)]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_call, commands))
-    _call(link)
+        made = zip(files, objects, strict=True)
+        list(pool.map(lambda one: _call([*command, "-c", str(one[0]), "-o", str(one[1])]), made))
+    _call([*command, "-shared", *map(str, objects), "-o", str(part)])
 
 
-def _flags() -> tuple[str, ...]:
-    """The project's flags, then the user's ``CXXFLAGS``."""
-    return (*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
-
-
-def _call(command: list[str]) -> None:
+def _call(command: list[str], failed: str = "") -> str:
+    """Run a command, and give what it printed; ``failed`` is what to say if it cannot do it."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+            check=False, timeout=SECONDS, env=os.environ | {"LC_ALL": "C"},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} took longer than {SECONDS} s") from None
+        raise BuildError(f"{shlex.join(command[:2])} took longer than {SECONDS} s") from None
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be started: {error.strerror}") from None
     if done.returncode:
-        words = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise BuildError(f"{command[0]} failed: {words}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        errors = [line for line in lines if "error" in line.lower()]
+        raise BuildError(f"{failed or f'{command[0]} failed'}: {(errors or lines)[0]}")
+    return done.stdout
 
 
-def _key(compiler: str, sources: Path, flags: tuple[str, ...]) -> str:
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    parts = [version, " ".join(flags), platform.machine(), _processor()]
+def _key(compiler: list[str], sources: Path, command: list[str]) -> str:
+    version = _call([*compiler, "--version"])
+    parts = [version, *command, platform.machine(), _processor()]
     files = [path for path in sorted(sources.iterdir()) if path.is_file()]
     parts += [path.read_text("utf-8") for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

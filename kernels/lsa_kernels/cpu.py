@@ -94,11 +94,10 @@ def neighboring_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, and what the backward needs (empty unless ``keep``)."""
     out, *kept = eq4_outputs(x.v, lambda: kept_shapes(x.v, size), keep)
-    if x.v.numel():
-        _call(
-            "neighboring_forward", _neighborhoods(x, norm, border, scale), size,
-            *map(_view, x[:3]), *packed(*x.tables), _view(out), *(kept if keep else (None, None)),
-        )  # fmt: skip
+    _call(
+        "neighboring_forward", _neighborhoods(x, norm, border, scale), size,
+        *map(_view, x[:3]), *packed(*x.tables), _view(out), *(kept if keep else (None, None)),
+    )  # fmt: skip
     return out, kept[0], kept[1]
 
 
@@ -116,11 +115,10 @@ def _eq4_backward(
 ) -> Grads:
     to_maps = [None if t is None else heads_last(t) for t in x[:3]]
     to_tables = _zeros(*x.tables)
-    if x.v.numel():
-        _call(
-            name, problem, *size, *map(_view, x[:3]), *packed(*x.tables), *given,
-            *map(_view, (grad, *to_maps)), *to_tables,
-        )  # fmt: skip
+    _call(
+        name, problem, *size, *map(_view, x[:3]), *packed(*x.tables), *given,
+        *map(_view, (grad, *to_maps)), *to_tables,
+    )  # fmt: skip
     return (*to_maps, *to_tables)
 
 
@@ -142,11 +140,10 @@ def window_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output, and what the backward needs (empty unless ``keep``)."""
     out, *kept = eq4_outputs(x.v, lambda: kept_window_shapes(x.v, rows, columns), keep)
-    if x.v.numel():
-        _call(
-            "window_forward", _windows(x, norm, rows, columns, scale), *map(_view, x[:3]),
-            *packed(*x.tables, excluded), _view(out), *(kept if keep else (None, None)),
-        )  # fmt: skip
+    _call(
+        "window_forward", _windows(x, norm, rows, columns, scale), *map(_view, x[:3]),
+        *packed(*x.tables, excluded), _view(out), *(kept if keep else (None, None)),
+    )  # fmt: skip
     return out, kept[0], kept[1]
 
 
@@ -178,11 +175,10 @@ def filters_forward(
 ) -> Tensor:  # fmt: skip
     """(B, H, W, C) values weighed by their filters."""
     out = contiguous(values)
-    if values.numel():
-        _call(
-            "filters_forward", _filter_problem(values, heads, mul, add), size,
-            _by_heads(values, heads), _view(filters), *packed(mul, add), _by_heads(out, heads),
-        )  # fmt: skip
+    _call(
+        "filters_forward", _filter_problem(values, heads, mul, add), size,
+        _by_heads(values, heads), _view(filters), *packed(mul, add), _by_heads(out, heads),
+    )  # fmt: skip
     return out
 
 
@@ -193,23 +189,21 @@ def filters_backward(
     """Gradients of values, filters, mul and add."""
     to_values, to_filters = contiguous(values), None if filters is None else contiguous(filters)
     to_tables = _zeros(mul, add)
-    if values.numel():
-        _call(
-            "filters_backward", _filter_problem(values, heads, mul, add), size,
-            _by_heads(values, heads), _view(filters), *packed(mul, add), _by_heads(grad, heads),
-            _by_heads(to_values, heads), _view(to_filters), *to_tables,
-        )  # fmt: skip
+    _call(
+        "filters_backward", _filter_problem(values, heads, mul, add), size,
+        _by_heads(values, heads), _view(filters), *packed(mul, add), _by_heads(grad, heads),
+        _by_heads(to_values, heads), _view(to_filters), *to_tables,
+    )  # fmt: skip
     return (to_values, to_filters, *to_tables)
 
 
 def grouped_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, H, W, C) maps convolved in groups."""
     out = contiguous(x)
-    if x.numel():
-        _call(
-            "grouped_conv_forward", _Maps(*x.shape), weight.shape[-1], weight.shape[1], _view(x),
-            *packed(weight, bias), _view(out),
-        )  # fmt: skip
+    _call(
+        "grouped_conv_forward", _Maps(*x.shape), weight.shape[-1], weight.shape[1], _view(x),
+        *packed(weight, bias), _view(out),
+    )  # fmt: skip
     return out
 
 
@@ -217,9 +211,8 @@ def grouped_conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor 
     """Gradients of maps, weight and bias."""
     to_maps = contiguous(x)
     to_weight, to_bias = _zeros(weight, bias)
-    if x.numel():
-        _call(
-            "grouped_conv_backward", _Maps(*x.shape), weight.shape[-1], weight.shape[1], _view(x),
-            *packed(weight), _view(grad), _view(to_maps), to_weight, to_bias,
-        )  # fmt: skip
+    _call(
+        "grouped_conv_backward", _Maps(*x.shape), weight.shape[-1], weight.shape[1], _view(x),
+        *packed(weight), _view(grad), _view(to_maps), to_weight, to_bias,
+    )  # fmt: skip
     return to_maps, to_weight, to_bias

@@ -23,7 +23,7 @@ from lsa_study.analysis.statistics import (
     signed,
     t_interval,
 )
-from lsa_study.config import layers, yaml
+from lsa_study.config import layers, shipped, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import differing_rows, under
 from lsa_study.config.settings import Tier
@@ -90,7 +90,7 @@ class Claims(BaseModel):
         Raises:
             ConfigError: all mistakes of the file at once.
         """
-        document = yaml.read(path or studies.repository_folder("experiments") / "claims.yaml")
+        document = yaml.read(path or shipped.find("experiments/claims.yaml"))
         return layers.validate(cls, document.data, document.where).claims
 
 

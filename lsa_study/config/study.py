@@ -7,19 +7,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
-from lsa_study.config import yaml
+from lsa_study.config import names, shipped, yaml
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import Settings, Tier
+from lsa_study.config.settings import Settings, Tier, good_seeds
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, write_json
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
+EXPERIMENTS = "experiments"
+"""Where studies lie: this folder here, and the one that comes with the package."""
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
+
+
+Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class NoVariant(ConfigError):
@@ -27,19 +32,19 @@ class NoVariant(ConfigError):
 
 
 class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Resources(_Written):
     """What one run asks of a cluster; never part of its identity."""
 
-    nodes: PositiveInt = 1
-    gpus: PositiveInt = 1
+    nodes: Number = 1
+    gpus: Number = 1
     """GPUs per node."""
-    cpus: PositiveInt = 8
+    cpus: Number = 8
     """CPU cores per GPU."""
-    memory_gb: PositiveInt = 32
-    hours: PositiveFloat = 24.0
+    memory_gb: Number = 32
+    hours: Annotated[float, Field(gt=0, le=100_000)] = 24.0
 
 
 class Variant(_Written):
@@ -78,11 +83,11 @@ class StudyFile(_Written):
 
     A row's settings are layered: the tier, then ``use`` and ``set`` of the study, then those of the
     row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
-    in ``base/presets.yaml`` beside the file, else in the repository's ``experiments``. Two presets
-    of one ``use`` may not set the same setting, or one inside the other, to different values.
+    in ``base/presets.yaml`` beside the file, else in ``experiments``. Two presets of one ``use``
+    may not set the same setting, or one inside the other, to different values.
     """
 
-    study: str
+    study: names.Name
     title: str
     question: str
     factor: list[str] = Field(min_length=1)
@@ -91,7 +96,7 @@ class StudyFile(_Written):
     tiers: list[Tier] = list(TIERS)
     use: list[str] = []
     set: dict[str, Any] = {}
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[names.Name, Variant] = Field(min_length=1)
     article: Article
     benchmark: str | None = None
     """What ``lsa bench`` wrote, as a path relative to the experiment file."""
@@ -119,7 +124,7 @@ class RunSpec:
     @property
     def name(self) -> str:
         """The name of its folder; only the identity at the end matters."""
-        return f"{self.variant}-s{self.seed}-{self.identity}"
+        return f"{names.short(self.variant)}-s{self.seed}-{self.identity}"
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,8 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The study's stem, such as ``table1``."""
-        return self.file.study
+        """The study's stem, such as ``table1``; see ``names.short``."""
+        return names.short(self.file.study)
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
@@ -158,28 +163,28 @@ class Study:
         return self.file.variants[variant].against or self.file.baseline
 
 
-def repository_folder(name: str) -> Path:
-    """Find ``experiments`` or ``results``: under the working directory, else beside the package."""
-    here = Path(name)
-    return here if here.exists() else Path(__file__).resolve().parents[2] / name
+def check_tier(tier: str) -> None:
+    """Refuse a tier that there is not, with a ``ConfigError``."""
+    if tier not in TIERS:
+        raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
 
 
 def find_study(study: str) -> Path:
     """Find an experiment file by path or stem.
 
     Raises:
-        ConfigError: there is none; the message lists those that exist.
+        ConfigError: there is none; the message names the nearest, or those that exist.
     """
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    folder = repository_folder("experiments")
-    known = sorted({p.stem for p in folder.glob("*.yaml")} - {"cluster", "claims"})
+    folders = [shipped.ROOT / EXPERIMENTS, Path(EXPERIMENTS)]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    known = sorted(files.keys() - {"cluster", "claims"})
     if study in known:
-        return folder / f"{study}.yaml"
-    raise ConfigError(
-        f"{study}: no such study; known: all, {', '.join(known)}, or a path to a .yaml"
-    )
+        return files[study]
+    hint = names.nearest(study, ["all", *known])
+    raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
 
 
 def expand_names(names: Sequence[str]) -> list[str]:
@@ -217,8 +222,7 @@ def load_study(
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
-    if tier not in TIERS:
-        raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
+    check_tier(tier)
     path = find_study(str(study))
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
@@ -230,9 +234,9 @@ def load_study(
     globs = ("*",) if only is None else only.split(",")
     chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, glob) for glob in globs)]
     if not chosen:
-        known = ", ".join(file.variants)
-        raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
-    before, last = _recall(recall, tier, file.study)
+        hint = names.nearest(str(only), file.variants)
+        raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
+    before, last = _recall(recall, tier, names.short(file.study))
     rows = _Rows(file, document, tier, before if overrides is None else overrides)
     variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
@@ -258,12 +262,8 @@ class _Rows:
         base = self._base(tier)
         data = dict(base.data)
         self.seeds = data.pop("seeds", [0])
-        if not isinstance(self.seeds, list) or not all(
-            isinstance(seed, int) and seed >= 0 for seed in self.seeds
-        ):
-            raise ConfigError(
-                f"{base.where('seeds')}: seeds = {self.seeds!r}; give a list like [0, 1, 2]"
-            )
+        if not good_seeds(self.seeds):
+            raise ConfigError(f"{base.where('seeds')}: not seeds; give a list like [0, 1, 2]")
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
@@ -308,7 +308,8 @@ class _Rows:
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ConfigError(f"--set {override}: not a setting; write --set key=value")
-            layers.set(key.strip(), yaml.parse(text), f"--set {override}")
+            place = f"--set {override}"
+            layers.set(key.strip(), yaml.parse(text, place), place)
         settings = validate(Settings, layers.data, layers.where)
         start = settings.train.start
         if start is None:
@@ -319,8 +320,8 @@ class _Rows:
         if start.row is None:
             return settings
         if start.row not in self.file.variants:
-            known = ", ".join(self.file.variants)
-            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; known: {known}")
+            hint = names.nearest(start.row, self.file.variants)
+            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; {hint}")
         if start.row in (name, *later):
             circle = " from ".join([*later, name, start.row])
             raise ConfigError(
@@ -338,7 +339,7 @@ class _Rows:
     def _base(self, name: str) -> yaml.Document:
         file = Path("base") / f"{name}.yaml"
         beside = self.document.path.parent / file
-        return yaml.read(beside if beside.exists() else repository_folder("experiments") / file)
+        return yaml.read(beside if beside.exists() else shipped.find(f"{EXPERIMENTS}/{file}"))
 
 
 def _check_names(file: StudyFile, document: yaml.Document) -> None:
@@ -346,14 +347,15 @@ def _check_names(file: StudyFile, document: yaml.Document) -> None:
     named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
     mistakes = [
         f"{document.where(*keys)}: {'baseline ' if len(keys) == 1 else ''}{row!r} is not a "
-        f"variant; known: {', '.join(file.variants)}"
+        f"variant; {names.nearest(row, file.variants)}"
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
+    paths = known_paths()
     mistakes += [
-        f"{document.where('factor')}: factor {factor!r} is not a setting; give a dotted path"
-        for factor in file.factor
-        if factor not in known_paths()
+        f"{document.where('factor')}: factor {one!r} is not a setting; {names.nearest(one, paths)}"
+        for one in file.factor
+        if one not in paths
     ]
     if mistakes:
         raise ConfigError(*mistakes)
@@ -389,7 +391,7 @@ def _memory(results: Path, tier: str, study: str) -> Path:
 def _recall(results: Path | None, tier: str, study: str) -> tuple[list[str], list[int]]:
     """Overrides and seeds; none where the study was never asked for."""
     found = None if results is None else read_json(_memory(results, tier, study))
-    try:
-        return ([], []) if found is None else (list(found["overrides"]), list(found["seeds"]))
-    except (KeyError, TypeError):
+    overrides, seeds = (found or {}).get("overrides"), (found or {}).get("seeds", [])
+    if not good_seeds(seeds) or not isinstance(overrides, list):
         return [], []
+    return [text for text in overrides if isinstance(text, str)], list(seeds)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lsa_study.config import yaml
+from lsa_study.config import shipped, yaml
 from lsa_study.config.layers import Layers, validate
-from lsa_study.config.study import Resources, repository_folder
+from lsa_study.config.study import Resources
 
 PEERS_SECONDS = 180
 """How long the other processes of a run may go on after one has ended."""
@@ -126,7 +126,7 @@ def read_cluster(path: Path | None = None, flags: Mapping[str, Any] | None = Non
         ConfigError: every mistake at once, each with its place.
     """
     layers = Layers()
-    place = path or repository_folder("experiments") / "cluster.yaml"
+    place = path or shipped.find("experiments/cluster.yaml")
     if path is not None or place.exists():
         document = yaml.read(place)
         layers.add(document, document.data)

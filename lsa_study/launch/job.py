@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
 from submitit.helpers import DelayedSubmission
 
 from lsa_study import training
 from lsa_study.errors import LsaError, Refused
-from lsa_study.files import guard_output
 from lsa_study.launch import process, scheduler
 from lsa_study.launch.records import (
     EQUAL_FAILURES,
@@ -36,9 +34,10 @@ from lsa_study.launch.records import (
 from lsa_study.ownership import STALE_SECONDS
 from lsa_study.record import OUTCOMES, State
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals
 
-OF_LEAVING = ("bug", "node")
+OF_LEAVING = ("bug", "node", "oom-host")
 """Causes that a signal to leave can have: it reaches loading processes and other ranks too."""
 
 SIGNAL_EARLY_SECONDS = 90.0
@@ -92,7 +91,7 @@ class RunTask:
         if life.records.cancelled(life.identity).exists():
             return "stopped"
         if env.get("SLURM_PROCID", "0") != "0":
-            return training.train(run, stop=stop, console=Console(soft_wrap=True))
+            return training.train(run, stop=stop, console=Screen())
         return life.carry_out()
 
     def checkpoint(self) -> DelayedSubmission:
@@ -135,7 +134,7 @@ class _Life:
         self._note(start=time.time(), host=self.host, gpus=gpus, begun_at=self._position())
         self._wait_for_writer()
         try:
-            state = process.train(self.run, self.stop, Console(soft_wrap=True))
+            state = process.train(self.run, self.stop, Screen())
         except Refused as error:
             _say(str(error))
             self._end("refused")

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
+from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError, Refused
@@ -80,8 +81,7 @@ class RunRef:
 def tiers_of(results: Path, tier: str | None) -> list[Tier]:
     """The tier asked for, else those that have runs."""
     if tier is not None:
-        if tier not in TIERS:
-            raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
+        study.check_tier(tier)
         return [name for name in TIERS if name == tier]
     return [name for name in TIERS if rundir.runs_folder(results, name).is_dir()]
 
@@ -98,10 +98,16 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
     if len(alike) == 1:
         return alike[0]
     if not alike:
-        known = ", ".join(run.name for run in runs[:5]) or "none"
-        raise ConfigError(f"{text}: no run under {results} begins so; there are: {known}")
+        raise ConfigError(f"{text}: no run under {results} begins so; {_alike(text, runs)}")
     names = ", ".join(run.name for run in alike[:5])
     raise ConfigError(f"{text}: {len(alike)} runs begin so; write more: {names}")
+
+
+def _alike(text: str, runs: Sequence[RunRef]) -> str:
+    """The run or study that a text may have meant, else the first runs."""
+    stems = {"-".join(run.name.split("-")[: text.count("-") + 1]) for run in runs}
+    close = nearest(text, [*stems, *study.ARTICLE])
+    return close if close.startswith("did") else nearest("", [run.name for run in runs[:5]])
 
 
 def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunRef]:
@@ -130,7 +136,8 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
         except ConfigError:  # no study: a run
             wanted.add(one_run(results, name, tier).identity)
             continue
-        variants = yaml.read(path).data.get("variants", ())
+        rows = yaml.read(path).data.get("variants")
+        variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
         wanted |= {run.identity for run in runs if run.variant in variants}
         wanted |= {run.identity for run in asked_runs(results, [name], tier)}
     return [run for run in runs if run.identity in wanted]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from timm.layers import to_2tuple
+from timm.models import checkpoint
 from timm.models.volo import VOLO
-from torch import nn
+from torch import Tensor, nn
 
 from lsa_study.config.operators import Op
 from lsa_study.models import operators
@@ -78,3 +79,11 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
             *(operators.build_block(op, place, mlp_ratio=size.mlp_ratio) for place in places)
         )
         self.network[0].apply(self._init_weights)
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to tokens (B, N, C); timm's own takes no batch of 0."""
+        for index, block in enumerate(self.network):
+            if index == 2:
+                x = self.pos_drop(x + self.pos_embed)
+            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+        return x.flatten(1, 2)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from torch import Tensor
 
 from lsa_kernels import Eq4Inputs
-from lsa_study.vocabulary import Application, Border, Implementation, Norm
+from lsa_study.vocabulary import APPLICATIONS, BORDERS, IMPLEMENTATIONS, NORMS
 
 Size = int | tuple[int, int]
 """Side of an area, or rows and columns of a window."""
@@ -66,10 +64,11 @@ def _check_reads(x: Eq4Inputs) -> None:
 def check_options(norm: str, application: str, border: str, size: Size, shift: int) -> None:
     """Refuse unknown options, and areas that cannot be."""
     for name, option, known in (
-        ("norm", norm, Norm), ("application", application, Application), ("border", border, Border),
+        ("norm", norm, NORMS), ("application", application, APPLICATIONS),
+        ("border", border, BORDERS),
     ):  # fmt: skip
-        if option not in get_args(known):
-            raise ValueError(f"{name}={option!r} is unknown; known: {', '.join(get_args(known))}")
+        if option not in known:
+            raise ValueError(f"{name}={option!r} is unknown; known: {', '.join(known)}")
     rows, columns = sides(size)
     if rows < 1 or columns < 1:
         raise ValueError(f"size={size} must be at least 1")
@@ -90,8 +89,8 @@ def check_implementation(
     implementation: str, refused: tuple[str, ...] = (), purpose: str = ""
 ) -> None:
     """Refuse unknown implementations, and those that do not compute a purpose."""
-    if implementation not in get_args(Implementation):
-        known = ", ".join(get_args(Implementation))
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"implementation={implementation!r} is unknown; known: {known}")
     if implementation in refused:
         raise ValueError(f"implementation={implementation!r} does not compute {purpose}")

@@ -73,7 +73,7 @@ class ChannelFilterNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C*K*K, 1, 1) to (B, C, K*K)."""
-        filters = x.reshape(x.shape[0], self.dim, -1)
+        filters = torch.unflatten(x.flatten(1), 1, (self.dim, -1))
         return filter_norm(filters, dim=-1, gain=1.0) * self.std.view(self.dim, -1)
 
 
@@ -121,10 +121,9 @@ class DDF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         check_maps(x, self.dim)
-        batch, height, width, _ = x.shape
         maps = x.permute(0, 3, 1, 2)
         spatial = self.spatial_branch(maps).permute(0, 2, 3, 1)
-        spatial = spatial.reshape(batch, height, width, self.num_heads, -1)
+        spatial = torch.unflatten(spatial, -1, (self.num_heads, -1))
         spatial = filter_norm(spatial, dim=-1, gain=GAIN / self.kernel_size)
         return apply_decoupled(
             x, spatial.to(x.dtype), self.channel_branch(maps).to(x.dtype),

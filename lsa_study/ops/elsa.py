@@ -137,14 +137,14 @@ class ELSA(nn.Module):
 
     def attention_maps(self, product: Tensor) -> Tensor:
         """Hadamard attention: from q * k (B, H, W, dim_qk) to (B, H, W, h, K*K), summing to 1."""
-        batch, height, width, _ = product.shape
         if self.variant == "conv":
             layers: Any = self.attn
             conv, activation, last = layers
             hidden = grouped_conv(product, conv.weight, conv.bias, self.implementation)
             logits = F.linear(activation(hidden), last.weight.flatten(1), last.bias)
-            return logits.reshape(batch, height, width, self.num_heads, -1).softmax(-1)
-        heads = product.reshape(batch, height, width, self.num_heads, -1).permute(0, 3, 1, 2, 4)
+            by_heads: Tensor = torch.unflatten(logits, -1, (self.num_heads, -1))
+            return by_heads.softmax(-1)
+        heads = torch.unflatten(product, -1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
         given = Eq4Inputs(heads, heads, heads, self.rel_k, self.rel_q, self.rel_bias, use_qk=False)
         weights = neighboring_weights(given, "softmax", self.kernel_size, "zero", 1.0)
         return weights.permute(0, 2, 3, 1, 4)

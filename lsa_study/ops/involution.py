@@ -54,7 +54,7 @@ class Involution(nn.Module):
         maps = x.permute(0, 3, 1, 2)
         seen = F.avg_pool2d(maps, self.stride) if self.stride > 1 else maps
         filters = self.span(F.relu(self.norm(self.reduce(seen)))).permute(0, 2, 3, 1)
-        filters = filters.reshape(*filters.shape[:3], self.groups, -1).to(x.dtype)
+        filters = torch.unflatten(filters, -1, (self.groups, -1)).to(x.dtype)
         if self.stride == 1:
             return apply_filters(x, filters, kernel_size=self.kernel_size)
         reach = self.kernel_size // 2
@@ -62,5 +62,5 @@ class Involution(nn.Module):
         patches = padded.unfold(1, self.kernel_size, self.stride)
         patches = patches.unfold(2, self.kernel_size, self.stride).flatten(-2)
         patches = patches[:, : filters.shape[1], : filters.shape[2]]
-        grouped = patches.reshape(*filters.shape[:3], self.groups, -1, self.kernel_size**2)
+        grouped = torch.unflatten(patches, 3, (self.groups, -1))
         return torch.einsum("byxgct,byxgt->byxgc", grouped, filters).flatten(-2)

@@ -35,6 +35,8 @@ def filter_norm(x: Tensor, *, dim: int, gain: float) -> Tensor:
         dim: the axis of the taps.
         gain: DDF's sqrt(2)/K for filters of side K.
     """
+    if not x.numel():  # torch warns of a deviation of nothing
+        return x
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     centred = wide - wide.mean(dim, keepdim=True)
     deviation = wide.std(dim, keepdim=True)
@@ -107,7 +109,7 @@ def to_windows(x: Tensor, size: Size) -> Tensor:
     batch, heads, height, width, depth = x.shape
     rows, columns = sides(size)
     x = x.reshape(batch, heads, height // rows, rows, width // columns, columns, depth)
-    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, -1, rows * columns, depth)
+    return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
 
 
 def from_windows(x: Tensor, size: Size, height: int, width: int) -> Tensor:

@@ -124,8 +124,7 @@ class UnifiedSpatialOp(nn.Module):
         return out.roll(shifts, (1, 2)) if any(shifts) else out
 
     def _project(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        batch, height, width, _ = x.shape
-        parts = self.qkv(x).view(batch, height, width, -1, self.num_heads, self.depth)
+        parts = torch.unflatten(self.qkv(x), -1, (-1, self.num_heads, self.depth))
         found = iter(parts.permute(3, 0, 4, 1, 2, 5).unbind(0))
         q = next(found) if self.reads_q else None
         k = next(found) if self.reads_k else None

@@ -21,7 +21,7 @@ from lsa_study.analysis.html import write_report
 from lsa_study.analysis.plots import style, write_plots
 from lsa_study.analysis.table import build
 from lsa_study.cli import app
-from lsa_study.config import study
+from lsa_study.config import shipped, study
 from lsa_study.errors import ConfigError, Refused
 
 SIGNS = "_ & % # < >"
@@ -129,7 +129,7 @@ def test_no_run_at_all_is_a_table_a_page_and_open_claims(tmp_path):
 
 
 def own_study(folder, **changes):
-    source = study.repository_folder("experiments")
+    source = shipped.find("experiments")
     shutil.copytree(source / "base", folder / "experiments" / "base")
     shutil.copytree(source.parent / "results" / "paper", folder / "results" / "paper")
     document = yaml.safe_load((source / "table4.yaml").read_text("utf-8")) | changes
@@ -144,7 +144,7 @@ def test_a_study_without_rows_is_refused_in_words(tmp_path):
 
 
 def test_names_with_signs_stand_in_every_format_as_written(tmp_path):
-    document = yaml.safe_load((study.repository_folder("experiments") / "table4.yaml").read_text())
+    document = yaml.safe_load(shipped.find("experiments/table4.yaml").read_text())
     for variant in document["variants"].values():
         variant["label"] = f"{variant['label']} {SIGNS}"
     loaded = study.load_study(
@@ -172,7 +172,7 @@ PLANTED = {
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_setting_is_refused_by_plan_and_table(tmp_path, capsys, fault):
     key, text = PLANTED[fault]
-    document = yaml.safe_load((study.repository_folder("experiments") / "table4.yaml").read_text())
+    document = yaml.safe_load(shipped.find("experiments/table4.yaml").read_text())
     section, value = next(iter(yaml.safe_load(text).items()))
     name, setting = next(iter(value.items()))
     document["variants"]["elsa"]["set"][f"{section}.{name}"] = setting

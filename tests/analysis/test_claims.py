@@ -11,7 +11,7 @@ from lsa_study.analysis import claims
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.statistics import t_interval
-from lsa_study.config import study
+from lsa_study.config import shipped, study
 from lsa_study.errors import ConfigError
 
 CLAIMS = claims.Claims.read()
@@ -171,7 +171,7 @@ def test_whole_networks_are_compared_in_what_the_claim_names(tmp_path):
         "model.backbone", "model.drop_path", "train.ema_decay", "evaluation.weights",
     }  # fmt: skip
     path = tmp_path / "claims.yaml"
-    words = (study.repository_folder("experiments") / "claims.yaml").read_text()
+    words = shipped.find("experiments/claims.yaml").read_text()
     path.write_text(words.replace("besides: [model.backbone, ", "besides: ["))
     (fewer,) = [
         verdict

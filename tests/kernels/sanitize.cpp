@@ -1,7 +1,12 @@
-// Calls every kernel on blocks of exactly the size they may touch, for a build with sanitizers.
+// Calls every kernel on blocks of exactly the size they may touch, for a build with sanitizers:
+// on a grid of sizes as the operators lay maps out, then on random sizes, 0 among them, of maps in
+// any order of axes, with gaps, and with axes that repeat one place.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
 #include <vector>
 
 struct Problem { int64_t batch, heads, height, width, depth; int use_qk, norm, mask; float scale; };
@@ -38,114 +43,192 @@ int pictures_resize(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, i
 int pictures_warp(const uint8_t*, int64_t, int64_t, const double*, int, const uint8_t*, uint8_t*);
 }
 
+
+static uint32_t state = 1;
+static bool scattered = false;  // whether maps that are read lie in memory at random
+
+static uint32_t next() { return (state = state * 1664525u + 1013904223u) >> 8; }
+static int64_t pick(int64_t low, int64_t high) { return low + next() % (high - low + 1); }
+
 static std::vector<float> numbers(int64_t n) {
-  static uint32_t state = 1;
   std::vector<float> made(n);
-  for (float& x : made) x = ((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
+  for (float& x : made) x = next() / 8388608.0f - 1.0f;
   return made;
 }
 
-static View view(std::vector<float>& block, int64_t b, int64_t c, int64_t d, int64_t e, bool there) {
-  return {there ? block.data() : nullptr, {b, c, d, e, 1}};
+// A tensor of up to five axes, and the memory from its first to its last element, no more.
+struct Map {
+  std::vector<float> memory;
+  View view;
+};
+
+// ``order`` names the axes from the slowest in memory to the fastest.
+static Map lay(std::vector<int64_t> shape, std::vector<int> order, bool random) {
+  Map made = {{}, {nullptr, {0, 0, 0, 0, 0}}};
+  if (random)
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[pick(0, i - 1)]);
+  int64_t step = random ? pick(1, 2) : 1, last = 0;
+  bool empty = false;
+  for (auto axis = order.rbegin(); axis != order.rend(); ++axis) {
+    empty |= !shape[*axis];
+    if (random && !pick(0, 5)) continue;  // an expanded axis: one place for all
+    made.view.stride[*axis] = step;
+    last += (shape[*axis] - 1) * step;
+    step = step * std::max<int64_t>(shape[*axis], 1) + (random ? pick(0, 3) : 0);
+  }
+  made.memory = numbers(empty ? 0 : last + 1);
+  made.view.at = empty ? nullptr : made.memory.data();
+  return made;
 }
 
-static int neighboring(int size, int64_t height, int64_t width, int64_t depth, int terms, int norm,
-                       int mask) {
-  const int64_t batch = 2, heads = 2, n = batch * heads * height * width * depth, taps = size * size;
-  const bool qk = terms & 1, rk = terms & 2, rq = terms & 4, rb = terms & 8;
-  const int64_t wide = (width + lanes() - 1) / lanes() * lanes();
-  std::vector<float> q = numbers(n), k = numbers(n), v = numbers(n), out(n), dout = numbers(n);
-  std::vector<float> dq(n), dk(n), dv(n), tk = numbers(heads * taps * depth), dtk(tk.size());
-  std::vector<float> tq = numbers(tk.size()), dtq(tk.size()), tb = numbers(heads * taps), dtb(tb.size());
-  std::vector<float> kept(batch * heads * height * taps * wide);
-  std::vector<float> spreads(batch * heads * height * wide);
-  const Problem p = {batch, heads, height, width, depth, qk, norm, mask, 0.3f};
-  // In memory (B, H, W, h, d).
-  auto as = [&](std::vector<float>& x, bool there) {
-    return view(x, height * width * heads * depth, depth, width * heads * depth, heads * depth, there);
-  };
-  const View q_ = as(q, qk || rk), k_ = as(k, qk || rq), v_ = as(v, true), out_ = as(out, true);
-  const View dout_ = as(dout, true), dq_ = as(dq, qk || rk), dk_ = as(dk, qk || rq), dv_ = as(dv, true);
-  const float *a = rk ? tk.data() : nullptr, *b = rq ? tq.data() : nullptr, *c = rb ? tb.data() : nullptr;
-  return neighboring_forward(&p, size, &q_, &k_, &v_, a, b, c, &out_, kept.data(), spreads.data()) |
-         neighboring_backward(&p, size, &q_, &k_, &v_, a, b, c, kept.data(), spreads.data(), &dout_,
-                              &dq_, &dk_, &dv_, rk ? dtk.data() : nullptr,
-                              rq ? dtq.data() : nullptr, rb ? dtb.data() : nullptr);
+static const std::vector<int> AS_IT_IS = {0, 1, 2, 3, 4}, HEADS_LAST = {0, 2, 3, 1, 4};
+static Map written(std::vector<int64_t> shape, const std::vector<int>& order, bool there = true) {
+  return there ? lay(shape, order, false) : Map{{}, {nullptr, {0, 0, 0, 0, 0}}};
+}
+static Map read(std::vector<int64_t> shape, const std::vector<int>& order, bool there = true) {
+  return there ? lay(shape, order, scattered) : written(shape, order, false);
 }
 
-static int filters(int size, int64_t height, int64_t width, int64_t depth, int parts, int per_image) {
-  const int64_t batch = 2, heads = 2, taps = size * size, channels = heads * depth;
-  const int64_t n = batch * height * width * channels, tables = (per_image ? batch : 1) * channels * taps;
+// The inputs of Eq. 4 and their gradients; ``terms`` says which of its four summands are in.
+struct Eq4 {
+  bool qk, rk, rq, rb;
+  Map q, k, v, out, dout, dq, dk, dv;
+  std::vector<float> tk, tq, tb, dtk, dtq, dtb;
+  const float *a, *b, *c;
+  float *da, *db, *dc;
+
+  Eq4(std::vector<int64_t> shape, int64_t offsets, int terms)
+      : qk(terms & 1), rk(terms & 2), rq(terms & 4), rb(terms & 8),
+        q(read(shape, HEADS_LAST, qk || rk)), k(read(shape, HEADS_LAST, qk || rq)),
+        v(read(shape, HEADS_LAST)), out(written(shape, HEADS_LAST)),
+        dout(read(shape, HEADS_LAST)), dq(written(shape, HEADS_LAST, qk || rk)),
+        dk(written(shape, HEADS_LAST, qk || rq)), dv(written(shape, HEADS_LAST)),
+        tk(numbers(shape[1] * offsets * shape[4])), tq(numbers(tk.size())),
+        tb(numbers(shape[1] * offsets)), dtk(tk.size()), dtq(tk.size()), dtb(tb.size()),
+        a(rk ? tk.data() : nullptr), b(rq ? tq.data() : nullptr), c(rb ? tb.data() : nullptr),
+        da(rk ? dtk.data() : nullptr), db(rq ? dtq.data() : nullptr), dc(rb ? dtb.data() : nullptr) {}
+};
+
+static int neighboring(int size, std::vector<int64_t> shape, int terms, int norm, int mask) {
+  const int64_t taps = size * size, rows = shape[0] * shape[1] * shape[2];
+  const int64_t wide = (shape[3] + lanes() - 1) / lanes() * lanes();
+  Eq4 x(shape, taps, terms);
+  std::vector<float> kept(rows * taps * wide), spreads(rows * wide);
+  const Problem p = {shape[0], shape[1], shape[2], shape[3], shape[4], x.qk, norm, mask, 0.3f};
+  return neighboring_forward(&p, size, &x.q.view, &x.k.view, &x.v.view, x.a, x.b, x.c, &x.out.view,
+                             nullptr, nullptr) |
+         neighboring_forward(&p, size, &x.q.view, &x.k.view, &x.v.view, x.a, x.b, x.c, &x.out.view,
+                             kept.data(), spreads.data()) |
+         neighboring_backward(&p, size, &x.q.view, &x.k.view, &x.v.view, x.a, x.b, x.c, kept.data(),
+                              spreads.data(), &x.dout.view, &x.dq.view, &x.dk.view, &x.dv.view, x.da,
+                              x.db, x.dc);
+}
+
+// Windows of ``rows`` x ``columns`` pixels, ``down`` times ``across`` of them in an image.
+static int window(std::vector<int64_t> shape, int64_t rows, int64_t columns, int terms, int norm,
+                  bool excludes) {
+  const int64_t pixels = rows * columns, offsets = (2 * rows - 1) * (2 * columns - 1);
+  const int64_t windows = shape[2] * shape[3], lanes = window_lanes();
+  shape[2] *= rows, shape[3] *= columns;
+  const int64_t slots = (shape[0] * windows + lanes - 1) / lanes * lanes * shape[1] * pixels;
+  Eq4 x(shape, offsets, terms);
+  std::vector<float> kept(slots * pixels), spreads(slots);
+  std::vector<uint8_t> excluded(windows * pixels * pixels);
+  for (size_t e = 0; e < excluded.size(); ++e)
+    excluded[e] = e % 5 == 0 && e / pixels % pixels != e % pixels;  // a pixel always sees itself
+  const Windows p = {shape[0], shape[1], shape[2], shape[3], shape[4], rows, columns, x.qk, norm, 0.3f};
+  const uint8_t* hidden = excludes ? excluded.data() : nullptr;
+  return window_forward(&p, &x.q.view, &x.k.view, &x.v.view, x.a, x.b, x.c, hidden, &x.out.view,
+                        nullptr, nullptr) |
+         window_forward(&p, &x.q.view, &x.k.view, &x.v.view, x.a, x.b, x.c, hidden, &x.out.view,
+                        kept.data(), spreads.data()) |
+         window_backward(&p, &x.q.view, &x.k.view, &x.v.view, x.a, x.b, x.c, hidden, kept.data(),
+                         spreads.data(), &x.dout.view, &x.dq.view, &x.dk.view, &x.dv.view, x.da,
+                         x.db, x.dc);
+}
+
+// Channels of (B, H, W, C) as heads: a view of the same memory.
+static View by_heads(const Map& map, int64_t depth) {
+  const int64_t* s = map.view.stride;
+  return {map.view.at, {s[0], s[1], s[2], s[3] * depth, s[3]}};
+}
+
+static int filters(int size, std::vector<int64_t> shape, int64_t heads, int parts, bool per_image) {
+  const int64_t taps = size * size, depth = shape[3];
   const bool dynamic = parts & 1, by = parts & 2, plus = parts & 4;
-  std::vector<float> v = numbers(n), out(n), g = numbers(n), dv(n), m = numbers(tables), dm(tables);
-  std::vector<float> f = numbers(batch * height * width * heads * taps), df(f.size());
-  std::vector<float> a = numbers(tables), da(tables);
-  const Filters p = {batch, height, width, heads, depth, per_image};
-  auto as = [&](std::vector<float>& x, int64_t last, bool there) {
-    return view(x, height * width * heads * last, width * heads * last, heads * last, last, there);
-  };
-  const View v_ = as(v, depth, true), f_ = as(f, taps, dynamic), out_ = as(out, depth, true);
-  const View g_ = as(g, depth, true), dv_ = as(dv, depth, true), df_ = as(df, taps, dynamic);
+  shape[3] *= heads;
+  const std::vector<int> order = {0, 1, 2, 3};
+  Map v = read(shape, order), g = read(shape, order), out = written(shape, order);
+  Map dv = written(shape, order);
+  shape[3] = heads, shape.push_back(taps);
+  Map f = read(shape, AS_IT_IS, dynamic), df = written(shape, AS_IT_IS, dynamic);
+  const int64_t tables = (per_image ? shape[0] : 1) * heads * depth * taps;
+  std::vector<float> m = numbers(tables), a = numbers(tables), dm(tables), da(tables);
+  const Filters p = {shape[0], shape[1], shape[2], heads, depth, per_image};
+  const View v_ = by_heads(v, depth), g_ = by_heads(g, depth), out_ = by_heads(out, depth);
+  const View dv_ = by_heads(dv, depth);
   const float *by_ = by ? m.data() : nullptr, *plus_ = plus ? a.data() : nullptr;
-  return filters_forward(&p, size, &v_, &f_, by_, plus_, &out_) |
-         filters_backward(&p, size, &v_, &f_, by_, plus_, &g_, &dv_, &df_, by ? dm.data() : nullptr,
-                          plus ? da.data() : nullptr);
+  return filters_forward(&p, size, &v_, &f.view, by_, plus_, &out_) |
+         filters_backward(&p, size, &v_, &f.view, by_, plus_, &g_, &dv_, &df.view,
+                          by ? dm.data() : nullptr, plus ? da.data() : nullptr);
 }
 
-static int grouped_conv(int size, int64_t height, int64_t width, int group, int64_t groups, bool bias) {
-  const int64_t batch = 2, channels = groups * group, n = batch * height * width * channels;
-  const int64_t stride[] = {height * width * channels, width * channels, channels, 1};
-  std::vector<float> x = numbers(n), out(n), g = numbers(n), dx(n), b = numbers(channels), db(channels);
-  std::vector<float> w = numbers(channels * group * size * size), dw(w.size());
-  const Maps p = {batch, height, width, channels};
-  auto as = [&](std::vector<float>& t) {
-    return View{t.data(), {stride[0], stride[1], stride[2], stride[3], 0}};
-  };
-  const View x_ = as(x), out_ = as(out), g_ = as(g), dx_ = as(dx);
-  return grouped_conv_forward(&p, size, group, &x_, w.data(), bias ? b.data() : nullptr, &out_) |
-         grouped_conv_backward(&p, size, group, &x_, w.data(), &g_, &dx_, dw.data(),
+static int grouped_conv(int size, std::vector<int64_t> shape, int group, bool bias) {
+  const std::vector<int> order = {0, 1, 2, 3};
+  Map x = read(shape, order), g = read(shape, order), out = written(shape, order);
+  Map dx = written(shape, order);
+  std::vector<float> b = numbers(shape[3]), db(shape[3]), w = numbers(shape[3] * group * size * size);
+  std::vector<float> dw(w.size());
+  const Maps p = {shape[0], shape[1], shape[2], shape[3]};
+  return grouped_conv_forward(&p, size, group, &x.view, w.data(), bias ? b.data() : nullptr,
+                              &out.view) |
+         grouped_conv_backward(&p, size, group, &x.view, w.data(), &g.view, &dx.view, dw.data(),
                                bias ? db.data() : nullptr);
 }
 
-// Windows of 3 x 2 pixels, ``down`` times ``across`` of them in an image.
-static int window(int64_t down, int64_t across, int64_t depth, int terms, int norm, bool excludes) {
-  const int64_t batch = 2, heads = 2, rows = 3, columns = 2, pixels = rows * columns;
-  const int64_t height = down * rows, width = across * columns, offsets = 5 * 3;
-  const int64_t n = batch * heads * height * width * depth, lanes = window_lanes();
-  const int64_t slots = (batch * down * across + lanes - 1) / lanes * lanes * heads * pixels;
-  const bool qk = terms & 1, rk = terms & 2, rq = terms & 4, rb = terms & 8;
-  std::vector<float> q = numbers(n), k = numbers(n), v = numbers(n), out(n), dout = numbers(n);
-  std::vector<float> dq(n), dk(n), dv(n), tk = numbers(heads * offsets * depth), dtk(tk.size());
-  std::vector<float> tq = numbers(tk.size()), dtq(tk.size()), tb = numbers(heads * offsets), dtb(tb.size());
-  std::vector<float> kept(slots * pixels), spreads(slots);
-  std::vector<uint8_t> excluded(down * across * pixels * pixels);
-  for (size_t e = 0; e < excluded.size(); ++e)
-    excluded[e] = e % 5 == 0 && e / pixels % pixels != e % pixels;  // a pixel always sees itself
-  const Windows p = {batch, heads, height, width, depth, rows, columns, qk, norm, 0.3f};
-  auto as = [&](std::vector<float>& x, bool there) {
-    return view(x, height * width * heads * depth, depth, width * heads * depth, heads * depth, there);
-  };
-  const View q_ = as(q, qk || rk), k_ = as(k, qk || rq), v_ = as(v, true), out_ = as(out, true);
-  const View dout_ = as(dout, true), dq_ = as(dq, qk || rk), dk_ = as(dk, qk || rq), dv_ = as(dv, true);
-  const float *a = rk ? tk.data() : nullptr, *b = rq ? tq.data() : nullptr, *c = rb ? tb.data() : nullptr;
-  const uint8_t* hidden = excludes ? excluded.data() : nullptr;
-  return window_forward(&p, &q_, &k_, &v_, a, b, c, hidden, &out_, kept.data(), spreads.data()) |
-         window_backward(&p, &q_, &k_, &v_, a, b, c, hidden, kept.data(), spreads.data(), &dout_,
-                         &dq_, &dk_, &dv_, rk ? dtk.data() : nullptr, rq ? dtq.data() : nullptr,
-                         rb ? dtb.data() : nullptr);
+// The last row ends where the memory does, but for the byte that the kernel may read behind a pixel.
+static int picture(int64_t width, int64_t height, std::vector<int64_t> box, int64_t to_width,
+                   int64_t to_height, int way) {
+  const int64_t stride = 3 * width + (scattered ? pick(0, 5) : 0);
+  std::vector<uint8_t> rgb((height - 1) * stride + 3 * width), out(4 * to_width * to_height);
+  return pictures_resize(rgb.data(), stride, box.data(), to_width, to_height, way & 1, way >> 1 & 1,
+                         out.data());
 }
 
-// Each row ends where its memory does, but for the byte that the kernel may read behind a pixel.
-int picture(int64_t width, int64_t height, int64_t to_width, int64_t to_height, int way) {
-  std::vector<uint8_t> rgb(3 * width * height), rgbx(4 * width * height), out(4 * to_width * to_height);
-  const int64_t box[] = {0, 0, width, height};
-  const double turn = way & 4 ? NAN : 0.3, matrix[] = {1 - turn, turn, -2.5, -turn, 1, 7.5};
+static int warp(int64_t width, int64_t height, int way) {
+  std::vector<uint8_t> from(4 * width * height), to(from.size());
+  const double turn = way & 4 ? NAN : scattered ? pick(-40, 40) / 10.0 : 0.3;
+  const double matrix[] = {1 - turn, turn, -2.5, -turn, 1, 7.5};
   const uint8_t fill[] = {1, 2, 3, 4};
-  return pictures_resize(rgb.data(), 3 * width, box, to_width, to_height, way & 1, way >> 1 & 1, out.data()) |
-         pictures_warp(rgbx.data(), width, height, matrix, way & 1, fill, rgbx.data());
+  return pictures_warp(from.data(), width, height, matrix, way & 1, fill, to.data());
 }
 
-int main() {
+static int at_random() {
+  const int sizes[] = {3, 7, 9}, size = sizes[pick(0, 2)], terms = pick(1, 15), norm = pick(0, 2);
+  const int way = pick(0, 7);
+  std::vector<int64_t> shape = {pick(1, 3), pick(1, 3), pick(1, 12), pick(1, 40), pick(1, 20)};
+  if (!pick(0, 7)) shape[pick(0, 4)] = 0;
+  const int parts[] = {1, 3, 4, 5, 7};
+  const int64_t left = pick(0, 9), top = pick(0, 9), wide = pick(1, 30), tall = pick(1, 30);
+  switch (pick(0, 4)) {
+    case 0: return neighboring(size, shape, terms, norm, way & 1);
+    case 1:
+      shape[2] = shape[2] % 4, shape[3] = shape[3] % 9;
+      return window(shape, pick(1, 4), pick(1, 4), terms, norm, way & 1);
+    case 2:
+      return filters(size, {shape[0], shape[2], shape[3], shape[4]}, shape[1], parts[pick(0, 4)], way & 1);
+    case 3: {
+      const int group = 4 << pick(0, 2);
+      return grouped_conv(pick(0, 1) ? 3 : 7, {shape[0], shape[2], shape[3], shape[1] * group}, group, way & 1);
+    }
+    default:
+      return picture(left + wide + pick(0, 3), top + tall + pick(0, 3), {left, top, wide, tall},
+                     pick(1, 40), pick(1, 40), way) |
+             warp(shape[3], shape[2], way);
+  }
+}
+
+int main(int, char** arguments) {
   const int64_t shapes[][3] = {{1, 1, 1}, {5, 9, 3}, {3, 17, 8}, {8, 8, 12}, {40, 3, 4}};
   int calls = 0, refused = 0;
   for (int size : {3, 7, 9})
@@ -153,23 +236,34 @@ int main() {
       if (size > 7 && s != shapes[1]) continue;
       for (int terms = 1; terms < 16; ++terms)
         for (int norm = 0; norm < 3; ++norm, ++calls)
-          refused += neighboring(size, s[0], s[1], s[2], terms, norm, terms % 2) != 0;
+          refused += neighboring(size, {2, 2, s[0], s[1], s[2]}, terms, norm, terms % 2) != 0;
       for (int parts : {1, 3, 4, 5, 7})
         for (int per_image = 0; per_image < 2; ++per_image, ++calls)
-          refused += filters(size, s[0], s[1], s[2], parts, per_image) != 0;
+          refused += filters(size, {2, s[0], s[1], s[2]}, 2, parts, per_image) != 0;
     }
   for (int size : {3, 7})
     for (const auto& s : shapes)
       for (int group : {4, 8, 16})
         for (int bias = 0; bias < 2; ++bias, ++calls)
-          refused += grouped_conv(size, s[0], s[1], group, s[2] % 4 + 1, bias) != 0;
+          refused += grouped_conv(size, {2, s[0], s[1], (s[2] % 4 + 1) * group}, group, bias) != 0;
   for (const auto& s : shapes)
     for (int terms = 1; terms < 16; ++terms)
       for (int norm = 0; norm < 3; ++norm, ++calls)
-        refused += window(s[0], s[1], s[2], terms, norm, terms % 2) != 0;
+        refused += window({2, 2, s[0], s[1], s[2]}, 3, 2, terms, norm, terms % 2) != 0;
   for (const auto& s : shapes)
     for (int way = 0; way < 8; ++way, ++calls)
-      refused += picture(s[0], s[1], 3 * s[2], s[0] + s[2], way) != 0;
-  std::printf("%d calls, %d refused\n", calls, refused);
+      refused += (picture(s[0], s[1], {0, 0, s[0], s[1]}, 3 * s[2], s[0] + s[2], way) |
+                  warp(s[0], s[1], way)) != 0;
+  std::printf("grid: %d calls, %d refused\n", calls, refused);
+
+  scattered = true;
+  const int first = std::atoi(arguments[1]), number = std::atoi(arguments[2]);
+  for (int seed = first; seed < first + number; ++seed) {
+    state = seed * 2654435761u;
+    // Known also where a sanitizer ends the program.
+    std::fprintf(stderr, "seed %d\n", seed);
+    refused += at_random() != 0;
+  }
+  std::printf("random: %d calls, %d refused\n", number, refused);
   return refused != 0;
 }

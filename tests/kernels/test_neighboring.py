@@ -1,9 +1,6 @@
 """The fused neighborhood kernel against the plain definition in float64."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -218,65 +215,3 @@ def test_a_layer_compiles_exports_and_recomputes():
     again.sum().backward()
     exported = torch.export.export(op, (x.detach(),)).module()
     torch.testing.assert_close(exported(x.detach()), want)
-
-
-@pytest.fixture
-def build_anew(monkeypatch):
-    """What ``build_info`` says in an environment, whatever this process has built already."""
-
-    def told(**environment):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(build, "_built", build._built.__wrapped__)
-        return build.build_info()
-
-    return told
-
-
-def test_without_a_compiler_the_reason_is_one_line(tmp_path, build_anew):
-    words = build_anew(CXX="no-such-compiler", LSA_KERNELS_CACHE=str(tmp_path))
-    assert words == "no C++ kernels: no C++ compiler (g++) is on PATH"
-
-
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, build_anew):
-    (tmp_path / "file").write_text("in the way")
-    words = build_anew(LSA_KERNELS_CACHE=str(tmp_path / "file" / "cache"))
-    assert words.startswith("no C++ kernels: ")
-    assert "cannot be written" in words
-    assert len(words.splitlines()) == 1
-
-
-# Does what g++ does, once both builders have come as far.
-COMPILER = """#!/bin/sh
-case "$*" in *" -c "*)
-    touch "$0.$PPID"
-    until [ "$(ls "$0".* | wc -l)" -ge 2 ]; do sleep 0.05; done
-esac
-exec g++ "$@"
-"""
-BUILDER = """
-import pathlib, sys
-from lsa_kernels import build
-print(build.library(pathlib.Path(sys.argv[1])).answer())
-"""
-
-
-def test_two_processes_may_build_at_once(tmp_path):
-    """Neither begins to compile before the other does; each loads a whole library."""
-    sources, compiler = tmp_path / "sources", tmp_path / "compiler"
-    sources.mkdir()
-    (sources / "answer.cpp").write_text('extern "C" int answer() { return 42; }')
-    compiler.write_text(COMPILER)
-    compiler.chmod(0o700)
-    chosen = {"CXX": str(compiler), "LSA_KERNELS_CACHE": str(tmp_path / "cache")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", BUILDER, sources], env={**os.environ, **chosen},
-            stdout=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["42\n", "42\n"]
-    assert len(list(tmp_path.glob("compiler.*"))) == 2
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700

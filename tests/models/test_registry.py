@@ -146,6 +146,17 @@ def test_features_of_every_stage():
     assert model.feature_info.reduction() == [4, 8, 16, 32]
 
 
+@pytest.mark.parametrize("name", ["net7_swin_tiny", "ddf_swin_tiny", "elsa_volo_d1"])
+def test_a_batch_of_0_gives_no_logits_and_gradients_of_zero(name, shallow):
+    model = build_model(name, img_size=32, num_classes=5)
+    images = torch.zeros(0, 3, 32, 32, requires_grad=True)
+    logits = model(images)
+    assert logits.shape == (0, 5)
+    logits.sum().backward()
+    assert images.grad.shape == images.shape
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
 def test_another_head():
     model = build_model("net4_swin_tiny", img_size=32)
     model.reset_classifier(7)

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from lsa_kernels import build
 from lsa_study import ops
 from lsa_study.ops.ddf import apply_decoupled
 from lsa_study.ops.functional import apply_filters, spatial_attention
@@ -71,6 +72,43 @@ def test_any_map_passes_and_every_parameter_learns(name, shape):
     assert y.dtype == torch.float32
     y.square().sum().backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (x, *op.parameters()))
+
+
+WAYS = {
+    "reference": [
+        "window_softmax",
+        "window_filter_norm",
+        "neighboring_softmax",
+        "elsa",
+        "elsa_eq7",
+    ],
+    "unfold": ["neighboring_identity", "neighboring_filter_norm", "elsa_both_ghosts"],
+    "sdc": ["neighboring_identity"],
+    "fused": ["swin", "window_filter_norm", "neighboring_softmax", "elsa_no_ghost"],
+}
+ANY_WAY = [(name, "auto") for name in OPERATORS]
+ANY_WAY += [(name, way) for way, names in WAYS.items() for name in names]
+
+
+@pytest.mark.parametrize(("name", "way"), ANY_WAY)
+def test_a_batch_of_0_passes_and_teaches_nothing(name, way):
+    """As a layer of torch's: empty outputs and empty gradients of x, zeros for all parameters."""
+    op = made(name).train()
+    for part in op.modules():
+        if hasattr(part, "implementation") and way != "auto":
+            part.implementation = way
+    x = torch.randn(0, 8, 14, DIM, requires_grad=True)
+    try:
+        y = op(x)
+    except ValueError as error:
+        if way == "fused" and build.why_missing():
+            pytest.skip(str(error))
+        raise
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(not parameter.grad.any() for parameter in op.parameters())
+    assert all(buffer.isfinite().all() for buffer in op.buffers())
 
 
 @every_operator

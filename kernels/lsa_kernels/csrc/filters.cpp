@@ -360,6 +360,7 @@ extern "C" {
 // 0 done, 1 out of memory, 2 a size that is not compiled. ``f`` may be absent where ``add`` is not.
 int filters_forward(const Problem* p, int size, const View* v, const View* f, const float* mul,
                     const float* add, const View* out) {
+  if (!v->at) return 0;  // a map of no elements
   try {
 #define CALL(K) forward<K>(*p, *v, *f, mul, add, *out); return 0
     FOR_SIZE(CALL)
@@ -372,6 +373,7 @@ int filters_forward(const Problem* p, int size, const View* v, const View* f, co
 int filters_backward(const Problem* p, int size, const View* v, const View* f, const float* mul,
                      const float* add, const View* dout, const View* dv, const View* df,
                      float* dmul, float* dadd) {
+  if (!v->at) return 0;  // a map of no elements
   try {
 #define CALL(K) backward<K>(*p, *v, *f, mul, add, *dout, *dv, *df, dmul, dadd); return 0
     FOR_SIZE(CALL)

@@ -332,6 +332,7 @@ extern "C" {
 // 0 done, 1 out of memory, 2 a size that is not compiled. ``bias`` and ``dbias`` may be absent.
 int grouped_conv_forward(const Problem* p, int size, int group, const View* x, const float* weight,
                          const float* bias, const View* out) {
+  if (!x->at) return 0;  // a map of no elements
   try {
     switch (size) {
       case 3: return forward_of<3>(*p, group, *x, weight, bias, *out);
@@ -349,6 +350,7 @@ int grouped_conv_forward(const Problem* p, int size, int group, const View* x, c
 int grouped_conv_backward(const Problem* p, int size, int group, const View* x,
                           const float* weight, const View* dout, const View* dx, float* dweight,
                           float* dbias) {
+  if (!x->at) return 0;  // a map of no elements
   try {
     switch (size) {
       case 3: return backward_of<3>(*p, group, *x, weight, *dout, *dx, dweight, dbias);

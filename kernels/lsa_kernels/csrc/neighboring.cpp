@@ -257,6 +257,7 @@ int lanes() { return VL; }
 int neighboring_forward(const Problem* p, int size, const View* q, const View* k, const View* v,
                         const float* rel_k, const float* rel_q, const float* bias, const View* out,
                         float* weights, float* spreads) {
+  if (!v->at) return 0;  // a map of no elements
   try {
 #define CALL(K) forward<K>(*p, *q, *k, *v, rel_k, rel_q, bias, *out, weights, spreads); return 0
     FOR_SIZE(CALL)
@@ -271,6 +272,7 @@ int neighboring_backward(const Problem* p, int size, const View* q, const View* 
                          const float* weights, const float* spreads, const View* dout,
                          const View* dq, const View* dk, const View* dv, float* drel_k,
                          float* drel_q, float* dbias) {
+  if (!v->at) return 0;  // a map of no elements
   try {
 #define CALL(K)                                                                             \
   backward<K>(*p, *q, *k, *v, rel_k, rel_q, bias, weights, spreads, *dout, *dq, *dk, *dv, \

@@ -187,6 +187,7 @@ int window_lanes() { return LANES; }
 int window_forward(const Problem* p, const View* q, const View* k, const View* v,
                    const float* rel_k, const float* rel_q, const float* bias,
                    const uint8_t* excluded, const View* out, float* kept, float* spreads) {
+  if (!v->at) return 0;  // a map of no elements
   try {
     forward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, *out, kept, spreads);
     return 0;
@@ -200,6 +201,7 @@ int window_backward(const Problem* p, const View* q, const View* k, const View* 
                     const uint8_t* excluded, const float* kept, const float* spreads,
                     const View* dout, const View* dq, const View* dk, const View* dv,
                     float* drel_k, float* drel_q, float* dbias) {
+  if (!v->at) return 0;  // a map of no elements
   try {
     backward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, kept, spreads, *dout, *dq, *dk, *dv,
              {drel_k, drel_q, dbias});

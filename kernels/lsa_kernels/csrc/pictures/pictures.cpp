@@ -222,6 +222,7 @@ int pictures_resize(const uint8_t* in, int64_t stride, const int64_t* box, int64
 // Output pixel (x, y) is what lies at ``matrix`` (2 x 3) times (x, y, 1) of RGBX; else ``fill``.
 int pictures_warp(const uint8_t* in, int64_t width, int64_t height, const double* matrix,
                   int is_cubic, const uint8_t* fill, uint8_t* out) {
+  if (!width || !height) return 0;
   try {
     const Picture picture(in, width, height);
     if (is_cubic)
