@@ -27,9 +27,9 @@ SECONDS = 20
 """No command on one folder may take longer."""
 
 COMMANDS = (
-    "status", "status --json", "status table4", "table table4", "claims --json", "logs swin-s0", "logs elsa-s0",
-    "why table4 elsa --json", "gc table4 --dry-run", "plan table4", "diff swin-s0 elsa-s0",
-    "retry table4", "status swin-s1",
+    "status", "status --json", "status table4", "table table4", "claims --json", "logs swin-s0",
+    "logs elsa-s0", "why table4 elsa --json", "gc table4 --dry-run", "plan table4",
+    "diff swin-s0 elsa-s0", "retry table4", "status swin-s1",
 )  # fmt: skip
 ODD = (
     None, True, -1, 0, 10**400, 2**63, 1e308, float("nan"), float("inf"), "", "x", "\x1b]0;x\x07",
