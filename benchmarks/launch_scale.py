@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lsa_study import files, rundir
+from lsa_study import rundir
+from lsa_study.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 8
@@ -76,7 +77,7 @@ def pretend_to_train(results: Path) -> None:
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {
-        "processor": files.cpu_name(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

@@ -42,10 +42,41 @@ class Refused(LsaError):
     exit_code = 4
 
 
+def explained(error: Exception) -> Exception:
+    """The same error, or, where this machine's memory ran out, one that says what would help."""
+    text = str(error)
+    if isinstance(error, LsaError):
+        return error
+    if "Too many open files" in text:
+        where, lacks = "ulimit -n", "is too low for the files that are open at once"
+        cure = "raise it, or set fewer runtime.workers"
+    elif "shared memory" in text:
+        where, lacks = "/dev/shm", "loading processes cannot hand over their batches by it"
+        cure = "give it room (a container: --shm-size=8g), or set runtime.workers=0"
+    elif "DataLoader worker" in text and ("Killed" in text or "exited" in text):
+        where, lacks = "runtime.workers", "a loading process was killed, most likely for its memory"
+        cure = "give the run more memory (a job: --memory), or set fewer workers"
+    elif isinstance(error, MemoryError) or any(sign in text for sign in NO_MEMORY):
+        where, lacks = "memory", "this machine's ran out"
+        cure = "give the run more (a job: --memory), or set fewer runtime.workers"
+    else:
+        return error
+    return EnvironmentLacks(f"{where}: {lacks} ({_last_line(text)}); {cure}", cause="oom-host")
+
+
+NO_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory")
+"""Of torch and of the system, where no MemoryError is raised."""
+
+
+def _last_line(text: str) -> str:
+    # An error of a loading process comes with its traceback before it.
+    return (text.strip().splitlines() or ["no more is known"])[-1]
+
+
 def cause_of(error: BaseException) -> str:
     """What an error that ends a run says of its cause: ``bug`` where it is none of the known."""
     if isinstance(error, LsaError):
         return error.cause
-    if isinstance(error, MemoryError):
-        return "oom-host"
+    if isinstance(error, OSError):
+        return "disk"
     return "import" if isinstance(error, ImportError) else "bug"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import io
 import json
 import os
-import platform
 import re
 import stat
 import sys
@@ -16,9 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Buffer, override
-
 from lsa_study.errors import EnvironmentLacks
+
+try:
+    import fcntl
+except ImportError:
+    sys.stderr.write("lsa: this needs a POSIX system, such as Linux or macOS; on Windows use WSL\n")
+    sys.exit(EnvironmentLacks.exit_code)
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Signs that a terminal obeys, or that are none; line breaks and tabs are harmless."""
 
 
 def foreign_link(path: str | Path) -> bool:
@@ -118,13 +122,6 @@ def writable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def cpu_name() -> str:
-    """The name of this machine's processor."""
-    content = read_whole(Path("/proc/cpuinfo")) or b""
-    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object that a JSON file holds; None where there is none that can be read."""
     try:
@@ -132,53 +129,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-class _Output(io.FileIO):
-    """Bytes for a file descriptor; once it fails, what is written is lost."""
-
-    def __init__(self, descriptor: int, *, needed: bool) -> None:
-        super().__init__(descriptor, "w", closefd=False)
-        self.needed = needed
-
-    @override
-    def write(self, content: Buffer) -> int:
-        try:
-            return os.write(self.fileno(), content)
-        except OSError as error:
-            needed, self.needed = self.needed, False
-            if needed and isinstance(error, BrokenPipeError):
-                sys.exit(0)  # as in ``lsa status | head``: its reader has seen enough
-            if needed:
-                message = f"standard output: cannot be written ({error.strerror})"
-                raise EnvironmentLacks(message) from None
-            return memoryview(content).nbytes
-
-
-def guard_output(*, needed: bool) -> None:
-    """Have a closed or full standard output end a command without a traceback, or not at all.
-
-    Args:
-        needed: whether what is printed is what the command is for: then it ends with
-            ``EnvironmentLacks``, or quietly where a reader has gone. Else it goes on.
-    """
-    # Where they were closed, the next file to be opened would take their place.
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        stream = getattr(sys, name)
-        if stream is not None:
-            stream.flush()
-            try:
-                descriptor = stream.fileno()
-            except OSError:  # not a file: whoever put it there sees to it
-                continue
-        raw = _Output(descriptor, needed=needed and name == "stdout")
-        text = io.TextIOWrapper(
-            io.BufferedWriter(raw),
-            encoding=getattr(stream, "encoding", "utf-8"),
-            errors=getattr(stream, "errors", "replace"),
-            line_buffering=name == "stderr" or raw.isatty(),
-        )
-        setattr(sys, name, text)

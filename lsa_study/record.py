@@ -180,6 +180,8 @@ class Status(_Record):
     """Epochs done."""
     step: Count = 0
     """Steps done of the running epoch."""
+    saved: tuple[Count, Count] = (0, 0)
+    """Epochs, and steps of the next, that the last checkpoint holds; of all attempts."""
     epochs: Count | None = None
     attempt: Count | None = None
     """The number of the running attempt, from 1."""

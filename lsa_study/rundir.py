@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from lsa_study.config import names
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.config.yaml import parse
 from lsa_study.errors import ConfigError, Refused
@@ -89,6 +90,8 @@ class RunDir(OwnedFolder):
 
     def sibling(self, identity: str) -> RunDir | None:
         """The run of another identity at the same tier, whatever row first asked for it."""
+        if not re.fullmatch("[0-9a-f]{10}", identity):
+            raise ConfigError(f"{self.root}: begins from {identity[:20]!r}; give an identity")
         return next((RunDir(path) for path in self.root.parent.glob(f"*-{identity}")), None)
 
     def create(self, settings: Settings, *, variant: str, start: str | None = None) -> None:
@@ -99,9 +102,11 @@ class RunDir(OwnedFolder):
             start: identity of the run whose weights it begins from, if it does.
 
         Raises:
+            ConfigError: the row cannot be called so; see ``config.names``.
             Refused: the folder already holds a run with other settings.
             EnvironmentLacks: the folder cannot be written.
         """
+        names.short(variant)  # it is refused where it is none
         if (self.root / "config.yaml").exists():
             differ = self.settings().differing(settings)
             if not differ:

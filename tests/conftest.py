@@ -102,8 +102,10 @@ def lacks_its_file(item) -> bool:
     return "golden" in parameters and parameters["golden"] is None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not lacks_its_file(item)]
+    if "exhaustive" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("exhaustive") is None]
     items.sort(key=rank)
 
 

@@ -36,7 +36,7 @@ AccountingStorageType=accounting_storage/none
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=15
+KillWait={kill_wait}
 SlurmdTimeout=5
 MaxArraySize={most}
 MaxJobCount=20000
@@ -89,13 +89,13 @@ def gone(pid):
 class Site:
     """The cluster: its daemons and what an operator does to it."""
 
-    def __init__(self, root: Path, max_array_size: int = 6) -> None:
+    def __init__(self, root: Path, max_array_size: int = 6, kill_wait: int = 15) -> None:
         self.root = root
         self.root.chmod(0o755)
         controller_port, port1, port2 = free_ports(3)
         text = CONF.format(
             root=root, user=getpass.getuser(), host=socket.gethostname(), port1=port1, port2=port2,
-            controller_port=controller_port, most=max_array_size,
+            controller_port=controller_port, most=max_array_size, kill_wait=kill_wait,
         )  # fmt: skip
         (root / "slurm.conf").write_text(text)
         (root / "gres.conf").write_text(GRES)
@@ -140,6 +140,18 @@ class Site:
 
     def stop_controller(self):
         self.kill(self.root / "controller.pid", signal.SIGTERM)
+
+    def lose_state(self):
+        """Kill the controller and start one that has forgotten all; job numbers begin anew."""
+        self.kill(self.root / "controller.pid", signal.SIGKILL)
+        shutil.rmtree(self.root / "state")
+        (self.root / "state").mkdir(mode=0o755)
+        self.run("slurmctld", "-c")
+        wait_for(lambda: self.idle_nodes() == 2, 60, lambda: "two idle nodes")
+
+    def set_nodes(self, state):
+        """Say of all nodes what an administrator says of them."""
+        self.run("scontrol", "update", "NodeName=n1,n2", f"State={state}", "Reason=maintenance")
 
     def start_node(self, node):
         self.run("slurmd", "-N", node)

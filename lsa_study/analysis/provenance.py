@@ -10,6 +10,7 @@ from lsa_study import rundir
 from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
+from lsa_study.config.names import nearest
 from lsa_study.config.study import TIERS, Study
 from lsa_study.errors import ConfigError
 from lsa_study.record import Result
@@ -74,9 +75,9 @@ def _find(study: Study, name: str, rows: Sequence[Row]) -> Row:
     named = exact or [row for row in rows if name.lower() in (row.label.lower(), row.name.lower())]
     if len(named) == 1:
         return named[0]
-    known = ", ".join(row.variant for row in rows)
     many = f"is {len(named)} rows" if named else "is no row"
-    raise ConfigError(f"{name}: {many} of {study.name}; known: {known}")
+    hint = nearest(name, [row.variant for row in rows])
+    raise ConfigError(f"{name}: {many} of {study.name}; {hint}")
 
 
 def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
@@ -155,7 +156,7 @@ def _find_run(known: Mapping[str, RunRecord | None], start: str, results: Path) 
         raise ConfigError(f"{start}: is the start of {len(ended)} runs ({names}, ...); write more")
     if found:
         raise ConfigError(f"{found[0]}: has not finished, or cannot be read; see lsa status")
-    raise ConfigError(f"{start}: no run under {results} is called so; lsa status lists them")
+    raise ConfigError(f"{start}: no run under {results} is called so; {nearest(start, known)}")
 
 
 def diff_text(found: Sections) -> str:

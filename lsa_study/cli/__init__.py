@@ -6,16 +6,18 @@ The commands stand in ``run`` (plan, run, launch and what follows a run) and ``r
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from lsa_study import __version__
 from lsa_study.cli import results, run
 from lsa_study.errors import LsaError
-from lsa_study.files import guard_output
+from lsa_study.terminal import guard_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,9 +26,22 @@ app = typer.Typer(
     "Exit codes: 0 good, 1 some run failed, 2 bad config or usage, 3 the machine lacks something, "
     "4 refused for safety, 130 interrupted.",
 )
-for command in (*run.COMMANDS, *results.COMMANDS):
-    app.command()(command)
-app.command("eval")(results.evaluate)  # the bare word is Python's own
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, before which typer has printed its help or what is wrong with the options."""
+
+    @functools.wraps(command)
+    def run_guarded(**given: Any) -> None:
+        guard_output(needed=True)
+        command(**given)
+
+    return run_guarded
+
+
+for one in (*run.COMMANDS, *results.COMMANDS):
+    app.command()(_guarded(one))
+app.command("eval")(_guarded(results.evaluate))  # the bare word is Python's own
 
 
 def _version(asked: bool) -> None:
@@ -53,13 +68,14 @@ def main() -> None:
         raise error
 
     signal.signal(signal.SIGINT, interrupt)
-    guard_output(needed=True)
+    guard_output(needed=True, help_only=True)
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
     except LsaError as error:
+        guard_output(needed=False)  # it may hold what stands in files
         for line in str(error).splitlines():
             sys.stderr.write(f"lsa: {line}\n")
         sys.exit(error.exit_code)

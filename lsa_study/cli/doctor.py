@@ -12,7 +12,9 @@ from pathlib import Path
 import typer
 
 from lsa_study.cli import options as opt
+from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.track import TRACKERS
+from lsa_study.machine import cores, visible_gpus
 
 
 def doctor(results: opt.Results = opt.RESULTS) -> None:
@@ -21,13 +23,12 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
 
     import lsa_kernels
 
-    cores = len(os.sched_getaffinity(0))
     here = results if results.exists() else Path()
     for topic, fact in (
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("packages", _versions("torch", "timm", "triton", "submitit", "pandas")),
         ("trackers", _versions(*TRACKERS)),
-        ("cpu", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"),
+        ("cpu", f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpus()),
         ("kernels", str(lsa_kernels.build_info())),
         ("slurm", _slurm()),
@@ -50,9 +51,11 @@ def _versions(*names: str) -> str:
 def _gpus() -> str:
     import torch
 
-    from lsa_study.launch.local import visible_gpus
-
-    if not (gpus := visible_gpus()):
+    try:
+        gpus = visible_gpus()
+    except EnvironmentLacks as error:
+        return str(error)
+    if not gpus:
         return "none: runs use one CPU worker"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names) or f"{len(gpus)} seen by the driver, none by torch"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +15,58 @@ import typer
 
 from lsa_study.config import study
 from lsa_study.config.contrast import check_contrast
+from lsa_study.config.names import nearest
+from lsa_study.config.settings import MOST_SEEDS
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]
 MaybeStudies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]")]
-Tier = Annotated[str, typer.Option(help="toy, proxy or paper")]
-MaybeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else all")]
-FirstTier = Annotated[str | None, typer.Option(help="toy, proxy or paper; else a study's first")]
+
+
+def _tier(tier: str | None) -> str | None:
+    if tier is not None and tier not in study.TIERS:
+        raise ConfigError(f"--tier {tier}: no such tier; {nearest(tier, study.TIERS)}")
+    return tier
+
+
+Tier = Annotated[str, typer.Option(help="toy, proxy or paper", callback=_tier)]
+SomeTier = Annotated[str | None, typer.Option(help="toy, proxy or paper", callback=_tier)]
+MaybeTier = Annotated[
+    str | None, typer.Option(help="toy, proxy or paper; else all", callback=_tier)
+]
+FirstTier = Annotated[
+    str | None, typer.Option(help="toy, proxy or paper; else a study's first", callback=_tier)
+]
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
-Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
 RESULTS = Path("results")
+
+
+def _meant(folder: Path) -> Path:
+    """Refuse a folder that is not there beside one whose name is nearly the same."""
+    if folder.exists() or folder == RESULTS:
+        return folder
+    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+    for close in difflib.get_close_matches(folder.name, beside, n=1):
+        hint = f"did you mean {folder.parent / close}?"
+        raise ConfigError(f"--results {folder}: no such folder; {hint}")
+    return folder
+
+
+def _there(folder: Path) -> Path:
+    """Refuse a folder that is not there, unless nobody asked for it."""
+    if _meant(folder).is_dir() or folder == RESULTS:
+        return folder
+    raise ConfigError(f"--results {folder}: no such folder; give the one that lsa run has made")
+
+
+Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
+OldResults = Annotated[Path, typer.Option(help="folder of runs", callback=_there)]
+"""Of commands that only read it."""
+SomeResults = Annotated[Path, typer.Option(help="folder of runs, tables, plots", callback=_meant)]
+"""Of commands that write beside what they read, be it that nothing was run yet."""
 Confound = Annotated[
     list[str] | None, typer.Option(help="a setting that may differ too; the table gets a dagger")
 ]
@@ -42,10 +83,11 @@ def parse_seeds(text: str | None) -> list[int] | None:
         return None
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip(), re.ASCII)
+        if found is None:
             raise ConfigError(f"--seeds {text}: not seeds; write 0-2 or 0,3,5")
-        seeds += range(int(first), int(last if dash else first) + 1)
+        first, last = int(found[1]), int(found[2] or found[1])
+        seeds += range(first, min(last, first + MOST_SEEDS) + 1)
     if not seeds:
         raise ConfigError(f"--seeds {text}: holds no seed; write the smaller one first, as 0-2")
     return list(dict.fromkeys(seeds))
@@ -56,7 +98,7 @@ class Selection:
     """The runs that a command is about, as the options that most commands begin with say."""
 
     study: Studies
-    tier: Annotated[str | None, typer.Option(help="toy, proxy or paper")] = "toy"
+    tier: SomeTier = "toy"
     seeds: Seeds = None
     only: Only = None
     overrides: Overrides = None

@@ -17,6 +17,7 @@ from lsa_study.cli.options import Selection, selecting
 def table(
     chosen: Selection,
     tier: opt.FirstTier = None,
+    results: opt.SomeResults = opt.RESULTS,
     allow_confound: opt.Confound = None,
     check: Annotated[
         bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")
@@ -46,7 +47,7 @@ def plots(
     tier: opt.Tier = "toy",
     seeds: opt.Seeds = None,
     overrides: opt.Overrides = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.SomeResults = opt.RESULTS,
 ) -> None:
     """Draw the figures of finished runs, as SVG and PNG."""
     from lsa_study.analysis.plots import write_plots
@@ -60,7 +61,7 @@ def why(
     table: Annotated[str, typer.Argument(help="a study, such as table3")],
     row: Annotated[str, typer.Argument(help="a variant, such as net6_n")],
     tier: opt.Tier = "toy",
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     as_json: opt.AsJson = False,
 ) -> None:
     """Name everything a table's row rests on: runs, seeds, commits, files."""
@@ -75,7 +76,7 @@ def why(
 def diff(
     one: Annotated[str, typer.Argument(metavar="RUN")],
     other: Annotated[str, typer.Argument(metavar="RUN")],
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     as_json: opt.AsJson = False,
 ) -> None:
     """Compare two finished runs: settings, code, environment, metrics."""
@@ -86,7 +87,7 @@ def diff(
 
 
 def claims(
-    tier: opt.Tier = "toy", results: opt.Results = opt.RESULTS, as_json: opt.AsJson = False
+    tier: opt.Tier = "toy", results: opt.OldResults = opt.RESULTS, as_json: opt.AsJson = False
 ) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
@@ -97,7 +98,7 @@ def claims(
 
 
 def report(
-    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.Results = opt.RESULTS
+    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.SomeResults = opt.RESULTS
 ) -> None:
     """Write one self-contained HTML page: claims, tables, figures."""
     from lsa_study.analysis.html import write_report

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lsa_study.cli import options as opt
 from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
 from lsa_study.errors import ConfigError
-from lsa_study.files import guard_output
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
+from lsa_study.terminal import Screen, guard_output
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
@@ -80,7 +79,7 @@ def run(
 
     guard_output(needed=False)
     loaded = chosen.load(allow_confound)
-    console = Console(soft_wrap=True)
+    console = Screen()
     summary = Queue(chosen.results, jobs=jobs, console=console).work(
         _asked_for(loaded),
         started=lambda: studies.remember(chosen.results, loaded, chosen.overrides or ()),
@@ -142,7 +141,7 @@ def launch(
 def status(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     watch: Annotated[bool, typer.Option(help="show it anew until nothing is under way")] = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -153,14 +152,14 @@ def status(
     if as_json:
         typer.echo(json.dumps(states.status_json(look()), indent=2))
     elif watch:
-        states.watch(look, results, Console())
+        states.watch(look, results, Screen())
     else:
-        Console().print(states.page(look(), results), soft_wrap=True)
+        Screen().print(states.page(look(), results), soft_wrap=True)
 
 
 def logs(
     run: Annotated[str, typer.Argument(help="the beginning of a run's name or identity")],
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the run ends")] = False,
     rank: Annotated[int, typer.Option(min=0, help="which process")] = 0,
     attempt: Annotated[int | None, typer.Option(min=1, help="which attempt")] = None,
@@ -174,7 +173,7 @@ def logs(
 def track(
     run: Annotated[list[str], typer.Argument(metavar="RUN|STUDY...", help="or run folders")],
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="until the runs end")] = False,
     tracker: Annotated[
         str | None, typer.Option(help="tensorboard, wandb or trackio; else runtime.tracker")
@@ -199,7 +198,7 @@ def track(
 def retry(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     cause: Annotated[str | None, typer.Option(help="causes, such as oom-host,node")] = None,
     accumulate: Annotated[
         int | None, typer.Option(min=2, help="for oom: parts of a step; same effective batch")
@@ -221,7 +220,7 @@ def retry(
         typer.echo(line)
     code = done.exit_code
     if done.local:
-        console = Console(soft_wrap=True)
+        console = Screen()
         code = max(code, Queue(results, jobs=jobs, console=console).work(done.local).exit_code)
     raise typer.Exit(code)
 
@@ -229,7 +228,7 @@ def retry(
 def cancel(
     study: opt.Studies,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
     yes: opt.Yes = False,
 ) -> None:
@@ -244,7 +243,7 @@ def cancel(
 def gc(
     study: opt.MaybeStudies = None,
     tier: opt.MaybeTier = None,
-    results: opt.Results = opt.RESULTS,
+    results: opt.OldResults = opt.RESULTS,
     dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
     yes: opt.Yes = False,
 ) -> None:

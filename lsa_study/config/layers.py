@@ -10,7 +10,8 @@ import contextlib
 import copy
 import difflib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from lsa_study.config.names import LONGEST, nearest
 from lsa_study.config.operators import OP_KINDS
 from lsa_study.config.settings import Settings
 from lsa_study.config.yaml import Document, Keys
@@ -62,8 +64,10 @@ class Layers:
             del self.origin[old]
         self.origin[keys] = where if callable(where) else lambda *_: where
 
-    def add(self, document: Document, settings: Mapping[str, Any], at: Keys = ()) -> None:
+    def add(self, document: Document, settings: Any, at: Keys = ()) -> None:
         """Add a mapping of dotted paths written in ``document`` under the keys ``at``."""
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{document.where(*at)}: {'.'.join(at)} holds no settings; give some")
         for path, value in settings.items():
             self.set(path, value, functools.partial(document.where, *at, path))
 
@@ -76,8 +80,7 @@ class Layers:
         used: dict[str, str] = {}
         for name in names:
             if name not in presets.data:
-                close = difflib.get_close_matches(name, presets.data, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(presets.data)}"
+                hint = nearest(name, presets.data)
                 raise ConfigError(f"{where}: {name} is no preset of {presets.path}; {hint}")
             preset = presets.data[name]
             if not isinstance(preset, dict):
@@ -118,11 +121,12 @@ def validate(kind: type[Model], data: dict[str, Any], where: Place) -> Model:
 
 def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
     # A discriminated union puts the chosen kind into the location; users never wrote it.
-    loc = tuple(str(k) for k in detail["loc"])
+    loc = tuple(str(k) for k in detail["loc"] if k != "[key]")
     keys = (*loc[:2], *loc[3:]) if loc[:2] == ("model", "op") and loc[2:3] else loc
     name = ".".join(keys) or "settings"
     value = detail.get("input")
     shown = "a group of settings" if isinstance(value, dict) else repr(value)
+    shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
     message = detail["msg"].replace("Input should be ", "").replace("a valid ", "a ")
     said = f"{name} = {shown} will not do; it should be {message}"
     match detail["type"]:
@@ -132,6 +136,9 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
             said = f"{name} is missing; it has no default"
         case "value_error":
             said = f"{name}: {detail['ctx']['error']}"
+        case "literal_error" if isinstance(value, str):
+            hint = nearest(value, re.findall("'(.*?)'", message))
+            said += f"; {hint}" * hint.startswith("did")
         case "union_tag_not_found":
             said = f"{name}.kind is missing; give one of {', '.join(OP_KINDS)}"
         case "union_tag_invalid":

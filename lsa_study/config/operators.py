@@ -13,8 +13,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveInt,
     model_validator,
 )
 
@@ -23,19 +21,23 @@ from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Nor
 Heads = Literal["1", "1x", "2x", "C"]
 
 
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
 def _centred(size: int) -> int:
     if size % 2 == 0:
         raise ValueError(f"{size} is even; an area around a pixel needs an odd size")
     return size
 
 
-OddSize = Annotated[PositiveInt, AfterValidator(_centred)]
+Size = Annotated[int, Field(gt=0, le=255)]
+OddSize = Annotated[Size, AfterValidator(_centred)]
 
 
 class Group(BaseModel):
     """A group of settings: no unknown ones, no conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _article_order(terms: Any) -> Any:
@@ -55,7 +57,7 @@ class UnifiedOp(Group):
     """window: the pixels of a tile share one area; neighboring: every pixel has its own."""
     border: Border = "zero"
     """neighboring only. zero: taps outside the map stay in the norm; mask: they are excluded."""
-    size: PositiveInt = 7
+    size: Size = 7
     """Side of the area in pixels of the stage's map."""
     heads: Heads = "1x"
     """Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."""
@@ -91,15 +93,15 @@ class ElsaOp(Group):
     variant: Literal["conv", "eq7"] = "conv"
     """conv: the released module, with the article's parameter counts; eq7: the printed formula."""
     kernel_size: OddSize = 7
-    group_width: PositiveInt = 8
-    ghost_mul: NonNegativeFloat = 0.0
+    group_width: Size = 8
+    ghost_mul: Weight = 0.0
     """The article's lambda, the power of the multiplied ghost matrix; 0 means absent."""
-    ghost_add: NonNegativeFloat = 1.0
+    ghost_add: Weight = 1.0
     """The article's gamma, the weight of the added ghost matrix; 0 means absent."""
     heads: Heads = "1x"
     last_stage: Literal["lsa", "same"] = "lsa"
     """The article keeps window attention in Swin's last stage."""
-    last_stage_window: PositiveInt = 7
+    last_stage_window: Size = 7
     """Side of that attention's window; 12 at an image size of 384."""
     implementation: Literal["auto", "reference", "unfold", "fused"] = "auto"
 
@@ -148,7 +150,7 @@ class OutlookOp(Group):
 
     kind: Literal["outlook"] = "outlook"
     kernel_size: OddSize = 3
-    stride: PositiveInt = 2
+    stride: Size = 2
     """Pixels between two places that make weights."""
     heads: Heads = "1x"
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
-from lsa_study.config.operators import Group, Op
+from lsa_study.config.operators import Group, Op, Weight
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a setting changes; part of every identity."""
@@ -31,20 +29,52 @@ Backbone = Literal[
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
 ]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
-Pair = Annotated[
-    tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-]
+MOST_SEED = 2**31 - 1
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+# Far above what anybody trains with: beyond lie slips of the keyboard and numbers that overflow.
+Images = Annotated[int, Field(gt=0, le=1_000_000)]
+Limit = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Epochs = Annotated[float, Field(ge=0, le=100_000)]
+Rate = Annotated[float, Field(ge=0, le=1e30)]
+Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
+MOST_SEEDS = 100_000
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError(f"{list(pair)} is no range; give two numbers above 0, the smaller first")
+    return pair
+
+
+RANGE = (BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v), AfterValidator(_rising))
+
+
+def _known_policy(policy: str) -> str:
+    if not POLICY.fullmatch(policy):
+        raise ValueError(
+            f"{policy[:80]!r} is no RandAugment policy; write it as timm does, such as "
+            "rand-m9-mstd0.5-inc1"
+        )
+    return policy
+
+
+POLICY = re.compile(
+    r"rand(-(m\d\d?|mmax\d\d?|mstd\d{1,3}(\.\d{1,9})?|n[1-9]|p(0(\.\d{1,9})?|1(\.0)?)|inc[01]"
+    r"|t(weights|3aw|3a)))*"
+)
+"""The policies that timm reads; it skips over parts that it does not know."""
+Policy = Annotated[str, AfterValidator(_known_policy)]
 
 
 class Data(Group):
     """Which images, and how large."""
 
     name: Literal["digits", "cifar10", "imagenet"]
-    image_size: PositiveInt
+    image_size: Annotated[int, Field(ge=8, le=4096)]
     """Side of the square the network sees, in pixels."""
-    train_limit: PositiveInt | None = None
+    train_limit: Limit | None = None
     """Use only the first N training images."""
-    test_limit: PositiveInt | None = None
+    test_limit: Limit | None = None
     """Use only the first N test images, as rehearsals do."""
     root: str | None = None
     """Folder of the data sets; else the environment variable LSA_DATA. Not in the identity."""
@@ -77,10 +107,10 @@ class TokenLabels(Group):
     labels: Literal["plain", "maps", "maps_and_truth"]
     """plain: every token gets its image's class; maps: a trained network's answers for each place,
     from the data's folder; maps_and_truth: the image's own target also takes in its class."""
-    class_weight: PositiveFloat = 1.0
-    dense_weight: NonNegativeFloat = 0.5
+    class_weight: Annotated[Weight, Field(gt=0)] = 1.0
+    dense_weight: Weight = 0.5
     """Of the mean over all tokens."""
-    mix_token: NonNegativeFloat = 1.0
+    mix_token: Weight = 1.0
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
 
@@ -120,27 +150,27 @@ class Start(Group):
 class Train(Group):
     """The optimisation protocol; the same for every row of a table."""
 
-    epochs: PositiveInt
+    epochs: Annotated[int, Field(gt=0, le=100_000)]
     """All epochs: warm-up, cosine and cool-down together."""
-    batch_size: PositiveInt
+    batch_size: Images
     """Effective batch: images per optimiser step over all devices and accumulation steps."""
-    lr: PositiveFloat
+    lr: Annotated[Rate, Field(gt=0)]
     """Peak learning rate at ``lr_batch`` images a step; scaled linearly to ``batch_size``."""
-    lr_batch: PositiveInt = 1024
-    min_lr: NonNegativeFloat
-    warmup_lr: NonNegativeFloat
-    warmup_epochs: NonNegativeFloat
+    lr_batch: Images = 1024
+    min_lr: Rate
+    warmup_lr: Rate
+    warmup_epochs: Epochs
     """Linear. If it and the cool-down pass half of ``epochs``, both shrink in proportion."""
-    cooldown_epochs: NonNegativeFloat
+    cooldown_epochs: Epochs
     """Epochs at ``min_lr`` at the end."""
     schedule: Literal["epoch", "step"]
     """Whether the rate moves once an epoch (the article) or at every step."""
-    weight_decay: NonNegativeFloat
+    weight_decay: Weight
     no_decay: Literal["timm", "swin"] = "timm"
     """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
     code of ELSA and VOLO); swin: nor are position tables."""
-    clip_grad: PositiveFloat | None = None
-    norm_batch: PositiveInt | None = None
+    clip_grad: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    norm_batch: Images | None = None
     """Images over which batch norm takes its statistics in training, such as what one GPU of the
     article held: on fewer or larger devices these stay the same. null: all images of a part."""
     ema_decay: Share | None = None
@@ -156,15 +186,15 @@ class Augment(Group):
     """What is done to training images and labels."""
 
     crop: Literal["none", "pad", "random_resized"]
-    crop_pad: NonNegativeInt = 4
-    crop_scale: Pair = (0.08, 1.0)
-    crop_ratio: Pair = (0.75, 1.3333333333333333)
+    crop_pad: Annotated[int, Field(ge=0, le=1000)] = 4
+    crop_scale: Annotated[tuple[Share, Share], *RANGE] = (0.08, 1.0)
+    crop_ratio: Annotated[tuple[float, float], *RANGE] = (0.75, 1.3333333333333333)
     hflip: Share = 0.0
-    rand_augment: str | None = None
-    color_jitter: NonNegativeFloat = 0.0
+    rand_augment: Policy | None = None
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
     erasing: Share = 0.0
-    mixup: NonNegativeFloat = 0.0
-    cutmix: NonNegativeFloat = 0.0
+    mixup: Weight = 0.0
+    cutmix: Weight = 0.0
     mix_prob: Share = 1.0
     mix_switch: Share = 0.5
     label_smoothing: Share = 0.0
@@ -173,25 +203,25 @@ class Augment(Group):
 class Evaluation(Group):
     """How the reported accuracy is measured."""
 
-    crop_share: Annotated[float, Field(gt=0, le=2)] = 1.0
+    crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
-    batch_size: PositiveInt = 256
+    batch_size: Images = 256
 
 
 class Runtime(Group):
     """How a run is carried out; never part of its identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: NonNegativeInt = 0
-    accumulate: PositiveInt = 1
+    workers: Annotated[int, Field(ge=0, le=1000)] = 0
+    accumulate: Images = 1
     """Split every step in this many parts; the effective batch stays."""
     compile: bool = False
-    log_seconds: PositiveFloat = 30.0
-    checkpoint_seconds: PositiveFloat = 60.0
-    trace_steps: NonNegativeInt = 0
+    log_seconds: Seconds = 30.0
+    checkpoint_seconds: Seconds = 60.0
+    trace_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
@@ -201,7 +231,7 @@ class Settings(Group):
     """Everything that says what a run is."""
 
     tier: Tier
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     data: Data
     model: Model
     train: Train

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
-from lsa_study.config import shipped, yaml
+from lsa_study.config import names, shipped, yaml
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import Settings, Tier
+from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, write_json
 
@@ -24,24 +25,32 @@ ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
 
+Number = Annotated[int, Field(gt=0, le=100_000)]
+
+
 class NoVariant(ConfigError):
     """``--only`` matches no variant of a study."""
 
 
 class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Resources(_Written):
     """What one run asks of a cluster; never part of its identity."""
 
-    nodes: PositiveInt = 1
-    gpus: PositiveInt = 1
+    nodes: Number = 1
+    gpus: Number = 1
     """GPUs per node."""
-    cpus: PositiveInt = 8
+    cpus: Number = 8
     """CPU cores per GPU."""
-    memory_gb: PositiveInt = 32
-    hours: PositiveFloat = 24.0
+    memory_gb: Number = 32
+    hours: Annotated[float, Field(gt=0, le=100_000)] = 24.0
+
+    @property
+    def devices(self) -> int:
+        """The processes that train it, each on a device of its own."""
+        return self.nodes * self.gpus
 
 
 class Variant(_Written):
@@ -84,7 +93,7 @@ class StudyFile(_Written):
     may not set the same setting, or one inside the other, to different values.
     """
 
-    study: str
+    study: names.Name
     title: str
     question: str
     factor: list[str] = Field(min_length=1)
@@ -93,7 +102,7 @@ class StudyFile(_Written):
     tiers: list[Tier] = list(TIERS)
     use: list[str] = []
     set: dict[str, Any] = {}
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[names.Name, Variant] = Field(min_length=1)
     article: Article
     benchmark: str | None = None
     """What ``lsa bench`` wrote, as a path relative to the experiment file."""
@@ -121,7 +130,7 @@ class RunSpec:
     @property
     def name(self) -> str:
         """The name of its folder; only the identity at the end matters."""
-        return f"{self.variant}-s{self.seed}-{self.identity}"
+        return f"{names.short(self.variant)}-s{self.seed}-{self.identity}"
 
 
 @dataclass(frozen=True)
@@ -139,8 +148,8 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The study's stem, such as ``table1``."""
-        return self.file.study
+        """The study's stem, such as ``table1``; see ``names.short``."""
+        return names.short(self.file.study)
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
@@ -160,11 +169,18 @@ class Study:
         return self.file.variants[variant].against or self.file.baseline
 
 
+def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
+    few = isinstance(found, list | tuple) and 0 < len(found) <= MOST_SEEDS
+    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
+        return tuple(found)
+    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
+
+
 def find_study(study: str) -> Path:
     """Find an experiment file by path or stem.
 
     Raises:
-        ConfigError: there is none; the message lists those that exist.
+        ConfigError: there is none; the message names the nearest, or those that exist.
     """
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
@@ -174,9 +190,8 @@ def find_study(study: str) -> Path:
     known = sorted(files.keys() - {"cluster", "claims"})
     if study in known:
         return files[study]
-    raise ConfigError(
-        f"{study}: no such study; known: all, {', '.join(known)}, or a path to a .yaml"
-    )
+    hint = names.nearest(study, ["all", *known])
+    raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
 
 
 def expand_names(names: Sequence[str]) -> list[str]:
@@ -215,7 +230,7 @@ def load_study(
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
     if tier not in TIERS:
-        raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
+        raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path = find_study(str(study))
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
@@ -227,9 +242,9 @@ def load_study(
     globs = ("*",) if only is None else only.split(",")
     chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, glob) for glob in globs)]
     if not chosen:
-        known = ", ".join(file.variants)
-        raise NoVariant(f"--only {only}: matches no variant of {file.study}; known: {known}")
-    before, last = _recall(recall, tier, file.study)
+        hint = names.nearest(str(only), file.variants)
+        raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
+    before, last = _recall(recall, tier, names.short(file.study))
     rows = _Rows(file, document, tier, before if overrides is None else overrides)
     variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
@@ -240,7 +255,7 @@ def load_study(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    seeds = tuple(seeds or last or rows.seeds)
+    seeds = _good_seeds(seeds or last or rows.seeds, "--seeds")
     return Study(file, document, tier, seeds, variants, resources, rows.starts)
 
 
@@ -254,13 +269,7 @@ class _Rows:
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
-        self.seeds = data.pop("seeds", [0])
-        if not isinstance(self.seeds, list) or not all(
-            isinstance(seed, int) and seed >= 0 for seed in self.seeds
-        ):
-            raise ConfigError(
-                f"{base.where('seeds')}: seeds = {self.seeds!r}; give a list like [0, 1, 2]"
-            )
+        self.seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
@@ -305,7 +314,8 @@ class _Rows:
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ConfigError(f"--set {override}: not a setting; write --set key=value")
-            layers.set(key.strip(), yaml.parse(text), f"--set {override}")
+            place = f"--set {override}"
+            layers.set(key.strip(), yaml.parse(text, place), place)
         settings = validate(Settings, layers.data, layers.where)
         start = settings.train.start
         if start is None:
@@ -316,8 +326,8 @@ class _Rows:
         if start.row is None:
             return settings
         if start.row not in self.file.variants:
-            known = ", ".join(self.file.variants)
-            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; known: {known}")
+            hint = names.nearest(start.row, self.file.variants)
+            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; {hint}")
         if start.row in (name, *later):
             circle = " from ".join([*later, name, start.row])
             raise ConfigError(
@@ -343,14 +353,15 @@ def _check_names(file: StudyFile, document: yaml.Document) -> None:
     named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
     mistakes = [
         f"{document.where(*keys)}: {'baseline ' if len(keys) == 1 else ''}{row!r} is not a "
-        f"variant; known: {', '.join(file.variants)}"
+        f"variant; {names.nearest(row, file.variants)}"
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
+    paths = known_paths()
     mistakes += [
-        f"{document.where('factor')}: factor {factor!r} is not a setting; give a dotted path"
-        for factor in file.factor
-        if factor not in known_paths()
+        f"{document.where('factor')}: factor {one!r} is not a setting; {names.nearest(one, paths)}"
+        for one in file.factor
+        if one not in paths
     ]
     if mistakes:
         raise ConfigError(*mistakes)
@@ -385,8 +396,7 @@ def _memory(results: Path, tier: str, study: str) -> Path:
 
 def _recall(results: Path | None, tier: str, study: str) -> tuple[list[str], list[int]]:
     """Overrides and seeds; none where the study was never asked for."""
-    found = None if results is None else read_json(_memory(results, tier, study))
-    try:
-        return ([], []) if found is None else (list(found["overrides"]), list(found["seeds"]))
-    except (KeyError, TypeError):
-        return [], []
+    found = (read_json(_memory(results, tier, study)) if results else None) or {}
+    with contextlib.suppress(KeyError, TypeError, ConfigError):
+        return [str(one) for one in found["overrides"]], [*_good_seeds(found["seeds"], "")]
+    return [], []

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lsa_study.data import rng
+from lsa_study.data import fast_pil, rng
 from lsa_study.data.paths import DataLacks
 from lsa_study.data.shards import Rows, read_columns
 from lsa_study.files import replacing
@@ -48,23 +46,24 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
         sizes = np.array([len(image) for image in images], np.int64)
         content += [sizes, labels, b"".join(images)]
     fingerprint = rng.fingerprint("cifar10", *content)
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home has no cache
-        home = Path(os.devnull)
-    cached = home / "lsa_study" / f"{fingerprint}.safetensors"
-    with contextlib.suppress(OSError, SafetensorError):
-        return load_file(cached), fingerprint
+    with contextlib.suppress(OSError, RuntimeError, SafetensorError):
+        return load_file(_cached(fingerprint)), fingerprint
     tensors: Tensors = {}
     for path, (images, labels) in encoded.items():
         tensors[f"{path.stem}.pixels"] = _decoded(path, images)
         tensors[f"{path.stem}.labels"] = torch.from_numpy(labels)
     # A cache that cannot be written costs seconds at the next start, never a run.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        cached = _cached(fingerprint)
         cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(cached) as part:
             save_file(tensors, part)
     return tensors, fingerprint
+
+
+def _cached(fingerprint: str) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"  # raises if there is no home
+    return Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
 
 
 def _encoded(path: Path) -> tuple[list[bytes], Rows]:
@@ -83,9 +82,8 @@ def _decoded(path: Path, images: list[bytes]) -> Tensor:
     pixels = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
     for row, image in enumerate(images):
         try:
-            with Image.open(io.BytesIO(image)) as file:
-                pixels[row] = np.asarray(file.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+            pixels[row] = fast_pil.decode(image)
+        except (OSError, ValueError) as error:
             raise DataLacks(
                 f"{path}: image {row} of {len(images)} cannot be decoded to {SIDE} x {SIDE} "
                 "pixels; fetch the file again"

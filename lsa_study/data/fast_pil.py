@@ -30,15 +30,29 @@ def decode(content: bytes) -> Pixels:
     """Decode a picture into RGB (H, W, 3).
 
     Raises:
-        OSError: it is damaged, or no picture at all.
+        OSError: it is damaged, or not of a kind that can be read.
     """
-    with Image.open(io.BytesIO(content)) as file:
-        if file.format == "JPEG" and file.mode in {"RGB", "L"} and decodes():
-            # Damaged, or of an odd kind: Pillow decides, and reports it.
-            with contextlib.suppress(ValueError):
-                pixels: Pixels = decode_jpeg(content, "RGB")
-                return pixels
-        return np.asarray(file.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            if file.format == "JPEG" and file.mode in {"RGB", "L"} and decodes():
+                # Damaged, or of an odd kind: Pillow decides, and reports it.
+                with contextlib.suppress(ValueError):
+                    pixels: Pixels = decode_jpeg(content, "RGB")
+                    return pixels
+            return _by_pillow(file)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds, by where the damage is
+        raise OSError(str(error)) from error
+
+
+def _by_pillow(file: Image.Image) -> Pixels:
+    if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):
+        raise OSError(f"pixels of 32 bits, mode {file.mode}")
+    if file.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        grey = (np.asarray(file).astype(np.uint32) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    return np.asarray(file.convert("RGB"))
 
 
 def resized_crop(pixels: Pixels, box: Box, size: tuple[int, int], filter_: int) -> Image.Image:

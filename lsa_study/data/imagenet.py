@@ -6,14 +6,16 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import Compose
 
 from lsa_kernels import pictures
@@ -57,10 +59,10 @@ class _Images(Dataset[Decoded]):
                 seed(*purpose, index)
                 try:
                     transforms.planes(self.transform(self.listing.read(index)), out)
-                except (OSError, SyntaxError, ValueError) as error:
+                except (OSError, ValueError) as error:
                     raise DataLacks(
-                        f"{self.listing.where(index)}: cannot be decoded ({error}); "
-                        "fetch the file again"
+                        f"{self.listing.where(index)}: cannot be decoded ({error}); fetch the file "
+                        "again, or bring it to RGB of 8 bits"
                     ) from error
                 if self.maps is not None:
                     name = os.fsdecode(self.listing.names[index])
@@ -120,26 +122,36 @@ class ImagenetSets(Datasets):
         if images in self._resting:
             loader, waiting = self._resting.pop(images)
             waiting[:] = batches
-            decoded = iter(loader)
         else:
             # Compiled and tried once, before processes are forked, for all of them.
             fast_pil.decodes()
             pictures.as_pillow()
             waiting = batches
             loader = DataLoader(
-                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=tuple,
+                images, batch_sampler=waiting, num_workers=self.workers, collate_fn=_shared,
                 pin_memory=self.device.type == "cuda", generator=torch.Generator(),
                 worker_init_fn=partial(_heed, os.getpid()), persistent_workers=self.workers > 0,
             )  # fmt: skip
-            with _signals_blocked():  # the workers, forked here, keep them blocked
-                decoded = iter(loader)
         try:
+            with _signals_blocked():  # the workers, if they are forked here, keep them blocked
+                decoded = iter(loader)
             for parts in decoded:
                 yield tuple(part.to(self.device, non_blocking=True) for part in parts)
         except DataLacks as error:
             # A worker's error arrives wrapped in its traceback; its own message stands last.
             raise DataLacks(str(error).rsplit("DataLacks: ", 1)[-1].strip()) from None
+        except (EOFError, OSError) as error:  # of what the processes share
+            raise RuntimeError(f"shared memory: {error}") from error
         self._resting[images] = loader, waiting
+
+
+def _shared(batch: Any) -> Any:
+    # Torch moves it to shared memory in a thread of its own, where an error, as of a full /dev/shm,
+    # is printed and the batch waited for in vain.
+    if get_worker_info() is not None:
+        for part in batch:
+            part.share_memory_()
+    return batch
 
 
 @contextlib.contextmanager
@@ -156,7 +168,13 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _leave(error: BaseException, _: object) -> None:
+    traceback.print_exception(error)
+    os._exit(1)
+
+
 def _heed(parent: int, _: int) -> None:
+    Queue._on_queue_feeder_error = staticmethod(_leave)  # type: ignore[attr-defined]
     if not hasattr(signal, "sigtimedwait"):  # macOS: SIGTERM ends the worker as it comes
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsa_study.data import rng
-from lsa_study.data.paths import DataLacks
+from lsa_study.data.paths import DataLacks, entries
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""As torchvision's ImageFolder has them."""
 EXPECTED = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000
 
@@ -107,7 +108,8 @@ def find_in_folders(root: Path, classes: dict[int, str] | None) -> Listing:
     Raises:
         DataLacks: a folder is none of ``classes``, or there is none.
     """
-    found = sorted(e.name for e in os.scandir(root) if e.is_dir())
+    train = classes is None
+    found = [entry.name for entry in entries(root) if entry.is_dir()]
     classes = dict(enumerate(found)) if classes is None else classes
     numbers = {name: number for number, name in classes.items()}
     if not found or not set(found) <= set(numbers):
@@ -118,7 +120,18 @@ def find_in_folders(root: Path, classes: dict[int, str] | None) -> Listing:
     labels: list[int] = []
     names: list[str] = []
     for name in found:
-        files = [e.name for e in os.scandir(root / name) if e.name.lower().endswith(SUFFIXES)]
+        # A folder or a lost link of such a name is reported where it is read; a pipe would hang.
+        files = [
+            e.name
+            for e in entries(root / name)
+            if e.name.lower().endswith(SUFFIXES) and (e.is_file() or e.is_dir() or e.is_symlink())
+        ]
+        # Without it, all classes behind it would change their numbers.
+        if train and not files:
+            raise DataLacks(
+                f"{root / name}: holds no images; bring them back, or remove the folder here and "
+                "in val"
+            )
         names += [f"{name}/{file}" for file in files]
         labels += [numbers[name]] * len(files)
     encoded = np.array([os.fsencode(name) for name in names])

@@ -1,4 +1,7 @@
-"""Where data sets lie on this machine. Needs no torch, so that ``lsa plan`` can ask."""
+"""Where data sets lie on this machine, and how large they are.
+
+Needs no torch, so that ``lsa plan`` can ask.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from lsa_study.config.settings import Data
 from lsa_study.errors import EnvironmentLacks
 
 TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
+
+IMAGES = {"digits": (1300, 497), "cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+"""Training and test images of the whole sets."""
 
 CURE = "set LSA_DATA or data.root; `lsa run table1 --tier toy` needs no data"
 
@@ -95,21 +101,38 @@ def imagenet(data: Data) -> Layout:
     return found
 
 
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name, but for the hidden files that desktops and notebooks leave.
+
+    Raises:
+        DataLacks: it cannot be read.
+    """
+    try:
+        found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataLacks(f"{folder}: cannot be read ({error.strerror}); mend that") from error
+    return sorted(found, key=lambda entry: entry.name)
+
+
 def layout_of_imagenet(root: Path) -> Layout | None:
     """The layout in which ``root`` holds ImageNet, or None where it does not.
 
     Raises:
-        DataLacks: there are two.
+        DataLacks: there are two, or it cannot be read.
     """
     home = root / "imagenet"
     folders, shards = {}, {}
     for split in ("train", "val"):
         folder = home / split
-        paths = sorted((*home.glob(f"{split}*.parquet"), *folder.glob("*.parquet")))
+        inside = entries(folder) if folder.is_dir() else []
+        paths = sorted((
+            *home.glob(f"{split}*.parquet"),
+            *(Path(entry) for entry in inside if entry.name.endswith(".parquet")),
+        ))  # fmt: skip
         if paths:
             shards[split] = tuple(paths)
         # An empty folder counts: what it lacks is reported where it is listed.
-        if folder.is_dir() and (not paths or any(part.is_dir() for part in folder.iterdir())):
+        if folder.is_dir() and (not paths or any(entry.is_dir() for entry in inside)):
             folders[split] = (folder,)
     if folders and shards:
         one, other = (next(iter(f.values()))[0].relative_to(root) for f in (folders, shards))
@@ -130,7 +153,8 @@ def _root(data: Data) -> tuple[Path, str]:
         raise DataLacks(
             f"{TITLES[data.name]} not found: neither data.root nor LSA_DATA is set; {CURE}"
         )
-    return Path(given).expanduser(), origin
+    # Where there is no home, pathlib's would raise.
+    return Path(os.path.expanduser(given)), origin  # noqa: PTH111
 
 
 def _missing(data: Data) -> DataLacks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -74,13 +75,22 @@ class Cluster(BaseModel):
         return asked.model_copy(update=here)
 
     @property
+    def command(self) -> str | None:
+        """What starts Python in a job, its wrappers deaf to the signals that are for Python."""
+        if self.python is None:
+            return None
+        # Else the first signal to leave ends them, and SLURM the rest, before anything is saved.
+        deaf = f"trap '' USR2 TERM; {self.python} \"$@\""
+        return f"sh -c {shlex.quote(deaf)} sh"
+
+    @property
     def without_gpus(self) -> bool:
         """Whether runs get no GPU."""
         return self.gpus == "none" or self.resources.gpus == 0
 
     def gpus_of(self, resources: Resources) -> int:
         """GPUs that one run holds."""
-        return 0 if self.without_gpus else resources.nodes * resources.gpus
+        return 0 if self.without_gpus else resources.devices
 
     def options(self, resources: Resources) -> dict[str, Any]:
         """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
 from submitit.helpers import DelayedSubmission
 
 from lsa_study import training
 from lsa_study.errors import LsaError, Refused
-from lsa_study.files import guard_output
 from lsa_study.launch import process, scheduler
 from lsa_study.launch.records import (
     EQUAL_FAILURES,
@@ -36,9 +34,10 @@ from lsa_study.launch.records import (
 from lsa_study.ownership import STALE_SECONDS
 from lsa_study.record import OUTCOMES, State
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals
 
-OF_LEAVING = ("bug", "node")
+OF_LEAVING = ("bug", "node", "oom-host")
 """Causes that a signal to leave can have: it reaches loading processes and other ranks too."""
 
 SIGNAL_EARLY_SECONDS = 90.0
@@ -89,10 +88,10 @@ class RunTask:
         env.update(rank_variables(env))
         env.setdefault("OMP_NUM_THREADS", env.get("SLURM_CPUS_PER_TASK", "1"))
         life = _Life(run, stop)
-        if life.records.cancelled(life.identity).exists():
+        if life.records.is_cancelled(life.identity):
             return "stopped"
         if env.get("SLURM_PROCID", "0") != "0":
-            return training.train(run, stop=stop, console=Console(soft_wrap=True))
+            return training.train(run, stop=stop, console=Screen())
         return life.carry_out()
 
     def checkpoint(self) -> DelayedSubmission:
@@ -135,7 +134,7 @@ class _Life:
         self._note(start=time.time(), host=self.host, gpus=gpus, begun_at=self._position())
         self._wait_for_writer()
         try:
-            state = process.train(self.run, self.stop, Console(soft_wrap=True))
+            state = process.train(self.run, self.stop, Screen())
         except Refused as error:
             _say(str(error))
             self._end("refused")
@@ -154,13 +153,12 @@ class _Life:
 
     def _note(self, **facts: Any) -> None:
         this = {"job": self.job, "restart": self.restart}
-        # A full disk must not keep a run from being trained, nor hide why it ended.
-        with contextlib.suppress(OSError):
+        # A full disk, or a folder opened to others, must not keep a run from being trained.
+        with contextlib.suppress(OSError, LsaError):
             self.records.note_life(self.identity, this | facts)
 
     def _position(self) -> list[int]:
-        status = self.run.status()
-        return [status.epoch, status.step]
+        return list(self.run.status().saved)
 
     def _wait_for_writer(self) -> None:
         """Let an earlier life of this job end that still runs on a node SLURM has given up."""
@@ -179,7 +177,7 @@ class _Life:
             self.run.change_state(state, cause=cause, message=message)
 
     def _stopped(self) -> str:
-        if self.records.cancelled(self.identity).exists():
+        if self.records.is_cancelled(self.identity):
             cause = "cancelled"
         elif self.stop.signal is not signal.SIGUSR2:
             cause = "preempted"
@@ -202,10 +200,12 @@ class _Life:
 
     def _give_up(self) -> NoReturn:
         """End a job that SLURM would start again and again for nothing."""
-        why = self.records.lives(self.identity)[-1].why or "lost"
+        ends = [life.why or "lost" for life in self.records.lives(self.identity)][-IDLE_LIVES:]
+        # Killed and started again by SLURM: whether for its node or for others is not known.
+        why = "lost" if ends[-1] == "node" else ends[-1]
         message = (
-            f"{IDLE_LIVES} lives in a row ended ({why}) without a step done; give it more hours, "
-            f"or a place where it can stay, then: lsa retry --cause {why}"
+            f"{IDLE_LIVES} lives in a row ended ({', '.join(ends)}) with nothing saved; give it "
+            f"more hours, or a place where it can stay, then: lsa retry --cause {why}"
         )
         self._change_state("failed", why, message)
         _say(message)

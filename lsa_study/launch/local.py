@@ -6,11 +6,8 @@ outlives the queue.
 
 from __future__ import annotations
 
-import os
-import re
 import select
 import signal
-import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,20 +19,10 @@ from lsa_study.config.study import RunSpec
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
+from lsa_study.machine import visible_gpus
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs this process may use, without importing torch."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return []
-    return re.findall(r"(?m)^GPU (\d+):", listed.stdout)
 
 
 def need_starts(
@@ -66,8 +53,7 @@ class Queue:
 
     def __init__(self, results: Path, *, jobs: int | None, console: Console) -> None:
         self.results, self.console = results, console
-        self.gpus = visible_gpus()
-        self.jobs = jobs or max(1, len(self.gpus))
+        self.jobs = jobs
         self.finished: dict[str, str] = {}
         """Run name -> its state after this call."""
         self.already = self.held = 0
@@ -91,7 +77,8 @@ class Queue:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
 
         Raises:
-            LsaError: the data are missing or the results folder cannot be written; nothing ran.
+            LsaError: the data are missing, a GPU's driver fails or the results folder cannot be
+                written; nothing ran.
         """
         self.known: dict[str, RunDir] = {}
         for tier in {run.settings.tier for run in runs}:
@@ -102,7 +89,10 @@ class Queue:
         if not self.waiting:
             started()
             return self
-        with StopOnSignals(self._kill_all) as stop, Server(self.jobs) as self.server:
+        wanted = any(run.settings.runtime.device != "cpu" for run in self.waiting)
+        self.gpus = visible_gpus() if wanted else []
+        self.places = range(self.jobs or max(1, len(self.gpus)))
+        with StopOnSignals(self._kill_all) as stop, Server(len(self.places)) as self.server:
             self.server.check_data(self.waiting, stop)
             if not stop():
                 started()
@@ -118,7 +108,7 @@ class Queue:
         while True:
             if stop() and not self.interrupted:
                 self._stop_all(stop.signal)
-            for place in range(self.jobs):
+            for place in self.places:
                 if place not in self.active:
                     self._start_next(place)
             if not self.active:
@@ -174,8 +164,10 @@ class Queue:
             message = "left at once; the last checkpoint stands"
             folder.change_state("stopped", cause=INTERRUPTED, message=message)
             return None
-        cause = "oom-host" if code == -signal.SIGKILL else "bug"
-        message = f"its process ended by {ended_by(code)}"
+        cause, message = "bug", f"its process ended by {ended_by(code)}"
+        if code == -signal.SIGKILL:
+            cause = "oom-host"
+            message += ", most likely since memory ran out; give it more, or set fewer --jobs"
         folder.change_state("failed", cause=cause, message=message)
         return message
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.config.study import Study, distinct
+from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
+from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.record import OUTCOMES
 
 
@@ -41,7 +42,8 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
         for identity, folder in rundir.existing(results, tier).items():
             result = folder.result()
             states[identity] = result.outcome if result else folder.status().state
-    blocks = [_block(one, studies, states, rehearsed) for one in studies]
+    site = read_cluster()
+    blocks = [_block(one, studies, states, rehearsed, site) for one in studies]
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
@@ -81,6 +83,7 @@ def _block(
     studies: Sequence[Study],
     states: dict[str, str],
     rehearsed: Mapping[str, rehearse.Rehearsed],
+    site: Cluster,
 ) -> str:
     runs, factor = study.runs(), study.file.factor
     counts = Counter(states.get(run.identity) for run in runs)
@@ -117,6 +120,7 @@ def _block(
         ("train", protocol),
         ("start", "; ".join(starts)),
         *costs,
+        ("cluster", _smaller(study.name, todo, site)),
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
@@ -124,3 +128,10 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+
+
+def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:
+    """What to do where cluster.yaml gives runs fewer devices than they ask for."""
+    pairs = {(run.resources.devices, site.given(run.resources).devices) for run in runs}
+    short = ", ".join(f"{given} of {asked}" for asked, given in sorted(pairs) if given < asked)
+    return short and f"{short} devices a run; the same memory for each: lsa launch {study} --fit"

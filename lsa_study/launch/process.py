@@ -32,10 +32,11 @@ from rich.console import Console
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused, cause_of
-from lsa_study.files import guard_output
+from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused, cause_of, explained
 from lsa_study.launch.track import beside
+from lsa_study.machine import cores
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals
 
 GRACE_SECONDS = 6.0
@@ -65,7 +66,8 @@ def train(run: RunDir, stop: Callable[[], bool], console: Console) -> str:
             return training.train(run, stop=stop, console=console)
     except Refused:
         raise
-    except Exception as error:
+    except Exception as raw:
+        error = explained(raw)
         message = str(error)
         if not isinstance(error, LsaError):
             message = f"{type(error).__name__}: {error}"
@@ -131,7 +133,7 @@ class Server:
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        threads = max(1, cores() // jobs)
         # Set from the start: torch and the libraries under NumPy read it when they are imported.
         self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         self._start()
@@ -277,7 +279,7 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
         try:
             if "train" in order:
                 with StopOnSignals() as stop:
-                    train(RunDir(Path(order["train"])), stop, Console())
+                    train(RunDir(Path(order["train"])), stop, Screen())
             else:
                 from lsa_study import data
 

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
+from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError, Refused
@@ -80,8 +81,6 @@ class RunRef:
 def tiers_of(results: Path, tier: str | None) -> list[Tier]:
     """The tier asked for, else those that have runs."""
     if tier is not None:
-        if tier not in TIERS:
-            raise ConfigError(f"--tier {tier}: no such tier; known: {', '.join(TIERS)}")
         return [name for name in TIERS if name == tier]
     return [name for name in TIERS if rundir.runs_folder(results, name).is_dir()]
 
@@ -98,10 +97,16 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
     if len(alike) == 1:
         return alike[0]
     if not alike:
-        known = ", ".join(run.name for run in runs[:5]) or "none"
-        raise ConfigError(f"{text}: no run under {results} begins so; there are: {known}")
+        raise ConfigError(f"{text}: no run under {results} begins so; {_alike(text, runs)}")
     names = ", ".join(run.name for run in alike[:5])
     raise ConfigError(f"{text}: {len(alike)} runs begin so; write more: {names}")
+
+
+def _alike(text: str, runs: Sequence[RunRef]) -> str:
+    """The run or study that a text may have meant, else the first runs."""
+    stems = {"-".join(run.name.split("-")[: text.count("-") + 1]) for run in runs}
+    close = nearest(text, [*stems, *study.ARTICLE])
+    return close if close.startswith("did") else nearest("", [run.name for run in runs[:5]])
 
 
 def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunRef]:
@@ -130,7 +135,8 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
         except ConfigError:  # no study: a run
             wanted.add(one_run(results, name, tier).identity)
             continue
-        variants = yaml.read(path).data.get("variants", ())
+        rows = yaml.read(path).data.get("variants")
+        variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
         wanted |= {run.identity for run in runs if run.variant in variants}
         wanted |= {run.identity for run in asked_runs(results, [name], tier)}
     return [run for run in runs if run.identity in wanted]
@@ -195,7 +201,7 @@ class Life:
     host: str
     gpus: int
     begun_at: list[int]
-    """Epochs done at the start, and steps done of the next."""
+    """Epochs done at the start, and steps done of the next, as the last checkpoint has them."""
     end: float | None = None
     why: str | None = None
     """How it ended: an outcome, preempted, timeout, cancelled, node, lost, or a failure's cause."""
@@ -279,14 +285,15 @@ class LaunchFolder:
 
     def folder(self, name: str) -> Path:
         """A folder for records of one kind, made if need be; nobody else can look into it."""
-        folder = self.root / name
-        if not self.own() and os.path.lexists(self.root):
+        with contextlib.suppress(FileExistsError):
+            self.root.mkdir(mode=0o700, parents=True)
+        if not self.own():
             raise Refused(
                 f"{self.root}: was made by another user, who alone can launch there; "
                 "choose another --results folder"
             )
-        for path in (self.root, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self.root / name
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def write(self, array: Array) -> None:
@@ -321,9 +328,10 @@ class LaunchFolder:
                 arrays[place] = replace(array, job=job, cluster=cluster)
                 self.write(arrays[place])
             elif array.cluster not in ("", cluster):
-                queue |= {
+                queue |= {  # those cancelled leave as soon as they start, there too
                     job: SlurmJob(job, scheduler.UNKNOWN, array.cluster)
-                    for job in array.jobs().values()
+                    for identity, job in array.jobs().items()
+                    if not self.is_cancelled(identity)
                 }
         return arrays, queue
 
@@ -362,6 +370,12 @@ class LaunchFolder:
     def cancelled(self, identity: str) -> Path:
         """The file that is there from when the user cancels a run until it is queued again."""
         return self.root / "cancelled" / identity
+
+    def is_cancelled(self, identity: str) -> bool:
+        """Whether it is there; another user, who cannot look, takes it for not."""
+        with contextlib.suppress(OSError):
+            return self.cancelled(identity).exists()
+        return False
 
     def held(self) -> dict[str, Any] | None:
         """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""

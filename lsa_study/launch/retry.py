@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lsa_study.config.names import nearest
 from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
@@ -43,7 +44,7 @@ def retry(
         EnvironmentLacks: SLURM is missing or refuses.
     """
     if unknown := [cause for cause in causes if cause not in CAUSES]:
-        raise ConfigError(f"--cause {unknown[0]}: no such cause; known: {', '.join(CAUSES)}")
+        raise ConfigError(f"--cause {unknown[0]}: no such cause; {nearest(unknown[0], CAUSES)}")
     rows = status(results, names, tier=tier)
     tiers = {row.tier: LaunchFolder.of(results, row.tier) for row in rows}
     arrays = {

@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -146,17 +146,18 @@ def array_of(job: str) -> str:
     return job.partition("_")[0]
 
 
-def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
+def ended(comments: Mapping[str, str]) -> dict[str, SlurmJob]:
     """What is still known of jobs that have left the queue; those forgotten are left out.
-
-    Numbers begin anew where a controller lost its state: the caller compares the comment, which is
-    empty where it is not known.
 
     The controller forgets after some minutes (``MinJobAge``); accounting remembers, where there
     is any and users may ask it.
+
+    Args:
+        comments: what each job carries, by its id. Numbers begin anew where a controller has lost
+            its state: a job that carries something else is another one.
     """
-    wanted, found = set(jobs), dict[str, SlurmJob]()
-    for array in sorted({array_of(job) for job in wanted}):
+    found = dict[str, SlurmJob]()
+    for array in sorted({array_of(job) for job in comments}):
         with contextlib.suppress(Rejected):
             for line in call("scontrol", "show", "job", "--oneliner", array).splitlines():
                 facts = defaultdict(str, re.findall(r"(\S+?)=(\S*)", line))
@@ -165,14 +166,18 @@ def ended(jobs: Iterable[str]) -> dict[str, SlurmJob]:
                 found[job] = SlurmJob(
                     job, facts["JobState"], "", facts["Comment"], facts["ExitCode"]
                 )
-    if missing := ",".join(sorted({array_of(job) for job in wanted - found.keys()})):
+    ours = {job: end for job, end in found.items() if end.comment == comments.get(job)}
+    if missing := comments.keys() - found.keys():
+        arrays = ",".join(sorted({array_of(job) for job in missing}))
         command = ("sacct", "--noheader", "--parsable2", "--allocations", "--array")
         with contextlib.suppress(Rejected):
-            told = call(*command, "--format", "JobID,State,ExitCode,Comment", "--jobs", missing)
+            told = call(*command, "--format", "JobID,State,ExitCode,Comment", "--jobs", arrays)
             for job, state, code, comment in (line.split("|", 3) for line in told.splitlines()):
-                # "CANCELLED by 1000"
-                found.setdefault(job, SlurmJob(job, state.split(" ", 1)[0], "", comment, code))
-    return {job: end for job, end in found.items() if job in wanted}
+                # It keeps comments only where it is set up to.
+                if job in missing and comment in ("", comments[job]):
+                    # "CANCELLED by 1000"
+                    ours[job] = SlurmJob(job, state.split(" ", 1)[0], "", comment, code)
+    return ours
 
 
 def why_ended(end: SlurmJob, last: Sequence[str]) -> tuple[str, str, str, str]:
@@ -213,8 +218,16 @@ def try_out(script: str) -> None:
     try:
         call("sbatch", "--test-only", text=script)
     except Rejected as error:
-        if not re.search(NOT_NOW, str(error)):
+        # With nodes out of service this may mean that they are missing, or that none ever fits.
+        unsure = "configuration is not available" in str(error) and not _all_nodes_serve()
+        if not unsure and not re.search(NOT_NOW, str(error)):
             raise
+
+
+def _all_nodes_serve() -> bool:
+    """Whether no node is down, drained or reserved."""
+    states = call("sinfo", "--noheader", "--format", "%T").split()
+    return all(re.fullmatch(r"(idle|mixed|allocated|completing|planned)[^*]*", s) for s in states)
 
 
 def submit_limit() -> int | None:

@@ -120,10 +120,7 @@ class _Launcher:
 
     def __init__(self, results: Path, tier: str, cluster: Cluster, launched: Launched) -> None:
         self.results, self.cluster, self.launched = results, cluster, launched
-        self.records, self.name = (
-            LaunchFolder.of(results, tier),
-            scheduler.setting("ClusterName", ""),
-        )
+        self.records = LaunchFolder.of(results, tier)
         self.existing = rundir.existing(results, tier)
         arrays, queue = self.records.in_hand()
         self.jobs = {
@@ -141,7 +138,7 @@ class _Launcher:
         """Of the runs, those to queue, in order."""
         missing = []
         for run in runs:
-            reason = _why_not(self._folder(run), run.identity in self.jobs, again)
+            reason = _why_not(run, self._folder(run), run.identity in self.jobs, again)
             if reason is None:
                 missing.append(run)
             else:
@@ -226,7 +223,7 @@ class _Launcher:
             created=time.time(),
         )
         folder = self.records.root / array.key
-        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS, python=self.cluster.python)
+        executor = SlurmExecutor(folder, max_num_timeout=ENDLESS, python=self.cluster.command)
         asked, gpus = self.cluster.options(array.resources), self.cluster.gpus_of(array.resources)
         if after:
             asked["dependency"] = ":".join(["afterany", *after])
@@ -283,14 +280,13 @@ class _Launcher:
 
 def _fitted(run: RunSpec, given: Resources, fit: bool) -> RunSpec:
     """The run on what it is given; with ``fit`` no device does more of a step at once."""
-    asked, parts = run.resources, run.settings.runtime.accumulate
-    wanted, devices = asked.nodes * asked.gpus * parts, given.nodes * given.gpus
-    if not fit or devices == asked.nodes * asked.gpus:
+    devices, wanted = given.devices, run.resources.devices * run.settings.runtime.accumulate
+    if not fit or devices >= run.resources.devices:
         return replace(run, resources=given)
     if wanted % devices:
         raise ConfigError(
             f"--fit: {run.name} does a step in {wanted} parts, which {devices} devices cannot "
-            "share evenly; give it a number of devices that divides them"
+            "share evenly; give it a number of devices that divides the parts"
         )
     runtime = run.settings.runtime.model_copy(update={"accumulate": wanted // devices})
     settings = run.settings.model_copy(update={"runtime": runtime})
@@ -303,7 +299,7 @@ def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:
     return 0 if before is None else 1 + _rank(before, runs)
 
 
-def _why_not(folder: RunDir, queued: bool, again: bool) -> str | None:
+def _why_not(run: RunSpec, folder: RunDir, queued: bool, again: bool) -> str | None:
     """Why a run is not queued; None if it is."""
     try:
         result = folder.result()
@@ -319,4 +315,7 @@ def _why_not(folder: RunDir, queued: bool, again: bool) -> str | None:
     if status.state == "failed" and status.cause not in AUTOMATIC and not again:
         cause = status.cause
         return f"failed ({cause}); when that is mended: lsa retry --cause {cause}"
+    parts = run.settings.runtime.accumulate
+    if folder.root.exists() and folder.settings().runtime.accumulate < parts:
+        return f"begun with steps in fewer than {parts} parts; lsa gc STUDY moves them away first"
     return None

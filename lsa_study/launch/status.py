@@ -188,9 +188,10 @@ def _of_tier(runs: Sequence[RunRef], records: LaunchFolder) -> list[RunStatus]:
         for row in rows
         if row.state == "lost" or (row.state, row.cause) == ("stopped", "preempted")
     ]
-    ended = scheduler.ended(filter(None, unsure)) if state == scheduler.GONE else {}
+    asked = {job: comments[job] for job in unsure if job is not None}
+    ended = scheduler.ended(asked) if state == scheduler.GONE else {}
     for place, row in enumerate(rows):
-        if row.job in ended and ended[row.job].comment in ("", comments[row.job]):
+        if row.job in ended:
             last = last_lines(outputs[row.job])
             rows[place] = _row(runs[place], ended[row.job], records, last)
     return [_with_lives(row, records.lives(row.identity)) for row in rows]
@@ -218,7 +219,7 @@ def _row(
         attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1,
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
-    writer, cancelled = run.folder.writer() is not None, records.cancelled(run.identity).exists()
+    writer, cancelled = run.folder.writer() is not None, records.is_cancelled(run.identity)
     row = judge(row, writer, job, age, cancelled=cancelled, last=last)
     return row if row.state == "running" else replace(row, eta_seconds=None)
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lsa_study.config.names import nearest
 from lsa_study.config.settings import flatten
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import writable
@@ -354,7 +355,7 @@ def _tracker_of(run_dir: RunDir, asked: str | None, flags: Values) -> str:
     hint = run_dir.settings().runtime.tracker
     tracker = asked or ("tensorboard" if hint == "none" else hint)
     if tracker not in TRACKERS:
-        raise ConfigError(f"--tracker {tracker}: no such tracker; known: {', '.join(TRACKERS)}")
+        raise ConfigError(f"--tracker {tracker}: no such tracker; {nearest(tracker, TRACKERS)}")
     if flags and tracker != "wandb":
         raise ConfigError(
             f"--mode, --project, --entity, --group and --tag are for wandb, not for {tracker}; "

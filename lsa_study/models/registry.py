@@ -6,7 +6,6 @@ settings file cannot say.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from lsa_study.config import layers
+from lsa_study.config.names import nearest
 from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp, ElsaOp, Op, UnifiedOp
 from lsa_study.config.settings import Backbone, Model
 from lsa_study.errors import ConfigError
@@ -121,9 +121,7 @@ def build_model(name: str, **overrides: Any) -> nn.Module:
     """
     known = [*MODELS, *TIMM_MODELS]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-        raise ConfigError(f"model {name!r} is not one of the study's; {hint}")
+        raise ConfigError(f"model {name!r} is not one of the study's; {nearest(name, known)}")
     network: nn.Module = timm.create_model(name, **overrides)
     return network
 

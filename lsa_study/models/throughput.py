@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import lsa_kernels
 from lsa_study import measure
-from lsa_study.errors import ConfigError, EnvironmentLacks
-from lsa_study.files import cpu_name, write_json
+from lsa_study.config.names import nearest
+from lsa_study.errors import ConfigError
+from lsa_study.files import write_json
+from lsa_study.machine import cpu_name, device_kind
 
 LSA = "lsa_swin_tiny"
 LAYERS = (
@@ -31,7 +33,7 @@ Contender = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Timing:
+class _Timing:
     """Seconds of one call: median, and the quartiles around it; peak extra memory."""
 
     median: float
@@ -43,7 +45,7 @@ class Timing:
 
 def interleaved(
     contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
-) -> dict[str, Timing]:
+) -> dict[str, _Timing]:
     """Time contenders in turns, A B C A B C, so that what the machine does affects them alike.
 
     Each is called twice before, apart. Rounds go on for ``seconds`` in all, three at least.
@@ -70,11 +72,11 @@ def interleaved(
                 taken[name].append(time.perf_counter() - begun)
     finally:
         gc.enable()
-    found: dict[str, Timing] = {}
+    found: dict[str, _Timing] = {}
     for name, times in taken.items():
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
         peak = _peak_bytes(contenders[name], device)
-        found[name] = Timing(median, low, high, len(times), peak)
+        found[name] = _Timing(median, low, high, len(times), peak)
     return found
 
 
@@ -129,17 +131,19 @@ def bench(
         ConfigError: a network is unknown.
         EnvironmentLacks: the device is not here, or the results cannot be written.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentLacks(f"--device {device}: torch finds no GPU here; give cpu")
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
+    place = torch.device(device or device_kind("auto"))
+    if place.type == "cuda":
+        device_kind("cuda")
     number = batch or (128 if place.type == "cuda" else 8)
     sized = {} if size == 224 else {"img_size": size}
     torch.manual_seed(0)
     networks: dict[str, nn.Module] = {}
     for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
         if not timm.is_model(name):
-            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "elsa_swin_tiny"
-            raise ConfigError(f"{name}: no such network; such as {near}")
+            near = nearest(name, timm.list_models(f"*{name.split('_')[0]}*") or LAYERS)
+            raise ConfigError(f"{name}: no such network; {near}")
         networks[name] = timm.create_model(name, **sized).to(place)
     images = torch.randn(number, 3, size, size, device=place)
     found: dict[str, dict[str, Any]] = {}

@@ -8,18 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from lsa_study.errors import LsaError
-from lsa_study.files import guard_output
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals, train
 
 
 def main(folders: list[str]) -> int:
     """Train the folders; returns the exit code."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     if not folders:
         console.print("usage: python -m lsa_study.training RUN_DIR...", markup=False)
         return 2

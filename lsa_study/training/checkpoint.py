@@ -6,9 +6,10 @@ They hold tensors and plain values only and are read without unpickling code.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import pickle
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +19,14 @@ import torch
 from torch import Tensor
 
 from lsa_study import files
-from lsa_study.errors import EnvironmentLacks
+from lsa_study.errors import EnvironmentLacks, explained
 from lsa_study.rundir import RunDir
 
 KEPT = 3
 """Checkpoints that must fit on the disk: the last, the one before, and the one being written."""
-TORN = (
-    OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile
-)  # fmt: skip
-"""What reading a checkpoint raises that was cut or damaged."""
+
+PAUSES = (1.0, 4.0, 10.0)
+"""Seconds between the attempts to read from a disk that fails."""
 
 
 def save(run_dir: RunDir, state: dict[str, Any]) -> None:
@@ -46,14 +46,50 @@ def save(run_dir: RunDir, state: dict[str, Any]) -> None:
 
 
 def load(run_dir: RunDir) -> dict[str, Any] | None:
-    """Read the last whole checkpoint; None where there is none."""
+    """Read the last whole checkpoint; None where nothing is done yet.
+
+    Raises:
+        EnvironmentLacks: a file cannot be read, or epochs are done and no checkpoint is whole.
+    """
+    found = False
     for path in (run_dir.last_checkpoint, run_dir.previous_checkpoint):
-        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
+        if (content := _read(path)) is None:
+            continue
+        found = True
+        try:
             # torch itself does not compare the checksums it writes.
-            if archive.testzip() is None:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.ZipFile(io.BytesIO(content)).testzip() is None:
+                state: dict[str, Any] = torch.load(
+                    io.BytesIO(content), map_location="cpu", weights_only=True
+                )
                 return state
+        except Exception as error:  # zipfile and torch raise a dozen kinds of a damaged file
+            if explained(error) is not error:
+                raise
+    epochs = len(run_dir.metrics())
+    # The first epoch is recorded just before its checkpoint is written.
+    if found or epochs > 1:
+        raise EnvironmentLacks(
+            f"{run_dir.last_checkpoint}: is {'damaged' if found else 'missing'}, the one before it "
+            f"too, and {epochs} epochs are recorded; bring a copy back, or move the run's folder "
+            "away to begin anew"
+        )
     return None
+
+
+def _read(path: Path) -> bytes | None:
+    """What a file holds; None if there is none. A disk that fails is asked again."""
+    for pause in PAUSES:
+        with contextlib.suppress(OSError):
+            return files.read_whole(path)
+        time.sleep(pause)
+    try:
+        return files.read_whole(path)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"{path}: cannot be read ({error.strerror}, {len(PAUSES) + 1} times); nothing was "
+            "trained. Mend the disk, then call the same again"
+        ) from error
 
 
 def save_weights(run_dir: RunDir, weights: dict[str, Tensor]) -> None:

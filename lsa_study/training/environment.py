@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import torch
 
 import lsa_study
 from lsa_study.config.settings import Runtime, Train
-from lsa_study.errors import EnvironmentLacks
+from lsa_study.machine import device_kind
 
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
 
@@ -27,15 +26,9 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
     """The device the settings ask for; ``auto`` takes a GPU where there is one.
 
     Raises:
-        EnvironmentLacks: a GPU is asked for and none can be used.
+        EnvironmentLacks: a GPU is asked for, or is there, and cannot be used.
     """
-    usable = torch.cuda.is_available()
-    if runtime.device == "cuda" and not usable:
-        raise EnvironmentLacks(
-            "runtime.device = cuda: torch can use no GPU here; set runtime.device: auto or cpu",
-            cause="node",
-        )
-    if runtime.device == "cpu" or not usable:
+    if device_kind(runtime.device) == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -63,6 +56,8 @@ def peak_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

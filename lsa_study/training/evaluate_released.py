@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -13,9 +12,11 @@ from torch import nn
 
 from lsa_study import data
 from lsa_study.config import study
+from lsa_study.config.names import nearest
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
+from lsa_study.machine import cores, device_kind
 from lsa_study.models import MODELS, TIMM_MODELS, pretrained, read_checkpoint
 from lsa_study.training.evaluate import evaluate
 
@@ -42,11 +43,11 @@ def evaluate_weights(
         DataLacks: the images are missing.
     """
     if source not in get_args(pretrained.Source):
-        known = ", ".join(get_args(pretrained.Source))
-        raise ConfigError(f"--source {source}: no such release; known: {known}")
+        hint = nearest(source, get_args(pretrained.Source))
+        raise ConfigError(f"--source {source}: no such release; {hint}")
     settings = _settings(name, root, image_size, crop_share)
     state = read_checkpoint(weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_kind("auto")
     sets = data.load(settings, device=device)
     network = _network(name, settings.data.image_size, sets.source.num_classes, window)
     try:
@@ -77,16 +78,14 @@ def _settings(
     timms = timm.list_models(["swin_*", "volo_*"], exclude_filters=list(MODELS))
     known = [*MODELS, *TIMM_MODELS]
     if name not in (*known, *timms):
-        raise ConfigError(
-            f"{name}: no such network; known: {', '.join(known)}, and timm's Swins and VOLOs"
-        )
+        raise ConfigError(f"{name}: no such network; {nearest(name, [*known, *timms])}")
     own = timm.get_pretrained_cfg(TIMM_MODELS.get(name, name))
     overrides = [
         f"data.image_size={image_size or own.input_size[-1]}",
         f"evaluation.crop_share={own.crop_pct if crop_share is None else crop_share}",
         # Not for training: the images under train only name the classes.
         "data.train_limit=1",
-        f"runtime.workers={min(8, len(os.sched_getaffinity(0)))}",
+        f"runtime.workers={min(8, cores())}",
         *([f"data.root={root}"] if root else []),
     ]
     loaded = study.load_study("table1", tier="paper", only="swin", overrides=overrides)

@@ -34,7 +34,7 @@ class Monitor:
         self.settings, self.epochs = settings, settings.train.epochs
         self.now = Status(
             epochs=self.epochs, attempt=attempt, host=socket.gethostname(), job=job(),
-            pid=os.getpid(), message="starting",
+            pid=os.getpid(), message="starting", saved=run_dir.status().saved,
         )  # fmt: skip
         path = run_dir.attempt_folder(attempt) / "log.txt" if attempt else Path(os.devnull)
         self._log = path.open("a", encoding="utf-8")
@@ -73,6 +73,11 @@ class Monitor:
             self.status("running", epoch=epoch, step=step, message=message, eta_seconds=left)
         if now - self._last_line >= self.settings.runtime.log_seconds:
             self._line(message)
+
+    def saved(self, done: float, epoch: int, step: int) -> None:
+        """Note what the last checkpoint holds."""
+        left = self.eta(done)
+        self.status("running", epoch=epoch, step=step, saved=(epoch, step), eta_seconds=left)
 
     def epoch(self, message: str) -> None:
         """Log an epoch's numbers; show them when a line is due, and always after the last."""

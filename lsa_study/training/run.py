@@ -16,8 +16,8 @@ from lsa_study import data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Datasets
-from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of
-from lsa_study.files import cpu_name
+from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of, explained
+from lsa_study.machine import cpu_name
 from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
@@ -75,14 +75,16 @@ class _Attempt:
             monitor.status("stopped", message="left at once; the last checkpoint stands")
             raise
         except Exception as error:
-            message = str(error)
+            shown = explained(error)
+            message = str(shown)
             if not isinstance(error, LsaError):
-                message = f"{type(error).__name__}: {error}"
                 monitor.log("".join(traceback.format_exception(error)))
+            if not isinstance(shown, LsaError):
+                message = f"{type(error).__name__}: {error}"
             monitor.say(message)
             # On a full disk even these few bytes may not fit; the message is on the console then.
             with contextlib.suppress(EnvironmentLacks):
-                monitor.status("failed", cause=cause_of(error), message=message)
+                monitor.status("failed", cause=cause_of(shown), message=message)
             return "failed"
 
     def _train(self) -> str:
@@ -104,12 +106,7 @@ class _Attempt:
                 loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
-            except RuntimeError as error:
-                # On a GPU, or of torch's allocator on a CPU.
-                if not isinstance(error, torch.OutOfMemoryError) and (
-                    "DefaultCPUAllocator" not in str(error)
-                ):
-                    raise
+            except torch.OutOfMemoryError as error:  # on a GPU
                 at, parts = self.progress, settings.runtime.accumulate
                 return self._end(
                     "oom",

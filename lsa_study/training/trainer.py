@@ -298,4 +298,5 @@ class Trainer:
         if self.ranks.first:
             state = {**self.stepper.state_dict(), "progress": self.progress.plain()}
             checkpoint.save(self.run_dir, state)
+            self.monitor.saved(self._done(), self.progress.epoch, self.progress.step)
         self._saved = time.monotonic()

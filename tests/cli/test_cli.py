@@ -51,7 +51,7 @@ def test_plan_as_json_has_the_promised_keys():
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["plan", "table99"], 2, "lsa: table99: no such study; known: all,"),
+        (["plan", "zzz"], 2, "lsa: zzz: no such study; known: all,"),
         (["plan", "table1", "--tier", "big"], 2, "no such tier; known: toy, proxy, paper"),
         (["plan", "table1", "--only", "zzz"], 2, "matches no variant of table1"),
         (["plan", "table1", "--set", "train.epoch=3"], 2, "did you mean train.epochs?"),
@@ -61,6 +61,22 @@ def test_plan_as_json_has_the_promised_keys():
         (["plan", "table1", "--seeds", "3-1"], 2, "holds no seed"),
         (["plan", "table1", "--nonsense"], 2, "No such option"),
         (["plan"], 2, "Missing argument"),
+        (["plan", "tabel1"], 2, "tabel1: no such study; did you mean table1?"),
+        (["plan", "table1", "--tier", "pqper"], 2, "no such tier; did you mean paper?"),
+        (
+            ["plan", "table1", "--only", "swni"],
+            2,
+            "matches no variant of table1; did you mean swin?",
+        ),
+        (["plan", "table1", "--seeds", "0-99999999999"], 2, "--seeds 0-99999999999: not seeds"),
+        (["plan", "table1", "--seeds", "0-999999999"], 2, "--seeds: not up to 100000 seeds"),
+        (["plan", "table1", "--seeds", "²"], 2, "not seeds; write 0-2 or 0,3,5"),
+        (["plan", "table1", "--set", "train.lr={a: 1, a: 2}"], 2, "a is set twice"),
+        (["why", "table1", "swni"], 2, "swni: is no row of table1; did you mean swin?"),
+        (["status", "tabel1"], 2, "did you mean table1?"),
+        (["bench", "elsa_swin_tny"], 2, "did you mean elsa_swin_tiny?"),
+        (["claims", "--tier", "tyo"], 2, "no such tier; did you mean toy?"),
+        (["retry", "--cause", "oom-hots"], 2, "no such cause; did you mean oom-host?"),
     ],
 )
 def test_bad_input_ends_with_a_message_and_exit_code_2(arguments, code, message):
@@ -91,6 +107,27 @@ def test_an_unknown_preset_ends_with_exit_code_2(tmp_path):
     message = "swin_smal is no preset of experiments/base/presets.yaml; did you mean swin_small?"
     assert found.stderr == f"lsa: {path}:7: {message}\n"
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "logs swin", "why table1 swin", "diff a b", "claims", "track swin", "retry",
+     "cancel swin", "gc", "table table1", "plots table1", "report table1"],
+)  # fmt: skip
+def test_a_mistyped_results_folder_is_not_made(tmp_path, command):
+    (tmp_path / "results").mkdir()
+    found = lsa(*command.split(), "--results", tmp_path / "reslts")
+    assert found.returncode == 2, found.stderr
+    folder = tmp_path / "results"
+    assert f"reslts: no such folder; did you mean {folder}?" in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_only_commands_that_write_take_a_folder_that_is_not_there(tmp_path):
+    found = lsa("status", "--results", tmp_path / "none")
+    assert found.returncode == 2
+    assert "no such folder; give the one that lsa run has made" in found.stderr
+    assert lsa("table", "table2", "--results", tmp_path / "new").returncode == 0
 
 
 def test_missing_data_ends_with_exit_code_3_and_leaves_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Settings: what is refused and with which message, and what an identity depends on."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +58,47 @@ def test_all_mistakes_are_named_at_once_with_the_nearest_name():
 )
 def test_a_wrong_value_is_named(override, message):
     assert any(message in line for line in mistakes(override)), mistakes(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.lr=.inf", "train.lr=.nan", "train.lr=1.0e+31", "train.min_lr=-.inf",
+        "train.warmup_epochs=.inf", "train.weight_decay=.inf", "train.clip_grad=.inf",
+        "train.batch_size=10000000000", "train.lr_batch=10000000000", "train.epochs=10000000",
+        "train.norm_batch=99999999", "data.image_size=1000000", "data.train_limit=1e99",
+        "model.op.size=99999", "seed=99999999999", "seed=true", "augment.crop_scale=[0.9, 0.1]",
+        "augment.crop_scale=[.nan, 1.0]", "augment.crop_scale=[0.0, 1.0]", "augment.crop_pad=99999",
+        "augment.crop_scale=[0.5, 1.5]", "augment.crop_ratio=[2.0, 0.5]", "augment.mixup=.inf",
+        "augment.crop_ratio=[-1.0, 1.0]", "augment.color_jitter=.inf", "augment.cutmix=1.0e+9",
+        "augment.rand_augment=strong", "augment.rand_augment=rand-m9-x3", "augment.rand_augment=''",
+        "runtime.checkpoint_seconds=.inf", "runtime.log_seconds=.nan", "runtime.workers=100000",
+        "evaluation.crop_share=1.0e-9", "evaluation.batch_size=99999999999",
+        "train.tokens={labels: plain, mix_token: .inf}",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_when_it_is_read(override):
+    key = override.partition("=")[0]
+    assert any(line.startswith(f"--set {override}: {key}") for line in mistakes(override))
+
+
+def test_policies_of_randaugment_are_those_that_timm_builds():
+    from timm.data.auto_augment import rand_augment_transform
+
+    for policy in ("rand", "rand-m9", "rand-m9-mstd0.5-inc1", "rand-m15-n3-p0.3-mmax20-mstd101",
+                   "rand-tweights-m7", "rand-t3a-inc0-p1", "rand-t3aw-n2-p1.0"):  # fmt: skip
+        assert settings(f"augment.rand_augment={policy}").augment.rand_augment == policy
+        rand_augment_transform(policy, {"translate_const": 9, "img_mean": (0, 0, 0)})
+    for policy in ("m9", "Rand-m9", "rand-", "rand-m9-", "rand-m9.5", "rand-inc2", "rand-p7",
+                   "rand-k3", "rand-n0", "rand-m-9", "rand m9", "rand-mstdinf"):  # fmt: skip
+        assert (
+            "is no RandAugment policy; write it as timm does"
+            in mistakes(f"augment.rand_augment={policy}")[0]
+        )
+
+
+def test_a_wrong_word_is_answered_with_the_nearest():
+    assert mistakes("model.backbone=swin_mikro")[0].endswith("did you mean swin_micro?")
 
 
 def test_an_even_area_cannot_be_centred():
@@ -214,6 +256,73 @@ class TestYaml:
         for text in ("a: !!python/object/apply:os.getcwd []\n", "a: !!python/name:os.getcwd\n"):
             assert self.refusal(tmp_path, text).startswith("/x.yaml:1")
         assert "use plain values" in self.refusal(tmp_path, "a: !thing {b: 1}\n")
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ("!!bool maybe", "'maybe' is not true or false"),
+            ("!!float x", "'x' is not a number"),
+            ("!!int ''", "'' is not a number"),
+            ("!!timestamp x", "timestamp is unknown; quote it"),
+            ("!!binary eA==", "binary is unknown; quote it"),
+            ("2024-02-30", "'2024-02-30' would be a timestamp; quote it"),
+            ("1:30", "'1:30' is read in base 8 or 60"),
+            ("0777", "'0777' is read in base 8 or 60"),
+            ("1" * 6000, "too long for a number"),
+            ("0x" + "f" * 6000, "too long for a number"),
+            (r'"\e[31m"', r"holds the control character '\x1b'; drop it"),
+            (r'{"\0": 1}', r"holds the control character '\x00'; drop it"),
+            (r'"\ud800"', None),
+            ("\x9b", r"holds the control character '\x9b'; drop it"),
+            ("&b [*b]", "*b stands for nothing written before"),
+            ("&b {c: {d: *b}}", "*b stands for nothing written before"),
+            ("*b", "*b stands for nothing written before"),
+            ("[" * 40 + "]" * 40, "nested over 30 deep"),
+            ("[" * 40_000 + "]" * 40_000, None),
+            ("1\n---\nb: 2", "a second document begins; keep one"),
+            ("{[1]: 2}", "a list or mapping cannot be a key"),
+        ],
+    )
+    def test_what_is_not_plain(self, tmp_path, value, message):
+        found = self.refusal(tmp_path, f"first: 1\na: {value}\n")
+        assert found.startswith("/x.yaml:"), found
+        assert message is None or message in found
+
+    def test_aliases_are_counted_each_time(self, tmp_path):
+        doubled = "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(25))
+        assert "aliases counted" in self.refusal(tmp_path, f"a0: &a0 [x, x]\n{doubled}")
+        deeper = "".join(f"a{i + 1}: &a{i + 1} [[[*a{i}]]]\n" for i in range(12))
+        assert "nested over" in self.refusal(tmp_path, f"a0: &a0 [x]\n{deeper}")
+        found = self.read(tmp_path, "a: &a [1, {b: 2}]\nc: [*a, *a]\nd: &s 3\ne: *s\n").data
+        assert found["c"] == [found["a"]] * 2
+        assert found["e"] == 3
+
+    def test_other_systems_files(self, tmp_path):
+        path = tmp_path / "x.yaml"
+        path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: [2]\r\n")
+        assert yaml.read(path).data == {"a": 1, "b": [2]}
+        path.write_bytes("a: 1".encode("utf-16"))
+        with pytest.raises(ConfigError, match=r"x\.yaml:1: is not UTF-8; save the file as UTF-8"):
+            yaml.read(path)
+
+    def test_no_file_of_text(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.yaml")
+        (tmp_path / "large.yaml").write_bytes(b"#" * 3_000_000)
+        for name, message in (
+            ("pipe.yaml", "is no file"),
+            ("large.yaml", "is over"),
+            ("", "is no"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                yaml.read(tmp_path / name)
+
+    def test_a_value_of_the_command_line(self):
+        assert yaml.parse("1.5") == 1.5
+        assert yaml.parse("a: b: c") == "a: b: c"
+        assert yaml.parse("") is None
+        for text in ("{a: 1, a: 2}", "&a [*a]", "!!float x", "\x1b"):
+            with pytest.raises(ConfigError, match=r"^--set k: "):
+                yaml.parse(text, "--set k")
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):

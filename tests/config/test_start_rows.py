@@ -35,7 +35,7 @@ def test_other_settings_of_the_first_row_make_another_second(tmp_path):
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        ("{row: hole}", "train.start.row 'hole' is no row; known: tuned, whole"),
+        ("{row: hole}", "train.start.row 'hole' is no row; did you mean whole?"),
         ("{row: tuned}", "tuned from tuned: no row is first"),
         ("{row: whole, recipe: abc}", "train.start.recipe is filled in by itself; drop it"),
         ("{}", "train.start: give either row or weights"),

@@ -1,6 +1,8 @@
 """ImageNet's folders: real files, real worker processes."""
 
+import errno
 import multiprocessing
+import os
 import signal
 import subprocess
 
@@ -121,6 +123,96 @@ def test_a_damaged_image_is_named(small, root, workers):
         images_of(sets)
     assert str(told.value).startswith(str(path))
     assert "Traceback" not in str(told.value)
+
+
+# -- trees as they are found ----------------------------------------------------------------------
+
+
+def test_hidden_files_of_desktops_and_notebooks_are_no_images(small, root, encoded):
+    wanted = data.load(small()).source
+    imagenet.listings.cache_clear()
+    for split in ("train", "val"):
+        for folder in (root / "imagenet" / split, root / "imagenet" / split / "n02"):
+            for name in (".DS_Store", "._n02_0.JPEG", "._n09.parquet"):
+                (folder / name).write_bytes(b"\0\5\26\7")
+            (folder / ".ipynb_checkpoints").mkdir()
+            (folder / ".ipynb_checkpoints" / "a-checkpoint.JPEG").write_bytes(encoded(1))
+    assert data.load(small()).source == wanted
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        (["train/n02"], "train/n02: holds no images; bring them back, or remove the folder here"),
+        (["train/n02", "val/n02"], "train/n02: holds no images"),
+        (["val/n01", "val/n02", "val/n03"], "val: holds no images"),
+        (["val/n02"], None),
+    ],
+)
+def test_labels_follow_the_names_of_folders(small, root, gone, named):
+    for folder in gone:
+        for path in (root / "imagenet" / folder).iterdir():
+            path.unlink()
+    if named is not None:
+        with pytest.raises(DataLacks, match=named):
+            data.check(small())
+        return
+    for listing in imagenet.listings(paths.layout_of_imagenet(root)):
+        for name, label in zip(listing.names, listing.labels, strict=True):
+            assert name.decode().startswith(["n01", "n02", "n03"][label])
+
+
+def test_images_of_a_class_that_train_lacks_are_named(small, root):
+    for path in (root / "imagenet" / "train" / "n02").iterdir():
+        path.unlink()
+    (root / "imagenet" / "train" / "n02").rmdir()
+    with pytest.raises(DataLacks, match="val: holds n02; wanted are the same <wnid>/ folders"):
+        data.check(small())
+
+
+def test_what_only_has_the_name_of_an_image(small, root):
+    """A lost link is named where it is read; a pipe is not waited for."""
+    folder = root / "imagenet" / "train" / "n02"
+    os.mkfifo(folder / "pipe.JPEG")
+    assert data.load(small()).source.train_images == 6
+    imagenet.listings.cache_clear()
+    (folder / "lost.JPEG").symlink_to(folder / "nowhere")
+    with pytest.raises(DataLacks, match=r"lost\.JPEG: cannot be decoded \(.*No such file"):
+        images_of(data.load(small()))
+
+
+# -- loading processes that fail ------------------------------------------------------------------
+
+
+def test_a_full_shared_memory_is_reported(small, monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(RuntimeError, match="unable to allocate shared memory"):
+        images_of(data.load(small(runtime__workers=1)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_loading_process_can_be_started(small, monkeypatch):
+    def none(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(torch.multiprocessing, "Queue", none)
+    with pytest.raises(RuntimeError, match=r"shared memory: .*Read-only"):
+        images_of(data.load(small(runtime__workers=1)))
+
+
+def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(small, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(multiprocessing.reduction, "DupFd", refused)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
+        images_of(data.load(small(runtime__workers=1)))
+
+
+# -- contents -------------------------------------------------------------------------------------
 
 
 def test_strange_folders_are_refused(small, root):

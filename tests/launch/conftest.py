@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from lsa_study.config import study
@@ -17,3 +20,53 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+class ScriptedSlurm:
+    """SLURM's commands as scripts that print what a test says and note how they were called."""
+
+    COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "sacct", "sacctmgr")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for command in self.COMMANDS:
+            self.answers(command, "")
+        self.cluster("study")
+        self.answers("sbatch", "Submitted batch job 41")
+
+    def answers(self, command, text, *, code=0):
+        """From now on the command prints this, as an error if it fails."""
+        (self.folder / f"{command}.answer").write_text(f"{text}\n" if text else "")
+        place, stream = self.folder / command, 2 if code else 1
+        place.write_text(
+            f'#!/bin/sh\necho "$0 $*" >> {self.folder}/calls\nenv >> {place}.env\n'
+            f"cat {place}.answer >&{stream}\nexit {code}\n"
+        )
+        place.chmod(0o755)
+
+    def cluster(self, name):
+        self.answers("scontrol", f"ClusterName = {name}\nMaxArraySize = 1001")
+
+    def queue(self, *lines):
+        """Lines of id, state, reason and comment, with a bar between."""
+        self.answers("squeue", "\n".join(lines))
+
+    def calls(self, command):
+        """The arguments of each call so far."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        begin = f"{self.folder / command} "
+        return [line.removeprefix(begin) for line in lines if line.startswith(begin)]
+
+    def environment(self, command):
+        """Names of the variables that the command ever got."""
+        lines = (self.folder / f"{command}.env").read_text().splitlines()
+        return {line.partition("=")[0] for line in lines}
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    scripted = ScriptedSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{scripted.folder}:{os.environ['PATH']}")
+    return scripted

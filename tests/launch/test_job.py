@@ -13,11 +13,16 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from lsa_study.config import study
-from lsa_study.launch.job import RunTask, rank_variables
+from lsa_study.launch import process
+from lsa_study.launch.cluster import Cluster
+from lsa_study.launch.job import RunTask, _Life, rank_variables
 from lsa_study.launch.records import LaunchFolder, error_of
+from lsa_study.launch.retry import retry
 from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
 from lsa_study.launch.status import RunStatus, judge
 from lsa_study.rundir import RunDir
+from lsa_study.training import StopOnSignals
+from lsa_study.training.monitor import Monitor
 
 TWO_NODES = {
     "SLURM_NTASKS": "16", "SLURM_JOB_ID": "812", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
@@ -137,3 +142,131 @@ def test_complaints_lose_the_names_of_programs():
         "Invalid job array specification"
     )
     assert plain_words("") == ""
+
+
+# -- lives that gain nothing --------------------------------------------------------------------
+
+
+def note(run, *lives):
+    """Lives of a run: its job, what was saved at its begin and at its end, and why it ended."""
+    records = LaunchFolder.of_run(run.root)
+    for number, (job, begun, ended, why) in enumerate(lives):
+        facts = {"job": job, "restart": number, "start": 0.0, "host": "n1", "gpus": 1}
+        end = {} if why is None else {"end": 1.0, "why": why, "ended_at": ended}
+        records.note_life(run.identity, facts | {"begun_at": begun} | end)
+    return records
+
+
+STILL = ("7", [0, 0], [0, 0], "preempted")
+
+
+@pytest.mark.parametrize(
+    ("lives", "of_run", "of_job"),
+    [
+        ([STILL] * 3, True, True),
+        ([STILL] * 2, False, False),
+        ([("7", [0, 0], [0, 9], "timeout"), *[STILL] * 3], True, True),
+        ([*[STILL] * 3, ("7", [0, 0], [0, 1], "timeout")], False, False),
+        ([*[STILL] * 2, ("8", [0, 0], [0, 0], "lost")], True, False),
+        ([*[STILL] * 2, ("7", [0, 0], None, None)], False, False),
+        ([*[STILL] * 3, ("7", [0, 0], None, None)], True, True),
+        ([("7", [2, 5], [3, 0], "preempted"), *[("7", [3, 0], [3, 0], "timeout")] * 3], True, True),
+        ([("7", [2, 5], [2, 6], "preempted")] * 3, False, False),
+    ],
+)
+def test_three_lives_that_saved_nothing_are_idle(make_run, lives, of_run, of_job):
+    run = make_run()
+    records = note(run, *lives)
+    assert records.idle(run.identity) == of_run
+    assert records.idle(run.identity, "7") == of_job
+
+
+class Job:
+    """A life of a run in job 7, without training."""
+
+    def __init__(self, run, monkeypatch, slurm):
+        self.run, self.slurm, self.trained = run, slurm, 0
+        monkeypatch.setenv("LSA_JOB", "7")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "9")
+        monkeypatch.setattr(process, "train", self.train)
+        self.stop = StopOnSignals()
+        self.saves = (0, 0)
+
+    def train(self, *_):
+        self.trained += 1
+        self.stop.signal = signal.SIGUSR2
+        self.run.write_status(self.run.status().model_copy(update={"saved": self.saves}))
+        return "stopped"
+
+    def live(self):
+        return _Life(self.run, self.stop).carry_out()
+
+    @property
+    def requeued(self):
+        return "requeue 7" in self.slurm.calls("scontrol")
+
+
+@pytest.fixture
+def job(make_run, monkeypatch, slurm):
+    return Job(make_run(), monkeypatch, slurm)
+
+
+@pytest.mark.parametrize(
+    ("last", "cause"), [("preempted", "preempted"), ("timeout", "timeout"), (None, "lost")]
+)
+def test_a_job_that_never_saves_is_given_up(job, last, cause, tmp_path):
+    """None: killed before it could note its end, and started again by SLURM."""
+    note(job.run, STILL, STILL, ("7", [0, 0], [0, 0], last))
+    with pytest.raises(SystemExit) as ended:
+        job.live()
+    assert (ended.value.code, job.trained, job.requeued) == (1, 0, False)
+    status = job.run.status()
+    assert (status.state, status.cause) == ("failed", cause)
+    ends = f"preempted, preempted, {last or 'node'}"
+    assert f"3 lives in a row ended ({ends}) with nothing saved; give it more" in status.message
+    assert f"lsa retry --cause {cause}" in status.message
+    assert (
+        "its last 3 lives gained nothing" in retry(tmp_path / "results", (), Cluster()).lines()[0]
+    )
+    asked = retry(tmp_path / "results", (), Cluster(), causes=[cause])
+    assert [run.identity for run in asked.local] == [job.run.identity]
+
+
+@pytest.mark.parametrize(("saved", "goes_on"), [((0, 0), False), ((0, 1), True)])
+def test_it_goes_back_into_the_queue_only_for_something(job, saved, goes_on):
+    """The third life ends by a signal that asks it to come back."""
+    note(job.run, STILL, STILL)
+    job.saves = saved
+    if goes_on:
+        assert job.live() == "stopped"
+    else:
+        with pytest.raises(SystemExit):
+            job.live()
+        assert job.run.status().state == "failed"
+    assert (job.trained, job.requeued) == (1, goes_on)
+
+
+def test_other_jobs_of_the_run_do_not_count(job):
+    """It was asked for again, perhaps with more hours."""
+    note(job.run, *[("6", [0, 0], [0, 0], "timeout")] * 3)
+    assert job.live() == "stopped"
+    assert job.requeued
+
+
+def test_records_that_cannot_be_written_keep_no_run_from_training(job):
+    """As after ``chmod -R g+w``, for a group."""
+    records = LaunchFolder.of_run(job.run.root)
+    records.folder("lives")
+    records.root.chmod(0o770)
+    assert job.live() == "stopped"
+    assert job.trained == 1
+
+
+def test_what_is_saved_outlives_attempts_that_die_early(make_run):
+    run = make_run()
+    for life in range(2):
+        with run.owned() as (mine, attempt), Monitor(mine, run.settings(), attempt, None) as seen:
+            if life == 0:
+                seen.saved(1.5, 1, 5)
+    status = run.status()
+    assert (status.attempt, status.epoch, status.saved) == (2, 0, (1, 5))

@@ -14,7 +14,7 @@ from rich.console import Console
 from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.launch.local import Queue, visible_gpus
+from lsa_study.launch.local import Queue
 from lsa_study.record import Status
 
 SMALL = ["train.epochs=1", "data.train_limit=64", "data.test_limit=64"]
@@ -107,13 +107,6 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     assert folder.result().attempts == 2
     assert len(folder.metrics()) == 20
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
-
-
-def test_gpus_are_those_the_scheduler_gave(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert visible_gpus() == ["2", "5"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
 
 
 def test_equal_failures_hold_the_rest(tmp_path):

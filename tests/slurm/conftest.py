@@ -48,24 +48,29 @@ SETTINGS = (
 """One run for all faults, so that one undisturbed run is their common reference."""
 
 
-def asked(*, only="swin", seeds=(0,), **resources):
+def asked(*, only="swin", seeds=(0,), overrides=(), **resources):
     """Runs of Table 1 with the settings that all share here."""
-    loaded = study.load_study("table1", only=only, seeds=seeds, overrides=SETTINGS)
+    overrides = [*SETTINGS, *overrides]
+    loaded = study.load_study("table1", only=only, seeds=seeds, overrides=overrides)
     return [
         replace(run, resources=run.resources.model_copy(update=resources)) for run in loaded.runs()
     ]
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """The run that nothing happened to."""
-    (run,) = asked()
-    folder = RunDir(tmp_path_factory.mktemp("undisturbed") / run.name)
+def trained_here(run, results):
+    """The run as it ends where nothing happens to it."""
+    folder = RunDir(results / run.name)
     folder.create(run.settings, variant=run.variant)
     command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
     # One thread, as the jobs: the order of a sum depends on their number.
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The run that nothing happened to."""
+    return trained_here(*asked(), tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture
@@ -80,10 +85,12 @@ class Trial:
     def __init__(self, results: Path, faults: Faults) -> None:
         self.results, self.faults = results, faults
         self.caused = []
+        (self.run,) = asked()
         self.cluster = Cluster(check_data="job")
 
     settings = SETTINGS
     asked = staticmethod(asked)
+    trained_here = staticmethod(trained_here)
     wait_for = staticmethod(wait_for)
 
     def cause(self, fault):
@@ -104,7 +111,7 @@ class Trial:
         self.cluster = self.cluster.model_copy(update=wishes)
 
     def launch(self, runs=None, **how):
-        return slurm.launch(runs or asked(), self.results, self.cluster, **how)
+        return slurm.launch(runs or [self.run], self.results, self.cluster, **how)
 
     def retry(self, *causes, **how):
         return retry(self.results, (), self.cluster, causes=causes, **how)
@@ -119,8 +126,7 @@ class Trial:
 
     @property
     def folder(self) -> RunDir:
-        (run,) = asked()
-        return RunDir(rundir.runs_folder(self.results, "toy") / run.name)
+        return RunDir(rundir.runs_folder(self.results, "toy") / self.run.name)
 
     @property
     def records(self) -> LaunchFolder:
@@ -150,9 +156,9 @@ class Trial:
         """Let the run's process sleep once it has done an epoch or more, well before its last.
 
         An epoch is done once its checkpoint is written, which is after its metrics: from the
-        second on the checkpoint before it is kept too.
+        second on the checkpoint before it is kept too. After 0 epochs: within the first one.
         """
-        kept = [self.folder.last_checkpoint, self.folder.previous_checkpoint][:epochs]
+        kept = [self.folder.last_checkpoint, self.folder.previous_checkpoint][: max(epochs, 1)]
 
         def done():
             records = [record for record in self.folder.metrics() if record["attempt"] == life]

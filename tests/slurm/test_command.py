@@ -51,6 +51,7 @@ def test_from_launch_to_cancel(site, lsa):
 
 def test_what_slurm_refuses_ends_with_3(site, lsa):
     told = lsa("launch", "table1", "--partition", "gpuu", "--cluster", "slurm", code=3)
-    assert told.startswith("lsa: SLURM refused array 1 of 2: ")
+    assert "#SBATCH --partition=gpuu\n" in told, "the script that was refused"
+    assert "not queued: SLURM refused array 1 of 2: " in told
     assert "known partitions: gpu, urgent" in told
     assert site.jobs() == {}

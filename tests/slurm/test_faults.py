@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,9 +47,13 @@ def leave_half_written_files(trial):
 def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_path):
     """A signal, a requeue, a time limit of one minute, a kill, each to a run of its own."""
     signalled, requeued, limited, killed = trials("signalled", "requeued", "limited", "killed")
-    limited.launch(limited.asked(hours=1 / 60))
-    limited.pause()
-    limited.cause("time limit of one minute")
+    # In its first epoch it sleeps until the limit, so that no life has time for a whole one.
+    long = ["train.epochs=1", "data.train_limit=1437", "train.batch_size=8"]
+    (limited.run,) = limited.asked(overrides=long, hours=1 / 60)
+    limited.launch()
+    limited.pause(epochs=0)
+    assert limited.folder.metrics() == []
+    limited.cause("time limit shorter than an epoch")
     for trial in (signalled, requeued, killed):
         trial.launch()
     with ThreadPoolExecutor() as pool:  # side by side: they are done in seconds
@@ -66,15 +71,18 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
     ended_as_if_nothing_had_happened(killed, undisturbed, "lost")
     ended_as_if_nothing_had_happened(signalled, undisturbed, "preempted")
     ended_as_if_nothing_had_happened(requeued, undisturbed, "preempted")
+    whole = limited.trained_here(limited.run, tmp_path)
     limited.wait_done()
     limits = limited.ends().count("timeout")  # on a busy machine one minute is short
     assert limits
-    ended_as_if_nothing_had_happened(limited, undisturbed, *["timeout"] * limits)
+    ended_as_if_nothing_had_happened(limited, whole, *["timeout"] * limits)
+    assert re.search("resumed at epoch 1, step [1-9]", printed(limited, attempt=2))
     assert (signalled.row.state, signalled.row.note) == ("done", "life 2 (1 preemption)")
     assert limited.row.note.startswith(f"life {limits + 1} ({limits} time limit")
     assert signalled.row.gpu_hours > 0
     site.drain()
-    assert scheduler.ended([requeued.row.job])[requeued.row.job].state == "COMPLETED"
+    (array,) = requeued.records.arrays()
+    assert scheduler.ended({array.job: array.comment})[array.job].state == "COMPLETED"
     assert "put back into the queue" in printed(signalled, attempt=1)
     assert "resumed at epoch" in printed(signalled, attempt=2)
     assert "resumed at epoch" not in printed(signalled, attempt=1)
@@ -85,6 +93,7 @@ def kill_and_damage(site, trial, monkeypatch, tmp_path):
     """Kill the process, tear the newest checkpoint, overwrite the status; without ``sacct``."""
     assert trial.folder.previous_checkpoint.exists()
     job = trial.row.job
+    (array,) = trial.records.arrays()
     trial.cause("kill -9 of the process")
     os.kill(trial.pid, signal.SIGKILL)
     with monkeypatch.context() as patch:
@@ -92,7 +101,7 @@ def kill_and_damage(site, trial, monkeypatch, tmp_path):
         patch.setenv("PATH", str(without_accounting(tmp_path / "bin")))
         trial.wait_state("lost")
         assert "killed" in trial.row.note
-        assert scheduler.ended(["999999", job]).keys() == {job}
+        assert scheduler.ended(dict.fromkeys(["999999", job], array.comment)).keys() == {job}
     trial.cause("newest checkpoint truncated")
     torn = trial.folder.last_checkpoint.read_bytes()
     trial.folder.last_checkpoint.write_bytes(torn[: len(torn) // 2])

@@ -64,8 +64,53 @@ def test_a_checkpoint_cannot_run_code(folder, tmp_path):
 
     torch.save({"model": Trap()}, folder.last_checkpoint)
     folder.previous_checkpoint.write_bytes(pickle.dumps(Trap()))
-    assert checkpoint.load(folder) is None
+    with pytest.raises(EnvironmentLacks, match=r"last\.pt: is damaged"):
+        checkpoint.load(folder)
     assert not marker.exists()
+
+
+def test_a_disk_that_fails_for_a_while_costs_a_while(folder, monkeypatch):
+    checkpoint.save(folder, state(1))
+    checkpoint.save(folder, state(2))
+    monkeypatch.setattr(checkpoint, "PAUSES", (0.01, 0.01))
+    content, errors = folder.last_checkpoint.read_bytes(), [OSError(116, "Stale file handle")]
+
+    def read(path):
+        if errors:
+            raise errors.pop()
+        return content
+
+    monkeypatch.setattr(checkpoint.files, "read_whole", read)
+    assert checkpoint.load(folder)["progress"] == {"epoch": 2}
+    errors += [OSError(5, "Input/output error")] * 3
+    with pytest.raises(EnvironmentLacks, match=r"last\.pt: cannot be read \(Input/output error, 3"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_epochs_that_are_done_are_not_trained_anew(folder, damage):
+    """The first one is recorded just before its checkpoint is written."""
+    folder.log_metrics({"epoch": 1, "attempt": 1})
+    assert checkpoint.load(folder) is None
+    for number in (1, 2):
+        checkpoint.save(folder, state(number))
+    folder.log_metrics({"epoch": 2, "attempt": 1})
+    for path in (folder.last_checkpoint, folder.previous_checkpoint):
+        damage(path)
+    with pytest.raises(EnvironmentLacks, match="2 epochs are recorded; bring a copy back"):
+        checkpoint.load(folder)
+
+
+def test_too_little_memory_for_a_checkpoint_is_no_damage(folder, monkeypatch):
+    checkpoint.save(folder, state(1))
+    checkpoint.save(folder, state(2))
+
+    def load(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        checkpoint.load(folder)
 
 
 def test_a_full_disk_leaves_the_old_one_intact(folder):

@@ -54,6 +54,7 @@ def test_stopping_in_mid_epoch_with_loading_processes_changes_nothing(make_run, 
     for calls, step in ((1, 2), (0, 3)):
         assert train(pieces, stop=StopAfter(calls)) == "stopped"
         assert (pieces.status().epoch, pieces.status().step) == (0, step)
+        assert pieces.status().saved == (0, step)
     assert train(pieces) == "done"
     assert equal(weights_of(whole), weights_of(pieces))
     assert without_times(whole.metrics()) == without_times(pieces.metrics())

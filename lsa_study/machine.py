@@ -1,0 +1,93 @@
+"""What this machine has for a process: cores, processor, GPUs. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from lsa_study.errors import EnvironmentLacks
+from lsa_study.files import read_whole
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time that a container may use, and in how many."""
+
+DRIVER_SECONDS = 60.0
+
+CURE = "mend that, or do without a GPU: --set runtime.device=cpu, or an empty CUDA_VISIBLE_DEVICES"
+
+
+def cores() -> int:
+    """How many cores this process may use, by its CPU set and the quota of its container."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # as on macOS
+        count = os.cpu_count() or 1
+    try:
+        used, period = map(int, QUOTA.read_text("utf-8").split())
+    except (OSError, ValueError):  # no container, or "max"
+        return count
+    return max(1, min(count, math.ceil(used / period)))
+
+
+def cpu_name() -> str:
+    """The name of this machine's processor."""
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    found = re.search(r"model name\s*: (.+)", content.decode("utf-8", "replace"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use; raises as ``device_kind`` where their driver fails."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    return _gpus()
+
+
+def _gpus() -> list[str]:
+    """The GPUs that the driver lists; none where there is no driver.
+
+    Raises:
+        EnvironmentLacks: the driver fails; its own message is repeated.
+    """
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False,
+            timeout=DRIVER_SECONDS,
+        )  # fmt: skip
+    except OSError:
+        return []
+    except subprocess.TimeoutExpired:
+        reason = f"no answer in {DRIVER_SECONDS:.0f} s"
+    else:
+        if listed.returncode == 0:
+            return re.findall(r"(?m)^GPU (\d+):", listed.stdout)
+        reason = " ".join(f"{listed.stdout} {listed.stderr}".split())
+        reason = reason or f"exit code {listed.returncode}"
+    raise EnvironmentLacks(f"nvidia-smi: {reason}; {CURE}", cause="node")
+
+
+def device_kind(asked: str) -> str:
+    """``cuda`` or ``cpu`` as asked for; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        EnvironmentLacks: a driver fails, or torch cannot use the GPU that is there or asked for.
+    """
+    import torch
+
+    if asked == "cpu":
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "auto" and not visible_gpus():
+        return "cpu"
+    _gpus()  # the driver's own message, if it fails, says more than torch's
+    reason = "it finds none"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+    raise EnvironmentLacks(f"device {asked}: torch can use no GPU ({reason}); {CURE}", cause="node")

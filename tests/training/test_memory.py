@@ -1,0 +1,77 @@
+"""Runs whose memory runs out: on the GPU, on the machine, in what loading processes share."""
+
+import re
+
+import pytest
+import torch
+
+from lsa_study.training import run, train
+from lsa_study.training.step import Stepper
+
+
+def fail_in_second_step(monkeypatch, fail):
+    original = Stepper._loss_of
+    calls = []
+
+    def loss(self, *given):
+        calls.append(1)
+        if len(calls) == 2:
+            fail()
+        return original(self, *given)
+
+    monkeypatch.setattr(Stepper, "_loss_of", loss)
+
+
+def test_out_of_memory_on_a_gpu_is_a_result(make_run, monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    fail_in_second_step(monkeypatch, full)
+    folder = make_run()
+    assert train(folder) == "oom"
+    reason = folder.result().reason
+    assert reason.startswith("epoch 1, step 2: out of memory at a batch of 32 in 1 part")
+    assert reason.endswith("runtime.accumulate=2")
+
+
+def python_asks_for_too_much():
+    raise MemoryError
+
+
+def torch_asks_for_too_much():
+    torch.empty(10**16)
+
+
+@pytest.mark.parametrize("ask", [python_asks_for_too_much, torch_asks_for_too_much])
+def test_a_machine_whose_memory_runs_out_fails_the_run_which_can_go_on(make_run, monkeypatch, ask):
+    fail_in_second_step(monkeypatch, ask)
+    folder = make_run()
+    assert train(folder) == "failed"
+    assert folder.status().cause == "oom-host"
+    assert folder.status().message.startswith("memory: this machine's ran out")
+    assert folder.result() is None
+    assert ask.__name__ in (folder.attempts()[-1] / "log.txt").read_text()
+    assert train(folder) == "done"
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a loading process was killed"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a loading process was killed"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+         "dataloader's workers are out of shared memory.", "/dev/shm: loading processes cannot"),
+        ("unable to open shared memory object </torch_7>: Too many open files (24)", "ulimit -n"),
+        ("unable to mmap 8 bytes from file </torch_7>: Cannot allocate memory (12)", "memory: "),
+    ],
+)  # fmt: skip
+def test_trouble_of_loading_processes_comes_with_its_cure(make_run, monkeypatch, raised, shown):
+    """Torch raises it wherever the main process is then."""
+    error = RuntimeError(raised)
+    monkeypatch.setattr(run.Trainer, "_save", lambda self: (_ for _ in ()).throw(error))
+    folder = make_run()
+    assert train(folder) == "failed"
+    assert folder.status().cause == "oom-host"
+    assert shown in folder.status().message
+    assert raised.strip() in folder.status().message
+    assert re.search("; (raise|give) ", folder.status().message)
