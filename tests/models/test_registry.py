@@ -6,7 +6,7 @@ import sys
 import pytest
 import timm
 import torch
-from networks import on_meta
+from networks import on_meta, shallow  # noqa: F401  # a fixture
 
 from lsa_study.config.operators import DwConvOp, UnifiedOp
 from lsa_study.config.settings import Model
@@ -146,8 +146,9 @@ def test_features_of_every_stage():
     assert model.feature_info.reduction() == [4, 8, 16, 32]
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["net7_swin_tiny", "ddf_swin_tiny", "elsa_volo_d1"])
-def test_a_batch_of_0_gives_no_logits_and_gradients_of_zero(name, shallow):
+def test_a_batch_of_0_gives_no_logits_and_gradients_of_zero(name):
     model = build_model(name, img_size=32, num_classes=5)
     images = torch.zeros(0, 3, 32, 32, requires_grad=True)
     logits = model(images)
