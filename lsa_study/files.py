@@ -25,11 +25,6 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 """Signs that a terminal obeys, or that are none; line breaks and tabs are harmless."""
 
 
-def printable(text: str) -> str:
-    """The text with its control characters as escapes, which a terminal shows and does not obey."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
 def foreign_link(path: str | Path) -> bool:
     """Whether a path is a symbolic link that another user made, to lead us somewhere else."""
     with contextlib.suppress(OSError):

@@ -41,13 +41,13 @@ def cpu_name() -> str:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs this process may use; see ``gpus``."""
+    """The GPUs this process may use; raises as ``device_kind`` where their driver fails."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
-    return gpus()
+    return _gpus()
 
 
-def gpus() -> list[str]:
+def _gpus() -> list[str]:
     """The GPUs that the driver lists; none where there is no driver.
 
     Raises:
@@ -74,7 +74,7 @@ def device_kind(asked: str) -> str:
     """``cuda`` or ``cpu`` as asked for; ``auto`` takes a GPU where there is one.
 
     Raises:
-        EnvironmentLacks: there is a GPU, or one is asked for, and torch cannot use it.
+        EnvironmentLacks: a driver fails, or torch cannot use the GPU that is there or asked for.
     """
     import torch
 
@@ -84,7 +84,7 @@ def device_kind(asked: str) -> str:
         return "cuda"
     if asked == "auto" and not visible_gpus():
         return "cpu"
-    gpus()  # the driver's own message, if it fails, says more than torch's
+    _gpus()  # the driver's own message, if it fails, says more than torch's
     reason = "it finds none"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]

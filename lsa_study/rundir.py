@@ -106,7 +106,7 @@ class RunDir(OwnedFolder):
             Refused: the folder already holds a run with other settings.
             EnvironmentLacks: the folder cannot be written.
         """
-        names.check(variant)
+        names.short(variant)  # it is refused where it is none
         if (self.root / "config.yaml").exists():
             differ = self.settings().differing(settings)
             if not differ:

@@ -14,10 +14,12 @@ from rich.segment import Segment
 from typing_extensions import Buffer, override
 
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.files import printable
+from lsa_study.files import CONTROL
 
-ASCII = {"−": "-", "±": "+-", "×": "x", "†": "+", "–": "-", "…": "...", "Δ": "d", "λ": "lambda",
-         "γ": "gamma"}  # fmt: skip
+ASCII = {
+    "−": "-", "–": "-", "—": "-", "±": "+-", "×": "x", "†": "+", "…": "...", "’": "'", "≤": "<=",
+    "≥": ">=", "Δ": "d", "λ": "lambda", "γ": "gamma", "³": "^3", "⁶": "^6", "⁹": "^9", "⁰": "0",
+}  # fmt: skip
 """How signs of tables are written where an encoding lacks them."""
 
 
@@ -42,6 +44,10 @@ class _Output(io.FileIO):
             return memoryview(content).nbytes
 
 
+def _printable(text: str) -> str:
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class _Shown:
     """A text stream that shows control characters instead of sending them on."""
 
@@ -51,7 +57,7 @@ class _Shown:
         self.flush, self.isatty, self.fileno = plain.flush, plain.isatty, plain.fileno
 
     def write(self, text: str) -> int:
-        return self.plain.write(printable(text))
+        return self.plain.write(_printable(text))
 
 
 class Screen(Console):
@@ -66,7 +72,7 @@ class Screen(Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
+            yield segment if segment.control else segment._replace(text=_printable(segment.text))
 
 
 def _as_ascii(error: UnicodeError) -> tuple[str, int]:

@@ -134,7 +134,7 @@ def test_a_driver_that_does_not_answer_is_not_waited_for(nvidia_smi, monkeypatch
     monkeypatch.setattr(machine, "DRIVER_SECONDS", 0.2)
     nvidia_smi("exec sleep 60")
     with pytest.raises(EnvironmentLacks, match="nvidia-smi: no answer in"):
-        machine.gpus()
+        machine.visible_gpus()
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -14,24 +14,12 @@ from lsa_study.analysis import claims
 from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
-from lsa_study.analysis.plots import figures, style
+from lsa_study.analysis.plots import CAPTIONS, figures, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
-
-CAPTIONS: Mapping[str, str] = {
-    "accuracy": "Accuracy of every row beside the article's.",
-    "differences": "Differences to the reference rows beside the article's.",
-    "curves": "Test accuracy after every epoch.",
-    "seeds": "Accuracy of every seed.",
-    "heads": "Accuracy over the number of heads beside the article's.",
-    "costs": "Accuracy of every row against the multiply-adds of one image.",
-    "throughput": "Accuracy of every row against the images a second in training.",
-    "layers": "Accuracy, parameters and multiply-adds of the layers of the article's Fig. 1.",
-}
-"""By the last word of a figure's name: what it shows, also for those who cannot see it."""
 
 
 def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
@@ -53,6 +41,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     tables = [build(study, collected) for study, collected in pairs]
     made = figures([(table.study, table.rows) for table in tables])
     drawn = {name: _picture(name, figure) for name, figure in made.items()}
+    begins = tuple(f"{study.name}-" for study, _ in pairs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsa_study.analysis", "templates"),
         autoescape=True,
@@ -74,10 +63,10 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={
-            study.name: [one for name, one in drawn.items() if name.startswith(f"{study.name}-")]
-            for study, _ in pairs
+            begin[:-1]: [one for name, one in drawn.items() if name.startswith(begin)]
+            for begin in begins
         },
-        overview=[drawn[name] for name in ("fig1-layers", "costs", "throughput") if name in drawn],
+        overview=[one for name, one in drawn.items() if not name.startswith(begins)],
         broken=sorted({line for _, collected in pairs for line in collected.broken}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )

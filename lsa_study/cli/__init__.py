@@ -17,7 +17,6 @@ import typer
 from lsa_study import __version__
 from lsa_study.cli import results, run
 from lsa_study.errors import LsaError
-from lsa_study.files import printable
 from lsa_study.terminal import guard_output
 
 app = typer.Typer(
@@ -76,6 +75,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except LsaError as error:
+        guard_output(needed=False)  # it may hold what stands in files
         for line in str(error).splitlines():
-            sys.stderr.write(f"lsa: {printable(line)}\n")
+            sys.stderr.write(f"lsa: {line}\n")
         sys.exit(error.exit_code)

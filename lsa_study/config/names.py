@@ -17,15 +17,9 @@ LONGEST = 100
 """Longer names are cut in those of files, which hold a seed and an identity too."""
 
 
-def check(name: str) -> str:
-    """Give back what a study or a row can be called.
-
-    Names become those of folders and files, so none may lead out of theirs; and ``--only`` takes
-    globs and commas.
-
-    Raises:
-        ConfigError: none of them can be called so.
-    """
+def _good(name: str) -> str:
+    # It becomes that of folders and files, so it may not lead out of theirs; and ``--only`` takes
+    # globs and commas.
     if not GOOD.fullmatch(name):
         raise ConfigError(
             f"{name[:LONGEST]!r} cannot be a name; give letters, digits and _ . + = -, "
@@ -34,11 +28,17 @@ def check(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(check)]
+Name = Annotated[str, AfterValidator(_good)]
+"""What a study or a row can be called."""
 
 
 def short(name: str) -> str:
-    """The name in those of files: a long one is cut, and ends with a digest of the whole."""
+    """The name in those of files: a long one is cut, and ends with a digest of the whole.
+
+    Raises:
+        ConfigError: no study and no row can be called so.
+    """
+    _good(name)
     if len(name) <= LONGEST:
         return name
     return f"{name[: LONGEST - 11]}+{hashlib.sha256(name.encode()).hexdigest()[:10]}"

@@ -37,18 +37,7 @@ Limit = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Epochs = Annotated[float, Field(ge=0, le=100_000)]
 Rate = Annotated[float, Field(ge=0, le=1e30)]
 Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
-
-
 MOST_SEEDS = 100_000
-
-
-def good_seeds(seeds: Any) -> bool:
-    """Whether something read is a list of seeds, neither empty nor absurdly long."""
-    return (
-        isinstance(seeds, list)
-        and 0 < len(seeds) <= MOST_SEEDS
-        and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in seeds)
-    )
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -57,17 +46,7 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-def _within(share: tuple[float, float]) -> tuple[float, float]:
-    if share[1] > 1:
-        raise ValueError(f"{list(share)} passes the whole picture; give shares up to 1.0")
-    return share
-
-
-Pair = Annotated[
-    tuple[float, float],
-    BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v),
-    AfterValidator(_rising),
-]
+RANGE = (BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v), AfterValidator(_rising))
 
 
 def _known_policy(policy: str) -> str:
@@ -208,8 +187,8 @@ class Augment(Group):
 
     crop: Literal["none", "pad", "random_resized"]
     crop_pad: Annotated[int, Field(ge=0, le=1000)] = 4
-    crop_scale: Annotated[Pair, AfterValidator(_within)] = (0.08, 1.0)
-    crop_ratio: Pair = (0.75, 1.3333333333333333)
+    crop_scale: Annotated[tuple[Share, Share], *RANGE] = (0.08, 1.0)
+    crop_ratio: Annotated[tuple[float, float], *RANGE] = (0.75, 1.3333333333333333)
     hflip: Share = 0.0
     rand_augment: Policy | None = None
     color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import Settings, Tier, good_seeds
+from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, write_json
 
@@ -168,10 +169,11 @@ class Study:
         return self.file.variants[variant].against or self.file.baseline
 
 
-def check_tier(tier: str) -> None:
-    """Refuse a tier that there is not, with a ``ConfigError``."""
-    if tier not in TIERS:
-        raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
+def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
+    few = isinstance(found, list | tuple) and 0 < len(found) <= MOST_SEEDS
+    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
+        return tuple(found)
+    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
 
 
 def find_study(study: str) -> Path:
@@ -227,7 +229,8 @@ def load_study(
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
-    check_tier(tier)
+    if tier not in TIERS:
+        raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path = find_study(str(study))
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
@@ -252,7 +255,7 @@ def load_study(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    seeds = tuple(seeds or last or rows.seeds)
+    seeds = _good_seeds(seeds or last or rows.seeds, "--seeds")
     return Study(file, document, tier, seeds, variants, resources, rows.starts)
 
 
@@ -266,9 +269,7 @@ class _Rows:
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
-        self.seeds = data.pop("seeds", [0])
-        if not good_seeds(self.seeds):
-            raise ConfigError(f"{base.where('seeds')}: not seeds; give a list like [0, 1, 2]")
+        self.seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
@@ -395,8 +396,7 @@ def _memory(results: Path, tier: str, study: str) -> Path:
 
 def _recall(results: Path | None, tier: str, study: str) -> tuple[list[str], list[int]]:
     """Overrides and seeds; none where the study was never asked for."""
-    found = None if results is None else read_json(_memory(results, tier, study))
-    overrides, seeds = (found or {}).get("overrides"), (found or {}).get("seeds", [])
-    if not good_seeds(seeds) or not isinstance(overrides, list):
-        return [], []
-    return [text for text in overrides if isinstance(text, str)], list(seeds)
+    found = (read_json(_memory(results, tier, study)) if results else None) or {}
+    with contextlib.suppress(KeyError, TypeError, ConfigError):
+        return [str(one) for one in found["overrides"]], [*_good_seeds(found["seeds"], "")]
+    return [], []

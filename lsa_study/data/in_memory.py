@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,24 +20,41 @@ from lsa_study.data.paths import require
 from lsa_study.data.sampler import EpochSampler
 from lsa_study.data.sets import DatasetInfo, Datasets, Pixels, Shares, Tested
 
-STATISTICS: dict[str, tuple[Pixels, Pixels]] = {
-    "digits": ((0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-}
-"""Mean and standard deviation per channel, of pixels in 0..1."""
+
+@dataclass(frozen=True)
+class InMemory:
+    """A set that is held whole."""
+
+    read: Callable[[tuple[Path, ...]], tuple[cifar.Tensors, str]]
+    """From its files, as ``require`` finds them, to its tensors and their fingerprint."""
+    num_classes: int
+    mean: Pixels
+    std: Pixels
+    """Per channel, of pixels in 0..1."""
 
 
-@lru_cache(maxsize=1)
-def _read(name: str, paths: tuple[Path, ...]) -> tuple[cifar.Tensors, str]:
-    # Kept, because one process may train many runs of the same set in turn.
-    if name == "cifar10":
-        return cifar.read(paths)
+def _digits(paths: tuple[Path, ...]) -> tuple[cifar.Tensors, str]:
     tensors: cifar.Tensors = {}
     for split in ("train", "test"):
         pixels, labels = map(torch.from_numpy, digits.make(split))
         tensors |= {f"{split}.labels": labels, f"{split}.pixels": pixels}
     content = (tensor.numpy().data for tensor in tensors.values())
     return tensors, rng.fingerprint(digits.VERSION, *content)
+
+
+SETS: dict[str, InMemory] = {
+    "digits": InMemory(_digits, 10, (0.22, 0.22, 0.22), (0.24, 0.24, 0.24)),
+    "cifar10": InMemory(
+        cifar.read, cifar.CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    ),
+}
+"""``data.name`` -> the set."""
+
+
+@lru_cache(maxsize=1)
+def _read(name: str, paths: tuple[Path, ...]) -> tuple[cifar.Tensors, str]:
+    # Kept, because one process may train many runs of the same set in turn.
+    return SETS[name].read(paths)
 
 
 class TensorSets(Datasets):
@@ -46,8 +65,10 @@ class TensorSets(Datasets):
         tensors, fingerprint = _read(data.name, require(data))
         train, labels = (tensors[f"train.{of}"][: data.train_limit] for of in ("pixels", "labels"))
         test, right = (tensors[f"test.{of}"][: data.test_limit] for of in ("pixels", "labels"))
-        mean, std = STATISTICS[data.name]
-        source = DatasetInfo(len(labels), len(right), cifar.CLASSES, fingerprint, mean, std)
+        known = SETS[data.name]
+        source = DatasetInfo(
+            len(labels), len(right), known.num_classes, fingerprint, known.mean, known.std
+        )
         super().__init__(source, settings, device)
         scaled = math.floor(size / settings.evaluation.crop_share)
         self._pictorial = augment.pictorial(settings.augment, size, source.mean)

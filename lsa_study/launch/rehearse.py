@@ -22,14 +22,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
+from lsa_study.data.paths import IMAGES
 from lsa_study.errors import LsaError
 from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
-
-IMAGES = {"digits": (1300, 497), "cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
-"""Training and test images of the whole sets."""
 
 EPOCHS = STEPS = 2
 """Two epochs, so that a kill can meet their boundary and the second is timed warm; two steps each,

@@ -36,14 +36,14 @@ MICRO_VOLO_SIDE = 112
 
 
 @dataclass(frozen=True)
-class Built:
+class _Built:
     """What shows of a variant: its weights, its drop rates, and its operator's answer."""
 
     shapes: dict[str, torch.Size]
     rates: list[float]
     answer: Tensor
 
-    def shows(self, option: str, other: Built) -> bool:
+    def shows(self, option: str, other: _Built) -> bool:
         """Whether the two networks differ where ``option`` should make them."""
         if option == "drop_path":
             return self.rates != other.rates
@@ -85,7 +85,7 @@ def inactive_options(variants: Mapping[str, Settings]) -> list[str]:
     return found
 
 
-def _build(settings: Settings) -> Built:
+def _build(settings: Settings) -> _Built:
     model, op = settings.model, settings.model.op
     with torch.device("meta"), Unbounded():
         whole = from_settings(model, image_size=settings.data.image_size, num_classes=1000)
@@ -109,7 +109,7 @@ def _build(settings: Settings) -> Built:
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
         draw = torch.Generator().manual_seed(0)
         picture = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64)
-        return Built(shapes, rates, network(picture))
+        return _Built(shapes, rates, network(picture))
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ Contender = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Timing:
+class _Timing:
     """Seconds of one call: median, and the quartiles around it; peak extra memory."""
 
     median: float
@@ -45,7 +45,7 @@ class Timing:
 
 def interleaved(
     contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
-) -> dict[str, Timing]:
+) -> dict[str, _Timing]:
     """Time contenders in turns, A B C A B C, so that what the machine does affects them alike.
 
     Each is called twice before, apart. Rounds go on for ``seconds`` in all, three at least.
@@ -72,11 +72,11 @@ def interleaved(
                 taken[name].append(time.perf_counter() - begun)
     finally:
         gc.enable()
-    found: dict[str, Timing] = {}
+    found: dict[str, _Timing] = {}
     for name, times in taken.items():
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
         peak = _peak_bytes(contenders[name], device)
-        found[name] = Timing(median, low, high, len(times), peak)
+        found[name] = _Timing(median, low, high, len(times), peak)
     return found
 
 

@@ -2,11 +2,20 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from lsa_study import data
-from lsa_study.data.paths import DataLacks
+from lsa_study.config.settings import Data
+from lsa_study.data.paths import IMAGES, TITLES, DataLacks
+
+
+def test_all_that_must_be_known_of_a_set_is_known_of_every_name():
+    from lsa_study.data.in_memory import SETS
+
+    names = set(get_args(Data.model_fields["name"].annotation))
+    assert names == IMAGES.keys() == TITLES.keys() == {*SETS, "imagenet"}
 
 
 def test_digits_need_nothing(settings):

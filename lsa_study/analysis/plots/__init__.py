@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +11,18 @@ from lsa_study.analysis.plots import costs, curves, rows, style
 from lsa_study.analysis.rows import Row, rows_of, with_runs
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
+
+CAPTIONS: Mapping[str, str] = {
+    "accuracy": "Accuracy of every row beside the article's.",
+    "differences": "Differences to the reference rows beside the article's.",
+    "curves": "Test accuracy after every epoch.",
+    "seeds": "Accuracy of every seed.",
+    "heads": "Accuracy over the number of heads beside the article's.",
+    "costs": "Accuracy of every row against the multiply-adds of one image.",
+    "throughput": "Accuracy of every row against the images a second in training.",
+    "layers": "Accuracy, parameters and multiply-adds of the layers of the article's Fig. 1.",
+}
+"""By the last word of a figure's name: what it shows, also for those who cannot see it."""
 
 
 def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
