@@ -1,5 +1,11 @@
 """A site's wishes, and the options of sbatch that they become."""
 
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from lsa_study.config.study import Resources
@@ -64,3 +70,26 @@ def test_a_short_limit_keeps_most_of_its_time():
     """Told 120 s before the end of one minute, a run would leave as soon as it began."""
     options = Cluster().options(Resources(hours=1 / 60))
     assert (options["time"], options["signal_delay_s"]) == (1, 15)
+
+
+def test_a_wrapper_outlives_the_signals_that_are_for_python(tmp_path):
+    """SLURM sends them to all processes of a job's step."""
+    wrapper = tmp_path / "a wrapper"
+    wrapper.write_text(f'#!/bin/sh\n{sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    code = (
+        "import signal, sys\n"
+        "took = lambda *_: sys.exit(len(sys.argv[1]))\n"
+        "for number in (signal.SIGUSR2, signal.SIGTERM): signal.signal(number, took)\n"
+        "print(flush=True); signal.pause()"
+    )
+    arguments = shlex.join(["-c", code, "seven 7"])
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        command = f"exec {Cluster(python=shlex.quote(str(wrapper))).command} {arguments}"
+        with subprocess.Popen(
+            ["/bin/sh", "-c", command], stdout=subprocess.PIPE, start_new_session=True
+        ) as process:
+            process.stdout.readline()
+            os.killpg(process.pid, number)
+            assert process.wait(30) == 7
+    assert Cluster().command is None
