@@ -317,13 +317,10 @@ class _Rows:
             place = f"--set {override}"
             layers.set(key.strip(), yaml.parse(text, place), place)
         settings = validate(Settings, layers.data, layers.where)
-        start = settings.train.start
-        if start is None:
-            return settings
-        place = self.document.where("variants", name)
-        if start.recipe is not None:
+        start, place = settings.train.start, self.document.where("variants", name)
+        if start is not None and start.recipe is not None:
             raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
-        if start.row is None:
+        if start is None or start.row is None:
             return settings
         if start.row not in self.file.variants:
             hint = names.nearest(start.row, self.file.variants)
