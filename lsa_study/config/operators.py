@@ -141,7 +141,7 @@ class DdfOp(Group):
     heads: Heads = "1"
     """Filters per pixel; the channels of one head share it."""
     combine: Literal["mul", "add"] = "mul"
-    reduction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    reduction: Annotated[float, Field(ge=0.0625, le=1)] = 0.2
     """Hidden channels of the channel filters' generator against all."""
 
 

@@ -74,7 +74,7 @@ def test_a_wrong_value_is_named(override, message):
         "augment.rand_augment=strong", "augment.rand_augment=rand-m9-x3", "augment.rand_augment=''",
         "runtime.checkpoint_seconds=.inf", "runtime.log_seconds=.nan", "runtime.workers=100000",
         "evaluation.crop_share=1.0e-9", "evaluation.batch_size=99999999999",
-        "train.tokens={labels: plain, mix_token: .inf}",
+        "train.tokens={labels: plain, mix_token: .inf}", "model.op={kind: ddf, reduction: 1.0e-9}",
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_when_it_is_read(override):
