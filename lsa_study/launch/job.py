@@ -236,7 +236,7 @@ class _Life:
         in_hand = self.records.in_hand()[1].values()
         if held := [scheduler.array_of(job.job) for job in in_hand if job.pending]:
             self.records.note_held({
-                "message": self.run.status().message, "runs": equal,
+                "message": self.run.status().message or "", "runs": equal,
                 "count": len(held), "arrays": sorted(set(held)),
             })  # fmt: skip
             scheduler.order("hold", sorted(set(held)))

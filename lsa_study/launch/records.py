@@ -24,7 +24,8 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
@@ -32,7 +33,7 @@ from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, RunSpec
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.files import locked, read_json, read_whole, writable, write_json
+from lsa_study.files import locked, plain_file, read_json, read_whole, writable, write_json
 from lsa_study.launch import scheduler
 from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
@@ -197,15 +198,26 @@ class Life:
     job: str
     restart: int
     """How often SLURM had restarted the job before."""
-    start: float
+    start: FiniteFloat
     host: str
     gpus: int
     begun_at: list[int]
     """Epochs done at the start, and steps done of the next, as the last checkpoint has them."""
-    end: float | None = None
+    end: FiniteFloat | None = None
     why: str | None = None
     """How it ended: an outcome, preempted, timeout, cancelled, node, lost, or a failure's cause."""
     ended_at: list[int] | None = None
+
+
+class Held(TypedDict):
+    """``held.json``: why the queue was stopped."""
+
+    message: str
+    """The error that several runs died of."""
+    runs: list[str]
+    count: int
+    """Jobs that wait."""
+    arrays: list[str]
 
 
 def error_of(run: RunDir, since: float = 0.0) -> str | None:
@@ -224,7 +236,7 @@ def error_of(run: RunDir, since: float = 0.0) -> str | None:
     trace: list[str] = []
     for attempt in run.attempts()[-1:]:
         with contextlib.suppress(OSError):
-            log = (attempt / "log.txt").read_text("utf-8", "replace")
+            log = (read_whole(attempt / "log.txt") or b"").decode("utf-8", "replace")
             _, begun, tail = log.rpartition("Traceback ")
             trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
     plain = (status.message or "").replace(str(run.root), "").replace(run.root.name, "")
@@ -234,7 +246,7 @@ def error_of(run: RunDir, since: float = 0.0) -> str | None:
 def last_lines(path: Path, count: int = 20) -> list[str]:
     """The last lines of a file that hold something; none if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=plain_file) as file:
             file.seek(max(0, path.stat().st_size - 400 * count))
             text = file.read().decode("utf-8", "replace")
     except OSError:
@@ -341,17 +353,19 @@ class LaunchFolder:
 
     def lives(self, identity: str) -> list[Life]:
         """All starts of a run, oldest first."""
-        try:
-            lines = (self.root / "lives" / f"{identity}.jsonl").read_text("utf-8").splitlines()
-        except OSError:
-            return []
-        lives: dict[tuple[str, int], Life] = {}
+        lines: list[bytes] = []
+        with contextlib.suppress(OSError):
+            lines = (read_whole(self.root / "lives" / f"{identity}.jsonl") or b"").splitlines()
+        lives: dict[tuple[str, int], dict[str, Any]] = {}
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 facts = json.loads(line)
-                key = facts["job"], facts["restart"]
-                lives[key] = replace(lives[key], **facts) if key in lives else Life(**facts)
-        return list(lives.values())
+                lives.setdefault((facts["job"], facts["restart"]), {}).update(facts)
+        found: list[Life] = []
+        for facts in lives.values():
+            with contextlib.suppress(ValueError):
+                found.append(TypeAdapter(Life).validate_python(facts))
+        return found
 
     def idle(self, identity: str, job: str | None = None) -> bool:
         """Whether the last ``IDLE_LIVES`` of a run, or of one job of it, gained nothing."""
@@ -377,12 +391,13 @@ class LaunchFolder:
             return self.cancelled(identity).exists()
         return False
 
-    def held(self) -> dict[str, Any] | None:
-        """Why the queue was stopped, if it was: ``message``, ``runs``, ``count``, ``arrays``."""
-        found = read_json(self.root / "held.json")
-        return found if found is not None and "message" in found else None
+    def held(self) -> Held | None:
+        """Why the queue was stopped, if it was."""
+        with contextlib.suppress(ValueError):
+            return TypeAdapter(Held).validate_python(read_json(self.root / "held.json"))
+        return None
 
-    def note_held(self, facts: Mapping[str, Any] | None) -> None:
+    def note_held(self, facts: Held | None) -> None:
         """Record that the queue was stopped, or, with None, that it goes on."""
         if facts is None:
             (self.root / "held.json").unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from lsa_study import rundir
 from lsa_study.errors import ConfigError
+from lsa_study.files import read_whole
 from lsa_study.launch import scheduler
 from lsa_study.launch.records import (
     INTERRUPTED,
@@ -346,7 +347,7 @@ def logs(
             chosen = [p for p in found.folder.attempts() if attempt in (None, int(p.name))]
             files = [folder / "log.txt" for folder in chosen]
         existing = [path for path in files if path.exists()]
-        text = "".join(path.read_text("utf-8", "replace") for path in existing)
+        text = "".join((read_whole(path) or b"").decode("utf-8", "replace") for path in existing)
         if attempt is None or not of_jobs:
             return text
         # A life begins with its mark; what SLURM prints before the first belongs to the first.
