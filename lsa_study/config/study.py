@@ -47,11 +47,6 @@ class Resources(_Written):
     memory_gb: Number = 32
     hours: Annotated[float, Field(gt=0, le=100_000)] = 24.0
 
-    @property
-    def devices(self) -> int:
-        """The processes that train it, each on a device of its own."""
-        return self.nodes * self.gpus
-
 
 class Variant(_Written):
     """One row: what it sets, and which row of the article's table it stands beside."""

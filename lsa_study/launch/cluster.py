@@ -90,7 +90,7 @@ class Cluster(BaseModel):
 
     def gpus_of(self, resources: Resources) -> int:
         """GPUs that one run holds."""
-        return 0 if self.without_gpus else resources.devices
+        return 0 if self.without_gpus else resources.nodes * resources.gpus
 
     def options(self, resources: Resources) -> dict[str, Any]:
         """What one run asks of the scheduler, in submitit's words for the options of ``sbatch``."""

@@ -132,6 +132,7 @@ def _block(
 
 def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:
     """What to do where cluster.yaml gives runs fewer devices than they ask for."""
-    pairs = {(run.resources.devices, site.given(run.resources).devices) for run in runs}
-    short = ", ".join(f"{given} of {asked}" for asked, given in sorted(pairs) if given < asked)
+    pairs = [(run.resources, site.given(run.resources)) for run in runs]
+    counts = {(asked.nodes * asked.gpus, here.nodes * here.gpus) for asked, here in pairs}
+    short = ", ".join(f"{given} of {asked}" for asked, given in sorted(counts) if given < asked)
     return short and f"{short} devices a run; the same memory for each: lsa launch {study} --fit"

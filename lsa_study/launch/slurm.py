@@ -280,8 +280,9 @@ class _Launcher:
 
 def _fitted(run: RunSpec, given: Resources, fit: bool) -> RunSpec:
     """The run on what it is given; with ``fit`` no device does more of a step at once."""
-    devices, wanted = given.devices, run.resources.devices * run.settings.runtime.accumulate
-    if not fit or devices >= run.resources.devices:
+    devices, asked = given.nodes * given.gpus, run.resources.nodes * run.resources.gpus
+    wanted = asked * run.settings.runtime.accumulate
+    if not fit or devices >= asked:
         return replace(run, resources=given)
     if wanted % devices:
         raise ConfigError(

@@ -40,7 +40,7 @@ def test_the_cause_decides(tmp_path, made):
     assert [run.variant for run in asked.local] == ["net1", "net2"]
     assert asked.local[0].settings == made["net1"].settings()
     assert asked.local[0].identity == made["net1"].root.name[-10:]
-    with pytest.raises(ConfigError, match=r"--cause bugs: no such cause; known: node, lost"):
+    with pytest.raises(ConfigError, match=r"--cause bugs: no such cause; did you mean bug\?"):
         retry(tmp_path, (), Cluster(), causes=["bugs"])
 
 

@@ -185,7 +185,7 @@ def test_the_plan_names_smaller_nodes(tmp_path, monkeypatch):
     assert "--fit" not in plan.plan_text([loaded], tmp_path)
     small = Cluster(resources=Here(nodes=1, gpus=2))
     monkeypatch.setattr(plan, "read_cluster", lambda: small)
-    asks = {run.resources.devices for run in loaded.runs()}
+    asks = {run.resources.nodes * run.resources.gpus for run in loaded.runs()}
     assert max(asks) > 2
     line = ", ".join(f"2 of {count}" for count in sorted(asks))
     assert f"cluster   {line} devices a run" in plan.plan_text([loaded], tmp_path)
