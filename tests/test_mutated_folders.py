@@ -27,7 +27,8 @@ SECONDS = 20
 """No command on one folder may take longer."""
 
 COMMANDS = (
-    "status", "status --json", "status table4", "table table4", "claims --json", "logs swin-s0", "logs elsa-s0",
+    "status", "status --json", "status table4", "table table4", "claims --json", "logs swin-s0",
+    "logs elsa-s0",
     "why table4 elsa --json", "gc table4 --dry-run", "plan table4", "diff swin-s0 elsa-s0",
     "retry table4", "status swin-s1",
 )  # fmt: skip
