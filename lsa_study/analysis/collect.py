@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pandas as pd
+from pydantic import ValidationError
 
 from lsa_study import rundir
 from lsa_study.config.settings import SCHEMA_VERSION, Settings, flatten
@@ -120,10 +121,13 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
         try:
             result = run.result()
             # It is written once, after all else, so a run whose result is known is known whole.
-            if result is not None and facts.get(identity) != _facts_of(result):
-                fresh.append(reader.record(run, identity, result))
+            if result is not None:
+                if facts.get(identity) != _facts_of(result):
+                    fresh.append(reader.record(run, identity, result))
+                facts.pop(identity, None)
         except ConfigError as error:
             broken.append(str(error))
+    runs = known = _sound(known, facts.keys(), broken)
     if fresh:
         runs = _typed(pd.DataFrame(fresh, dtype=object))
         kept = known[~known.index.isin(runs.index)]
@@ -134,6 +138,20 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
         runs.to_parquet(content, compression="zstd", index=False)
         write_whole(parquet_path(results, tier), content.getvalue())
     return Collected(runs, tuple(broken))
+
+
+def _sound(known: pd.DataFrame, alone: Collection[Any], broken: list[str]) -> pd.DataFrame:
+    """Leave out what the file alone holds of runs where its values are impossible."""
+    bad = []
+    for identity, values in _by_identity(known[known.index.isin([*alone])], COLUMNS).items():
+        try:
+            RunRecord.model_validate(dict(zip(COLUMNS, values, strict=True)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            holds = f"{'.'.join(map(str, first['loc']))} = {first['input']!r:.50}"
+            broken.append(f"runs.parquet: run {identity} holds {holds} and is left out")
+            bad.append(identity)
+    return known.drop(index=bad)
 
 
 _RESULT = {column: name for name, column, _ in Result.facts() if column in COLUMNS}

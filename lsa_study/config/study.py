@@ -19,12 +19,8 @@ from lsa_study.errors import ConfigError
 from lsa_study.files import read_json, write_json
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
-EXPERIMENTS = "experiments"
-"""Where studies lie: this folder here, and the one that comes with the package."""
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
-
-
 Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -180,7 +176,7 @@ def find_study(study: str) -> Path:
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    folders = [shipped.ROOT / EXPERIMENTS, Path(EXPERIMENTS)]
+    folders = [shipped.ROOT / "experiments", Path("experiments")]
     files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
     known = sorted(files.keys() - {"cluster", "claims"})
     if study in known:
@@ -337,7 +333,7 @@ class _Rows:
     def _base(self, name: str) -> yaml.Document:
         file = Path("base") / f"{name}.yaml"
         beside = self.document.path.parent / file
-        return yaml.read(beside if beside.exists() else shipped.find(f"{EXPERIMENTS}/{file}"))
+        return yaml.read(beside if beside.exists() else shipped.find(f"experiments/{file}"))
 
 
 def _check_names(file: StudyFile, document: yaml.Document) -> None:

@@ -346,8 +346,11 @@ def logs(
         if not of_jobs:
             chosen = [p for p in found.folder.attempts() if attempt in (None, int(p.name))]
             files = [folder / "log.txt" for folder in chosen]
-        existing = [path for path in files if path.exists()]
-        text = "".join((read_whole(path) or b"").decode("utf-8", "replace") for path in existing)
+        content = b""
+        for path in files:
+            with contextlib.suppress(OSError):
+                content += read_whole(path) or b""
+        text = content.decode("utf-8", "replace")
         if attempt is None or not of_jobs:
             return text
         # A life begins with its mark; what SLURM prints before the first belongs to the first.
