@@ -86,7 +86,7 @@ class RunDir(OwnedFolder):
     @property
     def identity(self) -> str:
         """The identity that the folder's name ends with."""
-        return self.root.name.rsplit("-", 1)[-1]
+        return identity_of(self.root.name)
 
     def sibling(self, identity: str) -> RunDir | None:
         """The run of another identity at the same tier, whatever row first asked for it."""
@@ -322,6 +322,11 @@ def _array(content: bytes) -> npt.NDArray[Any]:
     if kind is None:
         raise ValueError("not an array of whole numbers")
     return np.frombuffer(content, kind[1].decode(), offset=content.index(b"\n", 10) + 1)
+
+
+def identity_of(name: str) -> str:
+    """The identity at the end of a run folder's name."""
+    return name.rsplit("-", 1)[-1]
 
 
 def runs_folder(results: Path, tier: str) -> Path:

@@ -6,7 +6,7 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 16_300,
+    "lines": 16_310,
     "kernel_lines": 2_400,
     "public": 410,
     "single": 130,

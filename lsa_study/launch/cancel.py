@@ -14,8 +14,9 @@ from pathlib import Path
 
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch import scheduler
-from lsa_study.launch.records import LaunchFolder, identity_of, tiers_of
+from lsa_study.launch.records import LaunchFolder, tiers_of
 from lsa_study.launch.status import RunStatus, status
+from lsa_study.rundir import identity_of
 
 MANY = 10
 """More runs than this are cancelled only after a question."""

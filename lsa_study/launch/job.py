@@ -29,11 +29,10 @@ from lsa_study.launch.records import (
     LIFE_MARK,
     LaunchFolder,
     error_of,
-    identity_of,
 )
 from lsa_study.ownership import STALE_SECONDS
 from lsa_study.record import OUTCOMES, State
-from lsa_study.rundir import RunDir
+from lsa_study.rundir import RunDir, identity_of
 from lsa_study.terminal import Screen, guard_output
 from lsa_study.training import StopOnSignals
 

@@ -36,7 +36,7 @@ from lsa_study.errors import ConfigError, Refused
 from lsa_study.files import locked, plain_file, read_json, read_whole, writable, write_json
 from lsa_study.launch import scheduler
 from lsa_study.launch.scheduler import SlurmJob
-from lsa_study.rundir import RunDir
+from lsa_study.rundir import RunDir, identity_of
 
 INTERRUPTED = "interrupted"
 """Cause of a run that the user stopped together with its queue."""
@@ -56,11 +56,6 @@ IDLE_LIVES = 3
 # -- run folders --------------------------------------------------------------------------------
 
 NAME = re.compile(r"(?P<variant>.+)-s(?P<seed>\d+)-(?P<identity>[0-9a-f]{10})")
-
-
-def identity_of(name: str) -> str:
-    """The identity at the end of a run folder's name."""
-    return name.rsplit("-", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -151,9 +146,6 @@ def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> 
             with contextlib.suppress(ConfigError):  # no study, or none of this tier
                 loaded.append(study.load_study(name, tier=place, recall=results))
     return study.distinct(loaded)
-
-
-# -- launch records -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

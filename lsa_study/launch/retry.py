@@ -12,9 +12,10 @@ from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import UNFINISHED, discard
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.records import AUTOMATIC, IDLE_LIVES, Array, LaunchFolder, identity_of
+from lsa_study.launch.records import AUTOMATIC, IDLE_LIVES, Array, LaunchFolder
 from lsa_study.launch.slurm import Launched, launch
 from lsa_study.launch.status import RunStatus, status
+from lsa_study.rundir import identity_of
 
 CAUSES = (
     *AUTOMATIC, "cancelled", "disk", "oom-host", "config", "data", "import", "bug", "oom",

@@ -17,10 +17,10 @@ from lsa_study import rundir
 from lsa_study.config import study
 from lsa_study.launch import slurm
 from lsa_study.launch.cluster import Cluster
-from lsa_study.launch.records import LaunchFolder, identity_of
+from lsa_study.launch.records import LaunchFolder
 from lsa_study.launch.retry import retry
 from lsa_study.launch.status import status
-from lsa_study.rundir import RunDir
+from lsa_study.rundir import RunDir, identity_of
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,7 @@ from lsa_study.config import study
 from lsa_study.errors import ConfigError, EnvironmentLacks, Refused
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import TAKEN_OUT, cancel
-from lsa_study.launch.records import identity_of
-from lsa_study.rundir import RunDir, runs_folder
+from lsa_study.rundir import RunDir, identity_of, runs_folder
 
 pytestmark = pytest.mark.slurm
 
