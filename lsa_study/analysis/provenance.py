@@ -75,9 +75,11 @@ def _find(study: Study, name: str, rows: Sequence[Row]) -> Row:
     named = exact or [row for row in rows if name.lower() in (row.label.lower(), row.name.lower())]
     if len(named) == 1:
         return named[0]
-    many = f"is {len(named)} rows" if named else "is no row"
+    if named:
+        known = ", ".join(row.variant for row in named)
+        raise ConfigError(f"{name}: is {len(named)} rows of {study.name}; known: {known}")
     hint = nearest(name, [row.variant for row in rows])
-    raise ConfigError(f"{name}: {many} of {study.name}; {hint}")
+    raise ConfigError(f"{name}: is no row of {study.name}; {hint}")
 
 
 def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:

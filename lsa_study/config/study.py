@@ -161,7 +161,7 @@ class Study:
 
 
 def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
-    few = isinstance(found, list | tuple) and 0 < len(found) <= MOST_SEEDS
+    few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
     if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
         return tuple(found)
     raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")

@@ -206,7 +206,7 @@ def test_files_that_are_no_weights(released, kind, words):
             {"image_size": 96, "window": 3},
             r"shapes differ: .*rel_bias \(24, 9\), here \(24, 25\)",
         ),
-        ({"source": "elsas"}, r"--source elsas: no such release; known: timm, swin, elsa"),
+        ({"source": "elsas"}, r"--source elsas: no such release; did you mean elsa\?"),
         ({"name": "resnet50"}, r"resnet50: no such network; known: lsa_swin_tiny, "),
         ({"crop_share": 0.0}, r"evaluation\.crop_share"),
         (

@@ -27,7 +27,7 @@ RESULT_KEYS = {
 }  # fmt: skip
 STATUS_KEYS = {
     "state", "heartbeat", "epoch", "epochs", "step", "attempt", "host", "job", "pid", "cause",
-    "message", "eta_seconds", "acc1",
+    "message", "eta_seconds", "acc1", "saved",
 }  # fmt: skip
 METRIC_KEYS = {
     "epoch", "attempt", "step", "lr", "train_loss", "loss", "acc1", "acc5", "model_acc1",
