@@ -33,9 +33,7 @@ def test_networks_are_timed_beside_window_attention(tmp_path):
 
 
 def test_an_unknown_network_is_refused_before_anything_is_timed(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"no such network; did you mean elsa_swin_tiny"
-    ):
+    with pytest.raises(ConfigError, match=r"no such network; did you mean elsa_swin_tiny"):
         throughput.bench(
             ["elsa_swin_tny"], size=32, batch=1, device="cpu", seconds=0, results=tmp_path
         )
