@@ -9,22 +9,17 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import sys
 import unicodedata
 
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from in_process import answer
 from synthetic import write_study
 
-from lsa_study import cli
 from lsa_study.analysis.collect import collect
 from lsa_study.files import write_json
-
-SECONDS = 20
-"""No command on one folder may take longer."""
 
 COMMANDS = (
     "status", "status --json", "status table4", "table table4", "claims --json", "logs swin-s0",
@@ -126,29 +121,9 @@ def change(folder, draw):
         path.write_bytes(draw(st.sampled_from(TEXTS)))
 
 
-def overdue(*_):
-    raise TimeoutError(f"took over {SECONDS} s")
-
-
 def check(folder, command, capfd):
     """Run a command in a folder; it ends with a known code and no traceback."""
-    before = signal.getsignal(signal.SIGINT), sys.stdout, sys.stderr, sys.argv
-    signal.signal(signal.SIGALRM, overdue)
-    signal.alarm(SECONDS)
-    code = 0
-    sys.argv = ["lsa", *command.split(), "--results", "results"]
-    try:
-        with contextlib.chdir(folder):
-            cli.main()
-    except SystemExit as ended:
-        code = ended.code or 0
-    finally:
-        signal.alarm(0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        signal.signal(signal.SIGINT, before[0])
-        sys.stdout, sys.stderr, sys.argv = before[1:]
-    out, err = capfd.readouterr()
+    code, out, err = answer(folder, f"{command} --results results", capfd)
     assert code in (0, 1, 2, 3, 4), (command, code, err)
     assert "Traceback" not in err, (command, err)
     shown = {sign for sign in out + err if unicodedata.category(sign) in ("Cc", "Cs")}

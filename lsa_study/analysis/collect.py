@@ -116,13 +116,16 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
+    # What is not compared with the results below; it is read again where it cannot be right.
+    columns = zip(known["identity"], known["correct"], known["curve"], strict=True)
+    torn = {i for i, b, c in columns if not isinstance(b, bytes | None) or not isinstance(c, str)}
     here = rundir.existing(results, tier, twice=broken) if folders else {}
     for identity, run in sorted(here.items()):
         try:
             result = run.result()
             # It is written once, after all else, so a run whose result is known is known whole.
             if result is not None:
-                if facts.get(identity) != _facts_of(result):
+                if facts.get(identity) != _facts_of(result) or identity in torn:
                     fresh.append(reader.record(run, identity, result))
                 facts.pop(identity, None)
         except ConfigError as error:

@@ -4,10 +4,7 @@ Files of ``experiments`` are changed at random, as text and as values, and read 
 process. A few hundred are tried every time; ``pytest -m exhaustive`` tries all.
 """
 
-import contextlib
 import shutil
-import signal
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -15,13 +12,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from lsa_study import cli
+from in_process import answer
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 20
-"""No command on one file may take longer."""
-
 COMMANDS = {
     **{f"{name}.yaml": f"plan {name}" for name in ("table1", "table3", "table4", "table5", "fig2")},
     "base/toy.yaml": "plan table2 --seeds 0",
@@ -132,31 +125,6 @@ def mutated(draw):
     return name, draw(draw(st.sampled_from([changed_values, changed_text]))(TEXTS[name]))
 
 
-def overdue(*_):
-    raise TimeoutError(f"took over {SECONDS} s")
-
-
-def answer(folder, command, capfd):
-    """Run a command in a folder; gives its exit code and what it wrote to standard error."""
-    before = signal.getsignal(signal.SIGINT), sys.stdout, sys.stderr, sys.argv
-    signal.signal(signal.SIGALRM, overdue)
-    signal.alarm(SECONDS)
-    code = 0
-    sys.argv = ["lsa", *command.split()]
-    try:
-        with contextlib.chdir(folder):
-            cli.main()
-    except SystemExit as ended:
-        code = ended.code or 0
-    finally:
-        signal.alarm(0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        signal.signal(signal.SIGINT, before[0])
-        sys.stdout, sys.stderr, sys.argv = before[1:]
-    return code, capfd.readouterr().err
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A checkout's data without its code; the results are those that nothing was run for."""
@@ -170,7 +138,7 @@ def check(folder, name, content, capfd):
     path = folder / "experiments" / name
     path.write_bytes(content)
     try:
-        code, err = answer(folder, COMMANDS[name], capfd)
+        code, _, err = answer(folder, COMMANDS[name], capfd)
     finally:
         path.write_text(TEXTS[name])
     assert code in (0, 2, 4), (code, err)
