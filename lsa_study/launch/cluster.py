@@ -13,16 +13,15 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, Posit
 
 from lsa_study.config import shipped, yaml
 from lsa_study.config.layers import Layers, validate
+from lsa_study.config.operators import Group
 from lsa_study.config.study import Resources
 
 PEERS_SECONDS = 180
 """How long the other processes of a run may go on after one has ended."""
 
 
-class Here(BaseModel):
+class Here(Group):
     """What one run is given here in place of what its study asks for; None: as that asks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     nodes: PositiveInt | None = None
     gpus: NonNegativeInt | None = None
