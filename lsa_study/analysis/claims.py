@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lsa_study.analysis.collect import Collected, collect
-from lsa_study.analysis.contrasts import compare, mismatches
+from lsa_study.analysis.comparability import comparability, paired
+from lsa_study.analysis.contrasts import compare
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import (
@@ -29,7 +30,7 @@ from lsa_study.config.contrast import differing_rows, under
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import Study
 
-Word = Literal["supported", "contradicted", "unresolved", "not run"]
+Word = Literal["supported", "contradicted", "unresolved", "not comparable", "not run"]
 UNITS: Mapping[str, str] = {
     "acc1": "points",
     "params": "% parameters",
@@ -230,7 +231,8 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
     if confounds := [key for key in differing if not under(key, claim.besides)]:
         return found.unresolved(f"the rows also differ in {', '.join(confounds)}")
     wanted = (f"{key} {a}, the other {b}" for key, (a, b) in differing.items())
-    found = replace(found, notes=(*wanted, *mismatches(ours.runs, theirs.runs)))
+    alike = comparability(paired(ours.runs, theirs.runs), explained=(*factors, *claim.besides))
+    found = replace(found, notes=(*wanted, *alike.marked))
     if claim.metric in ("params", "macs"):
         fact = COSTS["params_m" if claim.metric == "params" else "gmacs"].fact
         counts = [[n for run in row.runs if (n := fact(run))] for row in (ours, theirs)]
@@ -238,6 +240,8 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
             return replace(found, reason=f"no {claim.metric} known")
         percent = 100 * (counts[0][0] / counts[1][0] - 1)
         return found.decided(Estimate((percent,), percent, percent, percent))
+    if alike.refused:
+        return replace(found, word="not comparable", reason="; ".join(alike.refused))
     noise = pooled_deviation([*shown, *other_shown])
     return _compared_over_seeds(found, ours, theirs, noise)
 
@@ -274,6 +278,7 @@ def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
         lines.append(f"{verdict.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
         if verdict.numbers:
             lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
+        lines += [f"{'':<34} † {note}" for note in verdict.notes]
     counts = Counter(verdict.word for verdict in found)
     lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     return "\n".join(lines)

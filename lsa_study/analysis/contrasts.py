@@ -1,4 +1,4 @@
-"""Compare a row with its reference: over shared seeds, over test images, and how both were made."""
+"""Compare a row with its reference: over shared seeds and over test images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from scipy import stats
 
 from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
-from lsa_study.record import Result
 
 NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
 """Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
-MISMATCHES = {name: fact.mismatch for name, _, fact in Result.facts() if fact and fact.mismatch}
-"""Facts of a result that must be equal in two rows for their difference to mean the factor."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +115,3 @@ def mcnemar(gained: int, lost: int) -> float:
     if gained + lost == 0:
         return 1.0
     return float(stats.binomtest(gained, gained + lost).pvalue)
-
-
-def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:
-    """The facts in which two rows' runs differ, as messages; none if one of them has no runs."""
-    reasons = [
-        f"{whose}seed {run.seed} went on with another {run.continued}"
-        for whose, runs in (("", one), ("reference ", other))
-        for run in runs
-        if run.continued
-    ]
-    for name, title in MISMATCHES.items() if one and other else ():
-        ours, theirs = (sorted({run.shown(name) for run in runs}) for runs in (one, other))
-        if ours != theirs:
-            reasons.append(f"{title} {' and '.join(ours)}, reference {' and '.join(theirs)}")
-    return reasons
