@@ -254,7 +254,9 @@ def _compared_over_seeds(
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
         return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    return found.decided(compare(ours.done, theirs.done).difference, noise)
+    return found.decided(
+        compare(ours.done, theirs.done, (*ours.peers, *theirs.peers)).difference, noise
+    )
 
 
 def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:

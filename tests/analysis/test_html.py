@@ -108,7 +108,7 @@ def test_cells_lead_to_their_runs(results, written):
         assert f"seed {run['seed']}: " in written
         assert f"run {identity}, commit 0123456789" in written
     assert "the loss is nan" in written
-    assert "paired t test over seeds: p = " in written
+    assert "over seeds and test images (" in written
     tips = [attrs for attrs in Page(written).all("span") if attrs.get("class") == "behind"]
     assert tips
     assert all(attrs["tabindex"] == "0" for attrs in tips)
