@@ -151,6 +151,14 @@ def image_noise(bits: Floats) -> tuple[float, float]:
     return max(0.0, common) / images, max(0.0, each - common) / images
 
 
+def t_test(found: Estimate, value: float) -> float | None:
+    """Two-sided p of Student's test against a true mean of ``value``; None without a spread."""
+    if found.mean is None or not found.deviation:
+        return None
+    t = abs(found.mean - value) / found.deviation * math.sqrt(found.n)
+    return float(2 * stats.t.sf(t, found.n - 1))
+
+
 def proportion(count: int, of: int) -> Estimate:
     """The share of runs that ended so, with Clopper and Pearson's exact interval."""
     found = stats.binomtest(count, of).proportion_ci(LEVEL, method="exact")

@@ -122,19 +122,6 @@ def resolvable(seeds: int) -> float | None:
     return float(optimize.brentq(missing, 0.0, 50 * edge)) / math.sqrt(seeds)
 
 
-def seeds_needed(distance: float, deviation: float) -> int | None:
-    """Seeds at which an interval of this deviation is half as wide as ``distance`` on each side.
-
-    None if more than 1000 would be needed.
-    """
-    needed = (
-        seeds
-        for seeds in range(2, MOST_SEEDS + 1)
-        if _t_edge(seeds - 1) / math.sqrt(seeds) * deviation < abs(distance)
-    )
-    return next(needed, None)
-
-
 def pooled_deviation(found: Iterable[Estimate]) -> float | None:
     """Standard deviation over seeds, pooled over estimates by their degrees of freedom."""
     known = [(one.deviation**2, one.n - 1) for one in found if one.deviation is not None]
