@@ -227,7 +227,7 @@ def test_a_row_that_diverged_cannot_be_compared(tmp_path):
 
 
 def test_studies_are_read_as_they_were_asked_for(tmp_path):
-    changed = ["train.epochs=2"]
+    changed = ["train.epochs=7"]
     loaded = [
         write_study(tmp_path, name, tier="proxy", overrides=changed)
         for name in ("table4", "table5")
