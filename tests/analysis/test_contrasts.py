@@ -17,7 +17,6 @@ from lsa_study.analysis.statistics import (
     kendall,
     pooled_deviation,
     resolvable,
-    seeds_needed,
     t_interval,
 )
 from lsa_study.analysis.table import build
@@ -225,13 +224,6 @@ def test_resolvable_differences_are_found_in_four_of_five_cases(n):
 
 def test_one_seed_resolves_nothing():
     assert resolvable(1) is None
-
-
-def test_seeds_needed_is_the_first_number_whose_interval_is_short_enough():
-    needed = seeds_needed(0.3, 0.4)
-    half = [stats.t.ppf(0.975, n - 1) * 0.4 / math.sqrt(n) for n in (needed - 1, needed)]
-    assert half[0] >= 0.3 > half[1]
-    assert seeds_needed(0.001, 1.0) is None
 
 
 def test_noise_is_pooled_by_degrees_of_freedom():
