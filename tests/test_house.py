@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 16_310,
+    "lines": 16_800,
     "kernel_lines": 2_400,
-    "public": 410,
-    "single": 130,
+    "public": 417,
+    "single": 131,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,

@@ -29,8 +29,7 @@ class Comparability:
     @property
     def text(self) -> str:
         """All of it as one message; empty for rows that were made alike."""
-        refused = f"not comparable: {'; '.join(self.refused)}" if self.refused else ""
-        return "; ".join(filter(None, (refused, *self.marked)))
+        return "; ".join((*self.refused, *self.marked))
 
 
 def paired(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Pairs:
@@ -56,7 +55,7 @@ def comparability(pairs: Pairs, *, explained: Collection[str] = ()) -> Comparabi
     marked = went_on([run for run, _ in pairs])
     marked += [f"reference {message}" for message in went_on([run for _, run in pairs])]
     for (fact, message), seeds in found.items():
-        some = f" (seed {', '.join(map(str, seeds))})" if len(seeds) < len(pairs) else ""
+        some = f" at seed {', '.join(map(str, seeds))}" if len(seeds) < len(pairs) else ""
         (refused if fact.refuses else marked).append(message + some)
     return Comparability(tuple(refused), tuple(marked))
 

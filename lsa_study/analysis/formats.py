@@ -93,7 +93,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "delta_low": rounded(difference.low),
         "delta_high": rounded(difference.high),
         "delta_n": difference.n,
-        "delta_p": rounded(row.contrast.p, 6),
+        "delta_p": rounded(row.contrast.p(), 6),
         "images_low": rounded(images.low) if images else None,
         "images_high": rounded(images.high) if images else None,
         "images_p": rounded(images.p, 6) if images else None,

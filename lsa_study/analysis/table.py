@@ -105,7 +105,9 @@ def build(study: Study, collected: Collected) -> Table:
         reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
         if row.base:
             pairs = paired(row.runs, row.base.runs)
-            reasons += filter(None, [comparability(pairs, explained=study.file.factor).text])
+            alike = comparability(pairs, explained=study.file.factor)
+            reasons += [f"not comparable: {message}" for message in alike.refused]
+            reasons += alike.marked
         else:
             reasons += went_on(row.runs)
         if reasons:

@@ -87,12 +87,17 @@ def diff(
 
 
 def claims(
-    tier: opt.Tier = "toy", results: opt.OldResults = opt.RESULTS, as_json: opt.AsJson = False
+    tier: opt.Tier = "toy",
+    results: opt.OldResults = opt.RESULTS,
+    file: Annotated[Path | None, typer.Option(help="claims; else experiments/claims.yaml")] = None,
+    study: Annotated[str | None, typer.Option(help="show those about it alone")] = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
 
-    found = ledger.judge_tier(results, tier)
+    found = ledger.judge_tier(results, tier, path=file)
+    found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))
 

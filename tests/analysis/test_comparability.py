@@ -80,8 +80,8 @@ def test_other_images_refuse_a_verdict(tmp_path, planted, change, words):
     found = verdict_on(tmp_path)
     assert found.word == "not comparable"
     document = claims.claims_json([found], "proxy")["claims"][0]
-    assert document["verdict"] == "not comparable"
-    assert document["reason"] == f"{words} (seed 0)"
+    assert document["verdict"] == f"not comparable ({words} at seed 0)"
+    assert document["comparable"] == f"{words} at seed 0"
     assert words in claims.claims_text([found], "proxy")
 
 
@@ -90,7 +90,7 @@ def test_another_environment_marks_a_verdict(tmp_path, planted, change, words):
     planted(change)
     found = verdict_on(tmp_path)
     assert found.word != "not comparable"
-    note = words if "continued" in change else f"{words} (seed 0)"
+    note = words if "continued" in change else f"{words} at seed 0"
     assert claims.claims_json([found], "proxy")["claims"][0]["notes"] == [note]
     assert f"† {note}" in claims.claims_text([found], "proxy")
 
@@ -110,8 +110,8 @@ def test_a_fact_crossed_by_seed_is_seen(tmp_path, planted):
         if (run.variant, run.seed) in {("swin", 1), ("elsa", 0), ("elsa", 2)}:
             write_run(tmp_path, run, changes={"device": "B"})
     assert verdict_on(tmp_path).notes == (
-        "chip B, reference Processor 9000 (seed 0, 2)",
-        "chip Processor 9000, reference B (seed 1)",
+        "chip B, reference Processor 9000 at seed 0, 2",
+        "chip Processor 9000, reference B at seed 1",
     )
 
 
