@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 16_800,
+    "lines": 16_980,
     "kernel_lines": 2_400,
-    "public": 417,
-    "single": 131,
+    "public": 419,
+    "single": 139,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
