@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 16_980,
+    "lines": 17_160,
     "kernel_lines": 2_400,
-    "public": 419,
-    "single": 139,
+    "public": 425,
+    "single": 142,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
