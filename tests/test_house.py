@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 17_160,
+    "lines": 17_140,
     "kernel_lines": 2_400,
     "public": 425,
-    "single": 142,
+    "single": 141,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,

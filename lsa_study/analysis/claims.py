@@ -195,7 +195,7 @@ class ClaimVerdict:
         # The edge that the estimate is held against: of two, the nearer.
         edge = math.copysign(margin, found.mean) if relation == "within" else margin
         tested = contrast.p(edge) if contrast else t_test(found, edge)
-        method = contrast.method if contrast else ""
+        method = contrast.noise.method if contrast and contrast.noise else ""
         made = replace(self, word=word, plain=word, estimate=found, p=tested, method=method)
         if word != "unresolved":
             return made
@@ -299,15 +299,9 @@ def _ended(found: ClaimVerdict, row: Row, control: Row | None) -> ClaimVerdict:
     if control and any(run.outcome == claim.outcome for run in control.runs):
         return found.unresolved(f"{claim.control} {control.outcome}")
     p = float(stats.binomtest(count, len(row.runs), 0.5).pvalue)
-    word: Word = (
-        "unresolved"
-        if p > 1 - LEVEL
-        else "supported"
-        if count * 2 > len(row.runs)
-        else ("contradicted")
-    )
+    word: Word = "supported" if 2 * count > len(row.runs) else "contradicted"
     found = replace(found, word=word, plain=word, p=p, method="Clopper-Pearson against one half")
-    return found if word in DECIDED else found.unresolved(reason)
+    return found if p <= 1 - LEVEL else replace(found.unresolved(reason), plain="unresolved")
 
 
 def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
@@ -349,7 +343,7 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
         return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers), ours.declared)
+    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers))
     if between.same:
         seeds = f"all {len(between.seeds)} seeds gave the same answers"
         return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")

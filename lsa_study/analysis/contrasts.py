@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,18 +71,6 @@ class Contrast:
             return None
         return inference.more_seeds(self.noise, self.difference.mean - value)
 
-    @property
-    def sequential(self) -> bool:
-        """Whether it is looked at before or after the declared seeds."""
-        return self.noise is not None and self.noise.sequential
-
-    @property
-    def method(self) -> str:
-        """How its error was found, in words."""
-        if self.noise is None:
-            return ""
-        return f"{self.noise.method}{', always valid' * self.noise.sequential}"
-
     @cached_property
     def same(self) -> bool:
         """Whether all seeds gave the same answers, so that nothing is known of their noise."""
@@ -94,27 +82,22 @@ class Contrast:
     @cached_property
     def by_image(self) -> ByImage | None:
         """None if correctness by image is missing, the test sets differ, or it is no pair."""
-        return by_image([(a, b) for a, b in self.runs]) if self.runs and self._pair else None
-
-    @property
-    def _pair(self) -> bool:
-        return len(self.runs[0]) == 2
+        pairs = [(of[0], of[1]) for of in self.runs if len(of) == 2]
+        return by_image(pairs) if pairs else None
 
 
 def compare(
     ours: Sequence[RunRecord],
     theirs: Sequence[RunRecord],
     pool: Sequence[Sequence[RunRecord]] = (),
-    declared: Collection[int] | None = None,
 ) -> Contrast:
     """Compare the finished runs of two rows over the seeds they share, which may be none."""
-    return contrast(((1.0, ours), (-1.0, theirs)), pool, declared)
+    return contrast(((1.0, ours), (-1.0, theirs)), pool)
 
 
 def contrast(
     terms: Sequence[tuple[float, Sequence[RunRecord]]],
     pool: Sequence[Sequence[RunRecord]] = (),
-    declared: Collection[int] | None = None,
 ) -> Contrast:
     """Add up rows with weights whose sum is 0, over the seeds that all of them have.
 
@@ -122,7 +105,6 @@ def contrast(
         terms: each a weight and a row's finished runs.
         pool: the finished runs of all rows of the studies concerned; those with the same seeds
             tell how much accuracies vary.
-        declared: the seeds that were fixed before the first run; None: these.
     """
     weights = [weight for weight, _ in terms]
     by_seed = [{run.seed: run for run in runs} for _, runs in terms]
@@ -142,8 +124,7 @@ def contrast(
     further = np.array(list(others.values())).reshape(-1, len(seeds))
     image, floor = _image_noise(weights, runs)
     seed, freedom, method = inference.seed_noise(weights, values, further, floor)
-    looked = declared is not None and {*seeds} != {*declared}
-    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method, looked)
+    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method)
     mean, half = float(np.mean(sums)), noise.edge(ALPHA)
     if not half:
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.
@@ -163,9 +144,9 @@ def _image_noise(
     tests = {(run.data_fingerprint, run.correct_count) for of in runs for run in of}
     if len(tests) == 1 and next(iter(tests))[1] is not None:
         count = runs[0][0].correct_count
-        bits = np.zeros((len(runs), int(count or 0)))
+        bits = np.zeros((len(runs), int(count or 0)), np.int8)
         for weight, row in zip(weights, zip(*runs, strict=True), strict=True):
-            bits += 100 * weight * correct(row)
+            bits += np.int8(weight) * correct(row).view(np.int8)
         return inference.image_noise(bits)
     images = min((run.test_images or 0 for of in runs for run in of), default=0)
     if not images:

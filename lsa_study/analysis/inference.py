@@ -133,20 +133,21 @@ def seed_noise(
     return math.sqrt(variance / seeds), degrees, method
 
 
-def image_noise(bits: Floats) -> tuple[float, float]:
+def image_noise(bits: npt.NDArray[np.int8]) -> tuple[float, float]:
     """Variance of a mean from the images that all seeds share, and the least that seeds add.
 
     Args:
-        bits: a contrast of correctness, (seeds, images), in points.
+        bits: a contrast of correctness, (seeds, images), in images.
 
     Returns:
         Both in squared points; the second is of one seed's mean.
     """
     seeds, images = bits.shape
-    mean = float(np.var(bits.mean(0), ddof=1))
-    each = float(np.var(bits, axis=1, ddof=1).mean())
-    if seeds == 1:
-        return each / images, 0.0
+    # In whole numbers: ten times as fast as in floating point where there are many seeds.
+    squares = np.square(bits, dtype=np.int16).sum(1, dtype=np.int64)
+    sums = bits.sum(1, dtype=np.int64)
+    each = 1e4 * float(np.mean(squares - sums**2 / images)) / (images - 1)
+    mean = 1e4 * float(np.var(bits.sum(0, dtype=np.int32), ddof=1)) / seeds**2
     common = (seeds * mean - each) / (seeds - 1)
     return max(0.0, common) / images, max(0.0, each - common) / images
 

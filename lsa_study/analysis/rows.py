@@ -62,8 +62,6 @@ class Row:
     """Signs that lead to the notes under a table."""
     peers: tuple[tuple[RunRecord, ...], ...] = ()
     """The runs with an accuracy of all rows of the study, its own among them."""
-    declared: tuple[int, ...] | None = None
-    """The seeds that were fixed before the first run."""
 
     @cached_property
     def done(self) -> tuple[RunRecord, ...]:
@@ -85,7 +83,7 @@ class Row:
     @cached_property
     def contrast(self) -> Contrast:
         """Against the reference row over shared seeds; a baseline has none."""
-        return compare(self.done, self.base.done if self.base else (), self.peers, self.declared)
+        return compare(self.done, self.base.done if self.base else (), self.peers)
 
     @property
     def lost(self) -> str:

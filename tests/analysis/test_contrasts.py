@@ -53,7 +53,7 @@ def test_differences_are_paired_by_seed_over_the_shared_ones():
     assert replace(found.noise, image=0).p(found.difference.mean) == pytest.approx(
         stats.ttest_rel([80.4, 81.4, 82.7], [80, 81, 82]).pvalue
     )
-    assert found.method == "paired"
+    assert found.noise.method == "paired"
     assert found.difference.deviation == pytest.approx(math.sqrt(0.03))
     assert found.by_image is None
 
