@@ -110,6 +110,9 @@ class TokenLabels(Group):
     class_weight: Annotated[Weight, Field(gt=0)] = 1.0
     dense_weight: Weight = 0.5
     """Of the mean over all tokens."""
+    boxes: Literal["upright", "transposed"] = "upright"
+    """transposed: as the released code, which takes rows of the cut box for columns when it looks
+    up its labels."""
     mix_token: Weight = 1.0
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
@@ -171,8 +174,9 @@ class Train(Group):
     code of ELSA and VOLO); swin: nor are position tables."""
     clip_grad: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     norm_batch: Images | None = None
-    """Images over which batch norm takes its statistics in training, such as what one GPU of the
-    article held: on fewer or larger devices these stay the same. null: all images of a part."""
+    """Images over which batch norm takes its statistics in training, and which share a box of
+    MixToken, such as what one GPU of the article held: on fewer or larger devices these stay the
+    same. null: all images of a part."""
     ema_decay: Share | None = None
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""

@@ -122,11 +122,16 @@ def mixer(augment: Augment, num_classes: int) -> Mixer | None:
     return mixup
 
 
-def pictorial(augment: Augment, size: int, mean: tuple[float, ...]) -> Pictorial | None:
+def pictorial(
+    augment: Augment,
+    size: int,
+    mean: tuple[float, ...],
+    moves: list[fast_pil.Move] | None = None,
+) -> Pictorial | None:
     """RandAugment, else color jitter, of one picture as timm has it; None where neither is on.
 
     Translations are a share of ``size``, the picture's side in pixels. What geometric operations
-    uncover gets the colour ``mean``, in 0..1.
+    uncover gets the colour ``mean``, in 0..1; each of them is added to ``moves``.
     """
     if augment.rand_augment is not None:
         from timm.data.auto_augment import rand_augment_transform
@@ -138,7 +143,7 @@ def pictorial(augment: Augment, size: int, mean: tuple[float, ...]) -> Pictorial
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
             elif op.name.startswith(BENDING):
-                op.aug_fn = partial(fast_pil.bent, op.aug_fn)
+                op.aug_fn = partial(fast_pil.bent, op.aug_fn, moves)
         return randomly  # type: ignore[no-any-return]
     if augment.color_jitter > 0:
         from torchvision.transforms import ColorJitter

@@ -23,6 +23,9 @@ from lsa_kernels.pictures import Pixels
 Box = tuple[int, int, int, int]
 """Left, top, width, height."""
 
+Move = tuple[float, ...]
+"""Six numbers a to f: what is shown at x, y stood at a x + b y + c, d x + e y + f; all in shares of
+the picture's width and height."""
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
@@ -67,13 +70,18 @@ def resized_crop(pixels: Pixels, box: Box, size: tuple[int, int], filter_: int) 
 
 
 def bent(
-    operation: Callable[..., Image.Image], picture: Image.Image, *given: Any, **options: Any
+    operation: Callable[..., Image.Image],
+    moves: list[Move] | None,
+    picture: Image.Image,
+    *given: Any,
+    **options: Any,
 ) -> Image.Image:
-    """Do an operation on a picture, its affine transforms by the kernels."""
-    if picture.mode == "RGB" and pictures.as_pillow().bends:
+    """Do an operation on a picture, its affine transforms by the kernels and noted in ``moves``."""
+    if picture.mode == "RGB":
         picture.load()
         canvas = _Canvas()
         canvas.im, canvas._mode, canvas._size = picture.im, picture.mode, picture.size
+        canvas.moves = moves
         picture = canvas
     return operation(picture, *given, **options)
 
@@ -95,12 +103,18 @@ def decodes() -> bool:
 class _Canvas(Image.Image):
     """A picture that bends by the kernels; all else, and what comes of it, is Pillow's."""
 
+    moves: list[Move] | None
+
     def transform(
         self, size: tuple[int, int], method: Any, data: Any = None, resample: int = 0,
         fill: int = 1, fillcolor: Any = None,
     ) -> Image.Image:  # fmt: skip
-        ours = method == Image.Transform.AFFINE and resample in FILTERS and size == self.size
-        if not ours or not isinstance(fillcolor, tuple):
+        affine = method == Image.Transform.AFFINE and size == self.size
+        if affine and self.moves is not None:
+            (a, b, c, d, e, f), (wide, high) = data, size
+            self.moves.append((a, b * high / wide, c / wide, d * wide / high, e, f / high))
+        ours = affine and resample in FILTERS
+        if not ours or not isinstance(fillcolor, tuple) or not pictures.as_pillow().bends:
             return super().transform(size, method, data, resample, fill, fillcolor)
         shape = (self.height, self.width, 4)
         pixels = np.frombuffer(self.tobytes("raw", "RGBX"), np.uint8).reshape(shape)

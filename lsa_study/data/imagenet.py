@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
@@ -26,7 +26,7 @@ from lsa_study.data.paths import DataLacks, imagenet
 from lsa_study.data.sampler import EpochSampler
 from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested
 from lsa_study.data.shards import listings
-from lsa_study.data.token_labels import LabelMaps
+from lsa_study.data.token_labels import LabelMaps, moved
 
 MEAN: Pixels = (0.485, 0.456, 0.406)
 STD: Pixels = (0.229, 0.224, 0.225)
@@ -47,6 +47,8 @@ class _Images(Dataset[Decoded]):
     listing: Listing
     transform: Compose
     size: int
+    moved: transforms.Moved = field(default_factory=transforms.Moved)
+    """What ``transform`` did to its last picture."""
     maps: LabelMaps | None = None
 
     def __getitems__(self, wanted: Wanted) -> Decoded:
@@ -66,9 +68,8 @@ class _Images(Dataset[Decoded]):
                     ) from error
                 if self.maps is not None:
                     name = os.fsdecode(self.listing.names[index])
-                    crop, flip = self.transform.transforms[:2]
-                    cut = torch.tensor([*crop.box, float(flip.flipped)])
-                    placed.append((self.maps.read(name), cut))
+                    found = moved(self.maps.read(name), self.moved)
+                    placed.append((found, torch.tensor(self.moved.box)))
         labels = torch.from_numpy(self.listing.labels[numbers])
         return pixels, labels, *map(torch.stack, zip(*placed, strict=True))
 
@@ -96,7 +97,8 @@ class ImagenetSets(Datasets):
         )  # fmt: skip
         super().__init__(source, settings, device)
         self.workers, size = settings.runtime.workers, data.image_size
-        self._train = _Images(train, transforms.training(settings, MEAN), size, maps)
+        past = transforms.Moved()
+        self._train = _Images(train, transforms.training(settings, MEAN, past), size, past, maps)
         self._test = _Images(test, transforms.testing(settings), size)
         self._resting: dict[_Images, tuple[DataLoader[Decoded], list[Any]]] = {}
 

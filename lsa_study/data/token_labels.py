@@ -21,6 +21,7 @@ from lsa_study.config.settings import Settings
 from lsa_study.data.augment import soft
 from lsa_study.data.index import heads
 from lsa_study.data.paths import DataLacks
+from lsa_study.data.transforms import Moved
 
 TOKEN_PIXELS = 16
 """Pixels per side of the image that one of VOLO's tokens stands for."""
@@ -94,6 +95,8 @@ class LabelMaps:
         """
         wanted, smoothing = self.settings.train.tokens, self.settings.augment.label_smoothing
         side = self.settings.data.image_size // TOKEN_PIXELS
+        if wanted is not None and wanted.boxes == "transposed":
+            cuts = cuts[:, [1, 0, 3, 2]]
         images, tokens = (
             smoothed(shares, smoothing)
             for shares in answers(maps, cuts, num_classes=self.num_classes, side=side)
@@ -134,13 +137,11 @@ def answers(maps: Tensor, cuts: Tensor, *, num_classes: int, side: int) -> tuple
     """What the network that made the maps says of images cut from their pictures.
 
     As released: scores are put back to all classes, 0 elsewhere, averaged by RoI align over each
-    token's part of the box, or over all of it, and become shares by softmax. The released code
-    hands rows to RoI align as columns, which mirrors boxes at the diagonal; here they are the
-    image's own.
+    token's part of the box, or over all of it, and become shares by softmax.
 
     Args:
-        maps: (N, 2, k, rows, columns), scores and classes.
-        cuts: (N, 5): left, top, right and bottom as shares of the picture, 1 where flipped.
+        maps: (N, 2, k, rows, columns), scores and classes; see ``moved``.
+        cuts: (N, 4): left, top, right and bottom as shares of the picture.
         num_classes: K.
         side: tokens per side of an image.
 
@@ -151,12 +152,31 @@ def answers(maps: Tensor, cuts: Tensor, *, num_classes: int, side: int) -> tuple
     scores, classes = maps.unbind(1)
     count, _, rows, columns = scores.shape
     whole = scores.new_zeros(count, num_classes, rows, columns).scatter_(1, classes.long(), scores)
-    boxes = cuts[:, :4] * cuts.new_tensor([columns, rows, columns, rows])
+    boxes = cuts * cuts.new_tensor([columns, rows, columns, rows])
     boxes = torch.cat([torch.arange(count, device=cuts.device)[:, None], boxes], dim=1)
     images: Tensor = roi_align(whole, boxes, 1, aligned=True)
     tokens: Tensor = roi_align(whole, boxes, side, aligned=True)
-    tokens = torch.where(cuts[:, 4].view(-1, 1, 1, 1) > 0, tokens.flip(-1), tokens)
     return images.flatten(1).softmax(1), tokens.flatten(2).softmax(1).transpose(1, 2)
+
+
+def moved(maps: Tensor, past: Moved) -> Tensor:
+    """Move a map (2, k, rows, columns) as its picture was: flipped, then bent.
+
+    Every cell takes the answers of the cell that its middle came from. One from outside has scores
+    of 0, as released.
+    """
+    _, _, rows, columns = maps.shape
+    if past.flipped:
+        maps = maps.flip(-1)
+    y = ((torch.arange(rows) + 0.5) / rows)[:, None]
+    x = (torch.arange(columns) + 0.5) / columns
+    for a, b, c, d, e, f in past.moves:
+        row = ((d * x + e * y + f) * rows).floor().long()
+        column = ((a * x + b * y + c) * columns).floor().long()
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        scores, classes = maps[:, :, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]
+        maps = torch.stack([torch.where(inside, scores, 0), classes])
+    return maps
 
 
 def smoothed(shares: Tensor, smoothing: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,60 +26,69 @@ def whole(content: bytes) -> Image.Image:
     return Image.fromarray(fast_pil.decode(content))
 
 
+@dataclass
+class Moved:
+    """What the last picture went through before it was cut, for what lies on it: label maps."""
+
+    flipped: bool = False
+    moves: list[fast_pil.Move] = field(default_factory=list)
+    """Of RandAugment, after the flip."""
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """What is left of it: left, top, right and bottom, as shares of the picture."""
+
+
 class RandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]
-    """timm's: the same draws in the same order, and the same pixels, from an encoded picture.
+    """timm's: the same draws in the same order, and the same pixels."""
 
-    It remembers its last box, for what lies on the picture beside its pixels.
-    """
+    def __init__(self, size: int, moved: Moved | None = None, **options: Any) -> None:
+        # The released code draws between bilinear and bicubic.
+        super().__init__(size, interpolation="random", **options)
+        self.moved = moved or Moved()
 
-    box = (0.0, 0.0, 1.0, 1.0)
-    """As shares of the picture: left, top, right, bottom."""
-
-    def __call__(self, content: bytes) -> Image.Image:
-        """Decode, cut and resize."""
-        pixels = fast_pil.decode(content)
+    def __call__(self, picture: bytes | Image.Image) -> Image.Image:
+        """Decode what is encoded, cut and resize."""
+        pixels = fast_pil.decode(picture) if isinstance(picture, bytes) else np.asarray(picture)
         rows, columns, _ = pixels.shape
         # Of the picture, only its size counts.
         like = torch.empty(3, rows, columns, device="meta")
         top, left, height, width = self.get_params(like, self.scale, self.ratio)
-        self.box = left / columns, top / rows, (left + width) / columns, (top + height) / rows
+        self.moved.box = left / columns, top / rows, (left + width) / columns, (top + height) / rows
         filter_ = Image.Resampling[random.choice(self.interpolation).name]
         return fast_pil.resized_crop(pixels, (left, top, width, height), self.size, filter_)
 
 
 class RandomHorizontalFlip(transforms.RandomHorizontalFlip):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's random flip; remembers whether it flipped its last image."""
+    """torchvision's random flip."""
 
-    flipped = False
+    def __init__(self, moved: Moved, p: float) -> None:
+        super().__init__(p)
+        self.moved = moved
 
     def forward(self, img: Image.Image) -> Image.Image:
-        """Flip or leave the image."""
+        """Flip or leave the image; what earlier pictures went through is forgotten."""
         image: Image.Image = super().forward(img)
-        self.flipped = image is not img
+        self.moved.flipped = image is not img
+        self.moved.moves.clear()
         return image
 
 
-def training(settings: Settings, mean: Pixels) -> transforms.Compose:
+def training(settings: Settings, mean: Pixels, moved: Moved | None = None) -> transforms.Compose:
     """The crop, the flip and the augmentation that ``settings.augment`` asks for.
 
-    Where crops are resized, the first two steps are a RandomResizedCrop and a RandomHorizontalFlip.
+    Where label maps are read, the whole picture is flipped and augmented before it is cut, as in
+    the released code for token labels, and ``moved`` says what happened; elsewhere it is cut first.
     """
     wanted, size = settings.augment, settings.data.image_size
-    steps: list[Any]
+    moved = moved or Moved()
+    change = pictorial(wanted, size, mean, moved.moves)
+    bending = [RandomHorizontalFlip(moved, wanted.hflip), *([change] if change else [])]
     if wanted.crop == "random_resized":
-        # The released code draws between bilinear and bicubic.
-        steps = [
-            RandomResizedCrop(
-                size, scale=wanted.crop_scale, ratio=wanted.crop_ratio, interpolation="random"
-            )
-        ]
-    else:
-        pad = wanted.crop == "pad"
-        crop = transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
-        steps = [whole, transforms.Resize(_scaled(settings), CUBIC), crop]
-    steps.append(RandomHorizontalFlip(wanted.hflip))
-    change = pictorial(wanted, size, mean)
-    return transforms.Compose(steps if change is None else [*steps, change])
+        cut = RandomResizedCrop(size, moved, scale=wanted.crop_scale, ratio=wanted.crop_ratio)
+        first = settings.train.tokens is not None and settings.train.tokens.labels != "plain"
+        return transforms.Compose([whole, *bending, cut] if first else [cut, *bending])
+    pad = wanted.crop == "pad"
+    crop = transforms.RandomCrop(size, wanted.crop_pad) if pad else transforms.CenterCrop(size)
+    return transforms.Compose([whole, transforms.Resize(_scaled(settings), CUBIC), crop, *bending])
 
 
 def testing(settings: Settings) -> transforms.Compose:

@@ -39,8 +39,6 @@ class Stepper:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
-        if train.tokens is not None:
-            token_labeling.prepare(model, train.tokens)
         parts = ranks.count * settings.runtime.accumulate
         self.norms = GroupedBatchNorm(
             model, images=train.norm_batch, part=max(1, train.batch_size // parts),
@@ -114,8 +112,11 @@ class Stepper:
         )
         if wanted is not None:
             with amp:
-                purpose = (self.settings.seed, "tokens", epoch, batch.step, part)
-                answers = token_labeling.answer(self.model, batch.images, *purpose)
+                answers = token_labeling.answer(
+                    self.model, batch.images, wanted,
+                    self.settings.seed, "tokens", epoch, batch.step, part=part,
+                    group=self.settings.train.norm_batch or len(batch.images),
+                )  # fmt: skip
             return token_labeling.loss(
                 answers, batch.targets, batch.tokens, wanted, smoothing=smoothing
             )

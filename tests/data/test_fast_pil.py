@@ -71,7 +71,7 @@ def test_a_picture_is_as_pillow_decodes_it(kind):
     content = ODD[kind](picture(83, 61))
     wanted = Image.open(io.BytesIO(content)).convert("RGB")
     assert transforms.whole(content).tobytes() == wanted.tobytes()
-    ours = transforms.RandomResizedCrop(32, interpolation="random")
+    ours = transforms.RandomResizedCrop(32)
     theirs = RandomResizedCropAndInterpolation(32, interpolation="random")
     for number in range(12):
         with rng.seeded_global("crop", number):
@@ -151,7 +151,7 @@ def test_rand_augment_is_timms(filter_):
         op.prob, plain = 1.0, op.aug_fn
         for number in range(12):
             found = []
-            for function in (plain, functools.partial(fast_pil.bent, plain)):
+            for function in (plain, functools.partial(fast_pil.bent, plain, None)):
                 op.aug_fn = function
                 with rng.seeded_global(op.name, number):
                     found.append(op(image).tobytes())
@@ -160,7 +160,7 @@ def test_rand_augment_is_timms(filter_):
 
 def test_without_kernels_and_decoder_pillow_does_it(monkeypatch):
     content = encoded(picture(83, 61))
-    crop = transforms.RandomResizedCrop(32, interpolation="random")
+    crop = transforms.RandomResizedCrop(32)
     turn = augment.pictorial(_augment(), 32, (0.5, 0.5, 0.5))
 
     def made():

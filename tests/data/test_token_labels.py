@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lsa_study import data
-from lsa_study.data import token_labels
+from lsa_study.data import augment, rng, token_labels, transforms
 from lsa_study.data.paths import DataLacks
 
 CLASSES = {"n01": 3, "n02": 1, "n03": 2}
@@ -84,10 +84,78 @@ def test_labels_lie_where_the_image_shows_them(small, hflip):
     assert flips == {0.0: {False}, 0.5: {False, True}, 1.0: {True}}[hflip]
 
 
-def test_maps_change_no_pixel_and_no_draw(small):
+COLOURS = torch.tensor([[r, g, b] for r in (0, 1) for g in (0, 1) for b in (0, 1)]).float()
+
+
+def test_labels_follow_every_geometric_operation(small, root, monkeypatch):
+    """500 draws of RandAugment on a picture of coloured cells whose map names their colours.
+
+    Operations on colours are left out, as they would give a cell the colour of another class.
+    """
+    side, cell = 32, 7
+    draw = np.random.default_rng(5)
+    # Blocks of eight cells, so that a token has an inside.
+    chosen = np.kron(draw.integers(1, 8, (side // 8, side // 8)), np.ones((8, 8), int))
+    pixels = (255 * COLOURS.numpy()[np.kron(chosen, np.ones((cell, cell), int))]).astype(np.uint8)
+    Image.fromarray(pixels).save(root / "imagenet" / "train" / "n01" / "n01_0.PNG")
+    map_ = torch.zeros(2, 1, side, side)
+    map_[0], map_[1] = 20.0, torch.from_numpy(chosen)
+    content = (root / "imagenet" / "train" / "n01" / "n01_0.PNG").read_bytes()
+    wanted = small(data__image_size=224, augment__rand_augment="rand-m9-mstd0.5-inc1")
+    past = transforms.Moved()
+    pipeline = transforms.training(wanted, (0.0, 0.0, 0.0), past)
+    for op in pipeline.transforms[2].ops:
+        if not op.name.startswith(augment.BENDING):
+            op.aug_fn = lambda picture, *_, **__: picture
+    compared = moves = 0
+    for number in range(500):
+        with rng.seeded_global("picture", number):
+            image = torch.from_numpy(np.array(pipeline(content))).permute(2, 0, 1) / 255
+        moves += bool(past.moves)
+        maps = token_labels.moved(map_, past)[None]
+        cuts = torch.tensor(past.box)[None]
+        _, tokens = token_labels.answers(maps, cuts, num_classes=8, side=14)
+        # Away from borders: one colour all over the token and two cells around it, since a map
+        # moves by whole cells. Every fourth pixel, four to a token, is enough to see that.
+        left, top, right, bottom = past.box
+        down, across = (math.ceil(cell / 2 / (b - a)) for a, b in ((top, bottom), (left, right)))
+        padded = torch.nn.functional.pad(image[:, 2::4, 2::4], (across, across, down, down))
+        window = {"kernel_size": (4 + 2 * down, 4 + 2 * across), "stride": 4}
+        most, least = (sign * torch.max_pool2d(sign * padded, **window) for sign in (1, -1))
+        shown = torch.cdist(most.flatten(1).T, COLOURS).argmin(1).view(14, 14)
+        # Black is what an operation uncovers and what lies beyond: no class is named there.
+        inside = ((most - least).amax(0) < 0.02) & (shown > 0)
+        share, told = tokens[0].view(14, 14, 8).max(-1)
+        assert (told[inside] == shown[inside]).all(), (number, past)
+        assert (share[inside] > 0.9).all(), (number, past)
+        compared += int(inside.sum())
+    assert compared > 4000
+    assert moves > 150
+
+
+def test_maps_put_the_cut_last(small):
+    """As released for token labels; without maps it is first, as in timm's pipeline."""
+    asked = {"augment__rand_augment": "rand-m9-mstd0.5-inc1"}
+    names = [
+        [type(step).__name__ for step in transforms.training(small(labels, **asked), (0.0,) * 3)
+         .transforms] for labels in ("plain", "maps")
+    ]  # fmt: skip
+    assert names[0] == ["RandomResizedCrop", "RandomHorizontalFlip", "RandAugment"]
+    assert names[1][1:] == ["RandomHorizontalFlip", "RandAugment", "RandomResizedCrop"]
+
+
+def test_boxes_can_be_transposed_as_released(small):
+    upright, transposed = (
+        batches(data.load(small(train__tokens=f"{{labels: maps, boxes: {boxes}}}")))
+        for boxes in ("upright", "transposed")
+    )
+    assert torch.equal(upright[0].images, transposed[0].images)
+    assert not torch.equal(upright[0].tokens, transposed[0].tokens)
+
+
+def test_targets_have_the_shape_of_tokens(small):
     plain, mapped = (batches(data.load(small(labels))) for labels in ("plain", "maps"))
     for one, other in zip(plain, mapped, strict=True):
-        assert torch.equal(one.images, other.images)
         assert one.tokens is None
         assert one.targets.ndim == 1
         assert other.targets.shape == (3, 3)
@@ -129,7 +197,7 @@ def by_hand(scores, classes, cut, num_classes, side):
     across, down = math.ceil(wide), math.ceil(high)
     out = np.zeros((side * side, num_classes))
     for row, column, k in np.ndindex(side, side, num_classes):
-        place = row * side + (side - 1 - column if cut[4] else column)
+        place = row * side + column
         for i, j in np.ndindex(down, across):
             y = top + high * (row + (i + 0.5) / down)
             x = left + wide * (column + (j + 0.5) / across)
@@ -143,7 +211,7 @@ def test_answers_match_loops(rows, columns, side):
     draw = np.random.default_rng(rows)
     scores = draw.normal(size=(3, 2, rows, columns)) * 4
     classes = draw.random((3, 6, rows, columns)).argsort(1)[:, :2]
-    cuts = np.array([[0.1, 0.2, 0.8, 0.7, 0], [0.0, 0.0, 1.0, 1.0, 1], [0.33, 0.5, 0.9, 0.95, 1]])
+    cuts = np.array([[0.1, 0.2, 0.8, 0.7], [0.0, 0.0, 1.0, 1.0], [0.33, 0.5, 0.9, 0.95]])
     maps = torch.from_numpy(np.stack([scores, classes], axis=1)).float()
     images, tokens = token_labels.answers(
         maps, torch.from_numpy(cuts).float(), num_classes=6, side=side

@@ -68,7 +68,7 @@ def test_loss_and_gradients_are_those_of_the_definition(box, labels):
         asked = asked[0], None
     logits = [torch.from_numpy(z).requires_grad_() for z in (images, each)]
     wanted = TokenLabels(labels="plain", class_weight=0.7, dense_weight=0.3)
-    answers = token_labeling.Answers(*logits, box)
+    answers = token_labeling.Answers(*logits, (box,), 3)
     got = token_labeling.loss(answers, *asked, wanted, smoothing=smoothing)
     got.backward()
     want, *slopes = by_hand(images, each, box, targets, of_tokens, (0.7, 0.3))
@@ -84,7 +84,7 @@ def test_no_box_mixes_nothing_and_a_whole_one_reverses_the_batch():
 
     def loss(box, classes):
         return token_labeling.loss(
-            token_labeling.Answers(images, each, box), classes, None, only, smoothing=0.1
+            token_labeling.Answers(images, each, (box,), 4), classes, None, only, smoothing=0.1
         )
 
     plain = torch.nn.functional.cross_entropy(images, classes, label_smoothing=0.1)
@@ -96,13 +96,12 @@ def test_no_box_mixes_nothing_and_a_whole_one_reverses_the_batch():
 # -- the network in training ---------------------------------------------------------------------
 
 
-def network(mix_token=1.0):
+def network():
     torch.manual_seed(0)
     model = volo.Volo(SMALL, OutlookOp(), img_size=(64, 96), num_classes=7).double()
     # Both heads begin with the same small weights: made large, each is seen.
     for head in (model.head, model.aux_head):
         torch.nn.init.normal_(head.weight)
-    token_labeling.prepare(model, TokenLabels(labels="plain", mix_token=mix_token))
     return model.train()
 
 
@@ -111,10 +110,15 @@ def pictures(count=3):
     return torch.randn(count, 3, 64, 96, generator=draw, dtype=torch.float64)
 
 
-def a_box(model, images):
-    """Words whose box is neither empty, nor square, nor the whole map of 4 x 6 tokens."""
+def answer(model, images, *purpose, mix_token=1.0, **how):
+    wanted = TokenLabels(labels="plain", mix_token=mix_token)
+    return token_labeling.answer(model, images, wanted, *purpose, **{"group": len(images), **how})
+
+
+def a_box():
+    """A purpose whose box is neither empty, nor square, nor the whole map of 4 x 6 tokens."""
     for number in range(100):
-        top, left, bottom, right = token_labeling.answer(model, images, "box", number).box
+        top, left, bottom, right = token_labeling.draw_box(4, 6, 1.0, "box", number, 0)
         if 0 < bottom - top < 4 and 0 < right - left < 6 and bottom - top != right - left:
             return number, (top, left, bottom, right)
     raise AssertionError("no such box")
@@ -123,8 +127,9 @@ def a_box(model, images):
 def test_tokens_are_mixed_and_put_back():
     """The stem's map mixed by hand, and every token's answer fetched from where it was pasted."""
     model, images = network(), pictures()
-    number, (top, left, bottom, right) = a_box(model, images)
-    got = token_labeling.answer(model, images, "box", number)
+    number, (top, left, bottom, right) = a_box()
+    got = answer(model, images, "box", number)
+    assert got.boxes == ((top, left, bottom, right),)
     stem = model.patch_embed(images)
     mixed = stem.clone()
     for n in range(3):
@@ -143,52 +148,75 @@ def test_tokens_are_mixed_and_put_back():
 
 
 def test_without_mixing_the_answers_are_those_of_timms_forward():
-    model, images = network(mix_token=0.0), pictures()
-    got = token_labeling.answer(model, images, "any")
-    assert got.box == (0, 0, 0, 0)
+    model, images = network(), pictures()
+    got = answer(model, images, "any", mix_token=0.0)
+    assert got.boxes == ((0, 0, 0, 0),)
     torch.testing.assert_close(got.images + 0.5 * got.tokens.max(1).values, model(images))
 
 
-def test_evaluation_knows_nothing_of_it():
-    model, images = network(), pictures()
-    plain = network(mix_token=0.0)
-    with torch.no_grad():
-        assert torch.equal(model.eval()(images), plain.eval()(images))
-        want = model.forward_head(model.forward_features(images))
-        assert torch.equal(model(images), want)
+def test_groups_are_mixed_among_themselves_however_a_step_is_cut():
+    """Six images in groups of two: in one part, and in three parts of one group each."""
+    model, images = network(), pictures(6)
+    for layer in model.modules():  # whose statistics are the whole batch's
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eval()
+    whole = answer(model, images, "step", group=2)
+    cut = [
+        answer(model, images[2 * part : 2 * part + 2], "step", group=2, part=part)
+        for part in range(3)
+    ]
+    assert len(set(whole.boxes)) == 3
+    assert whole.boxes == tuple(part.boxes[0] for part in cut)
+    for name in ("images", "tokens"):
+        parts = torch.cat([getattr(part, name) for part in cut])
+        torch.testing.assert_close(getattr(whole, name), parts, rtol=0, atol=1e-12)
+    wanted, classes = TokenLabels(labels="plain"), torch.arange(6)
+    losses = [
+        token_labeling.loss(found, labels, None, wanted, smoothing=0.1)
+        for found, labels in zip([whole, *cut], [classes, *classes.split(2)], strict=True)
+    ]
+    torch.testing.assert_close(losses[0], torch.stack(losses[1:]).mean())
 
 
-def test_the_words_alone_draw_the_box():
-    model, images = network(), pictures(1)
+def test_the_purpose_alone_draws_the_box():
     boxes = set()
     for number in range(12):
-        torch.manual_seed(number)
         np.random.seed(number)
-        before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-        boxes.add(token_labeling.answer(model, images, "box", 5).box)
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]
+        boxes.add(token_labeling.draw_box(14, 14, 1.0, "box", 5))
     assert len(boxes) == 1
-    assert (
-        len({token_labeling.answer(model, images, "box", number).box for number in range(12)}) > 4
-    )
+    assert len({token_labeling.draw_box(14, 14, 1.0, "box", number) for number in range(12)}) > 4
 
 
-def test_the_beta_draw_is_the_one_asked_for():
-    """With both parameters large half of the tokens are pasted: 2 x 4 of them, less at borders."""
-    images, largest = pictures(1), {}
-    for mix_token in (1.0, 1000.0):
-        model = network(mix_token)
-        boxes = [token_labeling.answer(model, images, number).box for number in range(20)]
-        sides = [(bottom - top, right - left) for top, left, bottom, right in boxes]
-        largest[mix_token] = tuple(map(max, zip(*sides, strict=True)))
-    assert largest[1000.0] == (2, 4)
-    assert largest[1.0] > (2, 4)
+def released_box(size, lam):
+    """The release's box, read aloud; x is what it calls the first side."""
+    cut = [int(side * np.sqrt(1 - lam)) for side in size]
+    middle = [np.random.randint(side) for side in size]
+    ends = [
+        (np.clip(at - length // 2, 0, side), np.clip(at + length // 2, 0, side))
+        for at, length, side in zip(middle, cut, size, strict=True)
+    ]
+    return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
+
+
+@pytest.mark.parametrize("beta", [1.0, 1000.0])
+def test_boxes_are_as_large_and_as_often_empty_as_the_released_ones(beta):
+    np.random.seed(0)
+    ours = [token_labeling.draw_box(14, 14, beta, number) for number in range(8000)]
+    theirs = [released_box((14, 14), np.random.beta(beta, beta)) for _ in range(8000)]
+    pasted, empty = [], []
+    for boxes in (ours, theirs):
+        areas = np.array([(bottom - top) * (right - left) for top, left, bottom, right in boxes])
+        pasted.append(areas.mean() / 196)
+        empty.append((areas == 0).mean())
+    assert pasted[0] == pytest.approx(pasted[1], abs=0.008)
+    assert empty[0] == pytest.approx(empty[1], abs=0.006)
+    if beta == 1.0:
+        assert pasted[0] == pytest.approx(0.27, abs=0.008), "timm's box, rounded up, pastes 0.296"
 
 
 def test_gradients_reach_every_parameter():
     model, images = network(), pictures(4)
-    answers = token_labeling.answer(model, images, "any")
+    answers = answer(model, images, "any")
     wanted = TokenLabels(labels="plain")
     token_labeling.loss(answers, torch.arange(4), None, wanted, smoothing=0.1).backward()
     for name, tensor in model.named_parameters():
@@ -225,15 +253,15 @@ def test_stopping_in_mid_epoch_changes_nothing(make_run):
 
 def test_the_recipe_is_another_run_than_labels_alone(make_run):
     """And so is each of its settings."""
-    changes = (
-        "null", "{labels: plain}", "{labels: plain, mix_token: 0.0}",
-    )  # fmt: skip
+    recipes = ("null", "{labels: plain}", "{labels: plain, mix_token: 0.0}")
     losses = set()
-    for number, asked in enumerate(changes):
-        folder = make_run(str(number), **{**VOLO, "train__tokens": asked, "train__epochs": 1})
+    for number, asked in enumerate(recipes):
+        # Of fewer than 4 x 4 tokens a box, rounded down, holds none.
+        changes = {"train__tokens": asked, "train__epochs": 1, "data__image_size": 64}
+        folder = make_run(str(number), **VOLO | changes)
         assert train(folder) == "done"
         losses.add(folder.metrics()[0]["train_loss"])
-    assert len(losses) == len(changes)
+    assert len(losses) == len(recipes)
 
 
 @pytest.mark.parametrize("labels", ["maps", "maps_and_truth"])
