@@ -182,8 +182,9 @@ class Train(Group):
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
     start: Start | None = None
     """Fine-tuning: weights to begin from; null: random ones."""
-    precision: Literal["float32", "amp"] = "float32"
-    """amp: bfloat16 autocast on a GPU, float32 on a CPU; the run records which it was."""
+    precision: Literal["float32", "amp", "fp16"] = "float32"
+    """On a GPU, amp: bfloat16 autocast; fp16: float16 autocast and a loss scale that skips steps
+    whose gradients overflow, as released. On a CPU all are float32. A run records which it was."""
 
 
 class Augment(Group):
@@ -248,6 +249,15 @@ class Settings(Group):
         if self.evaluation.weights == "ema" and self.train.ema_decay is None:
             raise ValueError(
                 "evaluation.weights='ema' but train.ema_decay is null; give a decay such as 0.9999"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fp16_has_a_gpu(self) -> Self:
+        if self.train.precision == "fp16" and self.runtime.device == "cpu":
+            raise ValueError(
+                "train.precision='fp16' with runtime.device='cpu': float16 needs a GPU; give "
+                "train.precision: float32, or runtime.device: auto"
             )
         return self
 

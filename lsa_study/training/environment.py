@@ -41,8 +41,9 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
 
 
 def precision(train: Train, device: torch.device) -> torch.dtype:
-    """The type of the matrix products: bfloat16 for ``amp`` on a GPU, else float32."""
-    return torch.bfloat16 if train.precision == "amp" and device.type == "cuda" else torch.float32
+    """The type of the matrix products, by the setting, on a GPU; on a CPU float32."""
+    kinds = {"amp": torch.bfloat16, "fp16": torch.float16}
+    return kinds.get(train.precision, torch.float32) if device.type == "cuda" else torch.float32
 
 
 def forget_peak_memory(device: torch.device) -> None:

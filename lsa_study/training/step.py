@@ -33,6 +33,11 @@ class Stepper:
         self.settings, self.model, self.ranks = settings, model, ranks
         self.device = next(model.parameters()).device
         self.precision = environment.precision(train, self.device)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == torch.float16
+        )
+        self.skipped = 0
+        """Steps without an update, as a gradient had overflowed."""
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
         self.optimizer = optim.optimiser(model, train)
         self.set_rate = optim.schedule(self.optimizer, train, steps=steps)
@@ -54,9 +59,13 @@ class Stepper:
         loss = self.ranks.all_or_raise(lambda: self._gradients(epoch, step, batches))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.ranks.average([loss, *gradients, *self.norms.running])
+        self.scaler.unscale_(self.optimizer)
         if (most := self.settings.train.clip_grad) is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), most)
-        self.optimizer.step()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.skipped += self.scaler.get_scale() < scale
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
@@ -76,8 +85,9 @@ class Stepper:
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, averaged weights and moments, for a checkpoint."""
+        """Weights, averaged weights, moments and the loss scale, for a checkpoint."""
         return {
+            "scaler": self.scaler.state_dict() | {"skipped": self.skipped},
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -89,6 +99,8 @@ class Stepper:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+        self.skipped = state["scaler"].pop("skipped")
+        self.scaler.load_state_dict(state["scaler"])
 
     def _gradients(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Gradients of this process's parts of a step; returns their mean loss."""
@@ -101,7 +113,7 @@ class Stepper:
                 torch.manual_seed(rng.derive(self.settings.seed, "step", epoch, step, part))
                 with norms_of_part():
                     loss = self._loss_of(batch, epoch, part) / accumulate
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         return total
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from lsa_study.training.step import Stepper
 
 GPU_CHECK_STEPS = 50
 """On a GPU, looking at a loss waits for all queued work; so look now and then."""
+
+LEAST_SCALE = 1.0
+"""Below this loss scale float16 overflows without any scaling: the run has diverged."""
 
 TRACE_WARM_UP = 3
 """Steps that a trace leaves out: the first ones allocate, compile and fill caches."""
@@ -50,6 +53,8 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     """Of the running epoch, over images."""
+    lost: int = 0
+    """Steps of the running epoch whose loss overflowed; they are not in ``loss_sum``."""
     epoch_seconds: float = 0.0
     """Training time of the running epoch."""
     seconds: float = 0.0
@@ -108,6 +113,7 @@ class Trainer:
         """
         try:
             progress = Progress.from_plain(state.pop("progress"))
+            self.stepper.load_state_dict(state)
         except (TypeError, KeyError) as error:
             raise DataLacks(
                 f"{self.run_dir.root}: its checkpoint was written by another version of this "
@@ -121,7 +127,6 @@ class Trainer:
                 "away to begin anew"
             )
         self.progress = progress
-        self.stepper.load_state_dict(state)
         self.monitor.say(f"resumed at epoch {progress.epoch + 1}, step {progress.step + 1}")
 
     def run(self) -> None:
@@ -190,20 +195,31 @@ class Trainer:
                 self._look(plan.batch)
                 self._save()
             self._tick(f"step {at.step}/{self.steps}")
-        return at.loss_sum / (plan.steps * plan.batch)
+        return at.loss_sum / (max(1, plan.steps - at.lost) * plan.batch)
 
     def _look(self, batch: int) -> None:
-        """Copy the losses of ``batch`` images each from the device; raise if one is not finite."""
-        at, unread = self.progress, self._unread
+        """Copy the losses of ``batch`` images each from the device; raise if the run has diverged.
+
+        Without a loss scale that is a loss that is not finite; with one, a scale that has become
+        useless.
+        """
+        at, unread, scaler = self.progress, self._unread, self.stepper.scaler
         losses = torch.stack([loss for _, loss in unread]).tolist() if unread else []
+        hopeless = not scaler.is_enabled() or scaler.get_scale() < LEAST_SCALE
         for (step, _), loss in zip(unread, losses, strict=True):
-            at.loss_sum += loss * batch
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"epoch {at.epoch + 1}, step {step + 1}: training loss {loss} "
-                    f"at lr {self.stepper.rate((at.epoch, step)):.3g}"
-                )
+            if math.isfinite(loss):
+                at.loss_sum += loss * batch
+                continue
+            at.lost += 1
+            if hopeless:
+                self._diverged(step, f"training loss {loss}")
+        if scaler.is_enabled() and hopeless:
+            self._diverged(at.step, f"gradients overflow at a loss scale of {scaler.get_scale():g}")
         unread.clear()
+
+    def _diverged(self, step: int, what: str) -> NoReturn:
+        epoch, rate = self.progress.epoch, self.stepper.rate((self.progress.epoch, step))
+        raise Diverged(f"epoch {epoch + 1}, step {step + 1}: {what} at lr {rate:.3g}")
 
     def _stop_if_asked(self, batch: int) -> None:
         if self.ranks.any(self.stop()):
@@ -258,7 +274,7 @@ class Trainer:
                 weights = stepper.reported().state_dict()
                 at.best_weights = {name: w.cpu().clone() for name, w in weights.items()}
         self._record(train_loss, time.monotonic() - begun)
-        at.epoch, at.step, at.loss_sum, at.epoch_seconds = at.epoch + 1, 0, 0.0, 0.0
+        at.epoch, at.step, at.loss_sum, at.lost, at.epoch_seconds = at.epoch + 1, 0, 0.0, 0, 0.0
 
     def _record(self, train_loss: float, seconds: float) -> None:
         if not self.ranks.first:
@@ -272,6 +288,9 @@ class Trainer:
             "acc5": report.acc5, "model_acc1": report.model_acc1, "ema_acc1": report.ema_acc1,
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
+        if self.stepper.scaler.is_enabled():
+            scale = self.stepper.scaler.get_scale()
+            record |= {"skipped_steps": self.stepper.skipped, "loss_scale": scale}
         self.run_dir.log_metrics(record)
         left = self.monitor.eta(self._done())
         message = (

@@ -89,7 +89,7 @@ def test_every_row_has_the_released_values_of_its_backbone(stem):
         assert row.evaluation.crop_share == (VOLO_CROP[backbone] if volo else 0.9), name
         if not fine:
             assert (train.batch_size, train.lr_batch, train.epochs) == (1024, 1024, 310), name
-        assert (train.weight_decay, train.precision) == (1e-8 if fine else 0.05, "amp"), name
+        assert (train.weight_decay, train.precision) == (1e-8 if fine else 0.05, "fp16"), name
         assert change.label_smoothing == 0.1, name
         averaged = backbone in AVERAGED
         assert train.ema_decay == (0.99992 if averaged else None), name
