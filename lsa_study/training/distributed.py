@@ -8,7 +8,7 @@ sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -59,6 +59,25 @@ class Distributed:
         sizes = [t.numel() for t in tensors]
         for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the first process's."""
+        for tensor in tensors if self.count > 1 else ():
+            with _peers():
+                torch_distributed.broadcast(tensor, 0)
+
+    def equal(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether all processes hold the same tensors, by the sums of their bits."""
+        if self.count == 1:
+            return True
+        sums = torch.stack(
+            [t.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for t in tensors]
+        )
+        most = sums.clone()
+        with _peers():
+            torch_distributed.all_reduce(sums, torch_distributed.ReduceOp.MIN)
+            torch_distributed.all_reduce(most, torch_distributed.ReduceOp.MAX)
+        return torch.equal(sums, most)
 
     def any(self, wish: bool) -> bool:
         """Whether any process wishes it."""

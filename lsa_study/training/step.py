@@ -84,6 +84,11 @@ class Stepper:
             return averaged
         return self.model
 
+    def weights(self) -> list[Tensor]:
+        """Those of the network and of its averaged copy: all that must be equal in all processes."""
+        copies = (self.model, *([self.ema.module] if self.ema is not None else []))
+        return [tensor for copy in copies for tensor in copy.state_dict().values()]
+
     def state_dict(self) -> dict[str, Any]:
         """Weights, averaged weights, moments and the loss scale, for a checkpoint."""
         return {

@@ -137,6 +137,7 @@ class Trainer:
             Stopped: ``stop`` turned true; the state is saved.
         """
         self.monitor.begin(self._done())
+        self.ranks.broadcast(self.stepper.weights())
         self.stepper.model.train()
         self._noted = self._saved = time.monotonic()
         steps = self.settings.runtime.trace_steps if self.ranks.first else 0
@@ -260,6 +261,11 @@ class Trainer:
 
     def _end_epoch(self, train_loss: float) -> None:
         at, begun, stepper = self.progress, time.monotonic(), self.stepper
+        if not self.ranks.equal(stepper.weights()):
+            raise RuntimeError(
+                f"epoch {at.epoch + 1}: the weights of the processes are no longer equal; move the "
+                "folder away to begin anew"
+            )
         plain = chosen = self._evaluate(stepper.model)
         averaged = None if stepper.ema is None else self._evaluate(stepper.ema.module)
         if averaged is not None and self.settings.evaluation.weights == "ema":

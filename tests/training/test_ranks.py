@@ -132,6 +132,48 @@ def test_if_one_fails_all_end_and_its_words_are_kept(make_run, start, fault, cau
     assert not Path(folder.root / "owner.json").exists()
 
 
+def begin_otherwise():
+    """With weights that another seed gave."""
+    from lsa_study import models
+
+    original = models.from_settings
+
+    def other(*arguments, **options):
+        torch.manual_seed(99)
+        return original(*arguments, **options)
+
+    models.from_settings = other
+
+
+def test_all_begin_with_the_first_one_s_weights(make_run, start):
+    one, two = make_run("one", runtime__accumulate=2), make_run("two")
+    assert train(one) == "done"
+    assert together(start, two, prepare=(None, begin_otherwise)) == [0, 0]
+    first, second = load_file(one.weights), load_file(two.weights)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=0)
+
+
+def drift_in_the_second_step():
+    from lsa_study.training.step import Stepper
+
+    original = Stepper.train_step
+
+    def drifting(self, epoch, step, batches):
+        loss = original(self, epoch, step, batches)
+        if step == 1:
+            next(self.model.parameters()).data.view(-1)[0] += 1e-3
+        return loss
+
+    Stepper.train_step = drifting
+
+
+def test_weights_that_are_no_longer_equal_end_the_run(make_run, start):
+    folder = make_run()
+    assert together(start, folder, prepare=(None, drift_in_the_second_step)) == [11, 11]
+    assert "epoch 1: the weights of the processes are no longer equal" in folder.status().message
+
+
 def die_in_the_second_step():
     import os
 
