@@ -85,7 +85,7 @@ class Stepper:
         return self.model
 
     def weights(self) -> list[Tensor]:
-        """Those of the network and of its averaged copy: all that must be equal in all processes."""
+        """Those of the network and its averaged copy, which must be equal in all processes."""
         copies = (self.model, *([self.ema.module] if self.ema is not None else []))
         return [tensor for copy in copies for tensor in copy.state_dict().values()]
 
