@@ -14,7 +14,7 @@ from lsa_study.analysis import claims
 from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
-from lsa_study.analysis.plots import CAPTIONS, figures, style
+from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import build
@@ -102,7 +102,7 @@ def _behind(row: Row, title: str) -> list[str]:
 
 def _picture(name: str, figure: Figure) -> tuple[Markup, str]:
     """A figure inside a page, with own ids and the page's colours, and its caption."""
-    caption, svg = CAPTIONS[name.rsplit("-", 1)[-1]], style.svg(figure)
+    caption, svg = str(figure.get_label()), style.svg(figure)
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.plots import costs, curves, rows, style
-from lsa_study.analysis.rows import Row, rows_of, with_runs
+from lsa_study.analysis.rows import Row, with_runs
+from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
-
-CAPTIONS: Mapping[str, str] = {
-    "accuracy": "Accuracy of every row beside the article's.",
-    "differences": "Differences to the reference rows beside the article's.",
-    "curves": "Test accuracy after every epoch.",
-    "seeds": "Accuracy of every seed.",
-    "heads": "Accuracy over the number of heads beside the article's.",
-    "costs": "Accuracy of every row against the multiply-adds of one image.",
-    "throughput": "Accuracy of every row against the images a second in training.",
-    "layers": "Accuracy, parameters and multiply-adds of the layers of the article's Fig. 1.",
-}
-"""By the last word of a figure's name: what it shows, also for those who cannot see it."""
 
 
 def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
@@ -35,7 +24,7 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
     for tier, pairs in with_runs(studies, results).items():
         folder = results / tier / "plots"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, drawn in figures([(one, rows_of(one, runs)) for one, runs in pairs]).items():
+        for name, drawn in figures([(one, build(one, runs).rows) for one, runs in pairs]).items():
             for kind, content in (("svg", style.svg(drawn)), ("png", style.png(drawn))):
                 paths.append(folder / f"{name}.{kind}")
                 write_whole(paths[-1], content)
@@ -43,7 +32,10 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
 
 
 def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
-    """The figures of studies at one tier, by file name."""
+    """The figures of studies at one tier, by file name.
+
+    The label of each is a sentence that says what it shows, also for those who cannot see it.
+    """
     drawn: dict[str, Figure] = {}
     with style.styled():
         for study, of_study in pairs:
