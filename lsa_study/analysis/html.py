@@ -39,7 +39,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
     tier = pairs[0][0].tier
     tables = [build(study, collected) for study, collected in pairs]
-    made = figures([(table.study, table.rows) for table in tables])
+    made = figures([(table.study, table.rows) for table in tables], judged)
     drawn = {name: _picture(name, figure) for name, figure in made.items()}
     begins = tuple(f"{study.name}-" for study, _ in pairs)
     environment = jinja2.Environment(

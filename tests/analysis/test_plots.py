@@ -34,7 +34,8 @@ def test_every_figure_is_written_as_svg_and_png(tmp_path):
     names = {path.name for path in write_plots(loaded, tmp_path)}
     stems = (
         "table2-accuracy", "table2-differences", "table2-curves", "fig2-accuracy",
-        "fig2-differences", "fig2-curves", "fig2-heads", "costs", "throughput",
+        "fig2-differences", "fig2-curves", "fig2-heads", "fig2-agreement", "claims", "costs",
+        "throughput",
     )  # fmt: skip
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     folder = tmp_path / "toy" / "plots"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lsa_study.analysis.plots import costs, curves, rows, style
+from lsa_study.analysis.claims import ClaimVerdict, judge_tier
+from lsa_study.analysis.plots import costs, curves, forest, rows, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
@@ -18,21 +19,26 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
     """Draw every figure of the studies; each is written as SVG and PNG.
 
     Rows without an accuracy stand in the figures as words. The figures of studies at one tier
-    lie in ``DIR/<tier>/plots``; the figures of costs and throughput hold the rows of all of them.
+    lie in ``DIR/<tier>/plots``; the figures of costs and throughput hold the rows of all of them,
+    that of claims all claims of the tier.
     """
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         folder = results / tier / "plots"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, drawn in figures([(one, build(one, runs).rows) for one, runs in pairs]).items():
+        judged = judge_tier(results, tier, collected=pairs[0][1])
+        tables = [(one, build(one, runs).rows) for one, runs in pairs]
+        for name, drawn in figures(tables, judged).items():
             for kind, content in (("svg", style.svg(drawn)), ("png", style.png(drawn))):
                 paths.append(folder / f"{name}.{kind}")
                 write_whole(paths[-1], content)
     return paths
 
 
-def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
-    """The figures of studies at one tier, by file name.
+def figures(
+    pairs: Sequence[tuple[Study, Sequence[Row]]], judged: Sequence[ClaimVerdict] = ()
+) -> dict[str, Figure]:
+    """The figures of studies and of the claims judged at one tier, by file name.
 
     The label of each is a sentence that says what it shows, also for those who cannot see it.
     """
@@ -42,6 +48,8 @@ def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
             drawn[f"{study.name}-accuracy"] = rows.accuracy(study, of_study)
             if any(row.reference != row.variant for row in of_study):
                 drawn[f"{study.name}-differences"] = rows.differences(study, of_study)
+            if (figure := forest.agreement(study, of_study)) is not None:
+                drawn[f"{study.name}-agreement"] = figure
             drawn[f"{study.name}-curves"] = curves.curves(study, of_study)
             if any(row.accuracy.n > 1 for row in of_study):
                 drawn[f"{study.name}-seeds"] = rows.seeds(study, of_study)
@@ -49,4 +57,6 @@ def figures(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> dict[str, Figure]:
                 drawn[f"{study.name}-heads"] = rows.heads(study, of_study)
         if (figure := rows.layers(pairs)) is not None:
             drawn["fig1-layers"] = figure
+        if (figure := forest.claims(pairs[0][0], judged)) is not None:
+            drawn["claims"] = figure
         return drawn | costs.costs(pairs)

@@ -65,7 +65,7 @@ class Scatter:
         self.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), **ways)
         self.axes.autoscale_view()  # else the limits are set only when the figure is saved
         across = self.axes.transData + self.axes.transAxes.inverted()
-        width, height = (inches * 72 * 0.85 for inches in SIZE)
+        width, height = SIZE[0] * 72 * 0.88, SIZE[1] * 72 * 0.74
         # In points of the page.
         places = across.transform([(one.x, one.y) for one in self.points])
         spots = [(x * width, y * height) for x, y in places]
@@ -77,7 +77,7 @@ class Scatter:
         for point, (left, up) in zip(self.points, spots, strict=True):
             size = 4.6 * len(point.name)
             boxes: dict[tuple[int, int, str], Bbox] = {}
-            for dy in (0, 8, -8, 14, -14, 20, -20):
+            for dy in (0, 8, -8, 14, -14, 20, -20, 28, -28):
                 for dx, side, start in ((7, "left", left + 7), (-7, "right", left - 7 - size)):
                     boxes[dx, dy, side] = Bbox.from_bounds(start, up + dy - 4.5, size, 9)
             dx, dy, side = min(boxes, key=lambda one: (clashes(boxes[one]), abs(one[1])))
