@@ -143,7 +143,7 @@ def test_all_formats_say_the_same(tmp_path):
     flat = rows_of_csv(files["table3.csv"])
     body = [line for line in files["table3.md"].splitlines() if line.startswith("| ")][2:]
     tex = [line for line in files["table3.tex"].splitlines() if line.endswith(r"\\")][1:]
-    assert len(document["rows"]) == len(flat) == len(body) == len(tex) == 7
+    assert len(document["rows"]) == len(flat) == len(body) == len(tex) == 9
     for record, line, md, latex in zip(document["rows"], flat, body, tex, strict=True):
         assert float(line["acc1_mean"]) == record["acc1"]["mean"]
         assert line["runs"].split() == record["runs"]
