@@ -191,6 +191,13 @@ def test_few_epochs_are_drawn_once(tmp_path, epochs, panels):
         assert 0 <= axes.get_ylim()[0] < axes.get_ylim()[1] <= 100
 
 
+def test_no_two_of_many_lines_look_alike():
+    looks = [str(style.look(at)) for at in range(16)]
+    assert len(set(looks)) == 16
+    pairs = [(style.look(at)["color"], str(style.look(at)["ls"])) for at in range(16)]
+    assert len(set(pairs)) == 16
+
+
 def test_every_figure_says_in_a_sentence_what_it_shows(tmp_path):
     for name in ("table4", "fig2"):
         write_study(tmp_path, name, seeds=[0, 1])

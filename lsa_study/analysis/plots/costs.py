@@ -79,13 +79,14 @@ class Scatter:
             boxes: dict[tuple[int, int, str], Bbox] = {}
             for dy in (0, 8, -8, 14, -14, 20, -20, 28, -28):
                 for dx, side, start in ((7, "left", left + 7), (-7, "right", left - 7 - size)):
-                    boxes[dx, dy, side] = Bbox.from_bounds(start, up + dy - 4.5, size, 9)
+                    boxes[dx, dy, side] = Bbox.from_bounds(start, up + dy - 3.8, size, 7.6)
             dx, dy, side = min(boxes, key=lambda one: (clashes(boxes[one]), abs(one[1])))
             taken.append(boxes[dx, dy, side])
             line = {"arrowstyle": "-", "lw": 0.5, "color": style.QUIET} if dy else None
             self.axes.annotate(
                 point.name, (point.x, point.y), (dx, dy), textcoords="offset points", ha=side,
-                va="center", fontsize=7.5, arrowprops=line, bbox=style.PATCH, zorder=2.5,
+                va="center", fontsize=7.5, arrowprops=line, bbox=style.PATCH,
+                zorder=2.4 if dy else 2.5,  # lines lie under names
             )  # fmt: skip
 
 

@@ -60,10 +60,11 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
     shown = sum(map(len, panels.values()))
     several = max(one.estimate.n for mine in panels.values() for one in mine) > 1
     counts = ", ".join(f"{n} {word}" for word, n in Counter(one.word for one in judged).items())
+    alone = "bars are 95 % intervals of each claim alone, colours what holds among all"
     drawn.set_label(
         f"Estimates of {shown} of the article's {style.counted(len(judged), 'claim')} against the "
         f"span where each holds (shaded): {counts}; those without an estimate are counted alone; "
-        f"{'bars are 95 % intervals' if several else 'one seed: no interval'}."
+        f"{alone if several else 'one seed: no interval'}."
     )
     return drawn
 

@@ -47,7 +47,7 @@ def _point(
     if value is None:
         axes.text(
             0.03, place, text, transform=axes.get_yaxis_transform(), va="center",
-            color=style.QUIET, fontsize=8, style="italic",
+            color=style.QUIET, fontsize=8, style="italic", bbox=style.PATCH,
         )  # fmt: skip
         return
     colour, marker = (style.ARTICLE, "D") if article else (style.OURS, "o")

@@ -118,8 +118,9 @@ def empty(axes: Axes, words: str) -> None:
 
 def look(at: int) -> dict[str, Any]:
     """How the line with this number is told apart: by colour, dashes and markers together."""
-    dash = DASHES[(at // 2) % len(DASHES)]
-    return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": MARKERS[at % len(MARKERS)]}
+    later = at // len(COLOURS)  # one of the same colour has other dashes and another marker
+    dash, marker = DASHES[(at // 2 + later) % len(DASHES)], MARKERS[(at + later) % len(MARKERS)]
+    return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": marker}
 
 
 def family(study: Study, variant: str) -> str:
