@@ -195,7 +195,7 @@ class ClaimVerdict:
         # The edge that the estimate is held against: of two, the nearer.
         edge = math.copysign(margin, found.mean) if relation == "within" else margin
         tested = contrast.p(edge) if contrast else t_test(found, edge)
-        method = contrast.noise.method if contrast and contrast.noise else ""
+        method = contrast.noise.shown if contrast and contrast.noise else ""
         made = replace(self, word=word, plain=word, estimate=found, p=tested, method=method)
         if word != "unresolved":
             return made
@@ -343,7 +343,8 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
         return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers))
+    declared = {*ours.declared} & {*theirs.declared}
+    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers), declared)
     if between.same:
         seeds = f"all {len(between.seeds)} seeds gave the same answers"
         return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")
