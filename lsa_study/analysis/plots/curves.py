@@ -79,7 +79,12 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     for axes in panels:
         style.within_percent(axes)
     _label(panels[-1], every)
-    drawn.set_label(_caption(finished, last))
+    caption = f"Test accuracy after each of {style.counted(last, 'epoch')}"
+    if finished:
+        best = max(finished, key=lambda curve: curve.mean[max(curve.mean)])
+        caption += f" of {style.counted(len(finished), 'row')}, highest at the end: {best.row.name}"
+    several = max(len(curve.seeds) for curve in found) > 1
+    drawn.set_label(f"{caption}; {'thin: every seed, thick: the mean' if several else 'one seed'}.")
     return drawn
 
 
@@ -95,19 +100,6 @@ def _trace(axes: Axes, shown: Sequence[Curve]) -> None:
             end = max(mean)
             axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
             style.note(axes, curve.row.word, end, mean[end], colour)
-
-
-def _caption(finished: Sequence[Curve], last: int) -> str:
-    caption = f"Test accuracy after each of {style.counted(last, 'epoch')}"
-    if not finished:
-        return f"{caption}; no run has finished."
-    ends = {curve.row.name: curve.mean[max(curve.mean)] for curve in finished}
-    best = max(ends, key=lambda name: ends[name])
-    several = max(len(curve.seeds) for curve in finished) > 1
-    return (
-        f"{caption} of {style.counted(len(finished), 'row')}: {best} ends highest, at "
-        f"{ends[best]:.1f} %{'; thick: the mean, thin: every seed' if several else '; one seed'}."
-    )
 
 
 def _label(axes: Axes, curves: Sequence[Curve]) -> None:

@@ -20,10 +20,10 @@ from lsa_study.analysis.statistics import Estimate, kendall, signed
 from lsa_study.config.study import Study
 
 SCALES = {
-    "points": "Difference in top-1 accuracy (points)",
-    "%": "Percent: of the second row, or of the runs",
+    ("points",): "Difference in top-1 accuracy (points)",
+    ("%", "share"): "Percent: of the second row, or of the runs",
 }
-"""By the unit of what a claim estimates: the panels."""
+"""The panels, by how the units of what a claim estimates begin."""
 SHADE = 0.13
 """Opacity of the span where a claim holds."""
 
@@ -33,19 +33,19 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
 
     None if no claim has an estimate.
     """
+    known = [one for one in judged if one.estimate.mean is not None]
+    known.sort(key=lambda one: (list(GROUPS).index(one.grouped), one.wanted or 0))
     panels: dict[str, list[ClaimVerdict]] = {}
-    for unit in SCALES:
-        mine = [one for one in judged if one.estimate.mean is not None and _unit(one) == unit]
-        order = {group: at for at, group in enumerate(GROUPS)}
-        if mine:
-            panels[unit] = sorted(mine, key=lambda one: (order[one.grouped], one.wanted or 0))
+    for units, label in SCALES.items():
+        if mine := [one for one in known if str(one.as_json()["unit"]).startswith(units)]:
+            panels[label] = mine
     if not panels:
         return None
     heights = [len(mine) + 1.5 * len({one.grouped for one in mine}) for mine in panels.values()]
     drawn = style.figure(9.6, 1.9 + 0.21 * sum(heights), "The article's claims", study)
     every = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (unit, mine) in zip(every, panels.items(), strict=True):
-        axes.set_xlabel(SCALES[unit])
+    for axes, (label, mine) in zip(every, panels.items(), strict=True):
+        axes.set_xlabel(label)
         _panel(axes, mine)
     found = {one.word for mine in panels.values() for one in mine}
     words = [word for word in style.VERDICTS if word in found] + sorted(found - {*style.VERDICTS})
@@ -67,12 +67,6 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
         f"{alone if several else 'one seed: no interval'}."
     )
     return drawn
-
-
-def _unit(one: ClaimVerdict) -> str:
-    """The scale, of ``SCALES``, of what a claim estimates; empty for one of its own."""
-    unit = str(one.as_json()["unit"])
-    return "points" if unit.startswith("points") else "%" if unit.startswith(("%", "share")) else ""
 
 
 def _panel(axes: Axes, mine: Sequence[ClaimVerdict]) -> None:
@@ -129,7 +123,7 @@ def _span(one: ClaimVerdict) -> tuple[float, float] | None:
 
 def _ends(one: ClaimVerdict) -> list[float]:
     """The mean of a claim's estimate and the ends of its interval, if it has one."""
-    found, scale = one.estimate, 100 if one.claim.relation == "ends" else 1
+    found, scale = one.estimate, 100 if str(one.as_json()["unit"]).startswith("share") else 1
     return [scale * end for end in (found.mean, found.low, found.high) if end is not None]
 
 
