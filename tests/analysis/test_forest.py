@@ -70,6 +70,16 @@ def test_what_is_nearest_to_being_decided_stands_above_what_is_open():
     assert names[0].startswith("Nearest")
 
 
+def test_a_verdict_on_rows_not_made_alike_is_marked():
+    figure = drawn(
+        verdict("plain"), replace(verdict("other"), comparable="torch 2.1, reference 2.2")
+    )
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[1:] == ["plain.", "other. †"]
+    assert "†: its rows were not made alike" in figure.get_label()
+    assert "†" not in drawn(verdict("plain")).get_label()
+
+
 def test_units_have_a_scale_each():
     share = replace(verdict("share", **ENDS), estimate=Estimate((1.0,), 0.75, 0.2, 0.9))
     figure = drawn(verdict("points"), verdict("macs", mean=26.0, metric="macs"), share)

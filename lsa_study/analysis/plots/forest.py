@@ -60,11 +60,14 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
     shown = sum(map(len, panels.values()))
     several = max(one.estimate.n for mine in panels.values() for one in mine) > 1
     counts = ", ".join(f"{n} {word}" for word, n in Counter(one.word for one in judged).items())
+    marked = any(one.comparable for one in known)
     alone = "bars are 95 % intervals of each claim alone, colours what holds among all"
     drawn.set_label(
         f"Estimates of {shown} of the article's {style.counted(len(judged), 'claim')} against the "
         f"span where each holds (shaded): {counts}; those without an estimate are counted alone; "
         f"{alone if several else 'one seed: no interval'}."
+        + " †: its rows were not made alike; the verdict's remarks say how."
+        * marked
     )
     return drawn
 
@@ -81,7 +84,7 @@ def _panel(axes: Axes, mine: Sequence[ClaimVerdict]) -> None:
             places.append(places[-1] + 1.5 if places else 0.0)
             names.append(GROUPS[group])
         places.append(places[-1] + 1)
-        names.append(style.short(one.claim.text, 72))
+        names.append(style.short(one.claim.text, 70) + " †" * bool(one.comparable))
     left, right = _limits(mine)
     axes.axvline(0, color=style.QUIET, lw=0.8)
     below = [place for at, place in enumerate(places) if at not in titles]
