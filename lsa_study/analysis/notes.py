@@ -59,6 +59,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
         MEANING[study.tier],
+        f"About: {study.about}." if study.about else "",
         article,
         reading,
         _noise(rows),

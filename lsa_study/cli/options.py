@@ -41,6 +41,7 @@ FirstTier = Annotated[
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
+As = Annotated[str | None, typer.Option("--as", help="name of a side study; else derived")]
 RESULTS = Path("results")
 
 

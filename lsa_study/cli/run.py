@@ -15,6 +15,7 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
+from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
@@ -73,6 +74,7 @@ def run(
     chosen: Selection,
     jobs: opt.Jobs = None,
     allow_confound: opt.Confound = None,
+    alias: opt.As = None,
 ) -> None:
     """Train here what is missing, seed 0 of every row first; call again to go on."""
     from lsa_study.launch.local import Queue
@@ -80,9 +82,14 @@ def run(
     guard_output(needed=False)
     loaded = chosen.load(allow_confound)
     console = Screen()
+
+    def note() -> None:
+        for name in remember(chosen.results, loaded, alias):
+            typer.echo(f"side study {name}: lsa table {name} --tier {loaded[0].tier}")
+
     summary = Queue(chosen.results, jobs=jobs, console=console).work(
         _asked_for(loaded),
-        started=lambda: studies.remember(chosen.results, loaded, chosen.overrides or ()),
+        started=note,
     )
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
@@ -114,6 +121,7 @@ def launch(
     throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
     allow_confound: opt.Confound = None,
     dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
+    alias: opt.As = None,
 ) -> None:
     """Submit to SLURM what is missing and return; call again to go on."""
     from lsa_study.launch import cluster as sites
@@ -132,7 +140,8 @@ def launch(
         _asked_for(loaded), chosen.results, site_settings, dry_run=dry_run, fit=fit
     )
     if not dry_run:
-        studies.remember(chosen.results, loaded, chosen.overrides or ())
+        for name in remember(chosen.results, loaded, alias):
+            typer.echo(f"side study {name}: lsa table {name} --tier {loaded[0].tier}")
     for line in (*launched.scripts, *launched.lines()):
         typer.echo(line)
     raise typer.Exit(launched.exit_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
+from lsa_study.config.asked import plain_asked, read_asked
 from lsa_study.config.layers import Layers, known_paths, validate
 from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_json, write_json
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
@@ -136,11 +135,24 @@ class Study:
     resources: dict[str, Resources]
     starts: dict[str, Settings]
     """Of the variants that begin from another row: the settings of that row."""
+    overrides: tuple[str, ...] = ()
+    only: str | None = None
+    alias: str = ""
+    """Name of the side study that this is; empty: the study itself."""
 
     @property
     def name(self) -> str:
-        """The study's stem, such as ``table1``; see ``names.short``."""
-        return names.short(self.file.study)
+        """The study's stem, such as ``table1``, see ``names.short``; or the side study's name."""
+        return self.alias or names.short(self.file.study)
+
+    @property
+    def about(self) -> str:
+        """One line for readers that names the overrides; empty for the study itself."""
+        if not (self.alias or self.overrides or self.only):
+            return ""
+        parts = [", ".join(self.overrides), f"only {self.only}" if self.only else ""]
+        parts.append(f"seeds {', '.join(map(str, self.seeds))}")
+        return f"side study of {self.file.study}: {'; '.join(part for part in parts if part)}"
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
@@ -222,6 +234,10 @@ def load_study(
     """
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
+    side = read_asked(recall, tier, str(study))
+    alias = str(study) if side and side.study else ""
+    if side and side.study:
+        study, only = side.study, side.only if only is None else only
     path = find_study(str(study))
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
@@ -235,8 +251,9 @@ def load_study(
     if not chosen:
         hint = names.nearest(str(only), file.variants)
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
-    before, last = _recall(recall, tier, names.short(file.study))
-    rows = _Rows(file, document, tier, before if overrides is None else overrides)
+    asked = side if side and alias else plain_asked(recall, tier, names.short(file.study))
+    overrides = asked.overrides if overrides is None else overrides
+    rows = _Rows(file, document, tier, overrides)
     variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
     for name, settings in variants.items():
@@ -246,8 +263,9 @@ def load_study(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    seeds = _good_seeds(seeds or last or rows.seeds, "--seeds")
-    return Study(file, document, tier, seeds, variants, resources, rows.starts)
+    seeds = _good_seeds(seeds or asked.seeds or rows.seeds, "--seeds")
+    more = tuple(overrides), only, alias
+    return Study(file, document, tier, seeds, variants, resources, rows.starts, *more)
 
 
 class _Rows:
@@ -362,29 +380,3 @@ def distinct(studies: Iterable[Study]) -> list[RunSpec]:
         for run in study.runs():
             runs.setdefault(run.identity, run)
     return sorted(runs.values(), key=lambda run: run.seed)
-
-
-def remember(results: Path, studies: Iterable[Study], overrides: Sequence[str]) -> None:
-    """Note what is asked now; seeds add up as long as the overrides stay the same.
-
-    ``lsa run table1 --set train.epochs=1`` trains other runs than ``lsa run table1``; the tables,
-    plots and states of that results folder are about the ones that were asked for last.
-    """
-    for study in studies:
-        before, last = _recall(results, study.tier, study.name)
-        seeds = {*study.seeds, *(last if set(before) == set(overrides) else ())}
-        path = _memory(results, study.tier, study.name)
-        asked = {"overrides": sorted(overrides), "seeds": sorted(seeds)}
-        write_json(path, asked, make_folder=True)
-
-
-def _memory(results: Path, tier: str, study: str) -> Path:
-    return results / tier / "studies" / f"{study}.json"
-
-
-def _recall(results: Path | None, tier: str, study: str) -> tuple[list[str], list[int]]:
-    """Overrides and seeds; none where the study was never asked for."""
-    found = (read_json(_memory(results, tier, study)) if results else None) or {}
-    with contextlib.suppress(KeyError, TypeError, ConfigError):
-        return [str(one) for one in found["overrides"]], [*_good_seeds(found["seeds"], "")]
-    return [], []

@@ -128,8 +128,9 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     for name in study.expand_names(names):
         try:
             path = study.find_study(name)
-        except ConfigError:  # no study: a run
-            wanted.add(one_run(results, name, tier).identity)
+        except ConfigError:  # no experiment file: a side study, or a run
+            side = {run.identity for run in asked_runs(results, [name], tier)}
+            wanted |= side or {one_run(results, name, tier).identity}
             continue
         rows = yaml.read(path).data.get("variants")
         variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
