@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,27 +10,34 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
 
 from lsa_study.analysis.collect import Collected, collect
-from lsa_study.analysis.contrasts import compare, mismatches
+from lsa_study.analysis.comparability import comparability, paired
+from lsa_study.analysis.contrasts import Contrast, compare
+from lsa_study.analysis.inference import holm, proportion, t_test
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import COSTS, Row, rows_of
-from lsa_study.analysis.statistics import (
-    MOST_SEEDS,
-    Estimate,
-    pooled_deviation,
-    rounded,
-    seeds_needed,
-    signed,
-    t_interval,
-)
+from lsa_study.analysis.statistics import LEVEL, Estimate, rounded, signed, t_interval
 from lsa_study.config import layers, shipped, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import differing_rows, under
+from lsa_study.config.names import nearest
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import Study
+from lsa_study.errors import ConfigError
 
-Word = Literal["supported", "contradicted", "unresolved", "not run"]
+Word = Literal["supported", "contradicted", "unresolved", "not comparable", "no verdict", "not run"]
+"""no verdict: what the toy tier gives, whose results are never evidence."""
+DECIDED = ("supported", "contradicted")
+NEAR = 10
+"""So many more seeds at most make an open claim near to being decided."""
+GROUPS: Mapping[str, str] = {
+    "decided": "Decided",
+    "near": f"Nearest to being decided: at most {NEAR} more seeds",
+    "open": "Open",
+    "not run": "Not run",
+}
 UNITS: Mapping[str, str] = {
     "acc1": "points",
     "params": "% parameters",
@@ -37,8 +45,8 @@ UNITS: Mapping[str, str] = {
     "speed": "% images a second",
     "ends": "share of runs",
 }
-Side = tuple[Study, Row, Sequence[Estimate]]
-"""One side of a claim: a study, its row, and the differences that all rows of the study show."""
+Side = tuple[Study, Row]
+"""One side of a claim."""
 
 
 class Claim(BaseModel):
@@ -57,6 +65,13 @@ class Claim(BaseModel):
     margin: float | int = 0.0
     """Points for acc1, else percent of the second row."""
     outcome: Literal["diverged", "oom"] | None = None
+    """Of 'ends': how most runs of the row end."""
+    control: str | None = None
+    """Of 'ends': a row that must not end so, as study/variant."""
+    precision: str | None = None
+    """Of 'ends': the only precision of the runs that it is about."""
+    device: str | None = None
+    """Of 'ends': what the name of the device must hold, as its memory decides."""
     besides: list[str] = []
     """Settings that may differ beside the factor, where the claim compares whole networks."""
     tiers: list[Tier] = Field(default=list(studies.TIERS), min_length=1)
@@ -69,11 +84,18 @@ class Claim(BaseModel):
             raise ValueError("relation 'ends' takes one row and an outcome, the others two rows")
         if self.relation == "within" and self.margin <= 0:
             raise ValueError(f"margin={self.margin}: 'within' needs one above 0")
-        if bad := [row for row in self.rows if row.count("/") != 1]:
+        if self.relation != "ends" and (self.control or self.precision or self.device):
+            raise ValueError("control, precision and device belong to relation 'ends'")
+        if bad := [row for row in self.sides if row.count("/") != 1]:
             raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
         if bad := [key for key in self.besides if key not in layers.known_paths()]:
             raise ValueError(f"besides {bad}: no such settings; give dotted paths")
         return self
+
+    @property
+    def sides(self) -> list[str]:
+        """Its rows, and the one that it is controlled by."""
+        return [*self.rows, *([self.control] if self.control else [])]
 
 
 class Claims(BaseModel):
@@ -109,6 +131,27 @@ class ClaimVerdict:
     """Differences of the environment that may stand behind the estimate."""
     article: float | None = None
     """The article's own difference, points; None where it prints none."""
+    p: float | None = None
+    """Chance of an estimate so far from what is decided against; None where nothing was tested."""
+    adjusted: float | None = None
+    """The same after Holm, over all claims that were tested."""
+    plain: Word | None = None
+    """The verdict before that."""
+    comparable: str = ""
+    """Why the rows cannot be compared, or what their verdict is marked with; empty if they can."""
+    method: str = ""
+    """How the estimate's error was found."""
+    wanted: int | None = None
+    """About how many more seeds would decide it."""
+
+    @property
+    def grouped(self) -> str:
+        """Where the ledger lists it: decided, near, open or not run."""
+        if self.word in DECIDED:
+            return "decided"
+        if self.word == "not run":
+            return "not run"
+        return "near" if self.wanted is not None and self.wanted <= NEAR else "open"
 
     @property
     def verdict(self) -> str:
@@ -124,18 +167,20 @@ class ClaimVerdict:
         interval = f" [{signed(found.low, 2)}, {signed(found.high, 2)}]" if found.n > 1 else ""
         seeds = f", {found.n} seed{'s' * (found.n != 1)}" if metric in ("acc1", "speed") else ""
         bound = f"; margin {signed(margin, 2)}" if margin else ""
-        return f"{signed(found.mean, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
+        tested = "" if self.p is None else f"; p = {self.p:.2g}"
+        tested += "" if self.adjusted is None else f", {self.adjusted:.2g} after Holm"
+        return f"{signed(found.mean, 2)}{interval} {UNITS[metric]}{seeds}{bound}{tested}"
 
     def unresolved(self, needs: str) -> ClaimVerdict:
         """The same, left open until there is what it ``needs``."""
         return replace(self, word="unresolved", needs=needs)
 
-    def decided(self, found: Estimate, noise: float | None = None) -> ClaimVerdict:
+    def decided(self, found: Estimate, contrast: Contrast | None = None) -> ClaimVerdict:
         """The verdict that follows from holding an interval against the claim's inequality.
 
         above: supported once the whole interval lies above the margin, contradicted once it lies
         below. within: supported once it lies inside ±margin, contradicted once it lies outside.
-        ``noise`` is the deviation between seeds seen in other rows, for rows with a single seed.
+        ``contrast`` tells its p value and how many more seeds would decide it.
         """
         if found.mean is None:
             return self.unresolved("no seed in common")
@@ -147,20 +192,34 @@ class ClaimVerdict:
                 supported = -margin < found.low and found.high < margin
                 contradicted = found.low > margin or found.high < -margin
             word = "supported" if supported else "contradicted" if contradicted else "unresolved"
-        numbers = replace(self, word=word, estimate=found)
+        # The edge that the estimate is held against: of two, the nearer.
+        edge = math.copysign(margin, found.mean) if relation == "within" else margin
+        tested = contrast.p(edge) if contrast else t_test(found, edge)
+        method = contrast.noise.method if contrast and contrast.noise else ""
+        made = replace(self, word=word, plain=word, estimate=found, p=tested, method=method)
         if word != "unresolved":
-            return numbers
-        if (spread := found.deviation or noise) is None:
-            return numbers.unresolved("at least 2 more seeds")
-        distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
-        if (seeds := seeds_needed(distance, spread)) is None:
-            return numbers.unresolved(f"more than {MOST_SEEDS} seeds")
-        more = max(1, seeds - found.n)
-        return numbers.unresolved(f"about {more} more seed{'s' * (more > 1)}")
+            return made
+        if contrast is None or contrast.noise is None:
+            return made.unresolved("at least 2 more seeds" if found.n < 2 else "more seeds")
+        if (seeds := contrast.more_seeds(edge)) is None:
+            return made.unresolved("no number of seeds would decide it")
+        about, fewest, most = seeds
+        span = f"{about if fewest is None else fewest} to {'any number' if most is None else most}"
+        needs = f"about {about} more seed{'s' * (about > 1)}, {span}"
+        return replace(made.unresolved(needs), wanted=about)
+
+    def after_holm(self, adjusted: float | None, tested: int) -> ClaimVerdict:
+        """The verdict that stands among so many claims that were tested together."""
+        found = replace(self, adjusted=adjusted, plain=self.plain or self.word)
+        if self.word not in DECIDED or adjusted is None or adjusted <= 1 - LEVEL:
+            return found
+        return found.unresolved(f"{self.word} alone, open among {tested} claims")
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
-        return self.claim.model_dump(exclude={"outcome", "besides", "tiers"}) | {
+        return self.claim.model_dump(
+            exclude={"outcome", "besides", "tiers", "control", "precision", "device"}
+        ) | {
             "verdict": self.verdict,
             "estimate": rounded(self.estimate.mean),
             "low": rounded(self.estimate.low),
@@ -168,6 +227,12 @@ class ClaimVerdict:
             "n": self.estimate.n,
             "unit": UNITS.get(self.claim.relation, UNITS[self.claim.metric]),
             "paper": rounded(self.article),
+            "p": rounded(self.p, 6),
+            "adjusted": rounded(self.adjusted, 6),
+            "plain": self.plain or self.word,
+            "comparable": self.comparable or True,
+            "grouped": self.grouped,
+            "method": self.method,
             "reason": self.reason,
             "notes": list(self.notes),
         }
@@ -183,37 +248,60 @@ def judge_tier(
     """
     claims, runs = Claims.read(path), collected or collect(results, tier, update=True)
     sides: dict[str, Side] = {}
-    for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
+    for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.sides):
         if tier in studies.tiers_of(name):
             study = studies.load_study(name, tier=tier, recall=results)
-            rows = rows_of(study, runs)
-            shown = [row.contrast.difference for row in rows]
-            sides |= {f"{study.name}/{row.variant}": (study, row, shown) for row in rows}
-    return [_judge(claim, sides, tier) for claim in claims]
+            sides |= {f"{study.name}/{row.variant}": (study, row) for row in rows_of(study, runs)}
+    found = [_judge(claim, sides, tier) for claim in claims]
+    if tier == "toy":
+        # A check of the pipeline is no evidence: numbers are shown, and nothing is judged.
+        return [
+            one if one.word == "not run" else replace(one, word="no verdict", plain="no verdict")
+            for one in found
+        ]
+    adjusted = holm([one.p for one in found])
+    tested = sum(p is not None for p in adjusted)
+    return [one.after_holm(p, tested) for one, p in zip(found, adjusted, strict=True)]
 
 
 def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> ClaimVerdict:
-    rows = {name: sides[name][1] for name in claim.rows if name in sides}
+    rows = {name: sides[name][1] for name in claim.sides if name in sides}
     found = ClaimVerdict(claim)
     match [row.article.value for row in rows.values()]:
         case float(one), float(other) if claim.metric == "acc1":
             found = ClaimVerdict(claim, article=one - other)
     if tier not in claim.tiers:
         return replace(found, reason=f"has a meaning at tier {' and '.join(claim.tiers)} only")
-    if absent := [name for name in claim.rows if name not in rows]:
+    if absent := [name for name in claim.sides if name not in rows]:
         return replace(found, reason=f"{', '.join(absent)}: no such row at tier {tier}")
     if lacking := [name for name, row in rows.items() if not row.runs]:
         return replace(found, reason=f"{', '.join(lacking)}: not run")
     if claim.outcome is None:
         return _compared(found, *(sides[name] for name in claim.rows))
-    (row,) = rows.values()
-    ended = tuple(float(run.outcome == claim.outcome) for run in row.runs)
-    count, total = sum(ended), len(ended)
-    reason = f"{claim.outcome} {count:.0f}/{total}"
-    found = replace(found, estimate=Estimate(ended, count / total), reason=reason)
-    if 0 < count < total:
-        return found.unresolved(reason)
-    return replace(found, word="supported" if count else "contradicted")
+    return _ended(found, rows[claim.rows[0]], rows.get(claim.control or ""))
+
+
+def _ended(found: ClaimVerdict, row: Row, control: Row | None) -> ClaimVerdict:
+    """Judge whether most runs of a row end so, and those of its control do not."""
+    claim = found.claim
+    count = sum(run.outcome == claim.outcome for run in row.runs)
+    share = proportion(count, len(row.runs))
+    reason = f"{claim.outcome} {count}/{len(row.runs)}"
+    found = replace(found, estimate=share, reason=reason)
+    other = [
+        f"{name} {value}, the claim is about {wanted}"
+        for name, wanted in (("precision", claim.precision), ("device", claim.device))
+        for value in sorted({run.shown(name) for run in row.runs} - {wanted})
+        if wanted is not None and (name == "precision" or wanted not in value)
+    ]
+    if other:
+        return replace(found, word="not comparable", needs=other[0], comparable="; ".join(other))
+    if control and any(run.outcome == claim.outcome for run in control.runs):
+        return found.unresolved(f"{claim.control} {control.outcome}")
+    p = float(stats.binomtest(count, len(row.runs), 0.5).pvalue)
+    word: Word = "supported" if 2 * count > len(row.runs) else "contradicted"
+    found = replace(found, word=word, plain=word, p=p, method="Clopper-Pearson against one half")
+    return found if p <= 1 - LEVEL else replace(found.unresolved(reason), plain="unresolved")
 
 
 def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
@@ -223,14 +311,18 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
     compared. What does differ by ``besides`` stands in the notes.
     """
     claim = found.claim
-    (study, ours, shown), (other_study, theirs, other_shown) = one, other
+    (study, ours), (other_study, theirs) = one, other
     factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
     pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
     differing = {key: pair for key, pair in pairs.items() if not under(key, factors)}
     if confounds := [key for key in differing if not under(key, claim.besides)]:
-        return found.unresolved(f"the rows also differ in {', '.join(confounds)}")
+        reason = f"the rows also differ in {', '.join(confounds)}"
+        return replace(found, word="not comparable", needs=reason, comparable=reason)
     wanted = (f"{key} {a}, the other {b}" for key, (a, b) in differing.items())
-    found = replace(found, notes=(*wanted, *mismatches(ours.runs, theirs.runs)))
+    alike = comparability(paired(ours.runs, theirs.runs), explained=(*factors, *claim.besides))
+    found = replace(found, notes=(*wanted, *alike.marked), comparable=alike.text)
+    if alike.refused:
+        return replace(found, word="not comparable", needs="; ".join(alike.refused))
     if claim.metric in ("params", "macs"):
         fact = COSTS["params_m" if claim.metric == "params" else "gmacs"].fact
         counts = [[n for run in row.runs if (n := fact(run))] for row in (ours, theirs)]
@@ -238,23 +330,36 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
             return replace(found, reason=f"no {claim.metric} known")
         percent = 100 * (counts[0][0] / counts[1][0] - 1)
         return found.decided(Estimate((percent,), percent, percent, percent))
-    noise = pooled_deviation([*shown, *other_shown])
-    return _compared_over_seeds(found, ours, theirs, noise)
-
-
-def _compared_over_seeds(
-    found: ClaimVerdict, ours: Row, theirs: Row, noise: float | None
-) -> ClaimVerdict:
-    ended = zip(found.claim.rows, (ours, theirs), strict=True)
-    if unfinished := [f"{name}: {row.outcome}" for name, row in ended if not row.done]:
-        return found.unresolved(", ".join(unfinished))
-    if found.claim.metric == "speed":
+    lost = [
+        f"{name}: {row.lost}"
+        for name, row in zip(claim.rows, (ours, theirs), strict=True)
+        if row.ends
+    ]
+    if lost:
+        return found.unresolved(", ".join(lost))
+    if claim.metric == "speed":
         if len({run.device for run in (*ours.done, *theirs.done)}) > 1:
             return found.unresolved("the rows ran on different devices")
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
         return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    return found.decided(compare(ours.done, theirs.done).difference, noise)
+    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers))
+    if between.same:
+        seeds = f"all {len(between.seeds)} seeds gave the same answers"
+        return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")
+    return found.decided(between.difference, between)
+
+
+def of_study(found: Sequence[ClaimVerdict], study: str) -> list[ClaimVerdict]:
+    """The claims that read a row of a study; they were tested together with all others.
+
+    Raises:
+        ConfigError: no claim is about it.
+    """
+    known = sorted({row.split("/")[0] for one in found for row in one.claim.sides})
+    if study not in known:
+        raise ConfigError(f"--study {study}: no claim is about it; {nearest(study, known)}")
+    return [one for one in found if any(r.startswith(f"{study}/") for r in one.claim.sides)]
 
 
 def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
@@ -269,11 +374,20 @@ def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
 
 def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     """All verdicts as lines for a terminal."""
-    lines = [MEANING[tier], ""]
-    for verdict in found:
-        lines.append(f"{verdict.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
-        if verdict.numbers:
-            lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
+    lines = [MEANING[tier]]
+    if tier == "toy":
+        lines.append("So no claim gets a verdict here; the numbers show what would be judged.")
+    for group, title in GROUPS.items():
+        listed = sorted(
+            (one for one in found if one.grouped == group), key=lambda one: one.wanted or 0
+        )
+        lines += ["", f"{title} ({len(listed)})"] if listed else []
+        for one in listed:
+            mark = " †" if one.comparable and one.word in DECIDED else ""
+            lines.append(f"{one.verdict + mark:<34} {one.claim.id}: {one.claim.text}")
+            if one.numbers:
+                lines.append(f"{'':<34} {one.numbers}  [{one.claim.source}]")
+            lines += [f"{'':<34} † {note}" for note in one.notes if group != "not run"]
     counts = Counter(verdict.word for verdict in found)
     lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     return "\n".join(lines)

@@ -89,8 +89,9 @@ def _behind(row: Row, title: str) -> list[str]:
         f"seed {seed}: {signed(value, 2)} against {row.reference}"
         for seed, value in zip(contrast.seeds, contrast.difference.values, strict=True)
     ]
-    if contrast.p is not None:
-        lines.append(f"paired t test over seeds: p = {contrast.p:.2g}")
+    if (noise := contrast.noise) is not None:
+        p = f"p = {contrast.p():.2g}"
+        lines.append(f"over seeds and test images ({noise.method}): {p}")
     if (images := contrast.by_image) is not None:
         lines.append(
             f"over test images: {signed(images.low, 2)} to {signed(images.high, 2)}, "

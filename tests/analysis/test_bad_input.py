@@ -189,7 +189,7 @@ def test_a_planted_setting_is_refused_by_plan_and_table(tmp_path, capsys, fault)
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"device_kind": "cuda", "device": "H"}, "device kind"), ({"commit": "f" * 40}, "commit")],
+    [({"device_kind": "cuda", "device": "H"}, "device kind"), ({"code": "f" * 64}, "code")],
 )
 def test_a_planted_environment_is_a_dagger_in_the_table(tmp_path, change, words):
     loaded = write_study(tmp_path, "table4", seeds=[0])
