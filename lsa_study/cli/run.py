@@ -30,6 +30,16 @@ def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     return runs
 
 
+def _noted(chosen: Selection, loaded: Sequence[studies.Study]) -> None:
+    """Remember what is asked for, and say how to read it where it is a side study."""
+    remember(chosen.results, loaded)
+    where = "" if chosen.results == opt.RESULTS else f" --results {chosen.results}"
+    for one in loaded:
+        if one.alias:
+            typer.echo(f"{one.alias} is a {one.about}")
+            typer.echo(f"  read it: lsa table {one.alias} --tier {one.tier}{where}")
+
+
 @selecting
 def plan(
     chosen: Selection,
@@ -61,7 +71,7 @@ def rehearse(
     from lsa_study.launch.rehearse import Rehearsal
 
     guard_output(needed=False)
-    loaded = Selection(study, tier, None, only, overrides).load(allow_confound)
+    loaded = Selection(study, tier, None, only, overrides, results).load(allow_confound)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
@@ -80,16 +90,11 @@ def run(
     from lsa_study.launch.local import Queue
 
     guard_output(needed=False)
-    loaded = chosen.load(allow_confound)
+    loaded = chosen.load(allow_confound, alias=alias)
     console = Screen()
-
-    def note() -> None:
-        for name in remember(chosen.results, loaded, alias):
-            typer.echo(f"side study {name}: lsa table {name} --tier {loaded[0].tier}")
-
     summary = Queue(chosen.results, jobs=jobs, console=console).work(
         _asked_for(loaded),
-        started=note,
+        started=lambda: _noted(chosen, loaded),
     )
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
@@ -129,7 +134,7 @@ def launch(
 
     if cluster != "slurm":
         raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
-    loaded = chosen.load(allow_confound)
+    loaded = chosen.load(allow_confound, alias=alias)
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle, "resources.nodes": nodes, "resources.gpus": gpus,
@@ -140,8 +145,7 @@ def launch(
         _asked_for(loaded), chosen.results, site_settings, dry_run=dry_run, fit=fit
     )
     if not dry_run:
-        for name in remember(chosen.results, loaded, alias):
-            typer.echo(f"side study {name}: lsa table {name} --tier {loaded[0].tier}")
+        _noted(chosen, loaded)
     for line in (*launched.scripts, *launched.lines()):
         typer.echo(line)
     raise typer.Exit(launched.exit_code)

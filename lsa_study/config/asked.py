@@ -1,31 +1,42 @@
-"""What a results folder remembers: the seeds a study was asked for with, and its side studies."""
+"""What a results folder remembers: how its studies were asked for, and its side studies."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lsa_study.config import names
+from lsa_study.config.settings import MOST_SEED, MOST_SEEDS
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_json, write_json
+from lsa_study.files import read_whole
 
 LONGEST_NAME = 60
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=MOST_SEED)]], Field(max_length=MOST_SEEDS)]
 
 
 class Asked(BaseModel):
-    """One file of ``studies``; a side study names the study that it is of."""
+    """One file of ``studies``; that of a side study names the study that it is of."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     overrides: list[str] = []
-    seeds: list[int] = []
+    seeds: Seeds = []
+    declared: Seeds = []
+    """Seeds that the study's file declared when it was first asked for here."""
     study: str = ""
-    """Stem or path of the study; empty: this is the study itself."""
+    """Of a side study: the stem or the file of its study, a relative path from the folder that
+    holds the results folder. Empty: this is the study itself."""
+    of: str = ""
+    """Of a side study: its study's own name."""
     only: str | None = None
+    broken: tuple[str, ...] = Field((), exclude=True)
+    """Of what was put together from several files: those that could not be read."""
 
 
 def memory(results: Path, tier: str, name: str) -> Path:
@@ -34,48 +45,103 @@ def memory(results: Path, tier: str, name: str) -> Path:
 
 
 def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
-    """What was asked for under this name; None if nothing was, or it cannot be read."""
-    if results is None or "/" in name:
-        return None
-    with contextlib.suppress(ConfigError, ValidationError):
-        return Asked.model_validate(read_json(memory(results, tier, name)))
-    return None
+    """What was asked for under this name; None if nothing was.
 
-
-def plain_asked(results: Path | None, tier: str, stem: str) -> Asked:
-    """What a study's own table is about.
-
-    That is what was asked for without overrides; where only side studies of it were asked for,
-    all with the same overrides, it is these.
+    Raises:
+        ConfigError: the file is damaged.
     """
-    own = read_asked(results, tier, stem)
-    if own is not None or results is None:
-        return own or Asked()
-    paths = memory(results, tier, stem).parent.glob("*.json")
-    found = [read_asked(results, tier, path.stem) for path in sorted(paths)]
-    sides = {tuple(one.overrides) for one in found if one and Path(one.study).stem == stem}
-    return Asked(overrides=list(sides.pop())) if len(sides) == 1 else Asked()
+    if results is None or len(name) > names.LONGEST or not names.GOOD.fullmatch(name):
+        return None
+    path = memory(results, tier, name)
+    try:
+        content = read_whole(path)
+        return None if content is None else Asked.model_validate_json(content)
+    except (OSError, ValidationError) as error:
+        problem = "is damaged, what was asked for is not known; delete it and ask again"
+        raise ConfigError(f"{path}: {problem}") from error
 
 
-def derived_name(stem: str, overrides: Sequence[str], only: str | None) -> str:
+def every_asked(results: Path, tier: str) -> tuple[dict[str, Asked], list[str]]:
+    """All that was asked for at a tier by name, and a line for each file that is damaged."""
+    found, broken = {}, []
+    for path in sorted(memory(results, tier, "x").parent.glob("*.json")):
+        try:
+            if (one := read_asked(results, tier, path.stem)) is not None:
+                found[path.stem] = one
+        except ConfigError as error:
+            broken.append(str(error))
+    return found, broken
+
+
+def plain_asked(
+    results: Path | None, tier: str, stem: str, ran: Callable[[], bool] = lambda: False
+) -> Asked:
+    """What a study's own table is about: its own settings, with all seeds that they had here.
+
+    Where it was never asked for itself, and all its side studies have the same overrides, its table
+    is about these, unless it ``ran`` nonetheless.
+    """
+    if results is None:
+        return Asked()
+    found, broken = every_asked(results, tier)
+    own = found.get(stem)
+    sides = [one for one in found.values() if one.of == stem]
+    if own is not None and (own.study or own.overrides):
+        # Older versions kept the last overrides as the study's own.
+        sides += [] if own.study else [own]
+        own = None
+    differing = {tuple(one.overrides) for one in sides}
+    overrides: tuple[str, ...] = ()
+    if own is None and len(differing) == 1:
+        overrides = differing.pop()
+        overrides = () if overrides and ran() else overrides
+    same = [one for one in (own, *sides) if one is not None and tuple(one.overrides) == overrides]
+    seeds = {seed for one in same if overrides or not one.only for seed in one.seeds}
+    declared = own.declared if own is not None else []
+    return Asked(
+        overrides=[*overrides], seeds=sorted(seeds), declared=declared, broken=tuple(broken)
+    )
+
+
+def seeds_run(results: Path, tier: str) -> dict[str, int]:
+    """The seeds of the runs of a tier by identity, from their folders and ``runs.parquet``."""
+    ends = (
+        re.fullmatch(r".+-s(\d{1,10})-([0-9a-f]{10})", path.name)
+        for path in (results / tier / "runs").glob("*")
+    )
+    found = {end[2]: int(end[1]) for end in ends if end}
+    path = results / tier / "runs.parquet"
+    if path.is_file():
+        from pyarrow import parquet
+
+        with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
+            stored = parquet.read_table(path, columns=["identity", "seed"]).to_pydict()
+            found |= dict(zip(stored["identity"], stored["seed"], strict=True))
+    return found
+
+
+def tidy(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Those of the overrides that can change what a run is, in an order that says the same."""
+    last = {one.partition("=")[0].strip(): one.strip() for one in overrides}
+    kept = {
+        key: one
+        for key, one in last.items()
+        if key.partition(".")[0] != "runtime" and key != "data.root"
+    }
+    # A setting inside another that is overridden too must stay on its side of it.
+    nested = any(key.startswith(f"{outer}.") for key in kept for outer in kept)
+    return tuple(kept.values() if nested else sorted(kept.values()))
+
+
+def derived_name(
+    stem: str, overrides: Sequence[str], only: str | None, seeds: Sequence[int]
+) -> str:
     """A name for a side study: readable, and another for every other ask."""
     parts = [one.split("=")[0].split(".")[-1] + "-" + one.partition("=")[2] for one in overrides]
     parts += [f"only-{only}"] if only else []
-    digest = hashlib.sha256(repr((stem, sorted(overrides), only)).encode()).hexdigest()[:8]
-    words = re.sub("[^a-zA-Z0-9]+", "-", "-".join([stem, *parts])).strip("-")
-    return f"{words[: LONGEST_NAME - 9].strip('-')}-{digest}"
-
-
-def remember_side(results: Path, tier: str, name: str, asked: Asked) -> None:
-    """Note a side study; its seeds add up.
-
-    Raises:
-        ConfigError: the name is taken by another ask.
-    """
-    before = read_asked(results, tier, name)
-    fields = {"study", "overrides", "only"}
-    if before is not None and before.model_dump(include=fields) != asked.model_dump(include=fields):
-        raise ConfigError(f"--as {name}: is the name of something else there; give another")
-    seeds = sorted({*asked.seeds, *(before.seeds if before else ())})
-    asked = asked.model_copy(update={"seeds": seeds})
-    write_json(memory(results, tier, name), asked.model_dump(), make_folder=True)
+    if seeds:
+        run = len(seeds) > 2 and list(seeds) == [*range(seeds[0], seeds[-1] + 1)]
+        parts.append(f"seeds-{'-'.join(map(str, (seeds[0], seeds[-1]) if run else seeds))}")
+    digest = hashlib.sha256(repr((stem, overrides, only, seeds)).encode()).hexdigest()[:8]
+    plain = re.sub("[^a-zA-Z0-9]+", "-", "-".join([stem, *parts])).strip("-")
+    return f"{plain[: LONGEST_NAME - 9].strip('-')}-{digest}"

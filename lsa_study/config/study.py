@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
-from lsa_study.config.asked import plain_asked, read_asked
+from lsa_study.config.asked import Asked, plain_asked, seeds_run, tidy
+from lsa_study.config.find import ARTICLE as ARTICLE
+from lsa_study.config.find import TIERS as TIERS
+from lsa_study.config.find import expand_names as expand_names
+from lsa_study.config.find import find_asked
+from lsa_study.config.find import find_study as find_study
+from lsa_study.config.find import side_tiers as side_tiers
+from lsa_study.config.find import tiers_of as tiers_of
 from lsa_study.config.layers import Layers, known_paths, validate
 from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
 from lsa_study.errors import ConfigError
 
-TIERS: tuple[Tier, ...] = get_args(Tier)
-ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
-"""What ``all`` means: the studies whose rows are trained."""
 Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -90,6 +95,8 @@ class StudyFile(_Written):
     """Dotted settings that may differ between the rows; nothing else may."""
     baseline: str
     tiers: list[Tier] = list(TIERS)
+    seeds: list[int] | None = None
+    """Declared before anything runs; None: the tier's."""
     use: list[str] = []
     set: dict[str, Any] = {}
     variants: dict[names.Name, Variant] = Field(min_length=1)
@@ -136,9 +143,14 @@ class Study:
     starts: dict[str, Settings]
     """Of the variants that begin from another row: the settings of that row."""
     overrides: tuple[str, ...] = ()
+    """Those of ``--set`` that can change what a run is."""
     only: str | None = None
     alias: str = ""
     """Name of the side study that this is; empty: the study itself."""
+    declared: tuple[int, ...] = ()
+    """The seeds of its file, or of its tier, when it was first asked for in the results folder."""
+    asked: Asked = field(default_factory=Asked)
+    """What the results folder remembers of it."""
 
     @property
     def name(self) -> str:
@@ -150,15 +162,17 @@ class Study:
         """One line for readers that names the overrides; empty for the study itself."""
         if not (self.alias or self.overrides or self.only):
             return ""
+        own = names.short(self.file.study)
+        begin = f"side study of {own}" if self.alias else f"{own} as it was asked for here"
         parts = [", ".join(self.overrides), f"only {self.only}" if self.only else ""]
         parts.append(f"seeds {', '.join(map(str, self.seeds))}")
-        return f"side study of {self.file.study}: {'; '.join(part for part in parts if part)}"
+        return f"{begin}: {'; '.join(part for part in parts if part)}"
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
         return [
             RunSpec(
-                self.name, variant, self.file.variants[variant].label, seed,
+                names.short(self.file.study), variant, self.file.variants[variant].label, seed,
                 settings.model_copy(update={"seed": seed}), settings.identities([seed])[seed],
                 self.resources[variant], start.identities([seed])[seed] if start else None,
             )
@@ -175,38 +189,8 @@ class Study:
 def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
     few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
     if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
     raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
-
-
-def find_study(study: str) -> Path:
-    """Find an experiment file by path or stem.
-
-    Raises:
-        ConfigError: there is none; the message names the nearest, or those that exist.
-    """
-    path = Path(study)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    folders = [shipped.ROOT / "experiments", Path("experiments")]
-    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
-    known = sorted(files.keys() - {"cluster", "claims"})
-    if study in known:
-        return files[study]
-    hint = names.nearest(study, ["all", *known])
-    raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
-
-
-def expand_names(names: Sequence[str]) -> list[str]:
-    """Replace ``all`` by the article's studies; keep the order, drop repeats."""
-    wide = [inner for name in names for inner in (ARTICLE if name == "all" else (name,))]
-    return list(dict.fromkeys(wide))
-
-
-def tiers_of(study: str) -> list[str]:
-    """The tiers a study can be run at; the first is shown where none is asked for."""
-    tiers = yaml.read(find_study(study)).data.get("tiers")
-    return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
 
 
 def load_study(
@@ -227,18 +211,16 @@ def load_study(
         only: globs of variants to keep, separated by commas; None: all.
         overrides: ``key=value`` for every variant, over all that is written.
         recall: a results folder: seeds and overrides that are None are those that the study was
-            last asked for with there, if it was.
+            asked for with there, if it was; names of its side studies are known too, to whose
+            overrides those given are added.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
-    side = read_asked(recall, tier, str(study))
-    alias = str(study) if side and side.study else ""
-    if side and side.study:
-        study, only = side.study, side.only if only is None else only
-    path = find_study(str(study))
+    path, side = find_asked(str(study), tier, recall)
+    only = side.only if side and only is None else only
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
     _check_names(file, document)
@@ -251,9 +233,10 @@ def load_study(
     if not chosen:
         hint = names.nearest(str(only), file.variants)
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
-    asked = side if side and alias else plain_asked(recall, tier, names.short(file.study))
-    overrides = asked.overrides if overrides is None else overrides
-    rows = _Rows(file, document, tier, overrides)
+    ran = partial(_ran, file, document, tier, recall)
+    asked = side or plain_asked(recall, tier, names.short(file.study), ran)
+    given = asked.overrides if overrides is None else overrides
+    rows = _Rows(file, document, tier, [*side.overrides, *given] if side and overrides else given)
     variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
     for name, settings in variants.items():
@@ -263,9 +246,21 @@ def load_study(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    seeds = _good_seeds(seeds or asked.seeds or rows.seeds, "--seeds")
-    more = tuple(overrides), only, alias
-    return Study(file, document, tier, seeds, variants, resources, rows.starts, *more)
+    return Study(
+        file, document, tier, _good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
+        variants, resources, rows.starts, tidy(rows.overrides), only,
+        str(study) if side else "", tuple(asked.declared) or rows.seeds, asked,
+    )  # fmt: skip
+
+
+def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | None) -> bool:
+    """Whether a results folder holds a run of the study itself."""
+    found = seeds_run(results, tier) if results else {}
+    with contextlib.suppress(ConfigError):
+        plain, _ = _Rows(file, document, tier, ()).resolve([*file.variants])
+        seeds = {*found.values()}
+        return any(found.keys() & row.identities(seeds).values() for row in plain.values())
+    return False
 
 
 class _Rows:
@@ -278,7 +273,9 @@ class _Rows:
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
-        self.seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
+        seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
+        own = file.seeds
+        self.seeds = seeds if own is None else _good_seeds(own, document.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))

@@ -236,8 +236,10 @@ def test_studies_are_read_as_they_were_asked_for(tmp_path):
     assert judged(tmp_path, "proxy", "table4-elsa").verdict == "not run"
     remember(tmp_path, loaded[:1])
     assert judged(tmp_path, "proxy", "table4-elsa").estimate.n == 3
-    # Table 5 was last asked for with other epochs: its rows cannot stand against those of Table 4.
-    write_study(tmp_path, "table5", tier="proxy")
+    # Table 5 was asked for with other epochs: its rows cannot stand against those of Table 4.
+    remember(
+        tmp_path, [write_study(tmp_path, "table5", tier="proxy", overrides=["train.epochs=8"])]
+    )
     got = judged(tmp_path, "proxy", "fig1-elsa-beats-dwconv")
     assert got.verdict == "not comparable (the rows also differ in train.epochs)"
 
