@@ -61,6 +61,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     texts = [
         MEANING[study.tier],
         f"About: {study.about}." if study.about else "",
+        *study.asked.broken,
         article,
         reading,
         _noise(rows),

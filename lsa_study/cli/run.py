@@ -43,10 +43,17 @@ def _noted(chosen: Selection, loaded: Sequence[studies.Study]) -> None:
 @selecting
 def plan(
     chosen: Selection,
+    study: opt.MaybeStudies = None,
     allow_confound: opt.Confound = None,
     as_json: opt.AsJson = False,
+    listed: Annotated[bool, typer.Option("--list", help="name all studies and stop")] = False,
 ) -> None:
     """Show what would run, and check everything; write nothing."""
+    if listed:
+        typer.echo("\n".join(planning.known_studies(chosen.results)))
+        return
+    if not study:
+        raise ConfigError("lsa plan: no study; give one, or see lsa plan --list")
     loaded = chosen.load(allow_confound)
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if chosen.tier == "paper" else None
@@ -160,13 +167,19 @@ def status(
 ) -> None:
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
+    from lsa_study.launch.records import asked_studies
 
+    about = [f"{one.name}: {one.about}" for one in asked_studies(results, study or [], tier)
+             if one.about]  # fmt: skip
     look = functools.partial(states.status, results, study or [], tier=tier)
     if as_json:
-        typer.echo(json.dumps(states.status_json(look()), indent=2))
+        told = {"about": about} if about else {}
+        typer.echo(json.dumps(states.status_json(look()) | told, indent=2))
     elif watch:
         states.watch(look, results, Screen())
     else:
+        for line in about:
+            typer.echo(line)
         Screen().print(states.page(look(), results), soft_wrap=True)
 
 

@@ -25,13 +25,18 @@ def find_study(study: str) -> Path:
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    folders = [shipped.ROOT / "experiments", Path("experiments")]
-    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
-    known = sorted(files.keys() - {"cluster", "claims"})
+    known = list_studies()
     if study in known:
-        return files[study]
+        return known[study]
     hint = names.nearest(study, ["all", *known])
     raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
+
+
+def list_studies() -> dict[str, Path]:
+    """The experiment files that can be named by their stems, those here before those shipped."""
+    folders = [shipped.ROOT / "experiments", Path("experiments")]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    return {stem: files[stem] for stem in sorted(files.keys() - {"cluster", "claims"})}
 
 
 def expand_names(names: Sequence[str]) -> list[str]:

@@ -168,6 +168,14 @@ class Study:
         parts.append(f"seeds {', '.join(map(str, self.seeds))}")
         return f"{begin}: {'; '.join(part for part in parts if part)}"
 
+    @property
+    def apart(self) -> dict[str, Any]:
+        """What data of a side study say of it; nothing of the study itself."""
+        if not self.about:
+            return {}
+        side = {"side_study": self.alias or None, "overrides": [*self.overrides]}
+        return side | {"only": self.only, "about": self.about}
+
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
         return [

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
+from lsa_study.config import yaml
+from lsa_study.config.asked import every_asked
+from lsa_study.config.find import TIERS, list_studies, tiers_of
+from lsa_study.config.names import short
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
@@ -21,7 +25,8 @@ from lsa_study.record import OUTCOMES
 def plan_json(study: Study) -> dict[str, Any]:
     """One study's runs with their resolved settings."""
     return {
-        "study": study.name,
+        "study": short(study.file.study),
+        **study.apart,
         "tier": study.tier,
         "factor": ", ".join(study.file.factor),
         "baseline": study.file.baseline,
@@ -54,6 +59,28 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
         last += [line for topic, line in costs if topic == "cost"]
     blocks.append("; ".join(last))
     return "\n".join(blocks)
+
+
+def known_studies(results: Path) -> list[str]:
+    """A line for each study there is, and for each side study of a results folder."""
+    known = list_studies()
+    width = max(map(len, known))
+    lines = []
+    for stem, path in known.items():
+        try:
+            data = yaml.read(path).data
+            tiers = " ".join(tiers_of(str(path)))
+            lines.append(f"{stem:<{width}}  {data.get('title', '')} ({tiers})")
+        except LsaError as error:
+            lines.append(f"{stem:<{width}}  {error}")
+    for tier in TIERS:
+        for name, asked in every_asked(results, tier)[0].items():
+            if asked.study:
+                how = [", ".join(asked.overrides), f"only {asked.only}" if asked.only else ""]
+                seeds = f"seeds {', '.join(map(str, asked.seeds))}"
+                said = "; ".join(filter(None, [*how, seeds]))
+                lines.append(f"{name}  side study of {asked.of}: {said} ({tier})")
+    return lines
 
 
 def check_models(studies: Sequence[Study]) -> str:
@@ -114,6 +141,7 @@ def _block(
     )
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
+        ("about", study.about),
         ("contrast", f"ok: only {', '.join(factor)} differ{'s' * (len(factor) == 1)}"),
         ("reuse", done),
         ("shared", "; ".join(shared)),

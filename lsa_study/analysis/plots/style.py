@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,12 @@ def figure(width: float, height: float, title: str = "", study: Study | None = N
     FigureCanvasAgg(made)
     made.suptitle(title, x=0.01, ha="left", weight="bold")
     return made
+
+
+def say_about(drawn: Figure, studies: Iterable[Study]) -> None:
+    """Name in the title what side studies are about."""
+    abouts = textwrap.wrap("; ".join(study.about for study in studies if study.about), 84)
+    drawn.suptitle("\n".join([drawn.get_suptitle(), *abouts]), x=0.01, ha="left", weight="bold")
 
 
 def svg(drawn: Figure) -> str:
