@@ -381,7 +381,7 @@ def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
 
 def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     """All verdicts as lines for a terminal."""
-    lines = [MEANING[tier]]
+    lines = [MEANING[tier], *dict.fromkeys(about for one in found for about in one.overrides)]
     if tier == "toy":
         lines.append("So no claim gets a verdict here; the numbers show what would be judged.")
     for group, title in GROUPS.items():
@@ -395,7 +395,6 @@ def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
             if one.numbers:
                 lines.append(f"{'':<34} {one.numbers}  [{one.claim.source}]")
             lines += [f"{'':<34} † {note}" for note in one.notes if group != "not run"]
-            lines += [f"{'':<34} about: {about}" for about in one.overrides]
     counts = Counter(verdict.word for verdict in found)
     lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     return "\n".join(lines)

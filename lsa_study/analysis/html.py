@@ -67,6 +67,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         tier=tier,
         meaning=MEANING[tier],
         verdicts=judged,
+        abouts=[*dict.fromkeys(about for one in judged for about in one.overrides)],
         counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={

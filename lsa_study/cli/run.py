@@ -53,7 +53,7 @@ def plan(
         typer.echo("\n".join(planning.known_studies(chosen.results)))
         return
     if not study:
-        raise ConfigError("lsa plan: no study; give one, or see lsa plan --list")
+        raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound)
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if chosen.tier == "paper" else None

@@ -120,6 +120,25 @@ def seeds_run(results: Path, tier: str) -> dict[str, int]:
     return found
 
 
+def shown(seeds: Sequence[int]) -> str:
+    """Seeds as ``--seeds`` takes them, such as ``0-4, 7``; of many, the first."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and runs[-1][-1] == seed - 1:
+            runs[-1][1:] = [seed]
+        else:
+            runs.append([seed])
+    texts = ["-".join(map(str, run)) for run in runs[:9]]
+    return ", ".join(texts) + f", ... ({len(seeds)} seeds)" * (len(runs) > 9)
+
+
+def about(of: str, asked: Asked) -> str:
+    """What was asked for, in a line for readers that begins with ``of`` what."""
+    only = f"only {asked.only}" if asked.only else ""
+    parts = (", ".join(asked.overrides), only, f"seeds {shown(asked.seeds)}")
+    return f"{of}: {'; '.join(filter(None, parts))}"
+
+
 def tidy(overrides: Sequence[str]) -> tuple[str, ...]:
     """Those of the overrides that can change what a run is, in an order that says the same."""
     last = {one.partition("=")[0].strip(): one.strip() for one in overrides}
@@ -139,9 +158,7 @@ def derived_name(
     """A name for a side study: readable, and another for every other ask."""
     parts = [one.split("=")[0].split(".")[-1] + "-" + one.partition("=")[2] for one in overrides]
     parts += [f"only-{only}"] if only else []
-    if seeds:
-        run = len(seeds) > 2 and list(seeds) == [*range(seeds[0], seeds[-1] + 1)]
-        parts.append(f"seeds-{'-'.join(map(str, (seeds[0], seeds[-1]) if run else seeds))}")
+    parts += [f"seeds-{shown(seeds)}"] if seeds else []
     digest = hashlib.sha256(repr((stem, overrides, only, seeds)).encode()).hexdigest()[:8]
     plain = re.sub("[^a-zA-Z0-9]+", "-", "-".join([stem, *parts])).strip("-")
     return f"{plain[: LONGEST_NAME - 9].strip('-')}-{digest}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
-from lsa_study.config.asked import Asked, plain_asked, seeds_run, tidy
+from lsa_study.config.asked import Asked, about, plain_asked, seeds_run, tidy
 from lsa_study.config.find import ARTICLE as ARTICLE
 from lsa_study.config.find import TIERS as TIERS
 from lsa_study.config.find import expand_names as expand_names
@@ -164,9 +164,8 @@ class Study:
             return ""
         own = names.short(self.file.study)
         begin = f"side study of {own}" if self.alias else f"{own} as it was asked for here"
-        parts = [", ".join(self.overrides), f"only {self.only}" if self.only else ""]
-        parts.append(f"seeds {', '.join(map(str, self.seeds))}")
-        return f"{begin}: {'; '.join(part for part in parts if part)}"
+        asked = Asked(overrides=[*self.overrides], only=self.only, seeds=[*self.seeds])
+        return about(begin, asked)
 
     @property
     def apart(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 from lsa_study import rundir
 from lsa_study.config import yaml
-from lsa_study.config.asked import every_asked
+from lsa_study.config.asked import about, every_asked
 from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
 from lsa_study.config.study import RunSpec, Study, distinct
@@ -76,10 +77,7 @@ def known_studies(results: Path) -> list[str]:
     for tier in TIERS:
         for name, asked in every_asked(results, tier)[0].items():
             if asked.study:
-                how = [", ".join(asked.overrides), f"only {asked.only}" if asked.only else ""]
-                seeds = f"seeds {', '.join(map(str, asked.seeds))}"
-                said = "; ".join(filter(None, [*how, seeds]))
-                lines.append(f"{name}  side study of {asked.of}: {said} ({tier})")
+                lines.append(f"{name}  {about(f'side study of {asked.of}', asked)} ({tier})")
     return lines
 
 
@@ -129,7 +127,7 @@ def _block(
     ]
     costs = rehearse.predicted(todo, rehearsed)
     if todo and not costs:
-        unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
+        unknown = f"not rehearsed; lsa rehearse {_as_asked(study)} --tier {study.tier} measures it"
         costs = [("cost", unknown)]
     data, train = runs[0].settings.data, runs[0].settings.train
     limits = {"images": data.train_limit, "test images": data.test_limit}
@@ -148,7 +146,7 @@ def _block(
         ("train", protocol),
         ("start", "; ".join(starts)),
         *costs,
-        ("cluster", _smaller(study.name, todo, site)),
+        ("cluster", _smaller(_as_asked(study), todo, site)),
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
@@ -156,6 +154,14 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+
+
+def _as_asked(study: Study) -> str:
+    """The study as a command takes it, which need not know a side study's name yet."""
+    words = [short(study.file.study)]
+    for option, values in (("--set", study.overrides), ("--only", filter(None, [study.only]))):
+        words += [word for value in values for word in (option, shlex.quote(value))]
+    return " ".join(words)
 
 
 def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:

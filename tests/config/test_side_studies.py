@@ -40,7 +40,7 @@ def test_only_side_studies_asked_for(tmp_path):
     ask(tmp_path, overrides=["train.epochs=1"], seeds="0-1")
     own = read(tmp_path)
     assert (own.name, own.overrides, own.seeds) == ("table1", ("train.epochs=1",), (0, 1))
-    assert own.about == "table1 as it was asked for here: train.epochs=1; seeds 0, 1"
+    assert own.about == "table1 as it was asked for here: train.epochs=1; seeds 0-1"
     ask(tmp_path, overrides=["train.epochs=2"])
     assert read(tmp_path).overrides == ()
 

@@ -74,10 +74,16 @@ def figure(width: float, height: float, title: str = "", study: Study | None = N
     return made
 
 
-def say_about(drawn: Figure, studies: Iterable[Study]) -> None:
-    """Name in the title what side studies are about."""
-    abouts = textwrap.wrap("; ".join(study.about for study in studies if study.about), 84)
-    drawn.suptitle("\n".join([drawn.get_suptitle(), *abouts]), x=0.01, ha="left", weight="bold")
+def say_about(drawn: Figure, studies: Sequence[Study]) -> None:
+    """Name in the title what side studies are about; where there are several, those alike once."""
+    said: dict[str, list[str]] = {}
+    for study in studies:
+        if study.about:
+            said.setdefault(study.about.partition(": ")[2], []).append(study.name)
+    text = "; ".join(f"{', '.join(names)}: {what}" for what, names in said.items())
+    text = studies[0].about if len(studies) == 1 else text
+    lines = textwrap.wrap(text, 84, max_lines=3, placeholder=" ...")
+    drawn.suptitle("\n".join([drawn.get_suptitle(), *lines]), x=0.01, ha="left", weight="bold")
 
 
 def svg(drawn: Figure) -> str:
