@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from lsa_study.config import names, shipped, yaml
-from lsa_study.config.asked import Asked, memory, read_asked
+from lsa_study.config.asked import Asked, every_asked, memory, read_asked
 from lsa_study.config.settings import Tier
 from lsa_study.errors import ConfigError
 
@@ -76,6 +76,10 @@ def find_asked(study: str, tier: str, recall: Path | None) -> tuple[Path, Asked 
                 raise ConfigError(
                     f"{study}: is a side study of tier {', '.join(others)}; give --tier {others[0]}"
                 ) from None
+            sides = every_asked(recall, tier)[0] if recall else {}
+            hint = names.nearest(study, [name for name, one in sides.items() if one.study])
+            if hint.startswith("did"):
+                raise ConfigError(f"{study}: no such study or side study; {hint}") from None
             raise
     if not side.study.endswith((".yaml", ".yml")):
         return find_study(side.study), side

@@ -126,8 +126,12 @@ def _block(
         and (common := {mine[run.identity] for run in other.runs() if run.identity in mine})
     ]
     costs = rehearse.predicted(todo, rehearsed)
+    # No command need know a side study's name yet.
+    stem, only = short(study.file.study), [f"--only={study.only}"] if study.only else []
+    given = shlex.join([*(f"--set={one}" for one in study.overrides), *only])
+    options = f" {given}" if given else ""
     if todo and not costs:
-        unknown = f"not rehearsed; lsa rehearse {_as_asked(study)} --tier {study.tier} measures it"
+        unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
         costs = [("cost", unknown)]
     data, train = runs[0].settings.data, runs[0].settings.train
     limits = {"images": data.train_limit, "test images": data.test_limit}
@@ -146,7 +150,7 @@ def _block(
         ("train", protocol),
         ("start", "; ".join(starts)),
         *costs,
-        ("cluster", _smaller(_as_asked(study), todo, site)),
+        ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
@@ -154,14 +158,6 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
-
-
-def _as_asked(study: Study) -> str:
-    """The study as a command takes it, which need not know a side study's name yet."""
-    words = [short(study.file.study)]
-    for option, values in (("--set", study.overrides), ("--only", filter(None, [study.only]))):
-        words += [word for value in values for word in (option, shlex.quote(value))]
-    return " ".join(words)
 
 
 def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:

@@ -128,7 +128,8 @@ def test_plans_name_side_studies(lsa):
     data = json.loads(lsa("plan quick --json"))
     assert (data["study"], data["side_study"], data["about"]) == ("table2", "quick", ABOUT)
     told = lsa(f"plan table2 --only net7 --set {EPOCH} --set train.lr=0.1")
-    assert "lsa rehearse table2 --set train.epochs=1 --set train.lr=0.1 --only net7" in told
+    assert "rehearse table2 --tier toy --set=train.epochs=1 --set=train.lr=0.1 --only=net7" in told
+    assert "qick: no such study or side study; did you mean quick?" in lsa("table qick", code=2)
     assert "Missing argument" in lsa("plan", code=2)
 
 
