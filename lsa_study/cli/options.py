@@ -16,6 +16,7 @@ import typer
 from lsa_study.config import study
 from lsa_study.config.asked import every_asked
 from lsa_study.config.contrast import check_contrast
+from lsa_study.config.find import find_asked, side_tiers
 from lsa_study.config.names import nearest
 from lsa_study.config.remember import named
 from lsa_study.config.settings import MOST_SEEDS
@@ -137,7 +138,7 @@ class Selection:
             raise ConfigError(f"--as {alias}: {len(asked)} studies; ask for each with its own name")
         for name in asked:
             tier = self.tier or self._only_tier(name)
-            known = self.results if recall or study.side_tiers(self.results, name, [tier]) else None
+            known = self.results if recall or side_tiers(self.results, name, [tier]) else None
             try:
                 one = study.load_study(
                     name, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
@@ -154,10 +155,10 @@ class Selection:
 
     def _only_tier(self, name: str) -> str:
         """The tier of a side study that is at one alone; of a study its first."""
-        tiers = study.side_tiers(self.results, name, study.TIERS)
+        tiers = side_tiers(self.results, name)
         if len(tiers) > 1:
             raise ConfigError(f"{name}: is at tiers {', '.join(tiers)}; choose one with --tier")
-        return tiers[0] if tiers else study.tiers_of(name)[0]
+        return tiers[0] if tiers else study.tiers_of(str(find_asked(name, "", self.results)[0]))[0]
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,8 +11,9 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import Selection, selecting
+from lsa_study.config.find import side_tiers
 from lsa_study.config.names import short
-from lsa_study.config.study import load_study, side_tiers
+from lsa_study.config.study import load_study
 
 
 @selecting

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -120,6 +120,18 @@ def seeds_run(results: Path, tier: str) -> dict[str, int]:
     return found
 
 
+def good_seeds(found: Any, place: str) -> tuple[int, ...]:
+    """Seeds as written at a place, each once.
+
+    Raises:
+        ConfigError: they are none, or too many.
+    """
+    few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
+    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
+        return tuple(dict.fromkeys(found))
+    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
+
+
 def shown(seeds: Sequence[int]) -> str:
     """Seeds as ``--seeds`` takes them, such as ``0-4, 7``; of many, the first."""
     runs: list[list[int]] = []
@@ -132,10 +144,9 @@ def shown(seeds: Sequence[int]) -> str:
     return ", ".join(texts) + f", ... ({len(seeds)} seeds)" * (len(runs) > 9)
 
 
-def about(of: str, asked: Asked) -> str:
+def about(of: str, overrides: Sequence[str], only: str | None, seeds: Sequence[int]) -> str:
     """What was asked for, in a line for readers that begins with ``of`` what."""
-    only = f"only {asked.only}" if asked.only else ""
-    parts = (", ".join(asked.overrides), only, f"seeds {shown(asked.seeds)}")
+    parts = (", ".join(overrides), f"only {only}" if only else "", f"seeds {shown(seeds)}")
     return f"{of}: {'; '.join(filter(None, parts))}"
 
 

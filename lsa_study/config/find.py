@@ -76,9 +76,9 @@ def find_asked(study: str, tier: str, recall: Path | None) -> tuple[Path, Asked 
                 raise ConfigError(
                     f"{study}: is a side study of tier {', '.join(others)}; give --tier {others[0]}"
                 ) from None
-            sides = every_asked(recall, tier)[0] if recall else {}
-            hint = names.nearest(study, [name for name, one in sides.items() if one.study])
-            if hint.startswith("did"):
+            asked = [every_asked(recall, one)[0] for one in TIERS] if recall else []
+            sides = [name for at in asked for name, one in at.items() if one.study]
+            if (hint := names.nearest(study, sides)).startswith("did"):
                 raise ConfigError(f"{study}: no such study or side study; {hint}") from None
             raise
     if not side.study.endswith((".yaml", ".yml")):

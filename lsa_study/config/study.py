@@ -13,16 +13,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
-from lsa_study.config.asked import Asked, about, plain_asked, seeds_run, tidy
+from lsa_study.config.asked import Asked, about, good_seeds, plain_asked, seeds_run, tidy
 from lsa_study.config.find import ARTICLE as ARTICLE
 from lsa_study.config.find import TIERS as TIERS
 from lsa_study.config.find import expand_names as expand_names
 from lsa_study.config.find import find_asked
 from lsa_study.config.find import find_study as find_study
-from lsa_study.config.find import side_tiers as side_tiers
 from lsa_study.config.find import tiers_of as tiers_of
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
+from lsa_study.config.settings import Settings, Tier
 from lsa_study.errors import ConfigError
 
 Number = Annotated[int, Field(gt=0, le=100_000)]
@@ -92,11 +91,15 @@ class StudyFile(_Written):
     title: str
     question: str
     factor: list[str] = Field(min_length=1)
-    """Dotted settings that may differ between the rows; nothing else may."""
+    """What may differ between the rows: settings, ``model.op`` (the whole layer), or ``groups``. A
+    row may differ from the one that it is compared with in one of them, and in nothing else."""
+    groups: dict[names.Name, list[str]] = {}
+    """Settings that have no meaning one without the other, by the name of their factor."""
     baseline: str
     tiers: list[Tier] = list(TIERS)
-    seeds: list[int] | None = None
-    """Declared before anything runs; None: the tier's."""
+    seeds: list[int] = []
+    """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
+    over them all is one of a single look. Over others it holds at every look, and is wider."""
     use: list[str] = []
     set: dict[str, Any] = {}
     variants: dict[names.Name, Variant] = Field(min_length=1)
@@ -108,6 +111,11 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+
+    @property
+    def factors(self) -> dict[str, tuple[str, ...]]:
+        """The settings of each factor."""
+        return {one: tuple(self.groups.get(one, [one])) for one in self.factor}
 
 
 @dataclass(frozen=True)
@@ -164,8 +172,7 @@ class Study:
             return ""
         own = names.short(self.file.study)
         begin = f"side study of {own}" if self.alias else f"{own} as it was asked for here"
-        asked = Asked(overrides=[*self.overrides], only=self.only, seeds=[*self.seeds])
-        return about(begin, asked)
+        return about(begin, self.overrides, self.only, self.seeds)
 
     @property
     def apart(self) -> dict[str, Any]:
@@ -191,13 +198,6 @@ class Study:
     def reference_of(self, variant: str) -> str:
         """The row that ``variant`` is compared with; itself for a baseline."""
         return self.file.variants[variant].against or self.file.baseline
-
-
-def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
-    few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
-    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
-        return tuple(dict.fromkeys(found))
-    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
 
 
 def load_study(
@@ -254,7 +254,7 @@ def load_study(
                 "change one of them, or drop it"
             )
     return Study(
-        file, document, tier, _good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
+        file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
         variants, resources, rows.starts, tidy(rows.overrides), only,
         str(study) if side else "", tuple(asked.declared) or rows.seeds, asked,
     )  # fmt: skip
@@ -280,9 +280,9 @@ class _Rows:
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
-        seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
-        own = file.seeds
-        self.seeds = seeds if own is None else _good_seeds(own, document.where("seeds"))
+        usual = data.pop("seeds", [0])
+        source = document if file.seeds else base
+        self.seeds = good_seeds(file.seeds or usual, source.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
@@ -368,10 +368,24 @@ def _check_names(file: StudyFile, document: yaml.Document) -> None:
         if row is not None and row not in file.variants
     ]
     paths = known_paths()
+    inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
+    for place, settings in [("factor", file.factor), *file.groups.items()]:
+        where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))
+        for one in settings:
+            if settings is file.factor and one in file.groups:
+                continue
+            if one not in paths:
+                hint = names.nearest(one, [*paths, *file.groups])
+                mistakes.append(f"{where}: {place} {one!r} is not a setting; {hint}")
+            elif any(path == one or path.startswith(f"{one}.") for path in inside):
+                mistakes.append(
+                    f"{where}: {place} {one!r} is many settings at once; give one of them, or name "
+                    "those that belong together in groups"
+                )
     mistakes += [
-        f"{document.where('factor')}: factor {one!r} is not a setting; {names.nearest(one, paths)}"
-        for one in file.factor
-        if one not in paths
+        f"{document.where('groups', one)}: {one!r} is a setting; give the group another name"
+        for one in file.groups
+        if one in paths
     ]
     if mistakes:
         raise ConfigError(*mistakes)

@@ -14,6 +14,7 @@ from typing import Any
 from lsa_study import rundir
 from lsa_study.config import yaml
 from lsa_study.config.asked import about, every_asked
+from lsa_study.config.contrast import confounds
 from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
 from lsa_study.config.study import RunSpec, Study, distinct
@@ -77,7 +78,9 @@ def known_studies(results: Path) -> list[str]:
     for tier in TIERS:
         for name, asked in every_asked(results, tier)[0].items():
             if asked.study:
-                lines.append(f"{name}  {about(f'side study of {asked.of}', asked)} ({tier})")
+                of = f"side study of {asked.of}"
+                said = about(of, asked.overrides, asked.only, asked.seeds)
+                lines.append(f"{name}  {said} ({tier})")
     return lines
 
 
@@ -110,7 +113,11 @@ def _block(
     rehearsed: Mapping[str, rehearse.Rehearsed],
     site: Cluster,
 ) -> str:
-    runs, factor = study.runs(), study.file.factor
+    runs, groups = study.runs(), study.file.groups
+    factors = ", ".join(
+        f"{one} ({', '.join(groups[one])})" if one in groups else one for one in study.file.factor
+    )
+    also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     starts = [
@@ -144,7 +151,7 @@ def _block(
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("about", study.about),
-        ("contrast", f"ok: only {', '.join(factor)} differ{'s' * (len(factor) == 1)}"),
+        ("contrast", "; ".join(also) or f"ok: only {factors} differs"),
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", protocol),

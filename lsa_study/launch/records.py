@@ -29,6 +29,7 @@ from typing_extensions import TypedDict
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
+from lsa_study.config.find import side_tiers
 from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Resources, Study
@@ -89,7 +90,7 @@ def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
     """
     runs = chosen_runs(results, (), tier)
     begin = [run for run in runs if run.name.startswith(text) or run.identity.startswith(text)]
-    if not begin and study.side_tiers(results, text):
+    if not begin and side_tiers(results, text):
         begin = chosen_runs(results, [text], tier)
     alike = [run for run in begin if text in (run.name, run.identity)] or begin
     if len(alike) == 1:
@@ -131,7 +132,7 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
         try:
             path = study.find_study(name)
         except ConfigError:  # no experiment file: a side study, or a run
-            if not study.side_tiers(results, name, [tier] if tier else TIERS):
+            if not side_tiers(results, name, [tier] if tier else TIERS):
                 wanted.add(one_run(results, name, tier).identity)
                 continue
         else:
@@ -151,7 +152,7 @@ def asked_studies(results: Path, names: Sequence[str], tier: str | None = None) 
     """
     loaded = []
     for name in study.expand_names(names):
-        sides = study.side_tiers(results, name, [tier] if tier else TIERS)
+        sides = side_tiers(results, name, [tier] if tier else TIERS)
         for place in sides or tiers_of(results, tier) or ["toy"]:
             # Else it may be no study, or none of this tier.
             with contextlib.nullcontext() if sides else contextlib.suppress(ConfigError):
