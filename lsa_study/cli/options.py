@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,7 +148,11 @@ class Selection:
                 unmatched += error.mistakes
                 continue
             check_contrast(one, allowed or ())
-            loaded.append(named(one, self.results, alias))
+            found = named(one, self.results, alias)
+            if recall and found is one:  # fewer seeds are no other study
+                seeds = sorted({*one.seeds, *one.asked.seeds})
+                found = replace(one, seeds=tuple(seeds))
+            loaded.append(found)
         if not loaded:
             raise ConfigError(*unmatched)
         return loaded

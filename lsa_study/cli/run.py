@@ -169,8 +169,8 @@ def status(
     from lsa_study.launch import status as states
     from lsa_study.launch.records import asked_studies
 
-    about = [f"{one.name}: {one.about}" for one in asked_studies(results, study or [], tier)
-             if one.about]  # fmt: skip
+    asked = [one for one in asked_studies(results, study or [], tier) if one.about]
+    about = [f"{one.alias}: {one.about}" if one.alias else one.about for one in asked]
     look = functools.partial(states.status, results, study or [], tier=tier)
     if as_json:
         told = {"about": about} if about else {}

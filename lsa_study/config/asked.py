@@ -103,8 +103,10 @@ def plain_asked(
     )
 
 
-def seeds_run(results: Path, tier: str) -> dict[str, int]:
-    """The seeds of the runs of a tier by identity, from their folders and ``runs.parquet``."""
+def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
+    """The identities and seeds of the runs of a tier, from their folders and ``runs.parquet``."""
+    if results is None:
+        return set(), set()
     ends = (
         re.fullmatch(r".+-s(\d{1,10})-([0-9a-f]{10})", path.name)
         for path in (results / tier / "runs").glob("*")
@@ -117,7 +119,7 @@ def seeds_run(results: Path, tier: str) -> dict[str, int]:
         with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
             stored = parquet.read_table(path, columns=["identity", "seed"]).to_pydict()
             found |= dict(zip(stored["identity"], stored["seed"], strict=True))
-    return found
+    return {*found}, {*found.values()}
 
 
 def good_seeds(found: Any, place: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
-from lsa_study.config.asked import Asked, about, good_seeds, plain_asked, seeds_run, tidy
+from lsa_study.config.asked import Asked, about, good_seeds, plain_asked, runs_there, tidy
 from lsa_study.config.find import ARTICLE as ARTICLE
 from lsa_study.config.find import TIERS as TIERS
 from lsa_study.config.find import expand_names as expand_names
@@ -240,8 +240,8 @@ def load_study(
     if not chosen:
         hint = names.nearest(str(only), file.variants)
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
-    ran = partial(_ran, file, document, tier, recall)
-    asked = side or plain_asked(recall, tier, names.short(file.study), ran)
+    stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
+    asked = side or plain_asked(recall, tier, stem, ran)
     given = asked.overrides if overrides is None else overrides
     rows = _Rows(file, document, tier, [*side.overrides, *given] if side and overrides else given)
     variants, resources = rows.resolve(chosen)
@@ -255,18 +255,18 @@ def load_study(
             )
     return Study(
         file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
-        variants, resources, rows.starts, tidy(rows.overrides), only,
+        variants, resources, rows.starts, tidy(rows.overrides),
+        only if len(chosen) < len(file.variants) else None,
         str(study) if side else "", tuple(asked.declared) or rows.seeds, asked,
     )  # fmt: skip
 
 
 def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | None) -> bool:
     """Whether a results folder holds a run of the study itself."""
-    found = seeds_run(results, tier) if results else {}
+    found, seeds = runs_there(results, tier)
     with contextlib.suppress(ConfigError):
         plain, _ = _Rows(file, document, tier, ()).resolve([*file.variants])
-        seeds = {*found.values()}
-        return any(found.keys() & row.identities(seeds).values() for row in plain.values())
+        return not all(found.isdisjoint(r.identities(seeds).values()) for r in plain.values())
     return False
 
 

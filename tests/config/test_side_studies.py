@@ -67,7 +67,10 @@ def test_other_seeds_are_a_side_study_and_the_table_has_them_all(tmp_path):
     assert read(tmp_path).seeds == tuple(range(10))
     assert read(tmp_path).declared == (0,)
     assert read(tmp_path, name).seeds == tuple(range(10))
-    assert read(tmp_path, seeds="2-4").name == "table1", "seeds of its own table"
+    for asked in ("table1", name):
+        fewer = read(tmp_path, asked, seeds="2-4")
+        assert (fewer.name, fewer.seeds) == (asked, tuple(range(10))), "its table stays whole"
+    assert ask(tmp_path, only="*") == "table1", "all rows are the study itself"
 
 
 def test_seeds_that_a_study_declares(tmp_path):
