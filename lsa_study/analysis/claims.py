@@ -22,7 +22,7 @@ from lsa_study.analysis.statistics import LEVEL, Estimate, rounded, signed, t_in
 from lsa_study.config import layers, shipped, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import beyond, under
-from lsa_study.config.names import nearest
+from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
@@ -143,6 +143,8 @@ class ClaimVerdict:
     """How the estimate's error was found."""
     wanted: int | None = None
     """About how many more seeds would decide it."""
+    overrides: tuple[str, ...] = ()
+    """What its studies are about, where that is not the study itself."""
 
     @property
     def grouped(self) -> str:
@@ -235,23 +237,26 @@ class ClaimVerdict:
             "method": self.method,
             "reason": self.reason,
             "notes": list(self.notes),
+            "overrides": list(self.overrides),
         }
 
 
 def judge_tier(
-    results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None
-) -> list[ClaimVerdict]:
+    results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None,
+    side: Study | None = None,
+) -> list[ClaimVerdict]:  # fmt: skip
     """Judge every claim by the finished runs of a tier.
 
-    Studies are read as they were last asked for under ``results``; one that has no such tier, or
-    is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
+    Studies are read as asked for under ``results``, a ``side`` study in place of its own; one that
+    has no such tier leaves its claims ``not run``. ``collected`` holds the runs, if they were read.
     """
     claims, runs = Claims.read(path), collected or collect(results, tier, update=True)
     sides: dict[str, Side] = {}
     for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.sides):
         if tier in studies.tiers_of(name):
-            study = studies.load_study(name, tier=tier, recall=results)
-            sides |= {f"{study.name}/{row.variant}": (study, row) for row in rows_of(study, runs)}
+            mine = side is not None and name == short(side.file.study)
+            study = side if side and mine else studies.load_study(name, tier=tier, recall=results)
+            sides |= {f"{name}/{row.variant}": (study, row) for row in rows_of(study, runs)}
     found = [_judge(claim, sides, tier) for claim in claims]
     if tier == "toy":
         # A check of the pipeline is no evidence: numbers are shown, and nothing is judged.
@@ -266,10 +271,11 @@ def judge_tier(
 
 def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> ClaimVerdict:
     rows = {name: sides[name][1] for name in claim.sides if name in sides}
-    found = ClaimVerdict(claim)
+    abouts = sorted({sides[name][0].about for name in rows} - {""})
+    found = ClaimVerdict(claim, overrides=tuple(abouts))
     match [row.article.value for row in rows.values()]:
         case float(one), float(other) if claim.metric == "acc1":
-            found = ClaimVerdict(claim, article=one - other)
+            found = replace(found, article=one - other)
     if tier not in claim.tiers:
         return replace(found, reason=f"has a meaning at tier {' and '.join(claim.tiers)} only")
     if absent := [name for name in claim.sides if name not in rows]:
@@ -375,7 +381,7 @@ def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
 
 def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     """All verdicts as lines for a terminal."""
-    lines = [MEANING[tier]]
+    lines = [MEANING[tier], *dict.fromkeys(about for one in found for about in one.overrides)]
     if tier == "toy":
         lines.append("So no claim gets a verdict here; the numbers show what would be judged.")
     for group, title in GROUPS.items():

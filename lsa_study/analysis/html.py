@@ -29,12 +29,15 @@ SHOWN = 4
 def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
     """Write ``DIR/<tier>/report.html``, a page of claims, tables and figures, for each tier.
 
+    That of one side study alone is ``report-NAME.html``, with the claims that its runs can judge.
     The page needs no network and no other file.
     """
     paths = []
     for tier, pairs in with_runs(studies, results).items():
-        judged = claims.judge_tier(results, tier, collected=pairs[0][1])
-        paths.append(results / tier / "report.html")
+        side = pairs[0][0] if len(pairs) == 1 and pairs[0][0].alias else None
+        judged = claims.judge_tier(results, tier, collected=pairs[0][1], side=side)
+        judged = [one for one in judged if side is None or side.about in one.overrides]
+        paths.append(results / tier / (f"report-{side.name}.html" if side else "report.html"))
         write_whole(paths[-1], page(pairs, judged))
     return paths
 
@@ -46,7 +49,11 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     made = figures([(table.study, table.rows) for table in tables], judged)
     drawn = {name: _picture(name, figure) for name, figure in made.items()}
     groups = list(claims.GROUPS)
-    begins = tuple(f"{study.name}-" for study, _ in pairs)
+    names = [study.name for study, _ in pairs]
+    owners = {
+        one: max((name for name in names if one.startswith(f"{name}-")), key=len, default="")
+        for one in drawn
+    }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsa_study.analysis", "templates"),
         autoescape=True,
@@ -72,13 +79,14 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
             if (number := sum(one.grouped == group for one in judged))
         },
         forest=drawn.pop("claims", None),
+        abouts=[*dict.fromkeys(about for one in judged for about in one.overrides)],
         counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={
-            begin[:-1]: [one for name, one in drawn.items() if name.startswith(begin)]
-            for begin in begins
+            name: [picture for one, picture in drawn.items() if owners[one] == name]
+            for name in names
         },
-        overview=[one for name, one in drawn.items() if not name.startswith(begins)],
+        overview=[picture for one, picture in drawn.items() if not owners[one]],
         broken=sorted({line for _, collected in pairs for line in collected.broken}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )

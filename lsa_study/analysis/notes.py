@@ -65,6 +65,8 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
         MEANING[study.tier],
+        f"About: {study.about}." if study.about else "",
+        *study.asked.broken,
         article,
         reading,
         _noise(rows),

@@ -45,6 +45,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     seeds = sorted({*study.seeds, *ran})
     return {
         "study": study.name,
+        **study.apart,
         "tier": study.tier,
         "row": found.variant,
         "label": found.name,
@@ -94,6 +95,8 @@ def why_text(found: dict[str, Any]) -> str:
     """The answer as lines for a terminal."""
     title = f"{found['study']} {found['row']} ({found['label']}, tier {found['tier']})"
     lines = [f"{title}: {found['outcome']}", f"settings  {found['settings']}"]
+    if "about" in found:
+        lines.append(f"about     {found['about']}")
     if found["begins_from"] is not None:
         lines.append(f"begins    from {found['begins_from']}")
     if found["mean"] is not None:

@@ -12,6 +12,7 @@ from lsa_study.analysis.collect import collect
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.statistics import t_interval
 from lsa_study.config import shipped, study
+from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 
 CLAIMS = claims.Claims.read()
@@ -233,10 +234,12 @@ def test_studies_are_read_as_they_were_asked_for(tmp_path):
         for name in ("table4", "table5")
     ]
     assert judged(tmp_path, "proxy", "table4-elsa").verdict == "not run"
-    study.remember(tmp_path, loaded[:1], changed)
+    remember(tmp_path, loaded[:1])
     assert judged(tmp_path, "proxy", "table4-elsa").estimate.n == 3
-    # Table 5 was last asked for with other epochs: its rows cannot stand against those of Table 4.
-    write_study(tmp_path, "table5", tier="proxy")
+    # Table 5 was asked for with other epochs: its rows cannot stand against those of Table 4.
+    remember(
+        tmp_path, [write_study(tmp_path, "table5", tier="proxy", overrides=["train.epochs=8"])]
+    )
     got = judged(tmp_path, "proxy", "fig1-elsa-beats-dwconv")
     assert got.verdict == "not comparable (the rows also differ in train.epochs)"
 

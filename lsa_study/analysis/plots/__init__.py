@@ -45,18 +45,25 @@ def figures(
     drawn: dict[str, Figure] = {}
     with style.styled():
         for study, of_study in pairs:
-            drawn[f"{study.name}-accuracy"] = rows.accuracy(study, of_study)
+            made = {"accuracy": rows.accuracy(study, of_study)}
             if any(row.reference != row.variant for row in of_study):
-                drawn[f"{study.name}-differences"] = rows.differences(study, of_study)
+                made["differences"] = rows.differences(study, of_study)
             if (figure := forest.agreement(study, of_study)) is not None:
-                drawn[f"{study.name}-agreement"] = figure
-            drawn[f"{study.name}-curves"] = curves.curves(study, of_study)
+                made["agreement"] = figure
+            made["curves"] = curves.curves(study, of_study)
             if any(row.accuracy.n > 1 for row in of_study):
-                drawn[f"{study.name}-seeds"] = rows.seeds(study, of_study)
+                made["seeds"] = rows.seeds(study, of_study)
             if study.file.factor == ["model.op.heads"]:
-                drawn[f"{study.name}-heads"] = rows.heads(study, of_study)
-        if (figure := rows.layers(pairs)) is not None:
-            drawn["fig1-layers"] = figure
+                made["heads"] = rows.heads(study, of_study)
+            for kind, figure in made.items():
+                style.say_about(figure, [study])
+                drawn[f"{study.name}-{kind}"] = figure
         if (figure := forest.claims(pairs[0][0], judged)) is not None:
             drawn["claims"] = figure
-        return drawn | costs.costs(pairs)
+        over = {} if (layers := rows.layers(pairs)) is None else {"fig1-layers": layers}
+        # Of one side study alone they must not take the place of those of all studies.
+        begin = f"{pairs[0][0].alias}-" if len(pairs) == 1 and pairs[0][0].alias else ""
+        for kind, figure in (over | costs.costs(pairs)).items():
+            style.say_about(figure, [study for study, _ in pairs])
+            drawn[f"{begin}{kind}"] = figure
+        return drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,18 @@ def figure(width: float, height: float, title: str = "", study: Study | None = N
     FigureCanvasAgg(made)
     made.suptitle(title, x=0.01, ha="left", weight="bold")
     return made
+
+
+def say_about(drawn: Figure, studies: Sequence[Study]) -> None:
+    """Name in the title what side studies are about; where there are several, those alike once."""
+    said: dict[str, list[str]] = {}
+    for study in studies:
+        if study.about:
+            said.setdefault(study.about.partition(": ")[2], []).append(study.name)
+    text = "; ".join(f"{', '.join(names)}: {what}" for what, names in said.items())
+    text = studies[0].about if len(studies) == 1 else text
+    lines = textwrap.wrap(text, 84, max_lines=3, placeholder=" ...")
+    drawn.suptitle("\n".join([drawn.get_suptitle(), *lines]), x=0.01, ha="left", weight="bold")
 
 
 def svg(drawn: Figure) -> str:
