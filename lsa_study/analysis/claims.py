@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
 
+from lsa_study.analysis.article import counts_in, network_key
 from lsa_study.analysis.collect import Collected, collect
-from lsa_study.analysis.contrasts import compare, mismatches
+from lsa_study.analysis.contrasts import mismatches
+from lsa_study.analysis.ledger import Claim, Claims
 from lsa_study.analysis.notes import MEANING
-from lsa_study.analysis.rows import COSTS, Row, rows_of
+from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import (
+    LEVEL,
     MOST_SEEDS,
     Estimate,
     pooled_deviation,
@@ -23,75 +26,29 @@ from lsa_study.analysis.statistics import (
     signed,
     t_interval,
 )
-from lsa_study.config import layers, shipped, yaml
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import differing_rows, under
-from lsa_study.config.settings import Tier
 from lsa_study.config.study import Study
+from lsa_study.errors import ConfigError
 
-Word = Literal["supported", "contradicted", "unresolved", "not run"]
+Word = Literal["supported", "contradicted", "unresolved", "not comparable", "not run", "no verdict"]
+OPEN: Word = "unresolved"
+NEAR = 0.2
+"""A plain p up to which an open claim is listed as near to a decision."""
+GROUPS = ("decided", "near", "open", "not run")
+HIDDEN = {
+    "outcome", "besides", "tiers", "minus", "value", "control", "precision", "memory_gib",
+}  # fmt: skip
 UNITS: Mapping[str, str] = {
     "acc1": "points",
     "params": "% parameters",
     "macs": "% multiply-adds",
     "speed": "% images a second",
+    "memory": "% memory",
     "ends": "share of runs",
 }
 Side = tuple[Study, Row, Sequence[Estimate]]
 """One side of a claim: a study, its row, and the differences that all rows of the study show."""
-
-
-class Claim(BaseModel):
-    """One finding: ``rows`` stand in ``relation``, by ``metric``, with ``margin``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    id: str
-    text: str
-    source: str
-    """Where the article says so."""
-    rows: list[str] = Field(min_length=1, max_length=2)
-    """``study/variant``; the first is the one that is said to be above."""
-    relation: Literal["above", "within", "ends"]
-    metric: Literal["acc1", "params", "macs", "speed"] = "acc1"
-    margin: float | int = 0.0
-    """Points for acc1, else percent of the second row."""
-    outcome: Literal["diverged", "oom"] | None = None
-    besides: list[str] = []
-    """Settings that may differ beside the factor, where the claim compares whole networks."""
-    tiers: list[Tier] = Field(default=list(studies.TIERS), min_length=1)
-    """Where the claim has a meaning."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        wanted = (1, True) if self.relation == "ends" else (2, False)
-        if (len(self.rows), self.outcome is not None) != wanted:
-            raise ValueError("relation 'ends' takes one row and an outcome, the others two rows")
-        if self.relation == "within" and self.margin <= 0:
-            raise ValueError(f"margin={self.margin}: 'within' needs one above 0")
-        if bad := [row for row in self.rows if row.count("/") != 1]:
-            raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
-        if bad := [key for key in self.besides if key not in layers.known_paths()]:
-            raise ValueError(f"besides {bad}: no such settings; give dotted paths")
-        return self
-
-
-class Claims(BaseModel):
-    """The file of claims."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    claims: list[Claim]
-
-    @classmethod
-    def read(cls, path: Path | None = None) -> list[Claim]:
-        """Read the claims; ``experiments/claims.yaml`` unless another file is given.
-
-        Raises:
-            ConfigError: all mistakes of the file at once.
-        """
-        document = yaml.read(path or shipped.find("experiments/claims.yaml"))
-        return layers.validate(cls, document.data, document.where).claims
 
 
 @dataclass(frozen=True)
@@ -107,6 +64,18 @@ class ClaimVerdict:
     reason: str = ""
     notes: tuple[str, ...] = ()
     """Differences of the environment that may stand behind the estimate."""
+    p: float | None = None
+    """Two-sided, against the nearest bound of the claim."""
+    adjusted: float | None = None
+    """``p`` after Holm's correction over all claims of the tier."""
+    plain: str = "not run"
+    """The verdict before that correction."""
+    comparable: bool | str = True
+    """True, or why its runs cannot decide it."""
+    method: str = ""
+    """How the interval was found."""
+    differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Settings in which its rows differ, with both values."""
     article: float | None = None
     """The article's own difference, points; None where it prints none."""
 
@@ -126,9 +95,39 @@ class ClaimVerdict:
         bound = f"; margin {signed(margin, 2)}" if margin else ""
         return f"{signed(found.mean, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
 
+    @property
+    def grouped(self) -> str:
+        """Where a ledger lists it: decided, near, open or not run.
+
+        near: decided before Holm's correction, or a plain p of at most ``NEAR``.
+        """
+        if self.word == "not run":
+            return "not run"
+        if self.word in ("supported", "contradicted"):
+            return "decided"
+        near = self.word == OPEN and self.p is not None and self.p <= NEAR
+        return "near" if near else "open"
+
+    def adjust(self, adjusted: float | None) -> ClaimVerdict:
+        """The same, decided by the p that Holm adjusted; a count of costs has none."""
+        found = replace(self, adjusted=adjusted, plain=self.word)
+        if adjusted is None or adjusted <= 1 - LEVEL or self.word == OPEN:
+            return found
+        return found.unresolved(f"p = {self.p:.2g} alone, {adjusted:.2g} among all claims")
+
+    def incomparable(self, reason: str) -> ClaimVerdict:
+        """The same, refused, and why."""
+        return replace(self, word="not comparable", comparable=reason, reason=reason)
+
+    def without_verdict(self) -> ClaimVerdict:
+        """The same at a tier that is never evidence: what would be judged, and no verdict."""
+        reason = self.needs if self.estimate.mean is None else self.reason
+        word: Word = "no verdict"
+        return replace(self, word=word, plain=word, needs="", reason=reason or self.reason)
+
     def unresolved(self, needs: str) -> ClaimVerdict:
         """The same, left open until there is what it ``needs``."""
-        return replace(self, word="unresolved", needs=needs)
+        return replace(self, word=OPEN, needs=needs)
 
     def decided(self, found: Estimate, noise: float | None = None) -> ClaimVerdict:
         """The verdict that follows from holding an interval against the claim's inequality.
@@ -140,19 +139,27 @@ class ClaimVerdict:
         if found.mean is None:
             return self.unresolved("no seed in common")
         relation, margin = self.claim.relation, float(self.claim.margin)
-        word: Word = "unresolved"
+        middle = float(self.claim.value) if relation == "near" else 0.0
+        edges = (margin,) if relation == "above" else (middle - margin, middle + margin)
+        word: Word = OPEN
         if found.low is not None and found.high is not None:
-            supported, contradicted = found.low > margin, found.high < margin
-            if relation == "within":
-                supported = -margin < found.low and found.high < margin
-                contradicted = found.low > margin or found.high < -margin
-            word = "supported" if supported else "contradicted" if contradicted else "unresolved"
+            supported, contradicted = found.low > edges[0], found.high < edges[0]
+            if len(edges) > 1:
+                supported = supported and found.high < edges[1]
+                contradicted = contradicted or found.low > edges[1]
+            word = "supported" if supported else "contradicted" if contradicted else OPEN
+        if found.n > 1:
+            if not found.half:
+                return replace(self, estimate=found).unresolved("equal differences at every seed")
+            # An interval leaves out both edges, or the nearer one, exactly as the larger p says.
+            p = max(float(stats.ttest_1samp(found.values, edge).pvalue) for edge in edges)
+            self = replace(self, p=p, method=self.method or "paired")
         numbers = replace(self, word=word, estimate=found)
-        if word != "unresolved":
+        if word != OPEN:
             return numbers
         if (spread := found.deviation or noise) is None:
             return numbers.unresolved("at least 2 more seeds")
-        distance = found.mean - margin if relation == "above" else margin - abs(found.mean)
+        distance = min(abs(found.mean - edge) for edge in edges)
         if (seeds := seeds_needed(distance, spread)) is None:
             return numbers.unresolved(f"more than {MOST_SEEDS} seeds")
         more = max(1, seeds - found.n)
@@ -160,7 +167,7 @@ class ClaimVerdict:
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
-        return self.claim.model_dump(exclude={"outcome", "besides", "tiers"}) | {
+        return self.claim.model_dump(exclude=HIDDEN) | {
             "verdict": self.verdict,
             "estimate": rounded(self.estimate.mean),
             "low": rounded(self.estimate.low),
@@ -170,91 +177,184 @@ class ClaimVerdict:
             "paper": rounded(self.article),
             "reason": self.reason,
             "notes": list(self.notes),
+            "p": self.p,
+            "adjusted": self.adjusted,
+            "plain": self.plain,
+            "comparable": self.comparable,
+            "grouped": self.grouped,
+            "method": self.method,
+            "sequential": False,
+            "differs": {key: list(both) for key, both in self.differs.items()},
         }
 
 
 def judge_tier(
-    results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None
+    results: Path,
+    tier: str,
+    *,
+    path: Path | None = None,
+    collected: Collected | None = None,
+    only: Collection[str] | None = None,
 ) -> list[ClaimVerdict]:
     """Judge every claim by the finished runs of a tier.
 
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
+    ``only`` keeps the claims on rows of these studies, after all were corrected together.
     """
     claims, runs = Claims.read(path), collected or collect(results, tier, update=True)
     sides: dict[str, Side] = {}
-    for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.rows):
-        if tier in studies.tiers_of(name):
+    for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.every_row):
+        if tier in _tiers(name):
             study = studies.load_study(name, tier=tier, recall=results)
             rows = rows_of(study, runs)
             shown = [row.contrast.difference for row in rows]
             sides |= {f"{study.name}/{row.variant}": (study, row, shown) for row in rows}
-    return [_judge(claim, sides, tier) for claim in claims]
+    found = corrected([_judge(claim, sides, tier) for claim in claims])
+    if tier == "toy":
+        found = [one if one.word == "not run" else one.without_verdict() for one in found]
+    kept = [v for v in found if not only or {r.split("/")[0] for r in v.claim.every_row} & {*only}]
+    return kept
+
+
+def _tiers(name: str) -> Sequence[str]:
+    """Tiers of a study; none for one that is not there, whose claims stay ``not run``."""
+    try:
+        return studies.tiers_of(name)
+    except ConfigError:
+        return ()
+
+
+def corrected(found: Sequence[ClaimVerdict]) -> list[ClaimVerdict]:
+    """Decide by Holm's adjusted p over all claims that were tested together."""
+    tested = sorted((one.p, at) for at, one in enumerate(found) if one.p is not None)
+    adjusted: dict[int, float] = {}
+    most = 0.0
+    for rank, (p, at) in enumerate(tested):
+        most = adjusted[at] = max(most, min(1.0, (len(tested) - rank) * p))
+    return [one.adjust(adjusted.get(at)) for at, one in enumerate(found)]
 
 
 def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> ClaimVerdict:
-    rows = {name: sides[name][1] for name in claim.rows if name in sides}
+    rows = {name: sides[name][1] for name in claim.every_row if name in sides}
     found = ClaimVerdict(claim)
-    match [row.article.value for row in rows.values()]:
+    match [rows[name].article.value for name in claim.rows if name in rows]:
         case float(one), float(other) if claim.metric == "acc1":
             found = ClaimVerdict(claim, article=one - other)
+    if claim.metric in ("params", "macs") and tier != "toy":
+        return _counted(found)
     if tier not in claim.tiers:
-        return replace(found, reason=f"has a meaning at tier {' and '.join(claim.tiers)} only")
-    if absent := [name for name in claim.rows if name not in rows]:
+        reason = f"has a meaning at tier {' and '.join(claim.tiers)} only"
+        if claim.outcome and any(row.runs for row in rows.values()):
+            return found.incomparable(reason)
+        return replace(found, reason=reason)
+    if absent := [name for name in claim.every_row if name not in rows]:
         return replace(found, reason=f"{', '.join(absent)}: no such row at tier {tier}")
     if lacking := [name for name, row in rows.items() if not row.runs]:
         return replace(found, reason=f"{', '.join(lacking)}: not run")
     if claim.outcome is None:
-        return _compared(found, *(sides[name] for name in claim.rows))
-    (row,) = rows.values()
+        return _compared(found, sides)
+    return _ended(found, rows)
+
+
+def _ended(found: ClaimVerdict, rows: Mapping[str, Row]) -> ClaimVerdict:
+    """Judge how runs end: their share against one half, by Clopper and Pearson's interval."""
+    claim = found.claim
+    row = rows[claim.rows[0]]
     ended = tuple(float(run.outcome == claim.outcome) for run in row.runs)
-    count, total = sum(ended), len(ended)
-    reason = f"{claim.outcome} {count:.0f}/{total}"
-    found = replace(found, estimate=Estimate(ended, count / total), reason=reason)
-    if 0 < count < total:
-        return found.unresolved(reason)
-    return replace(found, word="supported" if count else "contradicted")
+    count, total = int(sum(ended)), len(ended)
+    exact = stats.binomtest(count, total)
+    ends = exact.proportion_ci(LEVEL, method="exact")
+    share = Estimate(ended, count / total, float(ends.low), float(ends.high))
+    reason = f"{claim.outcome} {count}/{total}"
+    found = replace(found, estimate=share, reason=reason, method="Clopper-Pearson")
+    used = {run.precision for run in row.runs}
+    if claim.precision and used != {claim.precision}:
+        shown = " and ".join(sorted(str(one or "unknown") for one in used))
+        return found.incomparable(f"precision {shown}; the claim is about {claim.precision}")
+    if claim.memory_gib:
+        sizes = {getattr(run, "device_memory_bytes", None) for run in row.runs}
+        if any(size is None or round(size / 2**30) != claim.memory_gib for size in sizes):
+            wanted = f"{claim.memory_gib} GiB"
+            return found.incomparable(
+                f"device memory unknown or other; the claim is about {wanted}"
+            )
+    if claim.control and any(run.outcome == claim.outcome for run in rows[claim.control].runs):
+        return found.unresolved(f"the control {claim.control}: {claim.outcome} too")
+    word: Word = "supported" if ends.low > 0.5 else "contradicted" if ends.high < 0.5 else OPEN
+    found = replace(found, p=float(exact.pvalue), word=word)
+    return found.unresolved(reason) if word == OPEN else found
 
 
-def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
-    """Judge an inequality between two rows, over the seeds they share.
+def _counted(found: ClaimVerdict) -> ClaimVerdict:
+    """Judge parameters or multiply-adds by the counts of the paper tier's networks."""
+    counts = []
+    for name in found.claim.rows:
+        stem, variant = name.split("/")
+        if "paper" not in _tiers(stem):
+            return replace(found, reason=f"{name}: no such row at tier paper")
+        study = studies.load_study(stem, tier="paper")
+        if variant not in study.variants:
+            return replace(found, reason=f"{name}: no such row at tier paper")
+        path = study.document.path.parent / "../results/benchmarks/costs.json"
+        network = counts_in(path.resolve()).get(network_key(study.variants[variant]))
+        if network is None:
+            return replace(found, reason=f"{name}: not counted; run python benchmarks/costs.py")
+        counts.append(network[found.claim.metric])
+    percent = 100 * (counts[0] / counts[1] - 1)
+    found = replace(found, notes=("counted on the paper tier's networks, without a run",))
+    return replace(found, method="counted").decided(Estimate((percent,), percent, percent, percent))
+
+
+def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
+    """Judge an inequality between two rows, or two differences, over the seeds they share.
 
     Rows that differ in more than their studies' factors and the settings of ``besides`` are not
     compared. What does differ by ``besides`` stands in the notes.
     """
-    claim = found.claim
-    (study, ours, shown), (other_study, theirs, other_shown) = one, other
-    factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
-    pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
-    differing = {key: pair for key, pair in pairs.items() if not under(key, factors)}
-    if confounds := [key for key in differing if not under(key, claim.besides)]:
-        return found.unresolved(f"the rows also differ in {', '.join(confounds)}")
-    wanted = (f"{key} {a}, the other {b}" for key, (a, b) in differing.items())
-    found = replace(found, notes=(*wanted, *mismatches(ours.runs, theirs.runs)))
-    if claim.metric in ("params", "macs"):
-        fact = COSTS["params_m" if claim.metric == "params" else "gmacs"].fact
-        counts = [[n for run in row.runs if (n := fact(run))] for row in (ours, theirs)]
-        if not all(counts):
-            return replace(found, reason=f"no {claim.metric} known")
-        percent = 100 * (counts[0][0] / counts[1][0] - 1)
-        return found.decided(Estimate((percent,), percent, percent, percent))
-    noise = pooled_deviation([*shown, *other_shown])
-    return _compared_over_seeds(found, ours, theirs, noise)
+    claim, notes, shown = found.claim, [], []
+    differs: dict[str, tuple[Any, Any]] = {}
+    for pair in filter(None, (claim.rows, claim.minus)):
+        (study, ours, first), (other_study, theirs, second) = (sides[name] for name in pair)
+        factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
+        pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
+        differs |= pairs
+        differing = {key: both for key, both in pairs.items() if not under(key, factors)}
+        if confounds := [key for key in differing if not under(key, claim.besides)]:
+            return found.unresolved(f"the rows also differ in {', '.join(confounds)}")
+        notes += [f"{key} {a}, the other {b}" for key, (a, b) in differing.items()]
+        notes += mismatches(ours.runs, theirs.runs)
+        shown += [*first, *second]
+    found = replace(found, notes=tuple(dict.fromkeys(notes)), differs=differs)
+    return _over_seeds(found, sides, pooled_deviation(shown))
 
 
-def _compared_over_seeds(
-    found: ClaimVerdict, ours: Row, theirs: Row, noise: float | None
+def _over_seeds(
+    found: ClaimVerdict, sides: Mapping[str, Side], noise: float | None
 ) -> ClaimVerdict:
-    ended = zip(found.claim.rows, (ours, theirs), strict=True)
-    if unfinished := [f"{name}: {row.outcome}" for name, row in ended if not row.done]:
-        return found.unresolved(", ".join(unfinished))
-    if found.claim.metric == "speed":
+    claim = found.claim
+    named = {name: sides[name][1] for name in claim.every_row}
+    lost = [
+        f"{name}: {count} of {len(row.runs)} {end}"
+        for name, row in named.items()
+        for end, count in row.ends.items()
+    ]
+    if lost:
+        return found.unresolved(", ".join(lost))
+    ours, theirs = (named[name] for name in claim.rows)
+    if claim.metric in ("speed", "memory"):
         if len({run.device for run in (*ours.done, *theirs.done)}) > 1:
             return found.unresolved("the rows ran on different devices")
-        seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
-        times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
-        return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    return found.decided(compare(ours.done, theirs.done).difference, noise)
+        fact = "seconds_per_epoch" if claim.metric == "speed" else "peak_memory_bytes"
+        others = {run.seed: getattr(run, fact) for run in theirs.done}
+        both = [(getattr(run, fact), others.get(run.seed)) for run in ours.done]
+        ratios = [b / a if claim.metric == "speed" else a / b for a, b in both if a and b]
+        return found.decided(t_interval([100 * (ratio - 1) for ratio in ratios]))
+    by_seed = [{run.seed: run.accuracy for run in row.done} for row in named.values()]
+    seeds = sorted(set.intersection(*(set(one) for one in by_seed)))
+    signs = (1, -1, -1, 1)
+    values = [sum(s * one[k] for s, one in zip(signs, by_seed, strict=False)) for k in seeds]
+    return found.decided(t_interval(values), noise)
 
 
 def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
@@ -269,11 +369,17 @@ def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
 
 def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     """All verdicts as lines for a terminal."""
-    lines = [MEANING[tier], ""]
-    for verdict in found:
-        lines.append(f"{verdict.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
-        if verdict.numbers:
-            lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
+    lines = [MEANING[tier]]
+    for group in GROUPS:
+        among = [verdict for verdict in found if verdict.grouped == group]
+        lines += ["", f"{group} ({len(among)})"] if among else []
+        for verdict in among:
+            lines.append(f"{verdict.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
+            if verdict.numbers:
+                lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
+            if verdict.p is not None and verdict.adjusted is not None:
+                among_all = f"{verdict.adjusted:.2g} among all claims"
+                lines.append(f"{'':<34} {verdict.method}, p = {verdict.p:.2g}, {among_all}")
     counts = Counter(verdict.word for verdict in found)
     lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     return "\n".join(lines)

@@ -87,12 +87,16 @@ def diff(
 
 
 def claims(
-    tier: opt.Tier = "toy", results: opt.OldResults = opt.RESULTS, as_json: opt.AsJson = False
+    tier: opt.Tier = "toy",
+    results: opt.OldResults = opt.RESULTS,
+    as_json: opt.AsJson = False,
+    file: Annotated[Path | None, typer.Option(help="of claims; else the article's")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="claims on its rows alone")] = None,
 ) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
 
-    found = ledger.judge_tier(results, tier)
+    found = ledger.judge_tier(results, tier, path=file, only=study)
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))
 
