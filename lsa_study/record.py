@@ -49,6 +49,10 @@ class Fact:
     mismatch: str = ""
     """Must be equal in two rows for their difference to mean the factor; its name where it is not.
     """
+    refuses: bool = False
+    """Rows that differ in it are not compared at all; others are, with a mark."""
+    follows: tuple[str, ...] = ()
+    """Settings that set it: where one of these is the factor, the fact may differ."""
 
 
 class _Record(BaseModel):
@@ -82,30 +86,59 @@ AnyRecord = TypeVar("AnyRecord", bound=_Record)
 class Facts(_Record):
     """What is known of a run before it trains: of its data, its network, its code and machine."""
 
-    device: Annotated[str | None, Fact("environment", why=True)] = None
+    device: Annotated[str | None, Fact("environment", why=True, mismatch="chip")] = None
     """The name of the chip."""
     device_kind: Annotated[str | None, Fact("environment", mismatch="device kind")] = None
     """cpu or cuda."""
-    precision: Annotated[str | None, Fact("environment", why=True, mismatch="precision")] = None
+    precision: Annotated[
+        str | None,
+        Fact("environment", why=True, mismatch="precision", follows=("train.precision",)),
+    ] = None
     """The type of the matrix products: float32 or bfloat16."""
     torch: Annotated[str | None, Fact("code", why=True, mismatch="torch")] = None
     """Its version."""
     commit: Annotated[str | None, Fact("code", why=True, mismatch="commit")] = None
-    """Of the code that ran, 40 hex digits; None outside a repository."""
+    """Of the code that ran, 40 hex digits; None outside a repository. Compared where a digest of
+    the sources is unknown."""
     dirty: Annotated[bool | None, Fact("code", why=True)] = None
     """Whether the code had changed since the commit."""
+    code: Annotated[str | None, Fact("code", why=True, mismatch="code")] = None
+    """SHA-256 of the sources that compute, as they were installed."""
+    fused: Annotated[str | None, Fact("code", why=True, mismatch="path taken")] = None
+    """Which fused kernels ``auto`` took where they fit, or that there were none."""
+    threads: Annotated[Count | None, Fact("environment", mismatch="threads")] = None
+    """Of torch, on the CPU."""
+    processes: Annotated[Count | None, Fact("environment", mismatch="processes")] = None
+    """That train together."""
     implementation: Annotated[str | None, Fact("code", why=True)] = None
     """What computed the operators, such as ``UnifiedSpatialOp: auto``."""
-    effective_batch: Annotated[Count | None, Fact("environment", mismatch="effective batch")] = None
+    effective_batch: Annotated[
+        Count | None,
+        Fact("environment", mismatch="effective batch", follows=("train.batch_size",)),
+    ] = None
     """Images of a step, over all parts and processes."""
-    weights: Annotated[str | None, Fact("metrics", mismatch="reported weights")] = None
+    weights: Annotated[
+        str | None,
+        Fact("metrics", mismatch="reported weights", follows=("evaluation.weights",)),
+    ] = None
     """Which weights are reported: model or ema."""
-    selected: Annotated[str | None, Fact("metrics", mismatch="reported epoch")] = None
+    selected: Annotated[
+        str | None, Fact("metrics", mismatch="reported epoch", follows=("evaluation.epoch",))
+    ] = None
     """Which epoch is reported: last or best."""
-    data_fingerprint: Annotated[str | None, Fact("environment", why=True, mismatch="data")] = None
+    data_fingerprint: Annotated[
+        str | None,
+        # Label maps are part of the data where a row learns from them.
+        Fact("environment", why=True, mismatch="data", refuses=True, follows=("train.tokens",)),
+    ] = None
     """Equal for equal images and labels in equal order."""
-    train_images: Annotated[Count | None, Fact("metrics")] = None
-    test_images: Annotated[Count | None, Fact("metrics", mismatch="test images")] = None
+    train_images: Annotated[
+        Count | None,
+        Fact("metrics", mismatch="training images", refuses=True, follows=("data.train_limit",)),
+    ] = None
+    test_images: Annotated[Count | None, Fact("metrics", mismatch="test images", refuses=True)] = (
+        None
+    )
     params: Annotated[Count | None, Fact("metrics")] = None
     """Trainable numbers of the network."""
     macs: Annotated[Count | None, Fact("metrics")] = None
@@ -126,7 +159,7 @@ class Facts(_Record):
             return "unknown"
         if name == "commit":
             return f"{value[:10]}{' with local changes' * bool(self.dirty)}"
-        return str(value)[:10] if name == "data_fingerprint" else str(value)
+        return str(value)[:10] if name == "code" else str(value)
 
 
 class Result(Facts):
@@ -230,20 +263,33 @@ class Attempt(Facts):
     """Version that torch was built for; None on a CPU."""
     driver: str | None = None
     """Version of the GPU's; None on a CPU."""
-    threads: Count | None = None
-    """Of torch, on the CPU."""
-    processes: Count | None = None
-    """That train together."""
     kernels: str | None = None
     """Which fused kernels there were for the device, or why there were none."""
 
 
+COMPARED = [(name, fact) for name, _, fact in Result.facts() if fact and fact.mismatch]
+"""The facts that must be equal in two rows, by name."""
+
+
+def unlike(records: Sequence[Facts]) -> Iterator[tuple[Fact, list[str]]]:
+    """The facts that must be equal and are not in these records, with each record's as text.
+
+    Unknown in all of them counts as equal. The code is equal where the digests of its sources are;
+    commits say it where a digest is unknown.
+    """
+    left_out = "commit" if all(one.code for one in records) else "code"
+    for name, fact in COMPARED:
+        if name == left_out:
+            continue
+        values = {getattr(one, name) for one in records}
+        changed = {one.dirty for one in records} if name == "commit" else ()
+        if len(values) > 1 or len(changed) > 1:
+            yield fact, [one.shown(name) for one in records]
+
+
 def changes(attempts: Sequence[Attempt]) -> str | None:
-    """In what a run's attempts differ that must be equal in two rows, or in chip or driver."""
-    names = [(name, fact.mismatch) for name, _, fact in Result.facts() if fact and fact.mismatch]
-    found = []
-    for name, title in [*names, ("device", "device"), ("driver", "driver")]:
-        values = dict.fromkeys(one.shown(name) for one in attempts)
-        if len(values) > 1:
-            found.append(f"{title} {', then '.join(values)}")
-    return "; ".join(found) or None
+    """In what a run's attempts differ that must be equal in two rows, or in the driver."""
+    found = [(fact.mismatch, shown) for fact, shown in unlike(attempts)]
+    if len({one.driver for one in attempts}) > 1:
+        found.append(("driver", [one.shown("driver") for one in attempts]))
+    return "; ".join(f"{what} {', then '.join(dict.fromkeys(v))}" for what, v in found) or None

@@ -23,6 +23,7 @@ from lsa_study.rundir import RunDir
 
 IMAGES = {"digits": (1437, 360), "cifar10": (50000, 10000), "imagenet": (1281167, 50000)}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CODE = "0123456789abcdef" * 4
 LEVEL = {
     "net1": 80.1, "net2": 80.9, "net3": 80.9, "net4": 79.8, "net5": 81.1, "net6": 81.3,
     "net7": 81.8, "swin": 81.3, "swin_n": 81.4, "net6_n": 82.0, "net7_n_sdc": 82.0,
@@ -107,6 +108,10 @@ def result_of(run: study.RunSpec) -> dict[str, Any]:
         "torch": "2.9.0",
         "commit": COMMIT,
         "dirty": False,
+        "code": CODE,
+        "fused": "C++ kernels, 16 floats a vector",
+        "threads": 2,
+        "processes": 1,
         "effective_batch": settings.train.batch_size,
         "data_fingerprint": "f1f2f3f4f5",
         "attempts": 1,

@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 16_310,
+    "lines": 17_140,
     "kernel_lines": 2_400,
-    "public": 410,
-    "single": 130,
+    "public": 425,
+    "single": 141,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,

@@ -2,359 +2,327 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from scipy import stats
-
-from lsa_study.analysis.article import counts_in, network_key
-from lsa_study.analysis.collect import Collected, collect
-from lsa_study.analysis.contrasts import mismatches
-from lsa_study.analysis.ledger import Claim, Claims
+from lsa_study.analysis import measured
+from lsa_study.analysis.article import ArticleRow
+from lsa_study.analysis.collect import Collected, RunRecord, collect
+from lsa_study.analysis.comparability import comparability, paired
+from lsa_study.analysis.contrasts import Contrast, contrast
+from lsa_study.analysis.inference import ALPHA, holm, t_test
+from lsa_study.analysis.ledger import RULE, Claim, Claims
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import Row, rows_of
-from lsa_study.analysis.statistics import (
-    LEVEL,
-    MOST_SEEDS,
-    Estimate,
-    pooled_deviation,
-    rounded,
-    seeds_needed,
-    signed,
-    t_interval,
-)
+from lsa_study.analysis.statistics import t_interval
+from lsa_study.analysis.verdict import DECIDED, NEAR, ClaimVerdict, Differing, Word, wrapped
 from lsa_study.config import study as studies
-from lsa_study.config.contrast import differing_rows, under
+from lsa_study.config.contrast import beyond, differing_rows, under
+from lsa_study.config.names import nearest
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
-Word = Literal["supported", "contradicted", "unresolved", "not comparable", "not run", "no verdict"]
-OPEN: Word = "unresolved"
-NEAR = 0.2
-"""A plain p up to which an open claim is listed as near to a decision."""
-GROUPS = ("decided", "near", "open", "not run")
-HIDDEN = {
-    "outcome", "besides", "tiers", "minus", "value", "control", "precision", "memory_gib",
-}  # fmt: skip
-UNITS: Mapping[str, str] = {
-    "acc1": "points",
-    "params": "% parameters",
-    "macs": "% multiply-adds",
-    "speed": "% images a second",
-    "memory": "% memory",
-    "ends": "share of runs",
+GROUPS: Mapping[str, str] = {
+    "decided": "Decided",
+    "near": f"Nearest to being decided: at most {NEAR} more seeds",
+    "open": "Open",
+    "not run": "Not run",
 }
-Side = tuple[Study, Row, Sequence[Estimate]]
-"""One side of a claim: a study, its row, and the differences that all rows of the study show."""
-
-
-@dataclass(frozen=True)
-class ClaimVerdict:
-    """What the runs of a tier say of a claim, and what that rests on."""
-
-    claim: Claim
-    word: Word = "not run"
-    estimate: Estimate = field(default_factory=Estimate)
-    """First row minus second, points or percent of the second; for ends, the share that did."""
-    needs: str = ""
-    """What would resolve it."""
-    reason: str = ""
-    notes: tuple[str, ...] = ()
-    """Differences of the environment that may stand behind the estimate."""
-    p: float | None = None
-    """Two-sided, against the nearest bound of the claim."""
-    adjusted: float | None = None
-    """``p`` after Holm's correction over all claims of the tier."""
-    plain: str = "not run"
-    """The verdict before that correction."""
-    comparable: bool | str = True
-    """True, or why its runs cannot decide it."""
-    method: str = ""
-    """How the interval was found."""
-    differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Settings in which its rows differ, with both values."""
-    article: float | None = None
-    """The article's own difference, points; None where it prints none."""
-
-    @property
-    def verdict(self) -> str:
-        """The verdict as it is shown, such as ``unresolved (about 4 more seeds)``."""
-        return f"{self.word} ({self.needs})" if self.needs else self.word
-
-    @property
-    def numbers(self) -> str:
-        """The numbers behind it in words, such as ``+0.57 [+0.33, +0.81] points, 3 seeds``."""
-        found, metric, margin = self.estimate, self.claim.metric, self.claim.margin
-        if found.mean is None or self.reason:
-            return self.reason
-        interval = f" [{signed(found.low, 2)}, {signed(found.high, 2)}]" if found.n > 1 else ""
-        seeds = f", {found.n} seed{'s' * (found.n != 1)}" if metric in ("acc1", "speed") else ""
-        bound = f"; margin {signed(margin, 2)}" if margin else ""
-        return f"{signed(found.mean, 2)}{interval} {UNITS[metric]}{seeds}{bound}"
-
-    @property
-    def grouped(self) -> str:
-        """Where a ledger lists it: decided, near, open or not run.
-
-        near: decided before Holm's correction, or a plain p of at most ``NEAR``.
-        """
-        if self.word == "not run":
-            return "not run"
-        if self.word in ("supported", "contradicted"):
-            return "decided"
-        near = self.word == OPEN and self.p is not None and self.p <= NEAR
-        return "near" if near else "open"
-
-    def adjust(self, adjusted: float | None) -> ClaimVerdict:
-        """The same, decided by the p that Holm adjusted; a count of costs has none."""
-        found = replace(self, adjusted=adjusted, plain=self.word)
-        if adjusted is None or adjusted <= 1 - LEVEL or self.word == OPEN:
-            return found
-        return found.unresolved(f"p = {self.p:.2g} alone, {adjusted:.2g} among all claims")
-
-    def incomparable(self, reason: str) -> ClaimVerdict:
-        """The same, refused, and why."""
-        return replace(self, word="not comparable", comparable=reason, reason=reason)
-
-    def without_verdict(self) -> ClaimVerdict:
-        """The same at a tier that is never evidence: what would be judged, and no verdict."""
-        reason = self.needs if self.estimate.mean is None else self.reason
-        word: Word = "no verdict"
-        return replace(self, word=word, plain=word, needs="", reason=reason or self.reason)
-
-    def unresolved(self, needs: str) -> ClaimVerdict:
-        """The same, left open until there is what it ``needs``."""
-        return replace(self, word=OPEN, needs=needs)
-
-    def decided(self, found: Estimate, noise: float | None = None) -> ClaimVerdict:
-        """The verdict that follows from holding an interval against the claim's inequality.
-
-        above: supported once the whole interval lies above the margin, contradicted once it lies
-        below. within: supported once it lies inside ±margin, contradicted once it lies outside.
-        ``noise`` is the deviation between seeds seen in other rows, for rows with a single seed.
-        """
-        if found.mean is None:
-            return self.unresolved("no seed in common")
-        relation, margin = self.claim.relation, float(self.claim.margin)
-        middle = float(self.claim.value) if relation == "near" else 0.0
-        edges = (margin,) if relation == "above" else (middle - margin, middle + margin)
-        word: Word = OPEN
-        if found.low is not None and found.high is not None:
-            supported, contradicted = found.low > edges[0], found.high < edges[0]
-            if len(edges) > 1:
-                supported = supported and found.high < edges[1]
-                contradicted = contradicted or found.low > edges[1]
-            word = "supported" if supported else "contradicted" if contradicted else OPEN
-        if found.n > 1:
-            if not found.half:
-                return replace(self, estimate=found).unresolved("equal differences at every seed")
-            # An interval leaves out both edges, or the nearer one, exactly as the larger p says.
-            p = max(float(stats.ttest_1samp(found.values, edge).pvalue) for edge in edges)
-            self = replace(self, p=p, method=self.method or "paired")
-        numbers = replace(self, word=word, estimate=found)
-        if word != OPEN:
-            return numbers
-        if (spread := found.deviation or noise) is None:
-            return numbers.unresolved("at least 2 more seeds")
-        distance = min(abs(found.mean - edge) for edge in edges)
-        if (seeds := seeds_needed(distance, spread)) is None:
-            return numbers.unresolved(f"more than {MOST_SEEDS} seeds")
-        more = max(1, seeds - found.n)
-        return numbers.unresolved(f"about {more} more seed{'s' * (more > 1)}")
-
-    def as_json(self) -> dict[str, Any]:
-        """The verdict as data."""
-        return self.claim.model_dump(exclude=HIDDEN) | {
-            "verdict": self.verdict,
-            "estimate": rounded(self.estimate.mean),
-            "low": rounded(self.estimate.low),
-            "high": rounded(self.estimate.high),
-            "n": self.estimate.n,
-            "unit": UNITS.get(self.claim.relation, UNITS[self.claim.metric]),
-            "paper": rounded(self.article),
-            "reason": self.reason,
-            "notes": list(self.notes),
-            "p": self.p,
-            "adjusted": self.adjusted,
-            "plain": self.plain,
-            "comparable": self.comparable,
-            "grouped": self.grouped,
-            "method": self.method,
-            "sequential": False,
-            "differs": {key: list(both) for key, both in self.differs.items()},
-        }
+RUN_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
+    "speed": lambda run: 1 / run.seconds_per_epoch if run.seconds_per_epoch else None,
+    "memory": lambda run: run.peak_memory_bytes if run.device_kind == "cuda" else None,
+}
+"""Costs that runs record. On a CPU the peak of memory is the whole process's and says nothing."""
+Side = tuple[Study, Row]
+"""One side of a claim."""
 
 
 def judge_tier(
-    results: Path,
-    tier: str,
-    *,
-    path: Path | None = None,
-    collected: Collected | None = None,
-    only: Collection[str] | None = None,
+    results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None
 ) -> list[ClaimVerdict]:
     """Judge every claim by the finished runs of a tier.
 
     Studies are read as they were last asked for under ``results``; one that has no such tier, or
     is not there, leaves its claims ``not run``. Reads the runs unless ``collected`` holds them.
-    ``only`` keeps the claims on rows of these studies, after all were corrected together.
+    Parameters, operations and inference are judged by committed figures of the paper tier's
+    networks, without a run.
     """
     claims, runs = Claims.read(path), collected or collect(results, tier, update=True)
+    tiers: dict[str, Sequence[str]] = {}
+    for stem in _stems(claims):
+        try:
+            path_of = studies.find_study(stem)
+        except ConfigError:
+            # Claims on a study that is not there stay ``not run``.
+            tiers[stem] = ()
+        else:
+            tiers[stem] = studies.tiers_of(str(path_of))
     sides: dict[str, Side] = {}
-    for name in dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.every_row):
-        if tier in _tiers(name):
-            study = studies.load_study(name, tier=tier, recall=results)
-            rows = rows_of(study, runs)
-            shown = [row.contrast.difference for row in rows]
-            sides |= {f"{study.name}/{row.variant}": (study, row, shown) for row in rows}
-    found = corrected([_judge(claim, sides, tier) for claim in claims])
+    for stem in (stem for stem, known in tiers.items() if tier in known):
+        study = studies.load_study(stem, tier=tier, recall=results)
+        sides |= {f"{study.name}/{row.variant}": (study, row) for row in rows_of(study, runs)}
+    by_figures = [claim for claim in claims if claim.metric in measured.CELLS]
+    papers = {
+        stem: studies.load_study(stem, tier="paper")
+        for stem in _stems(by_figures)
+        if "paper" in tiers[stem]
+    }
+    found = [
+        _by_figures(claim, papers) if claim in by_figures else _by_runs(claim, sides, tiers, tier)
+        for claim in claims
+    ]
     if tier == "toy":
-        found = [one if one.word == "not run" else one.without_verdict() for one in found]
-    kept = [v for v in found if not only or {r.split("/")[0] for r in v.claim.every_row} & {*only}]
-    return kept
+        # A check of the pipeline is no evidence: numbers are shown, and nothing is judged.
+        return [
+            one if one.word == "not run" else replace(one, word="no verdict", plain="no verdict")
+            for one in found
+        ]
+    adjusted = holm([one.p for one in found])
+    tested = sum(p is not None for p in adjusted)
+    return [one.after_holm(p, tested) for one, p in zip(found, adjusted, strict=True)]
 
 
-def _tiers(name: str) -> Sequence[str]:
-    """Tiers of a study; none for one that is not there, whose claims stay ``not run``."""
-    try:
-        return studies.tiers_of(name)
-    except ConfigError:
-        return ()
+def _stems(claims: Sequence[Claim]) -> list[str]:
+    return list(dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.sides))
 
 
-def corrected(found: Sequence[ClaimVerdict]) -> list[ClaimVerdict]:
-    """Decide by Holm's adjusted p over all claims that were tested together."""
-    tested = sorted((one.p, at) for at, one in enumerate(found) if one.p is not None)
-    adjusted: dict[int, float] = {}
-    most = 0.0
-    for rank, (p, at) in enumerate(tested):
-        most = adjusted[at] = max(most, min(1.0, (len(tested) - rank) * p))
-    return [one.adjust(adjusted.get(at)) for at, one in enumerate(found)]
-
-
-def _judge(claim: Claim, sides: Mapping[str, Side], tier: str) -> ClaimVerdict:
-    rows = {name: sides[name][1] for name in claim.every_row if name in sides}
-    found = ClaimVerdict(claim)
-    match [rows[name].article.value for name in claim.rows if name in rows]:
-        case float(one), float(other) if claim.metric == "acc1":
-            found = ClaimVerdict(claim, article=one - other)
-    if claim.metric in ("params", "macs") and tier != "toy":
-        return _counted(found)
-    if tier not in claim.tiers:
-        reason = f"has a meaning at tier {' and '.join(claim.tiers)} only"
-        if claim.outcome and any(row.runs for row in rows.values()):
-            return found.incomparable(reason)
-        return replace(found, reason=reason)
-    if absent := [name for name in claim.every_row if name not in rows]:
-        return replace(found, reason=f"{', '.join(absent)}: no such row at tier {tier}")
-    if lacking := [name for name, row in rows.items() if not row.runs]:
-        return replace(found, reason=f"{', '.join(lacking)}: not run")
-    if claim.outcome is None:
-        return _compared(found, sides)
-    return _ended(found, rows)
-
-
-def _ended(found: ClaimVerdict, rows: Mapping[str, Row]) -> ClaimVerdict:
-    """Judge how runs end: their share against one half, by Clopper and Pearson's interval."""
-    claim = found.claim
-    row = rows[claim.rows[0]]
-    ended = tuple(float(run.outcome == claim.outcome) for run in row.runs)
-    count, total = int(sum(ended)), len(ended)
-    exact = stats.binomtest(count, total)
-    ends = exact.proportion_ci(LEVEL, method="exact")
-    share = Estimate(ended, count / total, float(ends.low), float(ends.high))
-    reason = f"{claim.outcome} {count}/{total}"
-    found = replace(found, estimate=share, reason=reason, method="Clopper-Pearson")
-    used = {run.precision for run in row.runs}
-    if claim.precision and used != {claim.precision}:
-        shown = " and ".join(sorted(str(one or "unknown") for one in used))
-        return found.incomparable(f"precision {shown}; the claim is about {claim.precision}")
-    if claim.memory_gib:
-        sizes = {getattr(run, "device_memory_bytes", None) for run in row.runs}
-        if any(size is None or round(size / 2**30) != claim.memory_gib for size in sizes):
-            wanted = f"{claim.memory_gib} GiB"
-            return found.incomparable(
-                f"device memory unknown or other; the claim is about {wanted}"
-            )
-    if claim.control and any(run.outcome == claim.outcome for run in rows[claim.control].runs):
-        return found.unresolved(f"the control {claim.control}: {claim.outcome} too")
-    word: Word = "supported" if ends.low > 0.5 else "contradicted" if ends.high < 0.5 else OPEN
-    found = replace(found, p=float(exact.pvalue), word=word)
-    return found.unresolved(reason) if word == OPEN else found
-
-
-def _counted(found: ClaimVerdict) -> ClaimVerdict:
-    """Judge parameters or multiply-adds by the counts of the paper tier's networks."""
-    counts = []
-    for name in found.claim.rows:
+def _by_figures(claim: Claim, papers: Mapping[str, Study]) -> ClaimVerdict:
+    """Judge a claim by what was counted or timed of the paper tier's networks."""
+    rows = []
+    for name in claim.rows:
         stem, variant = name.split("/")
-        if "paper" not in _tiers(stem):
-            return replace(found, reason=f"{name}: no such row at tier paper")
-        study = studies.load_study(stem, tier="paper")
-        if variant not in study.variants:
-            return replace(found, reason=f"{name}: no such row at tier paper")
-        path = study.document.path.parent / "../results/benchmarks/costs.json"
-        network = counts_in(path.resolve()).get(network_key(study.variants[variant]))
-        if network is None:
-            return replace(found, reason=f"{name}: not counted; run python benchmarks/costs.py")
-        counts.append(network[found.claim.metric])
-    percent = 100 * (counts[0] / counts[1] - 1)
-    found = replace(found, notes=("counted on the paper tier's networks, without a run",))
-    return replace(found, method="counted").decided(Estimate((percent,), percent, percent, percent))
+        if stem not in papers or variant not in papers[stem].variants:
+            return ClaimVerdict(claim, reason=f"{name}: no such row")
+        rows.append((papers[stem], variant))
+    cells = [ArticleRow.of(*row).cells.get(measured.CELLS[claim.metric]) for row in rows]
+    values = [float(cell) if cell else None for cell in cells]
+    article = claim.by_article(dict(zip(claim.rows, values, strict=True)))
+    differs = _differing(claim.compared[0], rows[0], rows[1])
+    found = ClaimVerdict(claim, article=article, differs=differs)
+    try:
+        if claim.metric in measured.COUNTED:
+            ratio = measured.Ratio.counted(claim.metric, rows)
+        else:
+            ratio = measured.Ratio.timed(rows)
+    except LookupError as error:
+        return replace(found, reason=str(error))
+    found = replace(
+        found, method=ratio.method, notes=ratio.notes, comparable="; ".join(ratio.notes)
+    )
+    return found.decided(ratio.estimate, ratio.p, lacking="more rounds of lsa bench")
+
+
+def _by_runs(
+    claim: Claim, sides: Mapping[str, Side], tiers: Mapping[str, Sequence[str]], tier: str
+) -> ClaimVerdict:
+    # Of box AP and mIoU the article's numbers are those of other columns.
+    known = sides if claim.metric == "acc1" else {}
+    article = claim.by_article({name: row.article.value for name, (_, row) in known.items()})
+    found = ClaimVerdict(claim, article=article)
+    if tier not in claim.tiers:
+        return replace(found, reason=f"has a meaning at tier {' and '.join(claim.tiers)} only")
+    if absent := [name for name in claim.sides if name not in sides]:
+        # A study without the tier is no mistake; a row that no study has may be one.
+        there = all(tier not in tiers[name.split("/")[0]] != () for name in absent)
+        at = f" at tier {tier}" if there else ""
+        return replace(found, reason=f"{', '.join(absent)}: no such row{at}")
+    lacking = [name for name in claim.sides if not sides[name][1].runs]
+    if claim.relation == "signs":
+        return _signs(found, sides, lacking)
+    if lacking:
+        return replace(found, reason=f"{', '.join(lacking)}: not run")
+    if claim.relation == "ends":
+        return _ended(found, *(sides[name][1] for name in claim.sides))
+    return _compared(found, sides)
+
+
+def _ended(found: ClaimVerdict, row: Row, control: Row | None = None) -> ClaimVerdict:
+    """Judge whether most runs of a row end so, and those of its control do not."""
+    claim = found.claim
+    count, of = sum(run.outcome == claim.outcome for run in row.runs), len(row.runs)
+    share = found.share(
+        count, of, f"{claim.outcome} {count}/{of}", "Clopper-Pearson against one half"
+    )
+    other = [
+        f"{name} {value}, the claim is about {wanted}"
+        for name, wanted in (("precision", claim.precision), ("device", claim.device))
+        for value in sorted({run.shown(name) for run in row.runs} - {wanted})
+        if wanted is not None and (name == "precision" or wanted not in value)
+    ]
+    if other:
+        untested = replace(share, p=None, plain=None, method="")
+        return replace(untested.refused(other[0]), comparable="; ".join(other))
+    if control and any(run.outcome == claim.outcome for run in control.runs):
+        untested = replace(share, p=None, plain=None, method="")
+        return untested.unresolved(f"{claim.control} {control.outcome}")
+    return share
 
 
 def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
-    """Judge an inequality between two rows, or two differences, over the seeds they share.
-
-    Rows that differ in more than their studies' factors and the settings of ``besides`` are not
-    compared. What does differ by ``besides`` stands in the notes.
-    """
-    claim, notes, shown = found.claim, [], []
-    differs: dict[str, tuple[Any, Any]] = {}
-    for pair in filter(None, (claim.rows, claim.minus)):
-        (study, ours, first), (other_study, theirs, second) = (sides[name] for name in pair)
-        factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
-        pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
-        differs |= pairs
-        differing = {key: both for key, both in pairs.items() if not under(key, factors)}
-        if confounds := [key for key in differing if not under(key, claim.besides)]:
-            return found.unresolved(f"the rows also differ in {', '.join(confounds)}")
-        notes += [f"{key} {a}, the other {b}" for key, (a, b) in differing.items()]
-        notes += mismatches(ours.runs, theirs.runs)
-        shown += [*first, *second]
-    found = replace(found, notes=tuple(dict.fromkeys(notes)), differs=differs)
-    return _over_seeds(found, sides, pooled_deviation(shown))
-
-
-def _over_seeds(
-    found: ClaimVerdict, sides: Mapping[str, Side], noise: float | None
-) -> ClaimVerdict:
+    """Judge inequalities between rows, over the seeds they share."""
     claim = found.claim
-    named = {name: sides[name][1] for name in claim.every_row}
-    lost = [
-        f"{name}: {count} of {len(row.runs)} {end}"
-        for name, row in named.items()
-        for end, count in row.ends.items()
-    ]
+    found = _held_together(found, sides, claim.compared)
+    rows = [sides[name][1] for name in claim.sides]
+    lost = [f"{name}: {sides[name][1].lost}" for name in claim.sides if sides[name][1].ends]
+    if found.word == "not comparable":
+        return found
+    if claim.metric in RUN_COSTS:
+        return _of_runs(found, rows)
     if lost:
         return found.unresolved(", ".join(lost))
-    ours, theirs = (named[name] for name in claim.rows)
-    if claim.metric in ("speed", "memory"):
-        if len({run.device for run in (*ours.done, *theirs.done)}) > 1:
-            return found.unresolved("the rows ran on different devices")
-        fact = "seconds_per_epoch" if claim.metric == "speed" else "peak_memory_bytes"
-        others = {run.seed: getattr(run, fact) for run in theirs.done}
-        both = [(getattr(run, fact), others.get(run.seed)) for run in ours.done]
-        ratios = [b / a if claim.metric == "speed" else a / b for a, b in both if a and b]
-        return found.decided(t_interval([100 * (ratio - 1) for ratio in ratios]))
-    by_seed = [{run.seed: run.accuracy for run in row.done} for row in named.values()]
-    seeds = sorted(set.intersection(*(set(one) for one in by_seed)))
-    signs = (1, -1, -1, 1)
-    values = [sum(s * one[k] for s, one in zip(signs, by_seed, strict=False)) for k in seeds]
-    return found.decided(t_interval(values), noise)
+    if claim.metric != "acc1":
+        return replace(found, reason=f"no {claim.metric} recorded")
+    pool = [peer for row in rows for peer in row.peers]
+    done = [row.done for row in rows]
+    if claim.relation == "trend":
+        steps = [contrast([(1.0, b), (-1.0, a)], pool) for a, b in itertools.pairwise(done)]
+        return _trend(found, steps)
+    weights = (1.0, -1.0, -1.0, 1.0)
+    names = [*claim.rows, *claim.minus]
+    terms = [(w, sides[name][1].done) for w, name in zip(weights, names, strict=False)]
+    return _over_seeds(found, contrast(terms, pool))
+
+
+def _held_together(
+    found: ClaimVerdict, sides: Mapping[str, Side], pairs: Sequence[tuple[str, str]]
+) -> ClaimVerdict:
+    """Name what rows differ in; refuse those that differ in more than may, or saw other images.
+
+    Beside one factor of their studies, the settings of ``besides`` may differ; these stand in the
+    notes.
+    """
+    besides, notes = found.claim.besides, list[str]()
+    differs, marked, refused = list[Differing](), list[str](), list[str]()
+    for pair in pairs:
+        (study, ours), (other, theirs) = (sides[name] for name in pair)
+        rows = (study, ours.variant), (other, theirs.variant)
+        differs += _differing(pair, *rows)
+        more = beyond(*rows)
+        if confounds := [key for key in more if not under(key, besides)]:
+            refused.append(f"the rows also differ in {', '.join(confounds)}")
+        notes += [f"{key} {one}, the other {two}" for key, (one, two) in more.items()]
+        factors = {key for side, _ in rows for of in side.file.factors.values() for key in of}
+        alike = comparability(paired(ours.runs, theirs.runs), explained=(*factors, *besides))
+        marked += alike.marked
+        refused += alike.refused
+    for (one, _), (two, _) in itertools.pairwise(pairs):
+        runs = paired(sides[one][1].runs, sides[two][1].runs)
+        # Differences of differences, and steps of a trend, are of one test set.
+        refused += comparability(runs).refused if found.claim.relation != "signs" else ()
+    found = replace(found, differs=tuple(differs), notes=tuple(dict.fromkeys([*notes, *marked])))
+    if refused:
+        return found.refused("; ".join(dict.fromkeys(refused)))
+    return replace(found, comparable="; ".join(dict.fromkeys(marked)))
+
+
+def _differing(
+    names: tuple[str, str], one: tuple[Study, str], other: tuple[Study, str]
+) -> tuple[Differing, ...]:
+    found = differing_rows(one, other).items()
+    return tuple(Differing(names, key, both) for key, both in found if key != "seed")
+
+
+def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
+    """Judge a cost that runs record, in percent of the second row's at every seed."""
+    metric, done = found.claim.metric, [run for row in rows for run in row.done]
+    if len({run.device for run in done}) > 1:
+        return found.unresolved("the rows ran on different devices")
+    ours, theirs = ({run.seed: RUN_COSTS[metric](run) for run in row.done} for row in rows)
+    both = [(cost, theirs.get(seed)) for seed, cost in ours.items()]
+    if not any(one and two for one, two in both):
+        what = "device memory" if metric == "memory" else "time of an epoch"
+        return replace(found, reason=f"no {what} recorded of both rows at one seed")
+    ratios = t_interval([100 * (one / two - 1) for one, two in both if one and two])
+    ways = {
+        f"{row.variant} by {run.shown('implementation')} ({run.shown('fused')} kernels)"
+        for row in rows
+        for run in row.done
+    }
+    what = "peak memory of the device" if metric == "memory" else "time of an epoch"
+    method = f"{what} in training on {done[0].device}, {', '.join(sorted(ways))}"
+    found = replace(found, method=method)
+    if metric == "speed" and ratios.n > 1 and not ratios.deviation:
+        return replace(found, estimate=ratios).unresolved("equal at all seeds: no noise known")
+    lacking = "at least 2 more seeds" if ratios.n < 2 else "more seeds"
+    return found.decided(ratios, partial(t_test, ratios), lacking=lacking)
+
+
+def _over_seeds(found: ClaimVerdict, between: Contrast) -> ClaimVerdict:
+    """Judge a contrast of accuracies."""
+    if between.same:
+        seeds = f"all {len(between.seeds)} seeds gave the same answers"
+        return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")
+    if (noise := between.noise) is None:
+        lacking = "at least 2 more seeds" if len(between.seeds) < 2 else "more seeds"
+        return found.decided(between.difference, between.p, lacking=lacking)
+    found = replace(found, method=noise.method, sequential=noise.sequential)
+    return found.decided(between.difference, between.p, between.more_seeds)
+
+
+def _trend(found: ClaimVerdict, steps: Sequence[Contrast]) -> ClaimVerdict:
+    """Judge rows in rising order by their smallest step.
+
+    Supported if every step is above the margin: the largest of the one-sided p (an intersection-
+    union test). Contradicted if one lies below: the smallest, times the number of steps.
+    """
+    margin, pairs = float(found.claim.margin), found.claim.compared
+    rising: list[float] = []
+    for step in steps:
+        p, mean = step.p(margin), step.difference.mean
+        if p is None or mean is None or step.same:
+            return _over_seeds(found, step)
+        rising.append(p / 2 if mean > margin else 1 - p / 2)
+    at = rising.index(max(rising))
+    against = min(1.0, len(steps) * (1 - rising[at]))
+    p = min(rising[at], against)
+    word: Word = "supported" if p == rising[at] else "contradicted"
+    smallest = _over_seeds(found, steps[at])
+    method = f"smallest of {len(steps)} steps, {' less '.join(pairs[at])}; {smallest.method}"
+    smallest = replace(smallest, p=p, method=method)
+    if p <= ALPHA:
+        return replace(smallest, word=word, plain=word, needs="", wanted=None)
+    if smallest.word in DECIDED:
+        smallest = smallest.unresolved("more seeds")
+    return replace(smallest, plain="unresolved")
+
+
+def _signs(found: ClaimVerdict, sides: Mapping[str, Side], lacking: Sequence[str]) -> ClaimVerdict:
+    """Judge whether differences are positive in more pairs than a coin would give.
+
+    A pair counts by the sign of its mean, however sure that is.
+    """
+    run = [pair for pair in found.claim.compared if not {*pair} & {*lacking}]
+    found = _held_together(found, sides, run)
+    if found.word == "not comparable":
+        return found
+    means = []
+    for pair in run:
+        ours, theirs = (sides[name][1].done for name in pair)
+        means.append(contrast([(1.0, ours), (-1.0, theirs)]).difference.mean)
+    signs = [mean > 0 for mean in means if mean]
+    if not signs:
+        return replace(found, reason="no pair was run at a common seed")
+    reason = f"positive in {sum(signs)} of {len(signs)} pairs"
+    if left := len(found.claim.pairs) - len(signs):
+        reason += f"; {left} without a difference or not run"
+    return found.share(sum(signs), len(signs), reason, "exact binomial test against one half")
+
+
+def of_study(found: Sequence[ClaimVerdict], study: str) -> list[ClaimVerdict]:
+    """The claims that read a row of a study; they were tested together with all others.
+
+    Raises:
+        ConfigError: no claim is about it.
+    """
+    known = sorted({row.split("/")[0] for one in found for row in one.claim.sides})
+    if study not in known:
+        raise ConfigError(f"--study {study}: no claim is about it; {nearest(study, known)}")
+    return [one for one in found if any(r.startswith(f"{study}/") for r in one.claim.sides)]
 
 
 def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
@@ -362,24 +330,30 @@ def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
     return {
         "tier": tier,
         "caution": MEANING[tier],
+        "margins": RULE,
         "counts": dict(Counter(verdict.word for verdict in found)),
         "claims": [verdict.as_json() for verdict in found],
     }
 
 
 def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
-    """All verdicts as lines for a terminal."""
-    lines = [MEANING[tier]]
-    for group in GROUPS:
-        among = [verdict for verdict in found if verdict.grouped == group]
-        lines += ["", f"{group} ({len(among)})"] if among else []
-        for verdict in among:
-            lines.append(f"{verdict.verdict:<34} {verdict.claim.id}: {verdict.claim.text}")
-            if verdict.numbers:
-                lines.append(f"{'':<34} {verdict.numbers}  [{verdict.claim.source}]")
-            if verdict.p is not None and verdict.adjusted is not None:
-                among_all = f"{verdict.adjusted:.2g} among all claims"
-                lines.append(f"{'':<34} {verdict.method}, p = {verdict.p:.2g}, {among_all}")
+    """All verdicts as lines for a terminal: decided ones first, then those nearest to it."""
     counts = Counter(verdict.word for verdict in found)
-    lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
-    return "\n".join(lines)
+    lines = wrapped(MEANING[tier], further=0)
+    if tier == "toy":
+        lines += wrapped("So no claim gets a verdict here; the numbers show what would be judged.")
+    lines += wrapped(RULE, further=0)
+    for group, title in GROUPS.items():
+        listed = sorted(
+            (one for one in found if one.grouped == group), key=lambda one: one.wanted or 0
+        )
+        lines += ["", f"{title} ({len(listed)})"] if listed else []
+        if group != "not run":
+            lines += [line for one in listed for line in one.as_text()]
+            continue
+        by_reason: dict[str, list[str]] = {}
+        for one in listed:
+            by_reason.setdefault(one.reason, []).append(one.claim.id)
+        for reason, ids in by_reason.items():
+            lines += [*wrapped(f"{reason}:", "  "), *wrapped(", ".join(ids), "    ", 4)]
+    return "\n".join([*lines, "", ", ".join(f"{n} {word}" for word, n in counts.items())])

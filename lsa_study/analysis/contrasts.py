@@ -1,4 +1,4 @@
-"""Compare a row with its reference: over shared seeds, over test images, and how both were made."""
+"""Compare a row with its reference: over shared seeds and over test images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from lsa_study.analysis import inference
 from lsa_study.analysis.collect import RunRecord
-from lsa_study.analysis.statistics import LEVEL, Estimate, t_interval
-from lsa_study.record import Result
+from lsa_study.analysis.inference import ALPHA, Noise
+from lsa_study.analysis.statistics import LEVEL, Estimate
 
 NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
 """Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
-MISMATCHES = {name: fact.mismatch for name, _, fact in Result.facts() if fact and fact.mismatch}
-"""Facts of a result that must be equal in two rows for their difference to mean the factor."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +49,112 @@ class ByImage:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row against its reference, over the seeds that both have an accuracy for."""
+    """A weighted sum of rows, such as a row minus its reference, over the seeds that all have."""
 
     seeds: tuple[int, ...]
     difference: Estimate
-    """Of the paired differences, points; its interval is Student's over seeds."""
-    runs: tuple[tuple[RunRecord, RunRecord], ...]
-    """The row's and the reference's, by seed."""
+    """Of the sums by seed, points; its interval holds the noise of seeds and of test images."""
+    runs: tuple[tuple[RunRecord, ...], ...]
+    """Those of every row, by seed."""
+    noise: Noise | None = None
+    """None below two seeds."""
+
+    def p(self, value: float = 0.0) -> float | None:
+        """Two-sided, against a true difference of ``value`` points; None below two seeds."""
+        if self.noise is None or self.difference.mean is None:
+            return None
+        return self.noise.p(self.difference.mean - value)
+
+    def more_seeds(self, value: float) -> tuple[int, int | None, int | None] | None:
+        """How many more seeds would tell the difference from ``value``; see ``inference``."""
+        if self.noise is None or self.difference.mean is None:
+            return None
+        return inference.more_seeds(self.noise, self.difference.mean - value)
 
     @cached_property
-    def p(self) -> float | None:
-        """Two-sided paired t test; None below two seeds or without any spread."""
-        differences = self.difference.values
-        # Accuracies are counts of images: differences equal to rounding have no spread to test.
-        if len(differences) < 2 or np.ptp(differences) < 1e-9:
-            return None
-        return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    def same(self) -> bool:
+        """Whether all seeds gave the same answers, so that nothing is known of their noise."""
+        rows = list(zip(*self.runs, strict=True))
+        return len(self.seeds) > 1 and all(
+            len({(run.accuracy, run.correct) for run in row}) == 1 for row in rows
+        )
 
     @cached_property
     def by_image(self) -> ByImage | None:
-        """None if correctness by image is missing or the test sets differ."""
-        return by_image(self.runs)
+        """None if correctness by image is missing, the test sets differ, or it is no pair."""
+        pairs = [(of[0], of[1]) for of in self.runs if len(of) == 2]
+        return by_image(pairs) if pairs else None
 
 
-def compare(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Contrast:
+def compare(
+    ours: Sequence[RunRecord],
+    theirs: Sequence[RunRecord],
+    pool: Sequence[Sequence[RunRecord]] = (),
+) -> Contrast:
     """Compare the finished runs of two rows over the seeds they share, which may be none."""
-    one, other = ({run.seed: run for run in runs} for runs in (ours, theirs))
-    seeds = tuple(sorted(one.keys() & other.keys()))
-    pairs = tuple((one[seed], other[seed]) for seed in seeds)
-    return Contrast(seeds, t_interval([a.accuracy - b.accuracy for a, b in pairs]), pairs)
+    return contrast(((1.0, ours), (-1.0, theirs)), pool)
+
+
+def contrast(
+    terms: Sequence[tuple[float, Sequence[RunRecord]]],
+    pool: Sequence[Sequence[RunRecord]] = (),
+) -> Contrast:
+    """Add up rows with weights whose sum is 0, over the seeds that all of them have.
+
+    Args:
+        terms: each a weight and a row's finished runs.
+        pool: the finished runs of all rows of the studies concerned; those with the same seeds
+            tell how much accuracies vary.
+    """
+    weights = [weight for weight, _ in terms]
+    by_seed = [{run.seed: run for run in runs} for _, runs in terms]
+    seeds = tuple(sorted(set.intersection(*(set(one) for one in by_seed))))
+    runs = tuple(tuple(one[seed] for one in by_seed) for seed in seeds)
+    sums = [sum(w * run.accuracy for w, run in zip(weights, of, strict=True)) for of in runs]
+    if len(seeds) < 2:
+        mean = sums[0] if sums else None
+        return Contrast(seeds, Estimate(tuple(sums), mean), runs)
+    mine = {run.identity for _, row in terms for run in row}
+    others: dict[str, list[float]] = {}
+    for row in pool:
+        known = {run.seed: run for run in row}
+        if known.keys() >= {*seeds} and not mine & {run.identity for run in row}:
+            others[known[seeds[0]].identity] = [known[seed].accuracy for seed in seeds]
+    values = np.array([[run.accuracy for run in of] for of in runs]).T
+    further = np.array(list(others.values())).reshape(-1, len(seeds))
+    image, floor = _image_noise(weights, runs)
+    seed, freedom, method = inference.seed_noise(weights, values, further, floor)
+    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method)
+    mean, half = float(np.mean(sums)), noise.edge(ALPHA)
+    if not half:
+        # Nothing varies and nothing says how coarse the counts are: their noise is unknown.
+        return Contrast(seeds, Estimate(tuple(sums), mean), runs)
+    ends = (mean - half, mean + half) if math.isfinite(half) else (None, None)
+    return Contrast(seeds, Estimate(tuple(sums), mean, *ends), runs, noise)
+
+
+def _image_noise(
+    weights: Sequence[float], runs: Sequence[tuple[RunRecord, ...]]
+) -> tuple[float, float]:
+    """Variance from the test images and the least from seeds, in squared points.
+
+    Where correctness by image is not known, as if the rows' answers had nothing in common: more
+    than there is.
+    """
+    tests = {(run.data_fingerprint, run.correct_count) for of in runs for run in of}
+    if len(tests) == 1 and next(iter(tests))[1] is not None:
+        count = runs[0][0].correct_count
+        bits = np.zeros((len(runs), int(count or 0)), np.int8)
+        for weight, row in zip(weights, zip(*runs, strict=True), strict=True):
+            bits += np.int8(weight) * correct(row).view(np.int8)
+        return inference.image_noise(bits)
+    images = min((run.test_images or 0 for of in runs for run in of), default=0)
+    if not images:
+        return 0.0, 0.0
+    shares = [np.mean([run.accuracy for run in row]) / 100 for row in zip(*runs, strict=True)]
+    total = sum(w**2 * s * (1 - s) for w, s in zip(weights, shares, strict=True))
+    # Accuracies are counts of images: a difference is not known better than to one of them.
+    return 1e4 * float(total) / images, (100 / images) ** 2 / 6
 
 
 def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
@@ -118,18 +194,3 @@ def mcnemar(gained: int, lost: int) -> float:
     if gained + lost == 0:
         return 1.0
     return float(stats.binomtest(gained, gained + lost).pvalue)
-
-
-def mismatches(one: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[str]:
-    """The facts in which two rows' runs differ, as messages; none if one of them has no runs."""
-    reasons = [
-        f"{whose}seed {run.seed} went on with another {run.continued}"
-        for whose, runs in (("", one), ("reference ", other))
-        for run in runs
-        if run.continued
-    ]
-    for name, title in MISMATCHES.items() if one and other else ():
-        ours, theirs = (sorted({run.shown(name) for run in runs}) for runs in (one, other))
-        if ours != theirs:
-            reasons.append(f"{title} {' and '.join(ours)}, reference {' and '.join(theirs)}")
-    return reasons

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lsa_study.analysis.latex import latex, one_line
+from lsa_study.analysis.latex import check_columns, latex, one_line, places
 from lsa_study.analysis.rows import COSTS, Row, with_runs
 from lsa_study.analysis.statistics import rounded
 from lsa_study.analysis.table import Table, build
@@ -28,21 +28,43 @@ COLUMNS = (
 """What the JSON names as the columns of every table, after the labels."""
 
 
-def write_tables(studies: Sequence[Study], results: Path) -> list[Path]:
-    """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``."""
+def write_tables(
+    studies: Sequence[Study], results: Path, columns: Sequence[str] = ()
+) -> list[Path]:
+    """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``.
+
+    ``columns``: those that tex and md show, by title or name in files of data; else all.
+
+    Raises:
+        ConfigError: none of the tables has such a column.
+    """
     paths = []
-    for tier, pairs in with_runs(studies, results).items():
-        folder = results / tier / "tables"
+    for folder, table in _tables(studies, results, columns):
         folder.mkdir(parents=True, exist_ok=True)
-        for study, collected in pairs:
-            for name, text in contents(build(study, collected)).items():
-                paths.append(folder / name)
-                write_whole(paths[-1], text)
+        for name, text in contents(table, columns).items():
+            paths.append(folder / name)
+            write_whole(paths[-1], text)
     return paths
 
 
-def contents(table: Table) -> dict[str, str]:
-    """The text of each file, by its name; accuracies in percent, rounded to four decimals."""
+def _tables(
+    studies: Sequence[Study], results: Path, columns: Sequence[str]
+) -> list[tuple[Path, Table]]:
+    """The tables of studies, each with its folder."""
+    tables = [
+        (results / tier / "tables", build(study, collected))
+        for tier, pairs in with_runs(studies, results).items()
+        for study, collected in pairs
+    ]
+    check_columns(columns, [table for _, table in tables])
+    return tables
+
+
+def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
+    """The text of each file, by its name; accuracies in percent, rounded to four decimals.
+
+    ``columns``: those that tex and md show; files of data hold all.
+    """
     file = table.study.file
     document = {
         "study": file.study,
@@ -67,7 +89,12 @@ def contents(table: Table) -> dict[str, str]:
             {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
         )
     as_csv = pd.DataFrame(records, dtype=object).to_csv(index=False, lineterminator="\n")
-    texts = {"csv": as_csv, "tex": latex(table), "md": markdown(table), "json": as_json}
+    texts = {
+        "csv": as_csv,
+        "tex": latex(table, columns),
+        "md": markdown(table, columns),
+        "json": as_json,
+    }
     return {f"{file.study}.{kind}": text for kind, text in texts.items()}
 
 
@@ -93,7 +120,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "delta_low": rounded(difference.low),
         "delta_high": rounded(difference.high),
         "delta_n": difference.n,
-        "delta_p": rounded(row.contrast.p, 6),
+        "delta_p": rounded(row.contrast.p(), 6),
         "images_low": rounded(images.low) if images else None,
         "images_high": rounded(images.high) if images else None,
         "images_p": rounded(images.p, 6) if images else None,
@@ -105,11 +132,12 @@ def _facts(row: Row) -> dict[str, Any]:
     }
 
 
-def markdown(table: Table) -> str:
-    """The table as GitHub shows it, with its caption and notes."""
-    (header, *body), notes = table.escaped(escape, "<sup>{}</sup>")
-    texts = 1 + len(table.label_columns)
-    rule = ["---" if at < texts else "---:" for at in range(len(header))]
+def markdown(table: Table, columns: Sequence[str] = ()) -> str:
+    """The table as GitHub shows it, with its caption and notes; ``columns`` as of ``contents``."""
+    lines, notes = table.escaped(escape, "<sup>{}</sup>")
+    shown = places(table, columns)
+    header, *body = ([line[at] for at in shown] for line in lines)
+    rule = ["---" if at <= len(table.label_columns) else "---:" for at in shown]
     rows = [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
     listed = [" ".join(filter(None, ("-", *note))) for note in notes]
     return "\n".join([f"**{escape(table.caption)}**", "", *rows, "", *listed]) + "\n"
@@ -120,8 +148,10 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", one_line(text))
 
 
-def check_tables(studies: Sequence[Study], results: Path) -> list[str]:
+def check_tables(studies: Sequence[Study], results: Path, columns: Sequence[str] = ()) -> list[str]:
     """Rebuild the studies' tables from ``runs.parquet`` alone and compare them with the files.
+
+    ``columns``: the choice they were written with.
 
     Returns:
         A line for every cell that differs, such as
@@ -131,7 +161,7 @@ def check_tables(studies: Sequence[Study], results: Path) -> list[str]:
     for tier, pairs in with_runs(studies, results, folders=False).items():
         found += pairs[0][1].broken
         for study, runs in pairs:
-            for name, text in contents(build(study, runs)).items():
+            for name, text in contents(build(study, runs), columns).items():
                 found += _differences(results / tier / "tables" / name, text)
     return found
 

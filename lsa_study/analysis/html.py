@@ -11,13 +11,13 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
-from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.plots import CAPTIONS, figures, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import build
+from lsa_study.analysis.verdict import ClaimVerdict
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
@@ -89,8 +89,9 @@ def _behind(row: Row, title: str) -> list[str]:
         f"seed {seed}: {signed(value, 2)} against {row.reference}"
         for seed, value in zip(contrast.seeds, contrast.difference.values, strict=True)
     ]
-    if contrast.p is not None:
-        lines.append(f"paired t test over seeds: p = {contrast.p:.2g}")
+    if (noise := contrast.noise) is not None:
+        p = f"p = {contrast.p():.2g}"
+        lines.append(f"over seeds and test images ({noise.method}): {p}")
     if (images := contrast.by_image) is not None:
         lines.append(
             f"over test images: {signed(images.low, 2)} to {signed(images.high, 2)}, "

@@ -1,14 +1,18 @@
 r"""Write a table as LaTeX: booktabs only, every text escaped, the runs behind a row as comments.
 
-Needs ``\usepackage{booktabs}``. Tables with further label columns want the width of a page.
+Needs ``\usepackage{booktabs}``. A table fits the text of ``article`` in one column; in two
+columns it takes one of them where it fits, else the page (``table*``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from lsa_study.analysis.rows import COSTS, Row
 from lsa_study.analysis.table import Table
+from lsa_study.config.names import nearest
+from lsa_study.errors import ConfigError
 
 ESCAPES: Mapping[str, str] = {
     "\\": r"\textbackslash{}",
@@ -44,6 +48,28 @@ ESCAPES: Mapping[str, str] = {
     "³": r"\textsuperscript{3}",
     "⁰": r"\textsuperscript{0}",
 }
+COLUMN, PAGE = 229.0, 345.0
+"""Widths in points of a column of ``article`` in two columns, and of its text in one."""
+SEPARATION = 3.0
+"""Points on either side of a column."""
+SIZES: Mapping[str, float] = {"footnotesize": 8.5, "scriptsize": 8.0, "tiny": 6.8}
+"""Points of an em (Computer Modern), by size of type."""
+WIDTHS = (
+    (" .,:;'|ijl!", 0.34), ("()[]", 0.4), ("0123456789–/", 0.5), ("MW—", 1.03), ("mw@%", 0.84),
+    ("ABCDEFGHIJKLNOPQRSTUVXYZ+−±×Δ", 0.78),
+)  # fmt: skip
+"""Widths of signs, in ems; 0.56 for every other."""
+TALLEST = 480.0
+"""Points that a table with its notes may take of a page."""
+BEST = "Bold: the highest mean of the rows that have an accuracy; not a verdict on any difference."
+KEYS: Mapping[str, str] = {
+    "model": "Model",
+    "acc1": "Acc@1 (%)",
+    "delta": "Δ",
+    "paper": "Article",
+    **{name: cost.title for name, cost in COSTS.items()},
+}
+"""Titles of columns by their names in files of data; others have one name."""
 MELTING = "-,'"
 """Two of these in a row would melt into another sign."""
 
@@ -57,34 +83,176 @@ def escape(text: str) -> str:
     )
 
 
-def latex(table: Table) -> str:
-    """The table as a ``table`` environment with its notes."""
+def check_columns(names: Sequence[str], tables: Sequence[Table]) -> None:
+    """Refuse a choice of columns that none of the tables has.
+
+    Raises:
+        ConfigError: a name is neither a title nor a name in files of data; it names the nearest.
+    """
+    known = [*KEYS, *dict.fromkeys(title for table in tables for title in table.header())]
+    for name in names:
+        if name not in known and name not in KEYS.values():
+            raise ConfigError(f"--columns {name}: no such column; {nearest(name, known)}")
+
+
+def places(table: Table, names: Sequence[str]) -> list[int]:
+    """Where the chosen columns of a table stand; the model's is always the first of them.
+
+    ``names``: titles, or names in files of data; none for all. Those that it lacks are left out.
+    """
+    header = table.header()
+    titles = dict.fromkeys(["Model", *(KEYS.get(name, name) for name in names)])
+    return (
+        [header.index(title) for title in titles if title in header]
+        if names
+        else [*range(len(header))]
+    )
+
+
+def latex(table: Table, columns: Sequence[str] = ()) -> str:
+    """The table as a float with its notes; ``columns`` as of ``places``."""
+    shown = places(table, columns)
+    texts = [[line[at] for at in shown] for line in (table.header(), *table.texts())]
+    for line, row in zip(texts[1:], table.rows, strict=True):
+        line[0] += ",".join(row.marks)
+    words = sum(at <= len(table.label_columns) for at in shown)
+    size, widths, wrapped = _fit(texts, words)
+    star = "*" if sum(widths) > COLUMN else ""
     cells, notes = table.escaped(escape, r"\textsuperscript{{{}}}")
-    header, *body = (" & ".join(line) + r" \\" for line in cells)
-    texts = 1 + len(table.label_columns)
-    shape = "l" * texts + "r" * (len(cells[0]) - texts)
+    cells = [[line[at] for at in shown] for line in cells]
+    best = _best(table) if "Acc@1 (%)" in texts[0] else set()
     label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
+    shape = "".join(
+        f"p{{{width:.0f}pt}}" if at in wrapped else "l" if at < words else "r"
+        for at, width in enumerate(width - 2 * SEPARATION for width in widths)
+    )
+    titles = [_title(text, "l" if at < words else "r") for at, text in enumerate(cells[0])]
     lines = [
         rf"% {one_line(table.caption)}",
-        r"\begin{table}",
-        r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{table{star}}}",
+        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{SEPARATION:.0f}pt}}",
         rf"  \caption{{{escape(table.caption)}}}",
         rf"  \label{{tab:lsa-{label}}}",
-        # A table wider than the text stands out on both sides alike.
-        r"  \makebox[\linewidth]{%",
         rf"  \begin{{tabular}}{{{shape}}}",
         r"    \toprule",
-        f"    {header}",
+        rf"    {' & '.join(titles)} \\",
         r"    \midrule",
     ]
-    for row, line in zip(table.rows, body, strict=True):
+    rules = _rules(table.rows)
+    for row, line in zip(table.rows, cells[1:], strict=True):
+        for at in wrapped:
+            line[at] = rf"\raggedright\let\\\tabularnewline {line[at]}"
+        if row.variant in best:
+            at = texts[0].index("Acc@1 (%)")
+            mean, *rest = line[at].split(" ", 1)
+            line[at] = " ".join([rf"\textbf{{{mean}}}", *rest])
         runs = one_line(" ".join(row.identities)) or "no runs"
-        lines += [f"    % {one_line(row.variant)}: {runs}", f"    {line}"]
-    lines += [r"    \bottomrule", r"  \end{tabular}}", r"  \par\smallskip"]
-    lines += [r"  \begin{minipage}{\linewidth}\footnotesize"]
-    lines += [f"    {mark}{text}\\par" for mark, text in notes]
-    lines += [r"  \end{minipage}", r"\end{table}"]
+        lines += [r"    \midrule"] * (row.variant in rules)
+        lines += [f"    % {one_line(row.variant)}: {runs}", rf"    {' & '.join(line)} \\"]
+    lines += [r"    \bottomrule", r"  \end{tabular}"]
+    under = _notes(table, [mark for mark, _ in notes], bold=bool(best))
+    end = rf"\end{{table{star}}}"
+    if _height(table) > TALLEST:
+        # A float cannot go on in the next page; text can.
+        lines += [end, r"\begingroup\raggedright\scriptsize"]
+        lines += [rf"    \noindent Notes on Table~\ref{{tab:lsa-{label}}}.\par", *under]
+        lines += [r"\endgroup"]
+    else:
+        lines += [r"  \par\smallskip", r"  \begin{minipage}{\linewidth}\raggedright\scriptsize"]
+        lines += [*under, r"  \end{minipage}", end]
     return "\n".join(lines) + "\n"
+
+
+def _height(table: Table) -> float:
+    """About how many points of a page the rows and the notes take."""
+    return 10 * len(table.rows) + 8 * sum(1 + len(note.text) // 85 for note in table.notes)
+
+
+def _fit(texts: list[list[str]], words: int) -> tuple[str, list[float], list[int]]:
+    """A size of type, the widths of the columns at it, and which of them break their lines.
+
+    ``words``: how many columns, from the first, hold words; they alone may break their lines.
+    """
+    # A title's unit stands under it.
+    lines = [[title.replace(" (", "\n(") for title in texts[0]], *texts[1:]]
+    columns = list(zip(*lines, strict=True))
+    for size, em in SIZES.items():
+        widths, least = (
+            [
+                em * max(_ems(part) for cell in column for part in cell.split(end) or [""])
+                + 2 * SEPARATION
+                for column in columns
+            ]
+            for end in ("\n", None)
+        )
+        wrapped = []
+        # Large type is given up before lines are broken.
+        for at in (
+            sorted(range(words), key=lambda at: -widths[at]) if size != "footnotesize" else ()
+        ):
+            if (over := sum(widths) - PAGE) > 0 and widths[at] > least[at]:
+                widths[at] = max(least[at], widths[at] - over)
+                wrapped.append(at)
+        if sum(widths) <= PAGE:
+            break
+    return size, widths, sorted(wrapped)
+
+
+def _ems(text: str) -> float:
+    """About how wide a text is as Computer Modern sets it, rather more than less."""
+    return sum(next((ems for signs, ems in WIDTHS if sign in signs), 0.56) for sign in text)
+
+
+def _title(text: str, side: str) -> str:
+    """A column's title, its unit in brackets under it."""
+    name, bracket, unit = text.partition(" (")
+    return rf"\shortstack[{side}]{{{name}\\({unit}}}" if bracket else text
+
+
+def _rules(rows: Sequence[Row]) -> set[str]:
+    """The rows that a rule stands above: the first of each group of rows of one reference.
+
+    None where groups are mixed with one another, or all hold one row.
+    """
+    references = [row.reference for row in rows]
+    first = [
+        row for row, before in zip(rows, ["", *references], strict=False) if row.reference != before
+    ]
+    whole = len(first) == len(set(references)) < len(rows)
+    return {row.variant for row in first[1:]} if whole else set()
+
+
+def _best(table: Table) -> set[str]:
+    """The rows of the highest mean accuracy as shown, if two rows or more have one."""
+    at = table.header().index("Acc@1 (%)")
+    means = {
+        row.variant: float(line[at].split()[0].replace(",", ""))
+        for row, line in zip(table.rows, table.texts(), strict=True)
+        if row.done
+    }
+    return (
+        {name for name, mean in means.items() if mean == max(means.values())}
+        if len(means) > 1
+        else set()
+    )
+
+
+def _notes(table: Table, marks: list[str], *, bold: bool) -> list[str]:
+    """The notes: those on single rows run on in one paragraph, each other one has its own."""
+    texts = [f"{mark}{breaking(note.text)}" for mark, note in zip(marks, table.notes, strict=True)]
+    of_rows = " ".join(text for text, mark in zip(texts, marks, strict=True) if mark)
+    rest = [text for text, mark in zip(texts, marks, strict=True) if not mark]
+    rest += [escape(BEST)] * bold
+    return [f"    {text}\\par" for text in (of_rows, *rest) if text]
+
+
+def breaking(text: str) -> str:
+    """A text as ``escape`` writes it, whose long words may go on in the next line."""
+    return " ".join(
+        r"\allowbreak{}".join(map(escape, re.findall(r".{1,12}?[._/=:,;-]|.{1,12}", word)))
+        if len(word) > 20 else escape(word)
+        for word in one_line(text).split(" ")
+    )  # fmt: skip
 
 
 def one_line(text: str) -> str:

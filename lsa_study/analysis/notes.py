@@ -43,8 +43,9 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     reading = "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
     if any(row.accuracy.n > 1 for row in rows):
         reading = (
-            "Acc@1: mean over n seeds ± half of the 95 % t interval; Δ: the same of the paired "
-            "differences over shared seeds. One seed has no interval."
+            "Acc@1: mean over n seeds ± half of the 95 % t interval, its deviation pooled over the "
+            "rows where these vary alike; Δ: the same of the differences over shared seeds, with "
+            "the noise of the test images. One seed has no interval."
         )
     lacking = [
         f"{row.variant} (seed {', '.join(map(str, absent))})"

@@ -36,7 +36,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "mean": contrast.difference.mean,
         "low": contrast.difference.low,
         "high": contrast.difference.high,
-        "p": contrast.p,
+        "p": contrast.p(),
         "images_p": contrast.by_image.p if contrast.by_image else None,
     }
     here = rundir.existing(results, study.tier)

@@ -11,7 +11,7 @@ from pathlib import Path
 from lsa_study.analysis.article import ArticleRow, columns_and_note, rates_of
 from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.contrasts import Contrast, compare
-from lsa_study.analysis.statistics import Estimate, t_interval
+from lsa_study.analysis.statistics import Estimate, pooled_interval
 from lsa_study.config.study import Study
 
 ENDS = {"diverged": "diverged", "oom": "out of memory"}
@@ -60,6 +60,8 @@ class Row:
     """The reference row; None for a baseline, and where it is not in the table."""
     marks: tuple[str, ...] = ()
     """Signs that lead to the notes under a table."""
+    peers: tuple[tuple[RunRecord, ...], ...] = ()
+    """The runs with an accuracy of all rows of the study, its own among them."""
 
     @cached_property
     def done(self) -> tuple[RunRecord, ...]:
@@ -74,12 +76,19 @@ class Row:
     @cached_property
     def accuracy(self) -> Estimate:
         """Top-1 accuracy over the seeds that have one, in percent."""
-        return t_interval([run.accuracy for run in self.done])
+        own = [run.accuracy for run in self.done]
+        others = [[r.accuracy for r in row] for row in self.peers if row[:1] != self.done[:1]]
+        return pooled_interval(own, others)
 
     @cached_property
     def contrast(self) -> Contrast:
         """Against the reference row over shared seeds; a baseline has none."""
-        return compare(self.done, self.base.done if self.base else ())
+        return compare(self.done, self.base.done if self.base else (), self.peers)
+
+    @property
+    def lost(self) -> str:
+        """How many of its runs ended without an accuracy, such as ``1 of 3 diverged``."""
+        return ", ".join(f"{n} of {len(self.runs)} {ENDS[name]}" for name, n in self.ends.items())
 
     @property
     def article_delta(self) -> float | None:
@@ -149,6 +158,8 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
             article=ArticleRow.of(study, variant),
             note=note,
         )
+    peers = tuple(row.done for row in rows.values() if row.done)
+    rows = {n: replace(r, peers=peers) for n, r in rows.items()}
     return [
         row if row.reference == row.variant else replace(row, base=rows.get(row.reference))
         for row in rows.values()

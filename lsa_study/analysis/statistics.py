@@ -18,6 +18,8 @@ LEVEL = 0.95
 POWER = 0.8
 """Chance to find a difference of the size that is called resolvable."""
 MOST_SEEDS = 1000
+UNLIKE = 0.02
+"""Level of the test whether rows vary alike."""
 ORDERS = math.factorial(8)
 """Orders of rows that a rank correlation is held against: all of them up to 8 rows."""
 
@@ -75,6 +77,27 @@ def t_interval(values: Sequence[float]) -> Estimate:
     return Estimate(values, mean, mean - half, mean + half)
 
 
+def pooled_interval(values: Sequence[float], others: Sequence[Sequence[float]]) -> Estimate:
+    """Mean of ``values`` with an interval whose deviation is pooled over rows.
+
+    Their own where rows vary otherwise (Bartlett's test); one value has no interval.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    own = t_interval(values)
+    rows = [row for row in (values, *others) if len(row) > 1]
+    deviations = [statistics.stdev(row) for row in rows]
+    if own.mean is None or own.n < 2 or len(rows) < 2 or not any(deviations):
+        return own
+    if all(deviations) and stats.bartlett(*rows).pvalue < UNLIKE:
+        return own
+    freedom = [len(row) - 1 for row in rows]
+    square = sum(d**2 * f for d, f in zip(deviations, freedom, strict=True)) / sum(freedom)
+    half = _t_edge(sum(freedom)) * math.sqrt(square / own.n)
+    return Estimate(own.values, own.mean, own.mean - half, own.mean + half)
+
+
 @functools.lru_cache(maxsize=4096)
 def _t_edge(freedom: int) -> float:
     """Where the middle ``LEVEL`` of Student's t distribution ends."""
@@ -97,19 +120,6 @@ def resolvable(seeds: int) -> float | None:
         return float(stats.nct.sf(edge, seeds - 1, size)) - POWER
 
     return float(optimize.brentq(missing, 0.0, 50 * edge)) / math.sqrt(seeds)
-
-
-def seeds_needed(distance: float, deviation: float) -> int | None:
-    """Seeds at which an interval of this deviation is half as wide as ``distance`` on each side.
-
-    None if more than 1000 would be needed.
-    """
-    needed = (
-        seeds
-        for seeds in range(2, MOST_SEEDS + 1)
-        if _t_edge(seeds - 1) / math.sqrt(seeds) * deviation < abs(distance)
-    )
-    return next(needed, None)
 
 
 def pooled_deviation(found: Iterable[Estimate]) -> float | None:

@@ -22,19 +22,23 @@ def table(
     check: Annotated[
         bool, typer.Option("--check", help="rebuild from runs.parquet and compare; write nothing")
     ] = False,
+    columns: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="what tex and md show; else all")
+    ] = None,
 ) -> None:
     """Write the tables of finished runs (csv, tex, md, json) and print them."""
     from lsa_study.analysis import formats
 
     loaded = chosen.load(allow_confound, recall=True)
+    names = [name.strip() for name in columns.split(",")] if columns else []
     if check:
-        differing = formats.check_tables(loaded, chosen.results)
+        differing = formats.check_tables(loaded, chosen.results, names)
         for line in differing:
             typer.echo(line)
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    written = formats.write_tables(loaded, chosen.results)
+    written = formats.write_tables(loaded, chosen.results, names)
     for path in written:
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
@@ -89,14 +93,19 @@ def diff(
 def claims(
     tier: opt.Tier = "toy",
     results: opt.OldResults = opt.RESULTS,
+    file: Annotated[Path | None, typer.Option(help="claims; else experiments/claims.yaml")] = None,
+    study: Annotated[str | None, typer.Option(help="show those about it alone")] = None,
     as_json: opt.AsJson = False,
-    file: Annotated[Path | None, typer.Option(help="of claims; else the article's")] = None,
-    study: Annotated[list[str] | None, typer.Option(help="claims on its rows alone")] = None,
 ) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
+    from lsa_study.analysis.collect import collect
 
-    found = ledger.judge_tier(results, tier, path=file, only=study)
+    collected = collect(results, tier, update=True)
+    for line in collected.broken:
+        typer.echo(f"left out: {line}", err=True)
+    found = ledger.judge_tier(results, tier, path=file, collected=collected)
+    found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))
 

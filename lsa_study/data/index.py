@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,8 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 """As torchvision's ImageFolder has them."""
 EXPECTED = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000
+THREADS = 4
+"""That ask for sizes of files at once."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Listing:
     """Names by number, in its order; some may have no image until they are in turn."""
     places: NDArray[np.int64]
     """(N, 3): in shards, each image's shard, row group and row; else (N, 0)."""
+    sizes: NDArray[np.int64]
+    """Bytes of each encoded image; -1 where only reading it would say."""
 
     def read(self, index: int) -> bytes:
         """The encoded image with this number.
@@ -50,6 +55,10 @@ class Listing:
     def where(self, index: int) -> str:
         """Its file, or shard and row, for messages."""
         return str(self.root / os.fsdecode(self.names[index]))
+
+    def files(self) -> list[str]:
+        """Name and size of each file that holds images whose own sizes are unknown."""
+        return []
 
     def in_turn(self, like: Listing | None) -> Self:
         """The same with the first image of every class first, then the second, and so on.
@@ -77,7 +86,7 @@ class Listing:
         rows = by_class[np.lexsort((ordered, turn))]
         return replace(
             self, names=self.names[rows], labels=labels[rows], classes=classes,
-            places=self.places[rows],
+            places=self.places[rows], sizes=self.sizes[rows],
         )  # fmt: skip
 
     def complete(self, split: str) -> None:
@@ -119,24 +128,34 @@ def find_in_folders(root: Path, classes: dict[int, str] | None) -> Listing:
         )
     labels: list[int] = []
     names: list[str] = []
-    for name in found:
-        # A folder or a lost link of such a name is reported where it is read; a pipe would hang.
-        files = [
-            e.name
-            for e in entries(root / name)
-            if e.name.lower().endswith(SUFFIXES) and (e.is_file() or e.is_dir() or e.is_symlink())
-        ]
-        # Without it, all classes behind it would change their numbers.
-        if train and not files:
-            raise DataLacks(
-                f"{root / name}: holds no images; bring them back, or remove the folder here and "
-                "in val"
-            )
-        names += [f"{name}/{file}" for file in files]
-        labels += [numbers[name]] * len(files)
+    sizes: list[int] = []
+    # A shared file system takes its time for each size, but answers many at once.
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, files in zip(found, pool.map(_images_in, (root / n for n in found)), strict=True):
+            # Without it, all classes behind it would change their numbers.
+            if train and not files:
+                raise DataLacks(
+                    f"{root / name}: holds no images; bring them back, or remove the folder here "
+                    "and in val"
+                )
+            names += [f"{name}/{file}" for file, _ in files]
+            sizes += [size for _, size in files]
+            labels += [numbers[name]] * len(files)
     encoded = np.array([os.fsencode(name) for name in names])
     nowhere = np.empty((len(names), 0), np.int64)
-    return Listing(root, encoded, np.array(labels, np.int64), classes, nowhere)
+    return Listing(
+        root, encoded, np.array(labels, np.int64), classes, nowhere, np.array(sizes, np.int64)
+    )
+
+
+def _images_in(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of a class folder's images."""
+    # A folder or a lost link of such a name is reported where it is read; a pipe would hang.
+    return [
+        (e.name, e.stat().st_size if e.is_file() else -1)
+        for e in entries(folder)
+        if e.name.lower().endswith(SUFFIXES) and (e.is_file() or e.is_dir() or e.is_symlink())
+    ]
 
 
 def heads(contents: Iterable[bytes]) -> list[str | bytes]:
@@ -145,7 +164,9 @@ def heads(contents: Iterable[bytes]) -> list[str | bytes]:
 
 
 def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
-    """Hash all names, the size and first 4 kB of every thousandth image, and ``more``.
+    """Hash the name and size of every image, the first 4 kB of every thousandth, and ``more``.
+
+    Shards that record no sizes of images are hashed with their own names and sizes.
 
     Raises:
         DataLacks: an image cannot be read.
@@ -153,7 +174,8 @@ def fingerprint(train: Listing, test: Listing, more: Sequence[Any] = ()) -> str:
     content: list[Any] = []
     try:
         for listing in (train, test):
-            content += [np.sort(listing.names)]
+            order = np.argsort(listing.names, kind="stable")
+            content += [listing.names[order], listing.sizes[order], *listing.files()]
             content += heads(map(listing.read, range(0, len(listing.names), 1000)))
     except OSError as error:
         raise DataLacks(f"{train.root}: cannot be read ({error})") from error

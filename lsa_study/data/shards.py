@@ -7,11 +7,12 @@ their names, so a run gives the same batches from either.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +65,13 @@ class Table(Listing):
         return bytes(content)
 
     @override
+    def files(self) -> list[str]:
+        """Of the shards, unless they record the sizes of images."""
+        if (self.sizes >= 0).all():
+            return []
+        return [f"{path.name} {path.stat().st_size}" for path in self.paths]
+
+    @override
     def where(self, index: int) -> str:
         """Shard, row group and row, and the recorded name."""
         shard, group, row = self.places[index].tolist()
@@ -88,6 +96,7 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     places: list[tuple[int, int, int]] = []
     labels: list[int] = []
     names: list[str] = []
+    bytes_of: list[int] = []
     for number, path in enumerate(paths):
         column, of_shard, sizes = read_columns(path, "path")
         recorded = column.to_pylist()
@@ -98,6 +107,7 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
             )
         places += [(number, group, row) for group, size in enumerate(sizes) for row in range(size)]
         labels += of_shard.tolist()
+        bytes_of += _recorded_sizes(path) or [-1] * len(of_shard)
         # As folders have them: data set hubs append the class to the file's name.
         parts = (HUB_NAME.sub(r"\2/\1\3", name).split("/")[-2:] for name in recorded)
         names += map("/".join, parts)
@@ -105,8 +115,19 @@ def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     classes = {n: name.split("/")[0] if "/" in name else str(n) for n, name in named}
     return Table(
         root, np.array([os.fsencode(name) for name in names]), np.array(labels, np.int64), classes,
-        np.array(places, np.int64).reshape(-1, 3), paths,
+        np.array(places, np.int64).reshape(-1, 3), np.array(bytes_of, np.int64), paths,
     )  # fmt: skip
+
+
+def _recorded_sizes(path: Path) -> list[int] | None:
+    """Sizes of a shard's images in bytes, which ``write_parquet`` leaves beside them."""
+    from pyarrow import parquet
+
+    with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        if "size" not in file.schema_arrow.names:
+            return None
+        sizes: list[int] = file.read(columns=["size"], use_threads=False)["size"].to_pylist()
+        return [int(size) for size in sizes]
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,17 +153,25 @@ def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows
     Raises:
         DataLacks: the file is damaged or has other columns.
     """
-    import pyarrow as arrow
     from pyarrow import parquet
 
-    try:
+    with _readable(path):
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(columns=[f"image.{field}", "label"], use_threads=False)
             groups = range(file.metadata.num_row_groups)
             sizes = [file.metadata.row_group(group).num_rows for group in groups]
         images = table["image"].combine_chunks().field(field)
         return images, table["label"].to_numpy().astype(np.int64), sizes
-    except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Report a shard that cannot be read, or not as what it should be."""
+    import pyarrow as arrow
+
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, arrow.ArrowException) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataLacks(
             f"{path}: is damaged or holds something else ({reason}); wanted are columns image "
@@ -160,8 +189,12 @@ def write_parquet(path: Path, images: Iterable[Image]) -> None:
     from pyarrow import parquet
 
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    schema = arrow.schema([("image", image), ("label", arrow.int64())])
-    rows = ({"image": {"bytes": content, "path": name}, "label": n} for name, n, content in images)
+    columns = [("image", image), ("label", arrow.int64()), ("size", arrow.int64())]
+    schema = arrow.schema(columns)
+    rows = (
+        {"image": {"bytes": content, "path": name}, "label": n, "size": len(content)}
+        for name, n, content in images
+    )
     # Encoded images do not compress; groups are small, because one image is read at a time.
     with (
         writable(path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import socket
@@ -15,10 +16,14 @@ from typing import Any
 
 import torch
 
+import lsa_kernels
 import lsa_study
 from lsa_study.config.settings import Runtime, Train
 from lsa_study.machine import device_kind
 
+ROOMS = ("config", "ops", "models", "data", "training")
+"""Folders of the package whose sources decide what a run computes, beside the kernels'."""
+SUFFIXES = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
 
 
@@ -92,6 +97,32 @@ def code_state() -> tuple[str | None, bool | None]:
     return commit, bool(changed.strip())
 
 
+def code_digest() -> str:
+    """SHA-256 of the sources that compute, names and contents, as they are installed."""
+    package, kernels = Path(lsa_study.__file__).parent, Path(lsa_kernels.__file__).parent
+    digest = hashlib.sha256()
+    for root, folders in ((package, [package / room for room in ROOMS]), (kernels, [kernels])):
+        found = [path for folder in folders for path in folder.rglob("*")]
+        for path in sorted(path for path in found if path.suffix in SUFFIXES):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root.parent).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def fused_kernels(device: torch.device) -> tuple[str, str]:
+    """The fused kernels that ``auto`` takes where they fit, and the same with all that is known.
+
+    The first is equal wherever the same path is taken; the second says where they lie, or why
+    there are none.
+    """
+    if device.type == "cuda":
+        missing = lsa_kernels.gpu.why_missing()
+        return ("none", f"no Triton kernels: {missing}") if missing else ("Triton kernels",) * 2
+    whole = lsa_kernels.build_info()
+    return "none" if whole.startswith("no ") else ", ".join(whole.split(", ")[:2]), whole
+
+
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
@@ -111,7 +142,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "packages": packages,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "driver": _driver() if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import lsa_kernels
 from lsa_study import data, measure, models
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
@@ -125,6 +124,7 @@ class _Attempt:
         config = self.run_dir.config()
         cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
         commit, dirty = environment.code_state()
+        fused, kernels = environment.fused_kernels(device)
         parts = {
             f"{type(module).__name__}: {module.implementation}"
             for module in model.modules()
@@ -137,6 +137,10 @@ class _Attempt:
             torch=torch.__version__,
             commit=commit,
             dirty=dirty,
+            code=environment.code_digest(),
+            fused=fused,
+            threads=torch.get_num_threads(),
+            processes=self.ranks.count,
             implementation=", ".join(sorted(parts)),
             effective_batch=min(settings.train.batch_size, source.train_images),
             weights=settings.evaluation.weights,
@@ -153,13 +157,7 @@ class _Attempt:
             seed=settings.seed,
         )
         if self.ranks.first:
-            # "auto" took the fused kernels wherever these are there and fit.
-            kernels = lsa_kernels.build_info()
-            if device.type == "cuda":
-                missing = lsa_kernels.gpu.why_missing()
-                kernels = f"no Triton kernels: {missing}" if missing else "Triton kernels"
-            machine = environment.machine(device)
-            found = Attempt(**dict(facts), **machine, processes=self.ranks.count, kernels=kernels)
+            found = Attempt(**dict(facts), **environment.machine(device), kernels=kernels)
             self.run_dir.write_environment(self.monitor.attempt, found)
         return facts
 

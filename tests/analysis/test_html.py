@@ -57,8 +57,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    write_study(folder, "table2", tier="proxy", seeds=[0, 1])
-    write_study(folder, "table4", tier="proxy", seeds=[0, 1])
+    write_study(folder, "table2", tier="proxy", seeds=range(4))
+    write_study(folder, "table4", tier="proxy", seeds=range(4))
     return folder
 
 
@@ -93,13 +93,16 @@ def test_it_fetches_nothing(written):
     assert "default-src 'none'" in written
 
 
-def test_claims_come_first_and_the_tier_is_told(written):
+def test_claims_come_first_and_the_tier_is_told(results, written):
     body = written[written.index("<body>") :]
     assert body.index('id="claims"') < body.index('id="table2"') < body.index('id="table4"')
     assert body.index("never a reproduction") < body.index('id="claims"')
     for claim in claims.Claims.read():
         assert f'id="claim-{claim.id}"' in body
-    assert '<span class="verdict supported">supported</span>' in body
+    shown = re.findall(r'<span class="verdict ([^"]*)">([^<]*)</span>', body)
+    judged = claims.judge_tier(results, "proxy")
+    assert shown == [(one.word, one.verdict) for one in judged]
+    assert {word for word, _ in shown} > {"supported", "not run"}
 
 
 def test_cells_lead_to_their_runs(results, written):
@@ -108,7 +111,7 @@ def test_cells_lead_to_their_runs(results, written):
         assert f"seed {run['seed']}: " in written
         assert f"run {identity}, commit 0123456789" in written
     assert "the loss is nan" in written
-    assert "paired t test over seeds: p = " in written
+    assert "over seeds and test images (" in written
     tips = [attrs for attrs in Page(written).all("span") if attrs.get("class") == "behind"]
     assert tips
     assert all(attrs["tabindex"] == "0" for attrs in tips)

@@ -232,6 +232,23 @@ def test_the_fingerprint_is_of_the_content(small, root, encoded):
     assert fingerprint() != first
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_fingerprint_covers_the_size_of_every_image(small, root, split):
+    """Also of those whose content is not looked at."""
+
+    def fingerprint():
+        imagenet.listings.cache_clear()
+        return data.load(small()).source.fingerprint
+
+    first = fingerprint()
+    last = sorted((root / "imagenet" / split).rglob("*.JPEG"))[-1]
+    before = last.read_bytes()
+    last.write_bytes(before + b"\0")
+    assert fingerprint() != first
+    last.write_bytes(before)
+    assert fingerprint() == first
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_passes_do_not_disturb_each_other(small, workers):
     """One left half done, two at once: each gives its own images."""

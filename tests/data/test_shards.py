@@ -1,5 +1,7 @@
 """ImageNet in shards: the same images, order, draws and messages as from folders."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as arrow
 import pytest
@@ -89,9 +91,29 @@ def test_the_layout_of_data_set_hubs_is_read(small, root, pictures, tmp_path):
             arrow.Table.from_pylist(rows), folder / f"{file_name}-00000-of-00001.parquet"
         )
     sets, plain = data.load(small(tmp_path / "hub")), data.load(small(root))
-    assert sets.source == plain.source
+    # These shards do not say how large each image is, so they are no more than alike.
+    known = plain.source.fingerprint
+    assert sets.source.fingerprint != known
+    assert replace(sets.source, fingerprint=known) == plain.source
     for ours, wanted in zip(batches(sets), batches(plain), strict=True):
         assert all(map(torch.equal, ours, wanted))
+
+
+def test_the_fingerprint_covers_the_size_of_every_shard(small, packed):
+    """Of shards that record no sizes of images, as data set hubs have them."""
+
+    def fingerprint():
+        imagenet.listings.cache_clear()
+        shards._opened.cache_clear()  # a shard that is still open is read by its old footer
+        return data.load(small(packed)).source.fingerprint
+
+    first = sorted((packed / "imagenet").iterdir())[0]
+    plain = parquet.read_table(first).drop_columns("size")
+    parquet.write_table(plain, first, use_dictionary=False)
+    before = fingerprint()
+    assert fingerprint() == before
+    parquet.write_table(plain, first, use_dictionary=False, row_group_size=1)
+    assert fingerprint() != before
 
 
 def test_files_are_found_in_split_folders_too(small, packed):

@@ -2,9 +2,11 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from lives import StopAfter, equal, weights_of
 from rich.console import Console
 
 import lsa_kernels
+import lsa_study
 from lsa_study import data, models
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.files import write_json
@@ -26,6 +29,7 @@ RESULT_KEYS = {
     "seconds_per_epoch", "peak_memory_bytes", "device", "device_kind", "precision", "torch",
     "commit", "dirty", "effective_batch", "data_fingerprint", "attempts", "schema",
     "identity", "variant", "seed", "implementation", "reason", "finished", "start", "continued",
+    "code", "fused", "threads", "processes",
 }  # fmt: skip
 STATUS_KEYS = {
     "state", "heartbeat", "epoch", "epochs", "step", "attempt", "host", "job", "pid", "cause",
@@ -117,6 +121,9 @@ def test_the_folder_is_left_tidy(done):
     assert (status.state, status.epoch, status.cause) == ("done", 2, None)
     (found,) = folder.environments()
     assert found.kernels == lsa_kernels.build_info()
+    # Where they lie is of this machine alone, and no other path.
+    assert found.fused == "none" or lsa_kernels.build_info().startswith(f"{found.fused}, /")
+    assert (found.processes, found.code) == (1, environment.code_digest())
     assert found.threads == 1
     assert found.packages["torch"]
     assert len(found.commit or 40 * "x") == 40
@@ -256,12 +263,36 @@ def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):
     assert train(folder) == "done"
 
 
+@pytest.mark.parametrize(
+    ("path", "computes"),
+    [
+        ("lsa_study/ops/unified.py", True),
+        ("lsa_study/models/new.py", True),
+        ("lsa_kernels/csrc/simd.h", True),
+        ("lsa_kernels/gpu/eq4.py", True),
+        ("lsa_study/analysis/html.py", False),
+        ("lsa_study/ops/__pycache__/unified.pyc", False),
+    ],
+)
+def test_the_digest_is_of_the_sources_that_compute(tmp_path, monkeypatch, path, computes):
+    for package in (lsa_study, lsa_kernels):
+        source = Path(package.__file__).parent
+        shutil.copytree(source, tmp_path / source.name)
+        copied = str(tmp_path / source.name / "__init__.py")
+        monkeypatch.setattr(package, "__file__", copied)
+    before = environment.code_digest()
+    changed = tmp_path / path
+    changed.parent.mkdir(exist_ok=True)
+    changed.write_bytes((changed.read_bytes() if changed.exists() else b"") + b"\n")
+    assert (environment.code_digest() != before) == computes
+
+
 def test_a_run_that_went_on_with_other_code_says_so(make_run, monkeypatch):
     folder = make_run()
     for commit, stop in (("a" * 40, StopAfter(1)), ("b" * 40, StopAfter(1)), ("b" * 40, None)):
-        monkeypatch.setattr(environment, "code_state", lambda commit=commit: (commit, False))
+        monkeypatch.setattr(environment, "code_digest", lambda commit=commit: commit)
         train(folder, **({} if stop is None else {"stop": stop}))
-    assert folder.result().continued == f"commit {'a' * 10}, then {'b' * 10}"
+    assert folder.result().continued == f"code {'a' * 10}, then {'b' * 10}"
 
 
 def test_a_run_of_equal_attempts_says_nothing(make_run):
