@@ -178,14 +178,17 @@ def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
     if claim.metric != "acc1":
         return replace(found, reason=f"no {claim.metric} recorded")
     pool = [peer for row in rows for peer in row.peers]
-    done = [row.done for row in rows]
+    declared = set.intersection(*({*row.declared} for row in rows))
     if claim.relation == "trend":
-        steps = [contrast([(1.0, b), (-1.0, a)], pool) for a, b in itertools.pairwise(done)]
+        steps = [
+            contrast([(1.0, b.done), (-1.0, a.done)], pool, declared)
+            for a, b in itertools.pairwise(rows)
+        ]
         return _trend(found, steps)
     weights = (1.0, -1.0, -1.0, 1.0)
     names = [*claim.rows, *claim.minus]
     terms = [(w, sides[name][1].done) for w, name in zip(weights, names, strict=False)]
-    return _over_seeds(found, contrast(terms, pool))
+    return _over_seeds(found, contrast(terms, pool, declared))
 
 
 def _held_together(
@@ -260,7 +263,7 @@ def _over_seeds(found: ClaimVerdict, between: Contrast) -> ClaimVerdict:
     if (noise := between.noise) is None:
         lacking = "at least 2 more seeds" if len(between.seeds) < 2 else "more seeds"
         return found.decided(between.difference, between.p, lacking=lacking)
-    found = replace(found, method=noise.method, sequential=noise.sequential)
+    found = replace(found, method=noise.shown, sequential=noise.looks is not None)
     return found.decided(between.difference, between.p, between.more_seeds)
 
 

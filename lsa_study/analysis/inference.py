@@ -23,8 +23,10 @@ from lsa_study.analysis.statistics import LEVEL, MOST_SEEDS, POWER, Estimate
 ALPHA = 1 - LEVEL
 CHECK = 0.01
 """Level of the test whether a contrast varies more than the other rows do."""
-PRIOR = 4.0
+PRIOR = 16.0
 """Variance of the effect, in units of the rest's, that always-valid intervals are mixed over."""
+BESIDE = 0.2
+"""Part of the chance to err that all looks beside the declared one share; that one takes all."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -41,14 +43,21 @@ class Noise:
     seeds: int
     method: str
     """pooled over so many rows, Welch, or paired."""
-    sequential: bool = False
-    """Looked at before or after the declared seeds: intervals hold at every look at once."""
+    looks: float | None = None
+    """None at the seeds that were declared. Else intervals are always valid, with this part of the
+    chance to err for all looks together: 1 where no seeds were declared, else ``BESIDE``."""
+
+    @property
+    def shown(self) -> str:
+        """How the error was found and whether it holds at every look, in one line."""
+        return self.method if self.looks is None else f"{self.method}, always valid"
 
     def edge(self, alpha: float) -> float:
         """Half the width of the interval that misses the truth with chance ``alpha``, points."""
-        if self.sequential:
+        if self.looks is not None:
             # The images stay the same at every look, so their error does not average out: each
             # source misses with half of the chance.
+            alpha *= self.looks
             half = alpha / 2 if self.image else alpha
             seeds = _always_valid(half, self.seeds, self.freedom) * self.seed
             return math.hypot(seeds, float(special.ndtri(1 - half / 2)) * self.image)
@@ -60,7 +69,7 @@ class Noise:
     def p(self, distance: float) -> float:
         """Smallest ``alpha`` whose interval leaves out what lies ``distance`` away; two-sided."""
         distance = abs(distance)
-        if self.sequential:
+        if self.looks is not None:
             if self.edge(1e-12) < distance:
                 return 1e-12
             if not self.edge(1 - 1e-9) < distance:
@@ -203,7 +212,9 @@ def _needed(noise: Noise, distance: float) -> int | None:
     def finds(seeds: int) -> bool:
         degrees = noise.freedom / (noise.seeds - 1) * (seeds - 1)
         seed = noise.seed * math.sqrt(noise.seeds / seeds)
-        later = Noise(seed, degrees, noise.image, seeds, noise.method, sequential=True)
+        later = Noise(
+            seed, degrees, noise.image, seeds, "", BESIDE if noise.looks is None else noise.looks
+        )
         error = math.hypot(seed, noise.image)
         return bool(error == 0 or special.ndtr((distance - later.edge(ALPHA)) / error) >= POWER)
 

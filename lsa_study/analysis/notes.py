@@ -47,6 +47,11 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             "rows where these vary alike; Δ: the same of the differences over shared seeds, with "
             "the noise of the test images. One seed has no interval."
         )
+    if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
+        reading += (
+            " These are not the seeds that the experiment file declares (seeds:), so the intervals "
+            "of differences are always valid: wider, and held at every look."
+        )
     lacking = [
         f"{row.variant} (seed {', '.join(map(str, absent))})"
         for row in rows

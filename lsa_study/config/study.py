@@ -94,6 +94,9 @@ class StudyFile(_Written):
     """Settings that have no meaning one without the other, by the name of their factor."""
     baseline: str
     tiers: list[Tier] = list(TIERS)
+    seeds: list[int] = []
+    """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
+    over them all is one of a single look. Over others it holds at every look, and is wider."""
     use: list[str] = []
     set: dict[str, Any] = {}
     variants: dict[names.Name, Variant] = Field(min_length=1)
@@ -268,7 +271,9 @@ class _Rows:
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
-        self.seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
+        usual = data.pop("seeds", [0])
+        source = document if file.seeds else base
+        self.seeds = _good_seeds(file.seeds or usual, source.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
