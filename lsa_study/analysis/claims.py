@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -208,7 +209,12 @@ def _held_together(
         more = beyond(*rows)
         if confounds := [key for key in more if not under(key, besides)]:
             refused.append(f"the rows also differ in {', '.join(confounds)}")
-        notes += [f"{key} {one}, the other {two}" for key, (one, two) in more.items()]
+        layers = "model.op.kind" in more
+        notes += [
+            f"{key} {one}, the other {two}"
+            for key, (one, two) in more.items()
+            if not layers or key == "model.op.kind" or not under(key, ["model.op"])
+        ]
         factors = {key for side, _ in rows for of in side.file.factors.values() for key in of}
         alike = comparability(paired(ours.runs, theirs.runs), explained=(*factors, *besides))
         marked += alike.marked
@@ -242,7 +248,8 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
         return replace(found, reason=f"no {what} recorded of both rows at one seed")
     ratios = t_interval([100 * (one / two - 1) for one, two in both if one and two])
     ways = {
-        f"{row.variant} by {run.shown('implementation')} ({run.shown('fused')} kernels)"
+        f"{row.variant} by {run.shown('implementation') or 'torch alone'} (fused kernels: "
+        f"{run.shown('fused')})"
         for row in rows
         for run in row.done
     }
@@ -348,9 +355,11 @@ def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
     lines += wrapped(RULE, further=0)
     for group, title in GROUPS.items():
         listed = sorted(
-            (one for one in found if one.grouped == group), key=lambda one: one.wanted or 0
+            (one for one in found if one.grouped == group),
+            key=lambda one: one.wanted or math.inf,
         )
-        lines += ["", f"{title} ({len(listed)})"] if listed else []
+        shown = "What would be judged" if (group, tier) == ("open", "toy") else title
+        lines += ["", f"{shown} ({len(listed)})"] if listed else []
         if group != "not run":
             lines += [line for one in listed for line in one.as_text()]
             continue
