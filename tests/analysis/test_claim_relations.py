@@ -35,6 +35,9 @@ def test_a_difference_of_differences_and_the_article_s_own(tmp_path):
     assert got.estimate.mean == pytest.approx(5.0)
     assert got.article == pytest.approx((82.0 - 81.3) - (81.4 - 81.3))
     assert got.plain == "supported"
+    # Its seeds were not declared: the interval holds at every look.
+    assert got.sequential
+    assert got.method.endswith(", always valid")
     assert {one.rows for one in got.differs} == {
         ("table3/net6_n", "table3/net6"), ("table3/swin_n", "table3/swin"),
     }  # fmt: skip

@@ -71,6 +71,7 @@ def test_the_article_s_own_numbers_support_every_claim_of_accuracy(tmp_path, row
     found = judged(tmp_path, rows, {row: article for row, (article, _) in rows.items()})
     words = {claim.id: found[claim.id].verdict for claim in OF_ACCURACY if claim.id not in OWN}
     assert len(words) > 50
+    assert not any(one.sequential for one in found.values())
     assert set(words.values()) == {"supported"}, words
     for claim in OF_ACCURACY:
         if claim.id not in OWN:
