@@ -365,7 +365,9 @@ def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
             continue
         by_reason: dict[str, list[str]] = {}
         for one in listed:
-            by_reason.setdefault(one.reason, []).append(one.claim.id)
+            nothing = one.reason == f"{', '.join(one.claim.sides)}: not run"
+            reason = "none of their rows was run" if nothing else one.reason
+            by_reason.setdefault(reason, []).append(one.claim.id)
         for reason, ids in by_reason.items():
             lines += [*wrapped(f"{reason}:", "  "), *wrapped(", ".join(ids), "    ", 4)]
     return "\n".join([*lines, "", ", ".join(f"{n} {word}" for word, n in counts.items())])

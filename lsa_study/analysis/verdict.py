@@ -190,8 +190,9 @@ class ClaimVerdict:
             "n": self.estimate.n,
             "unit": UNITS.get(self.claim.relation, UNITS[self.claim.metric]),
             "paper": rounded(self.article),
-            "p": rounded(self.p, 6),
-            "adjusted": rounded(self.adjusted, 6),
+            # Rounded to digits that tell: the smallest p are no 0.
+            "p": self.p if self.p is None else float(f"{self.p:.4g}"),
+            "adjusted": self.adjusted if self.adjusted is None else float(f"{self.adjusted:.4g}"),
             "plain": self.plain or self.word,
             "comparable": self.comparable or True,
             "grouped": self.grouped,
