@@ -21,7 +21,8 @@ from lsa_study.analysis.ledger import RULE, Claim, Claims
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import t_interval
-from lsa_study.analysis.verdict import DECIDED, NEAR, ClaimVerdict, Differing, Word, wrapped
+from lsa_study.analysis.verdict import DECIDED, NEAR, Differing, Word, wrapped
+from lsa_study.analysis.verdict import ClaimVerdict as ClaimVerdict
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import beyond, differing_rows, under
 from lsa_study.config.names import nearest

@@ -11,13 +11,13 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
+from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.plots import CAPTIONS, figures, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import build
-from lsa_study.analysis.verdict import ClaimVerdict
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
