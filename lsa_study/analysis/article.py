@@ -79,6 +79,22 @@ def network_key(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+@functools.lru_cache(maxsize=4)
+def counts_in(path: Path) -> dict[str, dict[str, int]]:
+    """Counted networks by their keys; none where there is no such file.
+
+    Raises:
+        ConfigError: the file holds no counts.
+    """
+    try:
+        networks: dict[str, dict[str, int]] = json.loads(path.read_text("utf-8"))["networks"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no counts ({error}); run python benchmarks/costs.py") from None
+    return networks
+
+
 def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | None]:
     """A row's further cells, counted costs among them, and its note with what it names filled in.
 

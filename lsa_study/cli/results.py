@@ -104,12 +104,16 @@ def claims(
 ) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
+    from lsa_study.analysis.collect import collect
 
     side = None
     if study and side_tiers(results, study):
         side = load_study(study, tier=tier, recall=results)
         study = short(side.file.study)
-    found = ledger.judge_tier(results, tier, path=file, side=side)
+    collected = collect(results, tier, update=True)
+    for line in collected.broken:
+        typer.echo(f"left out: {line}", err=True)
+    found = ledger.judge_tier(results, tier, path=file, collected=collected, side=side)
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))
