@@ -13,11 +13,8 @@ from scipy import stats
 
 from lsa_study.analysis import inference
 from lsa_study.analysis.collect import RunRecord
-from lsa_study.analysis.inference import ALPHA, Noise
-from lsa_study.analysis.statistics import LEVEL, Estimate
-
-NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
-"""Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
+from lsa_study.analysis.inference import ALPHA, NORMAL_EDGE, Noise
+from lsa_study.analysis.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,10 @@ def contrast(
     values = np.array([[run.accuracy for run in of] for of in runs]).T
     further = np.array(list(others.values())).reshape(-1, len(seeds))
     image, floor = _image_noise(weights, runs)
-    seed, freedom, method = inference.seed_noise(weights, values, further, floor)
-    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method)
+    seed, freedom, method = inference.seed_noise(weights, values, further)
+    noise = Noise(
+        seed, freedom, math.sqrt(image), len(seeds), method, least=math.sqrt(floor / len(seeds))
+    )
     mean, half = float(np.mean(sums)), noise.edge(ALPHA)
     if not half:
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.
