@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -271,12 +272,17 @@ COMPARED = [(name, fact) for name, _, fact in Result.facts() if fact and fact.mi
 """The facts that must be equal in two rows, by name."""
 
 
+_compared = attrgetter(*(name for name, _ in COMPARED), "dirty")
+
+
 def unlike(records: Sequence[Facts]) -> Iterator[tuple[Fact, list[str]]]:
     """The facts that must be equal and are not in these records, with each record's as text.
 
     Unknown in all of them counts as equal. The code is equal where the digests of its sources are;
     commits say it where a digest is unknown.
     """
+    if len(set(map(_compared, records))) == 1:
+        return
     left_out = "commit" if all(one.code for one in records) else "code"
     for name, fact in COMPARED:
         if name == left_out:

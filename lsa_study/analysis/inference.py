@@ -168,21 +168,20 @@ def seed_noise(weights: Sequence[float], values: Floats, pool: Floats) -> tuple[
     return math.sqrt(variance / seeds), degrees, "Welch"
 
 
-def image_noise(bits: npt.NDArray[np.int8]) -> tuple[float, float]:
+def image_noise(sums: Floats, squares: Floats, total: Floats) -> tuple[float, float]:
     """Variance of a mean from the images that all seeds share, and the least that seeds add.
 
     Args:
-        bits: a contrast of correctness, (seeds, images), in images.
+        sums: of a contrast of correctness over the images, by seed.
+        squares: the same of its squares.
+        total: of the contrast over the seeds, by image.
 
     Returns:
         Both in squared points; the second is of one seed's mean.
     """
-    seeds, images = bits.shape
-    # In whole numbers: ten times as fast as in floating point where there are many seeds.
-    squares = np.square(bits, dtype=np.int16).sum(1, dtype=np.int64)
-    sums = bits.sum(1, dtype=np.int64)
+    seeds, images = len(sums), len(total)
     each = 1e4 * float(np.mean(squares - sums**2 / images)) / (images - 1)
-    mean = 1e4 * float(np.var(bits.sum(0, dtype=np.int32), ddof=1)) / seeds**2
+    mean = 1e4 * float(np.var(total, ddof=1)) / seeds**2
     common = (seeds * mean - each) / (seeds - 1)
     return max(0.0, common) / images, max(0.0, each - common) / images
 

@@ -46,7 +46,7 @@ class Estimate:
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the values; None below two."""
-        return statistics.stdev(self.values) if self.n > 1 else None
+        return _deviation(self.values) if self.n > 1 else None
 
     def shown(self, digits: int, *, sign: bool = False) -> str:
         """The mean with half its interval, such as ``81.3 ± 0.4``; empty without a value."""
@@ -73,7 +73,7 @@ def t_interval(values: Sequence[float]) -> Estimate:
     mean, n = statistics.mean(values), len(values)
     if n == 1:
         return Estimate(values, mean)
-    half = _t_edge(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    half = _t_edge(n - 1) * _deviation(values) / math.sqrt(n)
     return Estimate(values, mean, mean - half, mean + half)
 
 
@@ -87,7 +87,7 @@ def pooled_interval(values: Sequence[float], others: Sequence[Sequence[float]]) 
     """
     own = t_interval(values)
     rows = [row for row in (values, *others) if len(row) > 1]
-    deviations = [statistics.stdev(row) for row in rows]
+    deviations = [_deviation(tuple(row)) for row in rows]
     if own.mean is None or own.n < 2 or len(rows) < 2 or not any(deviations):
         return own
     if all(deviations) and stats.bartlett(*rows).pvalue < UNLIKE:
@@ -96,6 +96,9 @@ def pooled_interval(values: Sequence[float], others: Sequence[Sequence[float]]) 
     square = sum(d**2 * f for d, f in zip(deviations, freedom, strict=True)) / sum(freedom)
     half = _t_edge(sum(freedom)) * math.sqrt(square / own.n)
     return Estimate(own.values, own.mean, own.mean - half, own.mean + half)
+
+
+_deviation = functools.lru_cache(maxsize=4096)(statistics.stdev)
 
 
 @functools.lru_cache(maxsize=4096)

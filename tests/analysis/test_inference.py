@@ -26,6 +26,10 @@ def found(values, image=0.0, *, least=0.0, sequential=False):
     return float(values[0].mean() - values[1].mean()), noise
 
 
+def of_images(contrast):
+    return image_noise(contrast.sum(1), np.square(contrast).sum(1), contrast.sum(0))
+
+
 def drawn(rng, rows, seeds, *, deviation=0.5, image=0.0):
     values = rng.normal(0, deviation, (rows, seeds)) + rng.normal(0, deviation, seeds)
     return values + rng.normal(0, image, (rows, 1))
@@ -125,7 +129,7 @@ def test_images_that_all_seeds_share_are_told_from_each_seed_s_own():
     rng, images = np.random.default_rng(6), 20_000
     always = rng.choice([-1, 0, 1], images, p=[0.1, 0.8, 0.1])
     sometimes = rng.choice([-1, 0, 1], (4, images), p=[0.05, 0.9, 0.05])
-    shared, least = image_noise((always + sometimes).astype(np.int8))
+    shared, least = of_images(always + sometimes)
     assert shared * images == pytest.approx(1e4 * 0.2, rel=0.05)
     assert least * images == pytest.approx(1e4 * 0.1, rel=0.05)
 
@@ -152,7 +156,7 @@ def test_intervals_of_answers_by_image_hold_the_truth(rows, seeds, proportion):
         easy = own + rng.uniform(-1, 1, images) * math.sqrt(1 - apart)
         chance = 0.5 + 0.45 * easy + rng.normal(0, deviation, (rows, seeds, 1))
         right = (rng.random((rows, seeds, images)) < chance).astype(np.int8)
-        shared, least = image_noise(right[0] - right[1])
+        shared, least = of_images(right[0] - right[1])
         difference, noise = found(100 * right.mean(2), math.sqrt(shared), least=least / seeds)
         held += abs(difference) <= noise.edge(0.05)
     assert 0.93 <= held / trials <= CAREFUL.get((rows, seeds), 0.97)
