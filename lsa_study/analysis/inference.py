@@ -90,6 +90,20 @@ class Noise:
         return max(2 * float(special.stdtr(degrees, -distance / e)) for e, degrees in bounds)
 
     @property
+    def resolvable(self) -> float:
+        """The true difference that such intervals tell from 0 in 4 of 5 cases, points.
+
+        Solves for the non-centrality at which the two-sided test rejects with chance ``POWER``.
+        """
+        edge, degrees = self.edge(ALPHA) / self.error, min(1e6, self._degrees)
+
+        def missing(size: float) -> float:
+            # The other tail is below 1e-4 where the power is near 0.8.
+            return float(stats.nct.sf(edge, degrees, size)) - POWER
+
+        return float(optimize.brentq(missing, 0.0, 50 * edge)) * self.error
+
+    @property
     def _bounds(self) -> tuple[tuple[float, float], ...]:
         """Standard errors with their degrees of freedom; the widest of their intervals holds."""
         return (

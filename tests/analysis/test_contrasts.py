@@ -13,12 +13,7 @@ from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.contrasts import by_image, compare, contrast, mcnemar
 from lsa_study.analysis.inference import image_noise
 from lsa_study.analysis.rows import Row
-from lsa_study.analysis.statistics import (
-    kendall,
-    pooled_deviation,
-    resolvable,
-    t_interval,
-)
+from lsa_study.analysis.statistics import kendall
 
 
 def run_of(seed, bits):
@@ -211,23 +206,6 @@ def test_too_few_or_tied_rows_have_no_order():
 
 
 # -- power ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_resolvable_differences_are_found_in_four_of_five_cases(n):
-    draws = np.random.default_rng(n).normal(resolvable(n), 1.0, (4000, n))
-    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
-    assert found.mean() == pytest.approx(0.8, abs=0.025)
-
-
-def test_one_seed_resolves_nothing():
-    assert resolvable(1) is None
-
-
-def test_noise_is_pooled_by_degrees_of_freedom():
-    found = [t_interval(values) for values in ([1.0, 3.0], [1.0, 2.0, 3.0], [7.0], [])]
-    assert pooled_deviation(found) == pytest.approx(math.sqrt((2 + 2 * 1) / 3))
-    assert pooled_deviation(found[2:]) is None
 
 
 @pytest.mark.parametrize("numpy", [1, 2])

@@ -162,6 +162,19 @@ def test_intervals_of_answers_by_image_hold_the_truth(rows, seeds, proportion):
     assert 0.93 <= held / trials <= CAREFUL.get((rows, seeds), 0.97)
 
 
+@pytest.mark.parametrize(("rows", "image"), [(2, 0.0), (8, 0.0), (8, 0.2)])
+def test_resolvable_differences_are_found_in_four_of_five_cases(rows, image):
+    error = 0.2 * math.sqrt(2 / 3)
+    size = Noise(error, 2.0 * (rows - 1), math.sqrt(2) * image, 3, "").resolvable
+    rng, trials, hits = np.random.default_rng(8), 4000, 0
+    for _ in range(trials):
+        values = drawn(rng, rows, 3, deviation=0.2, image=image)
+        values[0] += size
+        difference, noise = found(values, math.sqrt(2) * image)
+        hits += abs(difference) > noise.edge(0.05)
+    assert hits / trials == pytest.approx(0.8, abs=0.02)
+
+
 def test_a_second_source_never_narrows_an_interval_and_least_bounds_it():
     alone, both = (Noise(0.5, 1, image, 2, "paired") for image in (0.0, 0.6))
     assert both.edge(0.05) >= alone.edge(0.05)
