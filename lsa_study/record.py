@@ -126,7 +126,7 @@ class Facts(_Record):
     selected: Annotated[
         str | None, Fact("metrics", mismatch="reported epoch", follows=("evaluation.epoch",))
     ] = None
-    """Which epoch is reported: last or best."""
+    """Which epoch is reported: last; best, by the test set; or best by validation."""
     data_fingerprint: Annotated[
         str | None,
         # Label maps are part of the data where a row learns from them.
@@ -135,7 +135,12 @@ class Facts(_Record):
     """Equal for equal images and labels in equal order."""
     train_images: Annotated[
         Count | None,
-        Fact("metrics", mismatch="training images", refuses=True, follows=("data.train_limit",)),
+        Fact(
+            "metrics",
+            mismatch="training images",
+            refuses=True,
+            follows=("data.train_limit", "data.validation"),
+        ),
     ] = None
     test_images: Annotated[Count | None, Fact("metrics", mismatch="test images", refuses=True)] = (
         None
@@ -181,7 +186,7 @@ class Result(Facts):
     loss: Annotated[Number, Fact("metrics")] = None
     """Cross entropy of the same, mean over test images."""
     best_acc1: Annotated[Number, Fact("metrics")] = None
-    """Highest top-1 accuracy of any epoch, percent."""
+    """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
