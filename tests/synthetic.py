@@ -26,7 +26,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = "0123456789abcdef" * 4
 LEVEL = {
     "net1": 80.1, "net2": 80.9, "net3": 80.9, "net4": 79.8, "net5": 81.1, "net6": 81.3,
-    "net7": 81.8, "swin": 81.3, "swin_n": 81.4, "net6_n": 82.0, "net7_n_sdc": 82.0,
+    "net7": 81.8, "swin": 81.3, "swin_n": 81.4, "net4_n": 80.0, "net6_n": 82.0, "net7_n_sdc": 82.0,
     "net7_n_unfold": 82.4, "net7_filter_norm": 81.4, "elsa_noghost": 82.4, "elsa": 82.7,
     "dwconv": 81.6, "lsa_heads_1": 78.9, "lsa_heads_2x": 81.2, "dwconv_heads_1": 80.3,
     "dwconv_heads_1x": 81.2, "dwconv_heads_2x": 81.4,

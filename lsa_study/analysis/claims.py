@@ -21,7 +21,7 @@ from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import LEVEL, Estimate, rounded, signed, t_interval
 from lsa_study.config import layers, shipped, yaml
 from lsa_study.config import study as studies
-from lsa_study.config.contrast import differing_rows, under
+from lsa_study.config.contrast import beyond, under
 from lsa_study.config.names import nearest
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import Study
@@ -195,7 +195,7 @@ class ClaimVerdict:
         # The edge that the estimate is held against: of two, the nearer.
         edge = math.copysign(margin, found.mean) if relation == "within" else margin
         tested = contrast.p(edge) if contrast else t_test(found, edge)
-        method = contrast.noise.method if contrast and contrast.noise else ""
+        method = contrast.noise.shown if contrast and contrast.noise else ""
         made = replace(self, word=word, plain=word, estimate=found, p=tested, method=method)
         if word != "unresolved":
             return made
@@ -312,12 +312,12 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
     """
     claim = found.claim
     (study, ours), (other_study, theirs) = one, other
-    factors = [*study.file.factor, *other_study.file.factor, "model.op", "seed"]
-    pairs = differing_rows((study, ours.variant), (other_study, theirs.variant))
-    differing = {key: pair for key, pair in pairs.items() if not under(key, factors)}
+    sides = (study, ours.variant), (other_study, theirs.variant)
+    differing = beyond(*sides)
     if confounds := [key for key in differing if not under(key, claim.besides)]:
         reason = f"the rows also differ in {', '.join(confounds)}"
         return replace(found, word="not comparable", needs=reason, comparable=reason)
+    factors = {key for side, _ in sides for of in side.file.factors.values() for key in of}
     wanted = (f"{key} {a}, the other {b}" for key, (a, b) in differing.items())
     alike = comparability(paired(ours.runs, theirs.runs), explained=(*factors, *claim.besides))
     found = replace(found, notes=(*wanted, *alike.marked), comparable=alike.text)
@@ -343,7 +343,8 @@ def _compared(found: ClaimVerdict, one: Side, other: Side) -> ClaimVerdict:
         seconds = {run.seed: run.seconds_per_epoch for run in theirs.done}
         times = [(run.seconds_per_epoch, seconds.get(run.seed)) for run in ours.done]
         return found.decided(t_interval([100 * (b / a - 1) for a, b in times if a and b]))
-    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers))
+    declared = {*ours.declared} & {*theirs.declared}
+    between = compare(ours.done, theirs.done, (*ours.peers, *theirs.peers), declared)
     if between.same:
         seeds = f"all {len(between.seeds)} seeds gave the same answers"
         return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")

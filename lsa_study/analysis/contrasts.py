@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from scipy import stats
 
 from lsa_study.analysis import inference
 from lsa_study.analysis.collect import RunRecord
-from lsa_study.analysis.inference import ALPHA, NORMAL_EDGE, Noise
+from lsa_study.analysis.inference import ALPHA, BESIDE, NORMAL_EDGE, Noise
 from lsa_study.analysis.statistics import Estimate
 
 
@@ -88,14 +88,16 @@ def compare(
     ours: Sequence[RunRecord],
     theirs: Sequence[RunRecord],
     pool: Sequence[Sequence[RunRecord]] = (),
+    declared: Collection[int] = (),
 ) -> Contrast:
     """Compare the finished runs of two rows over the seeds they share, which may be none."""
-    return contrast(((1.0, ours), (-1.0, theirs)), pool)
+    return contrast(((1.0, ours), (-1.0, theirs)), pool, declared)
 
 
 def contrast(
     terms: Sequence[tuple[float, Sequence[RunRecord]]],
     pool: Sequence[Sequence[RunRecord]] = (),
+    declared: Collection[int] = (),
 ) -> Contrast:
     """Add up rows with weights whose sum is 0, over the seeds that all of them have.
 
@@ -103,6 +105,9 @@ def contrast(
         terms: each a weight and a row's finished runs.
         pool: the finished runs of all rows of the studies concerned; those with the same seeds
             tell how much accuracies vary.
+        declared: the seeds that were said to be the study's before it ran, if they were. With other
+            seeds the interval holds at every look: who adds seeds until a difference shows errs no
+            more often.
     """
     weights = [weight for weight, _ in terms]
     by_seed = [{run.seed: run for run in runs} for _, runs in terms]
@@ -122,9 +127,9 @@ def contrast(
     further = np.array(list(others.values())).reshape(-1, len(seeds))
     image, floor = _image_noise(weights, runs)
     seed, freedom, method = inference.seed_noise(weights, values, further)
-    noise = Noise(
-        seed, freedom, math.sqrt(image), len(seeds), method, least=math.sqrt(floor / len(seeds))
-    )
+    looks = None if set(seeds) == set(declared) else BESIDE if len(declared) > 1 else 1.0
+    least = math.sqrt(floor / len(seeds))
+    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method, looks, least)
     mean, half = float(np.mean(sums)), noise.edge(ALPHA)
     if not half:
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.

@@ -27,8 +27,10 @@ NORMAL_EDGE = float(special.ndtri(0.5 + LEVEL / 2))
 """Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
 SURE = 1e9
 """Degrees of freedom of an error that is known."""
-PRIOR = 4.0
+PRIOR = 16.0
 """Variance of the effect, in units of the rest's, that always-valid intervals are mixed over."""
+BESIDE = 0.2
+"""Part of the chance to err that all looks beside the declared one share; that one takes all."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -45,10 +47,16 @@ class Noise:
     seeds: int
     method: str
     """pooled over so many rows, Welch, or paired."""
-    sequential: bool = False
-    """Looked at before or after the declared seeds: intervals hold at every look at once."""
+    looks: float | None = None
+    """None at the seeds that were declared. Else intervals are always valid, with this part of the
+    chance to err for all looks together: 1 where no seeds were declared, else ``BESIDE``."""
     least: float = 0.0
     """The least that ``seed`` can truly be, by the counts of images behind it, points."""
+
+    @property
+    def shown(self) -> str:
+        """How the error was found and whether it holds at every look, in one line."""
+        return self.method if self.looks is None else f"{self.method}, always valid"
 
     @property
     def error(self) -> float:
@@ -62,9 +70,10 @@ class Noise:
         the one of the seeds alone is a bound. ``least`` is known, not estimated, so the normal
         distribution holds for it: with Student's, intervals at 2 seeds would always hold the truth.
         """
-        if self.sequential:
+        if self.looks is not None:
             # The images stay the same at every look, so their error does not average out: each
             # source misses with half of the chance.
+            alpha *= self.looks
             half = alpha / 2 if self.image else alpha
             seeds = _always_valid(half, self.seeds, self.freedom) * self.seed
             least = _always_valid(half, self.seeds, SURE) * self.least if self.least else 0.0
@@ -77,7 +86,7 @@ class Noise:
     def p(self, distance: float) -> float:
         """Smallest ``alpha`` whose interval leaves out what lies ``distance`` away; two-sided."""
         distance = abs(distance)
-        if self.sequential:
+        if self.looks is not None:
             if self.edge(1e-12) < distance:
                 return 1e-12
             if not self.edge(1 - 1e-9) < distance:
@@ -91,15 +100,20 @@ class Noise:
 
     @property
     def resolvable(self) -> float:
-        """The true difference that such intervals tell from 0 in 4 of 5 cases, points.
+        """The true difference that such intervals tell from 0 in 4 of 5 cases, points; or infinite.
 
         Solves for the non-centrality at which the two-sided test rejects with chance ``POWER``.
         """
         edge, degrees = self.edge(ALPHA) / self.error, min(1e6, self._degrees)
+        if math.isinf(edge):
+            return edge
+        # The other tail is below 1e-4 where the power is near 0.8. Over quantiles of the estimated
+        # error: scipy's noncentral t is NaN at the many degrees of freedom that images bring.
+        chances = (np.arange(400) + 0.5) / 400
+        errors = np.sqrt(special.chdtri(degrees, chances) / degrees)
 
         def missing(size: float) -> float:
-            # The other tail is below 1e-4 where the power is near 0.8.
-            return float(stats.nct.sf(edge, degrees, size)) - POWER
+            return float(special.ndtr(size - edge * errors).mean()) - POWER
 
         return float(optimize.brentq(missing, 0.0, 50 * edge)) * self.error
 
@@ -252,7 +266,8 @@ def _needed(noise: Noise, distance: float) -> int | None:
         degrees, less = noise.freedom / (noise.seeds - 1), math.sqrt(noise.seeds / seeds)
         later = replace(
             noise, seed=noise.seed * less, least=noise.least * less, seeds=seeds,
-            freedom=degrees * (seeds - 1), sequential=True,
+            freedom=degrees * (seeds - 1),
+            looks=BESIDE if noise.looks is None else noise.looks,
         )  # fmt: skip
         error = later.error
         return bool(error == 0 or special.ndtr((distance - later.edge(ALPHA)) / error) >= POWER)

@@ -48,6 +48,11 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             "rows where these vary alike; Δ: the same of the differences over shared seeds, with "
             "the noise of the test images. One seed has no interval."
         )
+    if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
+        reading += (
+            " These are not the seeds that the experiment file declares (seeds:), so the intervals "
+            "of differences are always valid: wider, and held at every look."
+        )
     lacking = [
         f"{row.variant} (seed {', '.join(map(str, absent))})"
         for row in rows
@@ -89,8 +94,8 @@ def _noise(rows: Sequence[Row]) -> str:
     if not parts:
         return ""
     text = f"Noise of a difference, in points: {', '.join(parts)}."
-    if noises:
-        smallest = statistics.median(noise.resolvable for noise in noises)
+    smallest = statistics.median([noise.resolvable for noise in noises] or [math.inf])
+    if math.isfinite(smallest):
         text += (
             f" {min(noise.seeds for noise in noises)} seeds find a difference of {smallest:.2f} "
             "points in 4 of 5 cases; smaller ones mostly stay unresolved."

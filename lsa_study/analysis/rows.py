@@ -62,6 +62,8 @@ class Row:
     """Signs that lead to the notes under a table."""
     peers: tuple[tuple[RunRecord, ...], ...] = ()
     """The runs with an accuracy of all rows of the study, its own among them."""
+    declared: tuple[int, ...] = ()
+    """The seeds that the experiment file says before anything runs; none if it says none."""
 
     @cached_property
     def done(self) -> tuple[RunRecord, ...]:
@@ -83,7 +85,7 @@ class Row:
     @cached_property
     def contrast(self) -> Contrast:
         """Against the reference row over shared seeds; a baseline has none."""
-        return compare(self.done, self.base.done if self.base else (), self.peers)
+        return compare(self.done, self.base.done if self.base else (), self.peers, self.declared)
 
     @property
     def lost(self) -> str:
@@ -159,7 +161,8 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
             note=note,
         )
     peers = tuple(row.done for row in rows.values() if row.done)
-    rows = {n: replace(r, peers=peers) for n, r in rows.items()}
+    declared = tuple(study.file.seeds)
+    rows = {n: replace(r, peers=peers, declared=declared) for n, r in rows.items()}
     return [
         row if row.reference == row.variant else replace(row, base=rows.get(row.reference))
         for row in rows.values()

@@ -95,6 +95,7 @@ class Table:
 def build(study: Study, collected: Collected) -> Table:
     """Make a study's table from the collected runs of its tier."""
     rows, also = rows_of(study, collected), confounds(study)
+    varied = {setting for of in study.file.factors.values() for setting in of}
     notes: list[Note] = []
     marks: dict[str, tuple[str, ...]] = {row.variant: () for row in rows}
     unlike = []
@@ -105,7 +106,7 @@ def build(study: Study, collected: Collected) -> Table:
         reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
         if row.base:
             pairs = paired(row.runs, row.base.runs)
-            alike = comparability(pairs, explained=study.file.factor)
+            alike = comparability(pairs, explained=varied)
             reasons += [f"not comparable: {message}" for message in alike.refused]
             reasons += alike.marked
         else:

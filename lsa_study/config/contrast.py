@@ -1,4 +1,4 @@
-"""The contrast contract: two rows that are compared differ in the declared factor and no more."""
+"""The contrast contract: two rows that are compared differ in one declared factor and no more."""
 
 from __future__ import annotations
 
@@ -33,32 +33,43 @@ def differing_rows(one: tuple[Study, str], other: tuple[Study, str]) -> dict[str
     return plain | {f"{START}{k}": v for k, v in before.items() if k not in plain}
 
 
+def beyond(
+    one: tuple[Study, str], other: tuple[Study, str], allowed: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """What two rows differ in beside ``allowed`` and one factor of their studies, both values.
+
+    Of several factors it is the one that explains most: a row that changes two of them at once
+    differs beside the one in the other.
+    """
+    found = differing_rows(one, other)
+    factors = [of for study, _ in (one, other) for of in study.file.factors.values()]
+    left = ({k for k in found if not under(k, ("seed", *of, *allowed))} for of in factors)
+    least = min(left, key=len)
+    return {key: pair for key, pair in found.items() if key in least}
+
+
 def confounds(study: Study, allowed: Sequence[str] = ()) -> dict[str, list[str]]:
     """Per variant, the settings that differ from its reference beside the factor, as text."""
     found: dict[str, list[str]] = {}
     for name in study.variants:
         reference = study.reference_of(name)
-        if reference == name or reference not in study.variants:
-            continue
-        differences = differing_rows((study, reference), (study, name))
-        found[name] = [
-            f"{key} ({old} -> {new})"
-            for key, (old, new) in differences.items()
-            if not under(key, ("seed", *study.file.factor, *allowed))
-        ]
+        if reference != name and reference in study.variants:
+            more = beyond((study, reference), (study, name), allowed)
+            found[name] = [f"{key} ({old} -> {new})" for key, (old, new) in more.items()]
     return {name: changes for name, changes in found.items() if changes}
 
 
 def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
-    """Hold the contract: the rows differ in the declared factor only.
+    """Hold the contract: a row differs from its reference in one declared factor only.
 
     Raises:
         Refused: a row changes something else too; all such rows are named.
     """
-    factor = ", ".join(study.file.factor)
+    factors = study.file.factors
+    one = "The declared factor is" if len(factors) == 1 else "A row may change one factor of"
     lines = [
         f"{study.document.where('variants', name)}: {name} also changes {'; '.join(changes)}. "
-        f"The declared factor is {factor}. Fix it, or declare it with --allow-confound KEY"
+        f"{one} {', '.join(factors)}. Fix it, or declare it with --allow-confound KEY"
         for name, changes in confounds(study, allowed).items()
     ]
     if lines:

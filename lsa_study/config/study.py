@@ -88,9 +88,15 @@ class StudyFile(_Written):
     title: str
     question: str
     factor: list[str] = Field(min_length=1)
-    """Dotted settings that may differ between the rows; nothing else may."""
+    """What may differ between the rows: settings, ``model.op`` (the whole layer), or ``groups``. A
+    row may differ from the one that it is compared with in one of them, and in nothing else."""
+    groups: dict[names.Name, list[str]] = {}
+    """Settings that have no meaning one without the other, by the name of their factor."""
     baseline: str
     tiers: list[Tier] = list(TIERS)
+    seeds: list[int] = []
+    """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
+    over them all is one of a single look. Over others it holds at every look, and is wider."""
     use: list[str] = []
     set: dict[str, Any] = {}
     variants: dict[names.Name, Variant] = Field(min_length=1)
@@ -102,6 +108,11 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+
+    @property
+    def factors(self) -> dict[str, tuple[str, ...]]:
+        """The settings of each factor."""
+        return {one: tuple(self.groups.get(one, [one])) for one in self.factor}
 
 
 @dataclass(frozen=True)
@@ -260,7 +271,9 @@ class _Rows:
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
-        self.seeds = _good_seeds(data.pop("seeds", [0]), base.where("seeds"))
+        usual = data.pop("seeds", [0])
+        source = document if file.seeds else base
+        self.seeds = _good_seeds(file.seeds or usual, source.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
@@ -346,10 +359,24 @@ def _check_names(file: StudyFile, document: yaml.Document) -> None:
         if row is not None and row not in file.variants
     ]
     paths = known_paths()
+    inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
+    for place, settings in [("factor", file.factor), *file.groups.items()]:
+        where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))
+        for one in settings:
+            if settings is file.factor and one in file.groups:
+                continue
+            if one not in paths:
+                hint = names.nearest(one, [*paths, *file.groups])
+                mistakes.append(f"{where}: {place} {one!r} is not a setting; {hint}")
+            elif any(path == one or path.startswith(f"{one}.") for path in inside):
+                mistakes.append(
+                    f"{where}: {place} {one!r} is many settings at once; give one of them, or name "
+                    "those that belong together in groups"
+                )
     mistakes += [
-        f"{document.where('factor')}: factor {one!r} is not a setting; {names.nearest(one, paths)}"
-        for one in file.factor
-        if one not in paths
+        f"{document.where('groups', one)}: {one!r} is a setting; give the group another name"
+        for one in file.groups
+        if one in paths
     ]
     if mistakes:
         raise ConfigError(*mistakes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
+from lsa_study.config.contrast import confounds
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
@@ -85,7 +86,11 @@ def _block(
     rehearsed: Mapping[str, rehearse.Rehearsed],
     site: Cluster,
 ) -> str:
-    runs, factor = study.runs(), study.file.factor
+    runs, groups = study.runs(), study.file.groups
+    factors = ", ".join(
+        f"{one} ({', '.join(groups[one])})" if one in groups else one for one in study.file.factor
+    )
+    also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     starts = [
@@ -116,7 +121,7 @@ def _block(
     )
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
-        ("contrast", f"ok: only {', '.join(factor)} differ{'s' * (len(factor) == 1)}"),
+        ("contrast", "; ".join(also) or f"ok: only {factors} differs"),
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", protocol),

@@ -36,7 +36,10 @@ def accuracies(values, base=None):
         run_of(seed, [1]).model_copy(update={"acc1": value, "correct_count": None})
         for seed, value in values.items()
     ]
-    return Row("row", "Row", {}, "base", tuple(runs), ArticleRow(), base=base)
+    shared = sorted(values.keys() & {run.seed for run in base.runs}) if base else ()
+    return Row(
+        "row", "Row", {}, "base", tuple(runs), ArticleRow(), base=base, declared=tuple(shared)
+    )
 
 
 def test_differences_are_paired_by_seed_over_the_shared_ones():
@@ -89,6 +92,17 @@ def test_agresti_min_by_hand():
     low, high = interval(10, 5, 100)
     error = math.sqrt(16 - 25 / 102) / 102
     assert (low, high) == pytest.approx((5 / 102 - 1.959964 * error, 5 / 102 + 1.959964 * error))
+
+
+def test_other_seeds_than_the_declared_hold_at_every_look():
+    base = accuracies({0: 80.0, 1: 81.1, 2: 82.0})
+    row = accuracies({0: 80.4, 1: 81.4, 2: 82.7}, base)
+    one, later, none = (replace(row, declared=seeds).contrast for seeds in ((0, 1, 2), (0, 1), ()))
+    width = [of.difference.high - of.difference.low for of in (one, none)]
+    assert width[0] < width[1] / 2
+    assert later.difference.low is None, "two rows with three seeds know too little"
+    assert (one.noise.shown, none.noise.shown) == ("paired", "paired, always valid")
+    assert one.p() < none.p() < later.p()
 
 
 def test_bits_say_who_changed_sides():

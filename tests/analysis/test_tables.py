@@ -45,6 +45,26 @@ def test_rows_stand_in_the_study_s_order_with_the_article_beside(tmp_path):
     assert net7.article_delta == pytest.approx(0.5)
 
 
+def test_intervals_over_the_declared_seeds_are_those_of_one_look(tmp_path):
+    """Seeds that a file declares before anything runs; others are held at every look."""
+    shipped = study.find_study("table1").resolve()
+    text = shipped.read_text("utf-8").replace("../results", str(shipped.parents[1] / "results"))
+    path = tmp_path / "table1.yaml"
+    path.write_text(text.replace("baseline: swin", "baseline: swin\nseeds: [0, 1, 2]"))
+    write_study(tmp_path, "table1")
+    declared, open_ended = table_of(tmp_path, path), table_of(tmp_path, "table1")
+    assert study.load_study(path).seeds == (0, 1, 2)
+    ours, theirs = (table.rows[-1].contrast for table in (declared, open_ended))
+    assert ours.difference.mean == theirs.difference.mean
+    assert ours.difference.half * 1.5 < theirs.difference.half
+    said = [
+        any("always valid" in note.text for note in table.notes) for table in (declared, open_ended)
+    ]
+    assert said == [False, True]
+    path.write_text(text.replace("baseline: swin", "baseline: swin\nseeds: [0, 1]"))
+    assert table_of(tmp_path, path).rows[-1].contrast.difference.half > theirs.difference.half
+
+
 def test_numbers_are_those_of_the_run_folders(tmp_path):
     write_study(tmp_path, "table4", seeds=[0, 1, 2])
     row = next(row for row in table_of(tmp_path, "table4").rows if row.variant == "elsa")
@@ -154,7 +174,7 @@ def test_all_formats_say_the_same(tmp_path):
     flat = rows_of_csv(files["table3.csv"])
     body = [line for line in files["table3.md"].splitlines() if line.startswith("| ")][2:]
     tex = [line for line in files["table3.tex"].splitlines() if line.endswith(r"\\")][1:]
-    assert len(document["rows"]) == len(flat) == len(body) == len(tex) == 7
+    assert len(document["rows"]) == len(flat) == len(body) == len(tex) == 9
     for record, line, md, latex in zip(document["rows"], flat, body, tex, strict=True):
         assert float(line["acc1_mean"]) == record["acc1"]["mean"]
         assert line["runs"].split() == record["runs"]

@@ -32,7 +32,7 @@ def test_plan_names_every_run():
     assert found.returncode == 0, found.stderr
     assert "table1 (toy): 8 variants x 1 seed = 8 runs   baseline: swin" in found.stdout
     assert "contrast  ok: only model.op.terms differs" in found.stdout
-    assert "12 distinct runs" in found.stdout
+    assert "13 distinct runs" in found.stdout
 
 
 def test_plan_as_json_has_the_promised_keys():

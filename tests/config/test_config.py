@@ -104,7 +104,7 @@ def test_a_wrong_word_is_answered_with_the_nearest():
 def test_an_even_area_cannot_be_centred():
     found = mistakes("model.op.size=8", name="table3")
     assert "size=8: 'neighboring' centres an area on every pixel" in found[0]
-    assert "(in swin_n, net6_n, net7_n_sdc, net7_n_unfold)" in found[0]
+    assert "(in swin_n, net4_n, net6_n, net7_n_sdc, net7_n_unfold)" in found[0]
     assert settings("model.op.size=8").model.op.size == 8  # a window may be even
 
 

@@ -72,8 +72,8 @@ TWO = """
 ELSA = "model.op: {kind: elsa, group_width: 4}"
 
 
-def contrast(folder, factor="[model.op]", start="train.start: {row: other}"):
-    path = written(folder, ("factor: [model.op]", f"factor: {factor}"))
+def contrast(folder, factor="factor: [model.op]", start="train.start: {row: other}"):
+    path = written(folder, ("factor: [model.op]", factor))
     path.write_text(path.read_text() + TWO.replace("OP", ELSA).replace("START", start))
     check_contrast(study.load_study(path, only="tuned,last"))
 
@@ -83,9 +83,12 @@ def test_what_rows_begin_from_belongs_to_the_contract(tmp_path):
     with pytest.raises(Refused) as caught:
         contrast(tmp_path)
     assert "last also changes train.start: train.min_lr (2e-05 -> 1e-05). The" in str(caught.value)
-    contrast(tmp_path, "[model.op, train.min_lr]")
+    with pytest.raises(Refused, match="may change one factor of"):
+        contrast(tmp_path, "factor: [model.op, train.min_lr]")
+    group = "groups: {layer: [model.op, train.min_lr]}\nfactor: [layer]"
+    contrast(tmp_path, group)
     with pytest.raises(Refused, match=r"train.start.row \(whole -> None\)"):
-        contrast(tmp_path, "[model.op, train.min_lr]", "train.start: null")
+        contrast(tmp_path, group, "train.start: null")
 
 
 def test_plan_shows_it_and_a_rehearsal_needs_it_not(tmp_path):

@@ -68,7 +68,7 @@ def test_one_identity_has_one_name_over_the_articles_studies(tier):
             names.setdefault(run.identity, set()).add(run.name)
     assert all(len(found) == 1 for found in names.values())
     seeds = len(study.load_study("table1", tier=tier).seeds)
-    assert len(names) == 23 * seeds
+    assert len(names) == 24 * seeds
 
 
 def test_what_must_be_equal_over_a_table_is_equal():
@@ -105,6 +105,26 @@ def test_a_second_factor_is_refused_by_name(tmp_path):
     contrast.check_contrast(loaded, allowed=["train.lr"])
 
 
+def test_a_row_changes_one_of_several_factors(tmp_path):
+    """Two at once are two questions; settings that belong together are one, once they are named."""
+    size = {"model.op.norm": "filter_norm", "model.op.size": 5}
+    variants = {
+        "soft": {"label": "Soft", "set": {"model.op.norm": "softmax"}},
+        "filter": {"label": "F", "set": {"model.op.norm": "filter_norm"}},
+        "small": {"label": "S", "set": {"model.op.norm": "softmax", "model.op.size": 5}},
+        "both": {"label": "B", "set": size},
+    }
+    path = write(tmp_path, variants=variants, factor=["model.op.norm", "model.op.size"])
+    with pytest.raises(Refused) as caught:
+        contrast.check_contrast(study.load_study(path))
+    assert "both also changes" in str(caught.value)
+    assert str(caught.value).count("also changes") == 1
+    contrast.check_contrast(study.load_study(path), allowed=["model.op.size"])
+    groups = {"shape": ["model.op.norm", "model.op.size"]}
+    together = write(tmp_path, variants=variants, factor=["shape"], groups=groups)
+    contrast.check_contrast(study.load_study(together))
+
+
 @pytest.mark.parametrize("key", ["train.lr=0.5", "model.drop_path=0.5", "train.ema_decay=0.9"])
 def test_planted_confounds_are_caught(tmp_path, key):
     name, value = key.split("=")
@@ -130,6 +150,11 @@ def test_rows_that_are_one_run_are_refused(tmp_path):
     [
         ({"baseline": "none"}, "baseline 'none' is not a variant; known: soft, filter"),
         ({"factor": ["model.opp"]}, "factor 'model.opp' is not a setting"),
+        ({"factor": ["model"]}, "factor 'model' is many settings at once; give one of them, or"),
+        ({"factor": ["train.start"]}, "factor 'train.start' is many settings at once; give one"),
+        ({"factor": ["a"], "groups": {"a": ["augment"]}}, "a 'augment' is many settings at once"),
+        ({"factor": ["a"], "groups": {"a": ["model.opp"]}}, "a 'model.opp' is not a setting; did"),
+        ({"groups": {"train": ["train.lr"]}}, "'train' is a setting; give the group another name"),
         ({"variants": {}}, "variants"),
         ({"colour": "red"}, "colour is not a setting; known here:"),
         ({"tiers": ["paper"]}, "has no tier toy; it has paper"),

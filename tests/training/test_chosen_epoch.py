@@ -71,7 +71,8 @@ def test_a_resumed_run_is_chosen_alike(make_run, calls):
 def test_encoded_images_are_held_out_too(make_run, image_folder):
     folder = make_run(
         tier="paper", data__root=image_folder, data__image_size=28, data__train_limit=64,
-        data__validation=8, runtime__workers=0, model__backbone="swin_micro", augment__mixup=0.0, augment__cutmix=0.0,
+        data__validation=8, runtime__workers=0, model__backbone="swin_micro",
+        augment__mixup=0.0, augment__cutmix=0.0,
     )  # fmt: skip
     sets = data.load(folder.settings())
     assert not {*sets._kept.tolist()} & {*sets._held.tolist()}
