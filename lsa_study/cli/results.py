@@ -83,13 +83,14 @@ def why(
 def diff(
     one: Annotated[str, typer.Argument(metavar="RUN")],
     other: Annotated[str, typer.Argument(metavar="RUN")],
+    tier: opt.MaybeTier = None,
     results: opt.OldResults = opt.RESULTS,
     as_json: opt.AsJson = False,
 ) -> None:
     """Compare two finished runs: settings, code, environment, metrics."""
     from lsa_study.analysis import provenance
 
-    found = provenance.diff(results, one, other)
+    found = provenance.diff(results, one, other, tier)
     typer.echo(json.dumps(found, indent=2) if as_json else provenance.diff_text(found))
 
 

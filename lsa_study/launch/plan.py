@@ -142,9 +142,11 @@ def _block(
         costs = [("cost", unknown)]
     data, train = runs[0].settings.data, runs[0].settings.train
     limits = {"images": data.train_limit, "test images": data.test_limit}
-    parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)
+    parts = [f"first {number} {what}" for what, number in limits.items() if number]
+    parts += [f"{data.validation} images held out"] if data.validation else []
+    limited = f" ({', '.join(parts)})" if parts else ""
     protocol = (
-        f"{data.name}{f' ({parts})' if parts else ''} at {data.image_size} px, "
+        f"{data.name}{limited} at {data.image_size} px, "
         f"{runs[0].settings.model.backbone}, {train.epochs} epochs, batch {train.batch_size}, "
         f"lr {train.lr:g}"
     )
