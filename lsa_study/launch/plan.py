@@ -17,6 +17,7 @@ from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
 from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
+from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
@@ -140,23 +141,13 @@ def _block(
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
         costs = [("cost", unknown)]
-    data, train = runs[0].settings.data, runs[0].settings.train
-    limits = {"images": data.train_limit, "test images": data.test_limit}
-    parts = [f"first {number} {what}" for what, number in limits.items() if number]
-    parts += [f"{data.validation} images held out"] if data.validation else []
-    limited = f" ({', '.join(parts)})" if parts else ""
-    protocol = (
-        f"{data.name}{limited} at {data.image_size} px, "
-        f"{runs[0].settings.model.backbone}, {train.epochs} epochs, batch {train.batch_size}, "
-        f"lr {train.lr:g}"
-    )
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("about", study.about),
         ("contrast", "; ".join(also) or f"ok: only {factors} differs"),
         ("reuse", done),
         ("shared", "; ".join(shared)),
-        ("train", protocol),
+        ("train", _protocol(runs[0].settings)),
         ("start", "; ".join(starts)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
@@ -167,6 +158,18 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+
+
+def _protocol(settings: Settings) -> str:
+    data, train = settings.data, settings.train
+    limits = {"images": data.train_limit, "test images": data.test_limit}
+    parts = [f"first {number} {what}" for what, number in limits.items() if number]
+    parts += [f"{data.validation} images held out"] if data.validation else []
+    limited = f" ({', '.join(parts)})" if parts else ""
+    return (
+        f"{data.name}{limited} at {data.image_size} px, {settings.model.backbone}, "
+        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
+    )
 
 
 def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:
