@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lsa_study.config.settings import Settings
@@ -42,19 +43,21 @@ class ArticleRow:
         path = study.document.path.parent / study.file.article.csv
         place = study.document.where("variants", variant, "paper")
         try:
-            found = table = read_csv(path)
+            table = read_csv(path)
         except (OSError, ValueError) as error:
             problem = f"cannot be read ({error}); give a CSV file"
             raise ConfigError(f"{place}: {path}: {problem}") from None
         if unknown := [name for name in (*keys, column) if name not in table]:
             problem = f"has no column {', '.join(unknown)}; it has {', '.join(map(str, table))}"
             raise ConfigError(f"{place}: {path.name} {problem}")
+        chosen = np.ones(len(table), bool)
         for name, value in keys.items():
-            found = found[found[name] == str(value)]
-        if len(found) != 1:
-            problem = f"{keys} is {len(found)} rows of {path.name}; single out one"
+            chosen &= table[name].to_numpy() == str(value)
+        if chosen.sum() != 1:
+            problem = f"{keys} is {chosen.sum()} rows of {path.name}; single out one"
             raise ConfigError(f"{place}: {problem}")
-        cells: dict[str, str] = dict(found.iloc[0])
+        at = int(chosen.argmax())
+        cells = {str(name): str(table[name].to_numpy()[at]) for name in table}
         if text := cells[column]:
             return cls(float(text), cells=cells)
         return cls(word=cells.get("status", "").replace("_", " "), cells=cells)

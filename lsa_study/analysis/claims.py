@@ -286,11 +286,15 @@ def _trend(found: ClaimVerdict, steps: Sequence[Contrast]) -> ClaimVerdict:
     """
     margin, pairs = float(found.claim.margin), found.claim.compared
     rising: list[float] = []
-    for step in steps:
+    untested: list[tuple[float, int]] = []
+    for at, step in enumerate(steps):
         p, mean = step.p(margin), step.difference.mean
         if p is None or mean is None or step.same:
-            return _over_seeds(found, step)
-        rising.append(p / 2 if mean > margin else 1 - p / 2)
+            untested.append((-math.inf if mean is None else mean, at))
+        else:
+            rising.append(p / 2 if mean > margin else 1 - p / 2)
+    if untested:
+        return _over_seeds(found, steps[min(untested)[1]])
     at = rising.index(max(rising))
     against = min(1.0, len(steps) * (1 - rising[at]))
     p = min(rising[at], against)

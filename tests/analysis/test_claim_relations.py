@@ -76,6 +76,15 @@ def test_a_trend_is_judged_by_its_smallest_step(tmp_path, change, plain, mean):
     assert got.method.startswith("smallest of 2 steps, table5/")
 
 
+def test_a_trend_of_one_seed_shows_its_smallest_step_and_stays_open(tmp_path):
+    for run in study.load_study("table5", tier="proxy", seeds=[0]).runs():
+        changes = {"acc1": (ORDERS | {"net7_n_unfold": 77.0}).get(run.variant, 60.0)}
+        write_run(tmp_path, run, changes=changes)
+    got = judged(tmp_path, "table5-order-trend")
+    assert got.verdict == "unresolved (at least 2 more seeds)"
+    assert got.estimate.mean == pytest.approx(1.0)
+
+
 def test_the_p_of_a_trend_is_the_largest_of_its_steps(tmp_path):
     written(tmp_path, "table5", ORDERS | {"net7_n_unfold": 76.8}, spread=0.3)
     got = {one.claim.id: one for one in claims.judge_tier(tmp_path, "proxy")}
