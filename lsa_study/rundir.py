@@ -305,7 +305,7 @@ class RunDir(OwnedFolder):
             ValueError: the file cannot be read, or is about another number of images.
         """
         try:
-            bits, counts = map(_array, _members(read_whole(self.correct_bits) or b""))
+            bits, counts = _arrays(read_whole(self.correct_bits) or b"")
             count = int(counts[0])
         except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
             raise ValueError(f"{self.correct_bits}: is unreadable") from None
@@ -320,8 +320,10 @@ _MEMBER = re.compile(
 )
 
 
-def _members(content: bytes) -> tuple[bytes, bytes]:
-    """The files ``bits`` and ``count`` of an archive, each as its checksum says."""
+def _arrays(content: bytes) -> list[npt.NDArray[Any]]:
+    """``bits`` and ``count`` of an archive, each as its checksum says."""
+    import numpy as np
+
     found, at = {}, 0
     # zipfile takes ten times as long, which is felt with thousands of runs.
     while head := _MEMBER.match(content, at):
@@ -329,20 +331,17 @@ def _members(content: bytes) -> tuple[bytes, bytes]:
         found[head[2]] = content[head.end() : at]
         if zlib.crc32(found[head[2]]) != int.from_bytes(head[1], "little"):
             raise ValueError("damaged")
-    if len(found) == 2 and content[-22:-18] == b"PK\x05\x06":
-        return found[b"bits"], found[b"count"]
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        return file.read("bits.npy"), file.read("count.npy")
-
-
-def _array(content: bytes) -> npt.NDArray[Any]:
-    import numpy as np
-
-    # NumPy evaluates Python to read a header, which takes most of the time of np.load.
-    kind = re.match(rb"\x93NUMPY\x01.{3}\{'descr': '([<|][iu]\d)'", content, re.DOTALL)
-    if kind is None:
-        raise ValueError("not an array of whole numbers")
-    return np.frombuffer(content, kind[1].decode(), offset=content.index(b"\n", 10) + 1)
+    if len(found) < 2 or content[-22:-18] != b"PK\x05\x06":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            found = {name: archive.read(f"{name.decode()}.npy") for name in (b"bits", b"count")}
+    arrays = []
+    for file in (found[b"bits"], found[b"count"]):
+        # NumPy evaluates Python to read a header, which takes most of the time of np.load.
+        kind = re.match(rb"\x93NUMPY\x01.{3}\{'descr': '([<|][iu]\d)'", file, re.DOTALL)
+        if kind is None:
+            raise ValueError("not an array of whole numbers")
+        arrays.append(np.frombuffer(file, kind[1].decode(), offset=file.index(b"\n", 10) + 1))
+    return arrays
 
 
 def identity_of(name: str) -> str:

@@ -75,7 +75,8 @@ class Noise:
             # source misses with half of the chance.
             alpha *= self.looks
             half = alpha / 2 if self.image else alpha
-            seeds = _always_valid(half, self.seeds, self.freedom) * self.seed
+            times = _always_valid(half, self.seeds, self.freedom)
+            seeds = times * self.seed if math.isfinite(times) else times
             least = _always_valid(half, self.seeds, SURE) * self.least if self.least else 0.0
             return math.hypot(max(seeds, least), float(special.ndtri(1 - half / 2)) * self.image)
         return max(

@@ -150,21 +150,18 @@ class Trainer:
                 while self.progress.epoch < self.settings.train.epochs:
                     self._end_epoch(self._train_epoch())
                     self._save()
-            return self._report()
+                at, evaluation = self.progress, self.settings.evaluation
+                chosen = at.best if evaluation.epoch == "best" else at.last
+                if not self.held_out:
+                    return chosen
+                network = self.stepper.reported()
+                if at.best_weights:
+                    network.load_state_dict(at.best_weights)
+                tested = self._evaluate(network, held_out=False)
+                averaged = tested.acc1 if evaluation.weights == "ema" else None
+                return replace(tested, epoch=chosen.epoch, ema_acc1=averaged)
         finally:
             self._note_costs()
-
-    def _report(self) -> Report:
-        at, evaluation = self.progress, self.settings.evaluation
-        chosen = at.best if evaluation.epoch == "best" else at.last
-        if not self.held_out:
-            return chosen
-        network = self.stepper.reported()
-        if at.best_weights:
-            network.load_state_dict(at.best_weights)
-        tested = self._evaluate(network, held_out=False)
-        averaged = tested.acc1 if evaluation.weights == "ema" else None
-        return replace(tested, epoch=chosen.epoch, ema_acc1=averaged)
 
     def _write_trace(self, recorded: profile) -> None:
         """Write a trace for Perfetto: once all its steps are done, or what there is at the end."""

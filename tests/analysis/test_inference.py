@@ -190,6 +190,7 @@ def test_resolvable_differences_are_found_in_four_of_five_cases(rows, image):
 def test_a_second_source_never_narrows_an_interval_and_least_bounds_it():
     alone, both = (Noise(0.5, 1, image, 2, "paired") for image in (0.0, 0.6))
     assert both.edge(0.05) >= alone.edge(0.05)
+    assert Noise(0.0, 1, 0.3, 2, "paired", BESIDE).edge(0.05) == math.inf
     zero = Noise(0.0, 1, 0.3, 2, "paired", least=0.4)
     assert zero.edge(0.05) == pytest.approx(1.96 * 0.5, abs=1e-4)
     assert zero.p(0.98) == pytest.approx(0.05, rel=1e-3)
