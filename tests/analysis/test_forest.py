@@ -1,7 +1,6 @@
 """All claims against their margins, and ours against the article, as pictures."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from synthetic import write_study
@@ -100,16 +99,22 @@ def test_claims_without_an_estimate_are_counted_alone():
     assert drawn() is None
 
 
+THREE = ["table5/elsa_noghost", "table5/net6_n", "table5/dwconv"]
+
+
 @pytest.mark.parametrize(
-    ("relation", "value", "held"), [("near", 1.4, (1.1, 1.7)), ("trend", None, None)]
+    ("claim", "held"),
+    [
+        ({"relation": "near", "value": 1.4, "margin": 0.3}, (1.1, 1.7)),
+        ({"relation": "trend", "rows": THREE}, (0.0, 1.5)),
+        ({"relation": "above", "margin": -0.3}, (-0.3, 1.5)),
+    ],
 )
-def test_other_relations_are_drawn_as_far_as_they_are_known(monkeypatch, relation, value, held):
-    one = verdict("other", margin=0.3)
-    claim = SimpleNamespace(relation=relation, margin=0.3, value=value, text="Other.")
-    monkeypatch.setattr(ClaimVerdict, "as_json", lambda _: {"unit": "points"})
-    (axes,) = drawn(replace(one, claim=claim)).axes
+def test_the_span_is_where_the_claim_holds(claim, held):
+    (axes,) = drawn(verdict("other", **claim)).axes
     assert [value for _, value, _ in marks(axes)] == [1.0]
-    assert spans(axes) == ([] if held is None else [pytest.approx(held)])
+    ((low, high),) = spans(axes)
+    assert (low, min(high, held[1])) == pytest.approx(held)
 
 
 def test_a_wide_interval_does_not_hide_the_others():

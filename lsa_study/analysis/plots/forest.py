@@ -91,12 +91,12 @@ def _panel(axes: Axes, mine: Sequence[ClaimVerdict]) -> None:
     for one, place in zip(mine, below, strict=True):
         colour, marker = style.VERDICTS.get(one.word, (style.QUIET, "o"))
         tall = [place - 0.42, place + 0.42]
-        if (span := _span(one)) is not None:
-            start, stop = (min(max(end, left), right) for end in span)
-            axes.fill_betweenx(tall, start, stop, color=style.QUIET, alpha=SHADE, lw=0)
-            for end in span:
-                if math.isfinite(end) and end:
-                    axes.plot([end] * 2, tall, color=style.QUIET, lw=0.9)
+        span = _span(one)
+        start, stop = (min(max(end, left), right) for end in span)
+        axes.fill_betweenx(tall, start, stop, color=style.QUIET, alpha=SHADE, lw=0)
+        for end in span:
+            if math.isfinite(end) and end:
+                axes.plot([end] * 2, tall, color=style.QUIET, lw=0.9)
         mean, *interval = _ends(one)
         if len(set(interval)) == 2:
             axes.plot(interval, [place] * 2, color=colour, lw=2.2, alpha=0.6)
@@ -109,19 +109,12 @@ def _panel(axes: Axes, mine: Sequence[ClaimVerdict]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _span(one: ClaimVerdict) -> tuple[float, float] | None:
-    """Where the estimate of a claim must lie for it to hold; None for a relation not known here."""
-    claim, margin = one.claim, float(one.claim.margin)
-    match str(claim.relation):
-        case "above":
-            return margin, math.inf
-        case "within":
-            return -margin, margin
-        case "near" if (value := getattr(claim, "value", None)) is not None:
-            return float(value) - margin, float(value) + margin
-        case "ends":
-            return 50.0, math.inf
-    return None
+def _span(one: ClaimVerdict) -> tuple[float, float]:
+    """Where the estimate of a claim must lie for it to hold."""
+    if one.claim.relation in ("ends", "signs"):  # more than half of the runs, or of the pairs
+        return 50.0, math.inf
+    edges = one.claim.edges
+    return edges[0], edges[1] if len(edges) > 1 else math.inf
 
 
 def _ends(one: ClaimVerdict) -> list[float]:
@@ -132,7 +125,7 @@ def _ends(one: ClaimVerdict) -> list[float]:
 
 def _limits(mine: Sequence[ClaimVerdict]) -> tuple[float, float]:
     """An axis that holds every mean and margin, and intervals as far as they are no wider."""
-    margins = [end for one in mine for end in _span(one) or () if math.isfinite(end)]
+    margins = [end for one in mine for end in _span(one) if math.isfinite(end)]
     core = [0.0, *margins, *(_ends(one)[0] for one in mine)]
     low, high = min(core), max(core)
     room = (high - low) or 1.0
