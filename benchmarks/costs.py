@@ -1,7 +1,8 @@
-"""Count parameters and multiply-adds of the networks whose costs tables show.
+"""Count parameters and multiply-adds of the networks whose costs tables show or claims are about.
 
-They stand in ``results/benchmarks/costs.json``, so that tables are written without torch; a test
-counts them anew. Run it after a change of such a study: ``python benchmarks/costs.py``.
+They stand in ``results/benchmarks/costs.json``, so that tables and verdicts are written without
+torch; a test counts them anew. Run it after a change of such a study or claim:
+``python benchmarks/costs.py``.
 """
 
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 
 from lsa_study.analysis.article import network_key
+from lsa_study.analysis.ledger import Claims
+from lsa_study.analysis.measured import COUNTED
 from lsa_study.config import study
 from lsa_study.files import write_json
 from lsa_study.measure import count
@@ -19,14 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Count every row of the studies that show costs."""
+    """Count every row of the studies that show costs, and those that claims of costs name."""
     networks = {}
+    claimed = {row for one in Claims.read() if one.metric in COUNTED for row in one.rows}
     for path in sorted((ROOT / "experiments").glob("table*.yaml")):
-        for tier in study.tiers_of(str(path)):
-            loaded = study.load_study(path, tier=tier)
-            if loaded.file.costs is None:
-                continue
+        if "paper" in study.tiers_of(str(path)):
+            loaded = study.load_study(path, tier="paper")
             for name, settings in loaded.variants.items():
+                if loaded.file.costs is None and f"{path.stem}/{name}" not in claimed:
+                    continue
                 key, side = network_key(settings), settings.data.image_size
                 if key not in networks:
                     with torch.device("meta"), Unbounded():

@@ -129,3 +129,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def last_lines(path: Path, count: int = 20) -> list[str]:
+    """The last lines of a file that hold something; none if it cannot be read."""
+    try:
+        with open(path, "rb", opener=plain_file) as file:
+            file.seek(max(0, path.stat().st_size - 400 * count))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]

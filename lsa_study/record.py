@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -125,7 +126,7 @@ class Facts(_Record):
     selected: Annotated[
         str | None, Fact("metrics", mismatch="reported epoch", follows=("evaluation.epoch",))
     ] = None
-    """Which epoch is reported: last or best."""
+    """Which epoch is reported: last; best, by the test set; or best by validation."""
     data_fingerprint: Annotated[
         str | None,
         # Label maps are part of the data where a row learns from them.
@@ -134,7 +135,12 @@ class Facts(_Record):
     """Equal for equal images and labels in equal order."""
     train_images: Annotated[
         Count | None,
-        Fact("metrics", mismatch="training images", refuses=True, follows=("data.train_limit",)),
+        Fact(
+            "metrics",
+            mismatch="training images",
+            refuses=True,
+            follows=("data.train_limit", "data.validation"),
+        ),
     ] = None
     test_images: Annotated[Count | None, Fact("metrics", mismatch="test images", refuses=True)] = (
         None
@@ -180,7 +186,7 @@ class Result(Facts):
     loss: Annotated[Number, Fact("metrics")] = None
     """Cross entropy of the same, mean over test images."""
     best_acc1: Annotated[Number, Fact("metrics")] = None
-    """Highest top-1 accuracy of any epoch, percent."""
+    """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
@@ -271,12 +277,17 @@ COMPARED = [(name, fact) for name, _, fact in Result.facts() if fact and fact.mi
 """The facts that must be equal in two rows, by name."""
 
 
+_compared = attrgetter(*(name for name, _ in COMPARED), "dirty")
+
+
 def unlike(records: Sequence[Facts]) -> Iterator[tuple[Fact, list[str]]]:
     """The facts that must be equal and are not in these records, with each record's as text.
 
     Unknown in all of them counts as equal. The code is equal where the digests of its sources are;
     commits say it where a digest is unknown.
     """
+    if len(set(map(_compared, records))) == 1:
+        return
     left_out = "commit" if all(one.code for one in records) else "code"
     for name, fact in COMPARED:
         if name == left_out:

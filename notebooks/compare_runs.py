@@ -21,10 +21,11 @@ names = ("swin-s0", "elsa-s0")
 
 # %% [markdown]
 # ## Settings, code, environment, metrics
-# The same as `lsa diff swin-s0 elsa-s0`. A run is named by the start of its name or identity.
+# The same as `lsa diff swin-s0 elsa-s0 --tier toy`. A run is named by the start of its name or
+# identity.
 
 # %%
-print(diff_text(diff(results, *names)))
+print(diff_text(diff(results, *names, tier)))
 
 # %% [markdown]
 # ## Learning curves

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lsa_study.config.settings import Settings
@@ -42,19 +43,21 @@ class ArticleRow:
         path = study.document.path.parent / study.file.article.csv
         place = study.document.where("variants", variant, "paper")
         try:
-            found = table = read_csv(path)
+            table = read_csv(path)
         except (OSError, ValueError) as error:
             problem = f"cannot be read ({error}); give a CSV file"
             raise ConfigError(f"{place}: {path}: {problem}") from None
         if unknown := [name for name in (*keys, column) if name not in table]:
             problem = f"has no column {', '.join(unknown)}; it has {', '.join(map(str, table))}"
             raise ConfigError(f"{place}: {path.name} {problem}")
+        chosen = np.ones(len(table), bool)
         for name, value in keys.items():
-            found = found[found[name] == str(value)]
-        if len(found) != 1:
-            problem = f"{keys} is {len(found)} rows of {path.name}; single out one"
+            chosen &= table[name].to_numpy() == str(value)
+        if chosen.sum() != 1:
+            problem = f"{keys} is {chosen.sum()} rows of {path.name}; single out one"
             raise ConfigError(f"{place}: {problem}")
-        cells: dict[str, str] = dict(found.iloc[0])
+        at = int(chosen.argmax())
+        cells = {str(name): str(table[name].to_numpy()[at]) for name in table}
         if text := cells[column]:
             return cls(float(text), cells=cells)
         return cls(word=cells.get("status", "").replace("_", " "), cells=cells)
@@ -77,6 +80,22 @@ def network_key(settings: Settings) -> str:
     parts = {"data": science["data"]["name"], "image_size": science["data"]["image_size"]}
     text = json.dumps(parts | science["model"] | {"drop_path": None}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@functools.lru_cache(maxsize=4)
+def counts_in(path: Path) -> dict[str, dict[str, int]]:
+    """Counted networks by their keys; none where there is no such file.
+
+    Raises:
+        ConfigError: the file holds no counts.
+    """
+    try:
+        networks: dict[str, dict[str, int]] = json.loads(path.read_text("utf-8"))["networks"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no counts ({error}); run python benchmarks/costs.py") from None
+    return networks
 
 
 def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | None]:

@@ -45,6 +45,7 @@ class RunRecord(Result):
         return self.acc1
 
 
+CURVE = json.JSONEncoder(separators=(",", ":"))
 NUMERIC = {int: "Int64", float: "float64", bool: "boolean"}
 DTYPES = {
     column: next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
@@ -244,8 +245,8 @@ class _Reader:
         except ValueError as error:
             self.broken.append(f"{error}; comparisons by image leave this run out")
         return {
-            **{name: value for name, value in result.as_json().items() if name in DTYPES},
-            "curve": json.dumps(run.metrics(), separators=(",", ":")),
+            **dict(zip(_RESULT, _facts_of(result), strict=True)),
+            "curve": CURVE.encode(run.metrics()),
             "correct": bits,
             "correct_count": None if bits is None else result.test_images,
             **columns,

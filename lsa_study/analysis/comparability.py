@@ -52,17 +52,20 @@ def comparability(pairs: Pairs, *, explained: Collection[str] = ()) -> Comparabi
                 message = f"{fact.mismatch} {ours}, reference {theirs}"
                 found.setdefault((fact, message), []).append(run.seed)
     refused: list[str] = []
-    marked = went_on([run for run, _ in pairs])
-    marked += [f"reference {message}" for message in went_on([run for _, run in pairs])]
+    marked = marks_of([run for run, _ in pairs])
+    marked += [f"reference {message}" for message in marks_of([run for _, run in pairs])]
     for (fact, message), seeds in found.items():
         some = f" at seed {', '.join(map(str, seeds))}" if len(seeds) < len(pairs) else ""
         (refused if fact.refuses else marked).append(message + some)
     return Comparability(tuple(refused), tuple(marked))
 
 
-def went_on(runs: Sequence[RunRecord]) -> list[str]:
-    """Name the runs that went on with something else after a stop."""
-    return [f"seed {r.seed} went on with another {r.continued}" for r in runs if r.continued]
+def marks_of(runs: Sequence[RunRecord]) -> list[str]:
+    """What stands behind a row's own accuracy: what went on otherwise, a peek at the test set."""
+    marks = [f"seed {r.seed} went on with another {r.continued}" for r in runs if r.continued]
+    # Runs from before there was the fact say it in their settings alone.
+    chosen = {run.selected or run.settings.get("evaluation.epoch") for run in runs}
+    return marks + ["epoch selected on the test set"] * ("best" in chosen)
 
 
 def _follows(fact: Fact, settings: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,8 @@ from scipy import stats
 
 from lsa_study.analysis import inference
 from lsa_study.analysis.collect import RunRecord
-from lsa_study.analysis.inference import ALPHA, BESIDE, Noise
-from lsa_study.analysis.statistics import LEVEL, Estimate
-
-NORMAL_EDGE = float(stats.norm.ppf(0.5 + LEVEL / 2))
-"""Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
+from lsa_study.analysis.inference import ALPHA, BESIDE, NORMAL_EDGE, Noise
+from lsa_study.analysis.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,10 @@ def contrast(
     values = np.array([[run.accuracy for run in of] for of in runs]).T
     further = np.array(list(others.values())).reshape(-1, len(seeds))
     image, floor = _image_noise(weights, runs)
-    seed, freedom, method = inference.seed_noise(weights, values, further, floor)
+    seed, freedom, method = inference.seed_noise(weights, values, further)
     looks = None if set(seeds) == set(declared) else BESIDE if len(declared) > 1 else 1.0
-    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method, looks)
+    least = math.sqrt(floor / len(seeds))
+    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method, looks, least)
     mean, half = float(np.mean(sums)), noise.edge(ALPHA)
     if not half:
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.
@@ -149,11 +148,16 @@ def _image_noise(
     """
     tests = {(run.data_fingerprint, run.correct_count) for of in runs for run in of}
     if len(tests) == 1 and next(iter(tests))[1] is not None:
-        count = runs[0][0].correct_count
-        bits = np.zeros((len(runs), int(count or 0)), np.int8)
-        for weight, row in zip(weights, zip(*runs, strict=True), strict=True):
-            bits += np.int8(weight) * correct(row).view(np.int8)
-        return inference.image_noise(bits)
+        rows = [
+            (w, row, _packed(row)) for w, row in zip(weights, zip(*runs, strict=True), strict=True)
+        ]
+        # Of packed bits: in a tenth of the time of one byte for each image.
+        sums = np.sum([w * _ones(bits) for w, _, bits in rows], axis=0)
+        squares = np.sum(
+            [v * w * _ones(one & other) for v, _, one in rows for w, _, other in rows], axis=0
+        )
+        total = np.sum([w * _right(row) for w, row, _ in rows], axis=0)
+        return inference.image_noise(sums, squares, total)
     images = min((run.test_images or 0 for of in runs for run in of), default=0)
     if not images:
         return 0.0, 0.0
@@ -169,8 +173,9 @@ def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
     images = tests.pop()[1] if len(tests) == 1 else None
     if images is None:
         return None
-    one, other = (correct([pair[side] for pair in pairs]) for side in (0, 1))
-    gained, lost = (int(np.count_nonzero(side)) for side in (one > other, one < other))
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    one, other = map(_packed, sides)
+    gained, lost = (int(_ones(bits).sum()) for bits in (one & ~other, other & ~one))
     if len(pairs) == 1:
         # Wald's interval with half an image added to each cell: Agresti and Min, "Simple improved
         # confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005).
@@ -179,7 +184,7 @@ def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
         middle, half = (b - c) / n, NORMAL_EDGE * math.sqrt(b + c - (b - c) ** 2 / n) / n
         difference, p = (gained - lost) / images, mcnemar(gained, lost)
     else:
-        each = (one.sum(0, dtype=np.int32) - other.sum(0, dtype=np.int32)) / len(pairs)
+        each = (_right(sides[0]) - _right(sides[1])) / len(pairs)
         difference = middle = float(each.mean())
         error = float(each.std(ddof=1)) / math.sqrt(images)
         half = NORMAL_EDGE * error
@@ -191,8 +196,37 @@ def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:
 def correct(runs: Sequence[RunRecord]) -> npt.NDArray[np.uint8]:
     """Which test images each run classified rightly, in the data set's order: (runs, images)."""
     packed = np.frombuffer(b"".join(run.correct or b"" for run in runs), np.uint8)
-    count = runs[0].correct_count
-    return np.unpackbits(packed.reshape(len(runs), -1), axis=1, count=count)
+    return np.unpackbits(packed.reshape(len(runs), -1), axis=1, count=runs[0].correct_count)
+
+
+def _right(runs: Sequence[RunRecord]) -> npt.NDArray[np.int32]:
+    """How many of the runs classified each test image rightly."""
+    return _counted(tuple(run.correct or b"" for run in runs), runs[0].correct_count)
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(answers: tuple[bytes, ...], count: int | None) -> npt.NDArray[np.int32]:
+    # Kept: a row is asked for by its own contrasts, by its reference's and by claims.
+    packed = np.frombuffer(b"".join(answers), np.uint8).reshape(len(answers), -1)
+    return np.asarray(np.unpackbits(packed, axis=1, count=count).sum(0, dtype=np.int32))
+
+
+def _packed(runs: Sequence[RunRecord]) -> npt.NDArray[np.uint64]:
+    """The answers of each run as bits of whole words, 0 beyond the last image."""
+    count = runs[0].correct_count or 0
+    packed = np.zeros((len(runs), -(-count // 64) * 8), np.uint8)
+    answers = np.frombuffer(b"".join(run.correct or b"" for run in runs), np.uint8)
+    packed[:, : -(-count // 8)] = answers.reshape(len(runs), -1)
+    if count % 8:
+        packed[:, count // 8] &= 0xFF << (8 - count % 8) & 0xFF
+    return packed.view(np.uint64)
+
+
+def _ones(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """How many bits of each row are set."""
+    if hasattr(np, "bitwise_count"):  # from NumPy 2
+        return np.asarray(np.bitwise_count(words).sum(1, dtype=np.int64))
+    return np.asarray(np.unpackbits(words.view(np.uint8), axis=1).sum(1, dtype=np.int64))
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -68,6 +68,7 @@ def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
     file = table.study.file
     document = {
         "study": file.study,
+        **table.study.apart,
         "tier": table.study.tier,
         "title": file.title,
         "question": file.question,
@@ -82,6 +83,7 @@ def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
     records = []
     for row in map(_facts, table.rows):
         record = {"study": file.study, "tier": table.study.tier, "variant": row["variant"]}
+        record |= {"about": table.study.about} if table.study.about else {}
         record |= {name: row.get(name, "") for name in ("model", *table.label_columns)}
         record |= {f"acc1_{name}": value for name, value in row.pop("acc1").items()}
         record |= {name: value for name, value in row.items() if name not in record}
@@ -95,7 +97,7 @@ def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
         "md": markdown(table, columns),
         "json": as_json,
     }
-    return {f"{file.study}.{kind}": text for kind, text in texts.items()}
+    return {f"{table.study.name}.{kind}": text for kind, text in texts.items()}
 
 
 def _facts(row: Row) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -14,23 +15,29 @@ from lsa_study.analysis import claims
 from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
-from lsa_study.analysis.plots import CAPTIONS, figures, style
+from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.statistics import signed
-from lsa_study.analysis.table import build
+from lsa_study.analysis.table import Table, build
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
+
+SHOWN = 4
+"""So many claims or reasons stand in a sentence."""
 
 
 def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
     """Write ``DIR/<tier>/report.html``, a page of claims, tables and figures, for each tier.
 
+    That of one side study alone is ``report-NAME.html``, with the claims that its runs can judge.
     The page needs no network and no other file.
     """
     paths = []
     for tier, pairs in with_runs(studies, results).items():
-        judged = claims.judge_tier(results, tier, collected=pairs[0][1])
-        paths.append(results / tier / "report.html")
+        side = pairs[0][0] if len(pairs) == 1 and pairs[0][0].alias else None
+        judged = claims.judge_tier(results, tier, collected=pairs[0][1], side=side)
+        judged = [one for one in judged if side is None or side.about in one.overrides]
+        paths.append(results / tier / (f"report-{side.name}.html" if side else "report.html"))
         write_whole(paths[-1], page(pairs, judged))
     return paths
 
@@ -39,9 +46,14 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     """The page of studies at one tier as HTML text; everything that is not markup is escaped."""
     tier = pairs[0][0].tier
     tables = [build(study, collected) for study, collected in pairs]
-    made = figures([(table.study, table.rows) for table in tables])
+    made = figures([(table.study, table.rows) for table in tables], judged)
     drawn = {name: _picture(name, figure) for name, figure in made.items()}
-    begins = tuple(f"{study.name}-" for study, _ in pairs)
+    groups = list(claims.GROUPS)
+    names = [study.name for study, _ in pairs]
+    owners = {
+        one: max((name for name in names if one.startswith(f"{name}-")), key=len, default="")
+        for one in drawn
+    }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lsa_study.analysis", "templates"),
         autoescape=True,
@@ -59,17 +71,85 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     return environment.get_template("report.html.j2").render(
         tier=tier,
         meaning=MEANING[tier],
-        verdicts=judged,
+        summary=summary(tables, judged),
+        verdicts=sorted(judged, key=lambda one: (groups.index(one.grouped), one.wanted or 0)),
+        groups={
+            group: (title.partition(":")[0], number)
+            for group, title in claims.GROUPS.items()
+            if (number := sum(one.grouped == group for one in judged))
+        },
+        forest=drawn.pop("claims", None),
+        abouts=[*dict.fromkeys(about for one in judged for about in one.overrides)],
         counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
         pictures={
-            begin[:-1]: [one for name, one in drawn.items() if name.startswith(begin)]
-            for begin in begins
+            name: [picture for one, picture in drawn.items() if owners[one] == name]
+            for name in names
         },
-        overview=[one for name, one in drawn.items() if not name.startswith(begins)],
+        overview=[picture for one, picture in drawn.items() if not owners[one]],
         broken=sorted({line for _, collected in pairs for line in collected.broken}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )
+
+
+def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str]:
+    """Three sentences: what was run, what is decided, and what is not with what it would take.
+
+    Without claims the first alone.
+    """
+    tier = tables[0].study.tier
+    rows = [row for table in tables for row in table.rows]
+    runs = {run.identity: run for row in rows for run in row.runs}.values()
+    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
+    devices = sorted({run.device or "an unknown device" for run in runs})
+    lost = sum(run.outcome != "done" for run in runs)
+    ran = (
+        f"What was run: {style.counted(len(runs), 'run')} at tier {tier}, for "
+        f"{sum(bool(row.runs) for row in rows)} of the {len(rows)} rows of "
+        f"{', '.join(table.study.file.article.source for table in tables)}"
+        + (f"; seeds: {seeds}; on {', '.join(devices)}" if runs else "")
+        + (f"; {lost} ended without an accuracy" if lost else "")
+    )
+    if not judged:
+        return [f"{ran}."]
+    if tier == "toy":
+        shown = sum(one.word != "not run" for one in judged)
+        return [
+            f"{ran}.",
+            "What is decided: nothing, as results of tier toy check the pipeline and are never "
+            "evidence.",
+            f"What is not: all {style.counted(len(judged), 'claim')}; {shown} have numbers that "
+            "show what would be judged, and a verdict takes runs at tier proxy or paper.",
+        ]
+    decided = [one for one in judged if one.grouped == "decided"]
+    found = "; ".join(
+        f"{one.word}{' †' * bool(one.comparable)}: {one.claim.text.rstrip('.')}"
+        for one in decided[:SHOWN]
+    )
+    more = f"; and {len(decided) - SHOWN} more" if len(decided) > SHOWN else ""
+    nearest = [one for one in judged if one.grouped == "near"]
+    near = min(nearest, key=lambda one: one.wanted or 0, default=None)
+    waiting = [one for one in judged if one.grouped == "not run"]
+    parts = [
+        _counts("open", (one.needs for one in judged if one.grouped in ("near", "open"))),
+        f"nearest: {near.claim.text.rstrip('.')} ({near.needs})" if near else "",
+        _counts("not run", (re.sub(r".*: not run$", "rows not run", w.reason) for w in waiting)),
+    ]
+    return [
+        f"{ran}.",
+        f"What is decided: {len(decided)} of {style.counted(len(judged), 'claim')}"
+        f"{'; ' * bool(found)}{found}{more}.",
+        f"What is not: {'; '.join(filter(None, parts)) or 'nothing'}.",
+    ]
+
+
+def _counts(word: str, reasons: Iterable[str]) -> str:
+    """How many claims are left so and why, as ``17 open (14: more seeds; 3: other devices)``."""
+    # Claims that need other numbers of seeds need the same thing.
+    found = Counter(re.sub(r"^about .*", "more seeds, as many as it says", one) for one in reasons)
+    listed = [f"{number}: {reason}" for reason, number in found.most_common(SHOWN) if reason]
+    listed = [*found] if len(found) == 1 else listed + ["..."] * (len(found) > SHOWN)
+    return f"{found.total()} {word} ({'; '.join(listed)})" if found else ""
 
 
 def _behind(row: Row, title: str) -> list[str]:
@@ -102,7 +182,7 @@ def _behind(row: Row, title: str) -> list[str]:
 
 def _picture(name: str, figure: Figure) -> tuple[Markup, str]:
     """A figure inside a page, with own ids and the page's colours, and its caption."""
-    caption, svg = CAPTIONS[name.rsplit("-", 1)[-1]], style.svg(figure)
+    caption, svg = str(figure.get_label()), style.svg(figure)
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,12 @@ from scipy import optimize, special, stats
 from lsa_study.analysis.statistics import LEVEL, MOST_SEEDS, POWER, Estimate
 
 ALPHA = 1 - LEVEL
-CHECK = 0.01
-"""Level of the test whether a contrast varies more than the other rows do."""
+CHECK = 0.05
+"""Level of the test whether any row varies more than the others do."""
+NORMAL_EDGE = float(special.ndtri(0.5 + LEVEL / 2))
+"""Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
+SURE = 1e9
+"""Degrees of freedom of an error that is known."""
 PRIOR = 16.0
 """Variance of the effect, in units of the rest's, that always-valid intervals are mixed over."""
 BESIDE = 0.2
@@ -46,25 +50,39 @@ class Noise:
     looks: float | None = None
     """None at the seeds that were declared. Else intervals are always valid, with this part of the
     chance to err for all looks together: 1 where no seeds were declared, else ``BESIDE``."""
+    least: float = 0.0
+    """The least that ``seed`` can truly be, by the counts of images behind it, points."""
 
     @property
     def shown(self) -> str:
         """How the error was found and whether it holds at every look, in one line."""
         return self.method if self.looks is None else f"{self.method}, always valid"
 
+    @property
+    def error(self) -> float:
+        """Standard error of both sources together, points."""
+        return math.hypot(max(self.seed, self.least), self.image)
+
     def edge(self, alpha: float) -> float:
-        """Half the width of the interval that misses the truth with chance ``alpha``, points."""
+        """Half the width of the interval that misses the truth with chance ``alpha``, points.
+
+        At one or two degrees of freedom Hillis' can make a second source narrow the interval, so
+        the one of the seeds alone is a bound. ``least`` is known, not estimated, so the normal
+        distribution holds for it: with Student's, intervals at 2 seeds would always hold the truth.
+        """
         if self.looks is not None:
             # The images stay the same at every look, so their error does not average out: each
             # source misses with half of the chance.
             alpha *= self.looks
             half = alpha / 2 if self.image else alpha
-            seeds = _always_valid(half, self.seeds, self.freedom) * self.seed
-            return math.hypot(seeds, float(special.ndtri(1 - half / 2)) * self.image)
-        square = self.seed**2 + self.image**2
-        if not square:
-            return 0.0
-        return float(stats.t.ppf(1 - alpha / 2, self._degrees)) * math.sqrt(square)
+            times = _always_valid(half, self.seeds, self.freedom)
+            seeds = times * self.seed if math.isfinite(times) else times
+            least = _always_valid(half, self.seeds, SURE) * self.least if self.least else 0.0
+            return math.hypot(max(seeds, least), float(special.ndtri(1 - half / 2)) * self.image)
+        return max(
+            float(special.stdtrit(degrees, 1 - alpha / 2)) * error
+            for error, degrees in self._bounds
+        )
 
     def p(self, distance: float) -> float:
         """Smallest ``alpha`` whose interval leaves out what lies ``distance`` away; two-sided."""
@@ -76,17 +94,45 @@ class Noise:
                 return 1.0
             low, high = -12.0, math.log10(1 - 1e-9)
             return float(10 ** optimize.brentq(lambda a: self.edge(10**a) - distance, low, high))
-        square = self.seed**2 + self.image**2
-        if not square:
+        bounds = [(error, degrees) for error, degrees in self._bounds if error]
+        if not bounds:
             return 0.0 if distance else 1.0
-        return float(min(1.0, 2 * stats.t.sf(distance / math.sqrt(square), self._degrees)))
+        return max(2 * float(special.stdtr(degrees, -distance / e)) for e, degrees in bounds)
+
+    @property
+    def resolvable(self) -> float:
+        """The true difference that such intervals tell from 0 in 4 of 5 cases, points; or infinite.
+
+        Solves for the non-centrality at which the two-sided test rejects with chance ``POWER``.
+        """
+        edge, degrees = self.edge(ALPHA) / self.error, min(1e6, self._degrees)
+        if math.isinf(edge):
+            return edge
+        # The other tail is below 1e-4 where the power is near 0.8. Over quantiles of the estimated
+        # error: scipy's noncentral t is NaN at the many degrees of freedom that images bring.
+        chances = (np.arange(400) + 0.5) / 400
+        errors = np.sqrt(special.chdtri(degrees, chances) / degrees)
+
+        def missing(size: float) -> float:
+            return float(special.ndtr(size - edge * errors).mean()) - POWER
+
+        return float(optimize.brentq(missing, 0.0, 50 * edge)) * self.error
+
+    @property
+    def _bounds(self) -> tuple[tuple[float, float], ...]:
+        """Standard errors with their degrees of freedom; the widest of their intervals holds."""
+        return (
+            (math.hypot(self.seed, self.image), self._degrees),
+            (self.seed, self.freedom),
+            (math.hypot(self.least, self.image), SURE),
+        )
 
     @property
     def _degrees(self) -> float:
         """Hillis' degrees of freedom of both sources together."""
         if not self.seed:
-            return 1e9
-        return min(1e9, self.freedom * (1 + (self.image / self.seed) ** 2) ** 2)
+            return SURE
+        return min(SURE, self.freedom * (1 + (self.image / self.seed) ** 2) ** 2)
 
 
 def _always_valid(alpha: float, seeds: int, freedom: float) -> float:
@@ -107,56 +153,64 @@ def _always_valid(alpha: float, seeds: int, freedom: float) -> float:
     return math.sqrt(max(0.0, freedom * (ratio - 1) / (1 - ratio / widening)))
 
 
-def seed_noise(
-    weights: Sequence[float], values: Floats, pool: Floats, floor: float = 0.0
-) -> tuple[float, float, str]:
+def seed_noise(weights: Sequence[float], values: Floats, pool: Floats) -> tuple[float, float, str]:
     """Standard error of a weighted mean over seeds, its degrees of freedom and the method.
+
+    The variance is pooled over the rows that vary alike. A row that varies more than they do
+    keeps its own, and the degrees of freedom are Welch's then.
 
     Args:
         weights: of the compared rows, with sum 0.
         values: their accuracies, (rows, seeds).
         pool: those of further rows with the same seeds, (rows, seeds).
-        floor: the least variance of the contrast that its counts of images allow.
     """
     seeds = values.shape[1]
-    scale = float(np.square(weights).sum())
-    own = float(np.var(np.asarray(weights) @ values, ddof=1))
     every = np.vstack([values, pool])
-    rest = every - every.mean(0) - every.mean(1, keepdims=True) + every.mean()
-    total, freedom = float(np.square(rest).sum()), (len(every) - 1) * (seeds - 1)
-    others = freedom - (seeds - 1)
-    method = "paired"
-    variance, degrees = max(own, floor), float(seeds - 1)
-    if others > 0:
-        beside = max(0.0, total - own * (seeds - 1) / scale) / others
-        ratio = own / scale / beside if beside else math.inf
-        tail = float(stats.f.sf(ratio, seeds - 1, others)) if beside else 0.0
-        if tail >= CHECK:
-            variance, degrees = max(total / freedom * scale, floor), float(freedom)
-            method = f"pooled over {len(every)} rows"
-        else:
-            parts = np.square(weights) * np.var(values, axis=1, ddof=1)
-            if parts.sum():
-                degrees = float(parts.sum() ** 2 / np.square(parts).sum() * (seeds - 1))
-            variance, method = max(float(parts.sum()), floor), "Welch"
-    return math.sqrt(variance / seeds), degrees, method
+    if len(every) == 2:
+        own = float(np.var(np.asarray(weights) @ values, ddof=1))
+        return math.sqrt(own / seeds), seeds - 1.0, "paired"
+    alike = np.ones(len(every), bool)
+    while True:
+        kept, count = every[alike], int(alike.sum())
+        rest = kept - kept.mean(0) - kept.mean(1, keepdims=True) + kept.mean()
+        total, freedom = float(np.square(rest).sum()), (count - 1.0) * (seeds - 1)
+        # Of each row against the mean of the others, in units of one row's variance.
+        apart = np.square(rest).sum(1) * count / (count - 1)
+        widest = int(apart.argmax())
+        others = freedom - (seeds - 1)
+        if others <= 0 or not total:
+            break
+        beside = max(total - float(apart[widest]), 0.0) / others
+        ratio = float(apart[widest]) / (seeds - 1) / beside if beside else math.inf
+        if float(special.fdtrc(seeds - 1, others, ratio)) * count >= CHECK:
+            break
+        alike[np.flatnonzero(alike)[widest]] = False
+    squares, compared = np.square(weights), alike[: len(weights)]
+    parts = [(float(squares[compared].sum()) * total / freedom, freedom)]
+    mean = every[alike].mean(0)
+    for weight, row in zip(squares[~compared], values[~compared], strict=True):
+        parts.append((float(weight) * float(np.var(row - mean, ddof=1)), seeds - 1.0))
+    variance = sum(part for part, _ in parts)
+    if len(parts) == 1 or not variance:
+        return math.sqrt(variance / seeds), freedom, f"pooled over {count} rows"
+    degrees = variance**2 / sum(part**2 / of for part, of in parts)
+    return math.sqrt(variance / seeds), degrees, "Welch"
 
 
-def image_noise(bits: npt.NDArray[np.int8]) -> tuple[float, float]:
+def image_noise(sums: Floats, squares: Floats, total: Floats) -> tuple[float, float]:
     """Variance of a mean from the images that all seeds share, and the least that seeds add.
 
     Args:
-        bits: a contrast of correctness, (seeds, images), in images.
+        sums: of a contrast of correctness over the images, by seed.
+        squares: the same of its squares.
+        total: of the contrast over the seeds, by image.
 
     Returns:
         Both in squared points; the second is of one seed's mean.
     """
-    seeds, images = bits.shape
-    # In whole numbers: ten times as fast as in floating point where there are many seeds.
-    squares = np.square(bits, dtype=np.int16).sum(1, dtype=np.int64)
-    sums = bits.sum(1, dtype=np.int64)
+    seeds, images = len(sums), len(total)
     each = 1e4 * float(np.mean(squares - sums**2 / images)) / (images - 1)
-    mean = 1e4 * float(np.var(bits.sum(0, dtype=np.int32), ddof=1)) / seeds**2
+    mean = 1e4 * float(np.var(total, ddof=1)) / seeds**2
     common = (seeds * mean - each) / (seeds - 1)
     return max(0.0, common) / images, max(0.0, each - common) / images
 
@@ -197,11 +251,11 @@ def more_seeds(noise: Noise, distance: float) -> tuple[int, int | None, int | No
         About so many, and the fewest and most if the distance were a standard error larger or
         smaller (None: no number of seeds would do); None where no number of seeds would.
     """
-    error = math.hypot(noise.seed, noise.image)
     about = _needed(noise, abs(distance))
     if about is None:
         return None
-    return about, _needed(noise, abs(distance) + error), _needed(noise, abs(distance) - error)
+    near, far = abs(distance) - noise.error, abs(distance) + noise.error
+    return about, _needed(noise, far), _needed(noise, near)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -210,12 +264,13 @@ def _needed(noise: Noise, distance: float) -> int | None:
         return None
 
     def finds(seeds: int) -> bool:
-        degrees = noise.freedom / (noise.seeds - 1) * (seeds - 1)
-        seed = noise.seed * math.sqrt(noise.seeds / seeds)
-        later = Noise(
-            seed, degrees, noise.image, seeds, "", BESIDE if noise.looks is None else noise.looks
-        )
-        error = math.hypot(seed, noise.image)
+        degrees, less = noise.freedom / (noise.seeds - 1), math.sqrt(noise.seeds / seeds)
+        later = replace(
+            noise, seed=noise.seed * less, least=noise.least * less, seeds=seeds,
+            freedom=degrees * (seeds - 1),
+            looks=BESIDE if noise.looks is None else noise.looks,
+        )  # fmt: skip
+        error = later.error
         return bool(error == 0 or special.ndtr((distance - later.edge(ALPHA)) / error) >= POWER)
 
     first = noise.seeds + 1

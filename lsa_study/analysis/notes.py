@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.rows import Row
-from lsa_study.analysis.statistics import kendall, pooled_deviation, resolvable
+from lsa_study.analysis.statistics import kendall
 from lsa_study.config.study import Study
 
 MEANING: Mapping[str, str] = {
@@ -65,6 +66,8 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
         MEANING[study.tier],
+        f"About: {study.about}." if study.about else "",
+        *study.asked.broken,
         article,
         reading,
         _noise(rows),
@@ -78,24 +81,26 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
 
 
 def _noise(rows: Sequence[Row]) -> str:
-    """The two noises of a difference, apart, and what the seeds can tell."""
+    """The two noises of a difference, apart, and what the seeds can tell; of the median row."""
     found = [row.contrast for row in rows if row.contrast.seeds]
+    noises = [contrast.noise for contrast in found if contrast.noise]
     parts = []
-    spread = pooled_deviation(contrast.difference for contrast in found)
-    if spread is not None:
+    if noises:
+        spread = statistics.median(noise.seed * math.sqrt(noise.seeds) for noise in noises)
         parts.append(f"from seed to seed {spread:.2f} (standard deviation)")
-    errors = [contrast.by_image.noise for contrast in found if contrast.by_image]
+    errors = [noise.image for noise in noises] or [
+        contrast.by_image.noise for contrast in found if contrast.by_image
+    ]
     if errors:
         parts.append(f"from the finite test set {statistics.median(errors):.2f} (standard error)")
     if not parts:
         return ""
     text = f"Noise of a difference, in points: {', '.join(parts)}."
-    seeds = min(contrast.difference.n for contrast in found)
-    smallest = resolvable(seeds)
-    if spread is not None and smallest is not None:
+    smallest = statistics.median([noise.resolvable for noise in noises] or [math.inf])
+    if math.isfinite(smallest):
         text += (
-            f" {seeds} seeds find a difference of {smallest * spread:.2f} points in 4 of 5 cases; "
-            "smaller ones mostly stay unresolved."
+            f" {min(noise.seeds for noise in noises)} seeds find a difference of {smallest:.2f} "
+            "points in 4 of 5 cases; smaller ones mostly stay unresolved."
         )
     return text
 

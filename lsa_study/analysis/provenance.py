@@ -45,6 +45,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     seeds = sorted({*study.seeds, *ran})
     return {
         "study": study.name,
+        **study.apart,
         "tier": study.tier,
         "row": found.variant,
         "label": found.name,
@@ -94,6 +95,8 @@ def why_text(found: dict[str, Any]) -> str:
     """The answer as lines for a terminal."""
     title = f"{found['study']} {found['row']} ({found['label']}, tier {found['tier']})"
     lines = [f"{title}: {found['outcome']}", f"settings  {found['settings']}"]
+    if "about" in found:
+        lines.append(f"about     {found['about']}")
     if found["begins_from"] is not None:
         lines.append(f"begins    from {found['begins_from']}")
     if found["mean"] is not None:
@@ -116,8 +119,8 @@ def why_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def diff(results: Path, one: str, other: str) -> Sections:
-    """Compare two finished runs of any tiers.
+def diff(results: Path, one: str, other: str, tier: str | None = None) -> Sections:
+    """Compare two finished runs of a tier, or of any.
 
     Each is the start of a run's name (``net7-s0``) or of its identity, if only one run has it.
 
@@ -129,9 +132,9 @@ def diff(results: Path, one: str, other: str) -> Sections:
         ConfigError: no finished run is called so, or several are.
     """
     known: dict[str, RunRecord | None] = {}
-    for tier in TIERS:
-        known |= {run.root.name: None for run in rundir.existing(results, tier).values()}
-        ended = collect(results, tier)
+    for at in TIERS if tier is None else [tier]:
+        known |= {run.root.name: None for run in rundir.existing(results, at).values()}
+        ended = collect(results, at)
         found = ended.of(ended.runs.index).values()
         known |= {f"{run.variant}-s{run.seed}-{run.identity}": run for run in found}
     ours, theirs = (_find_run(known, start, results) for start in (one, other))
@@ -154,8 +157,13 @@ def _find_run(known: Mapping[str, RunRecord | None], start: str, results: Path) 
     if len(ended) == 1:
         return ended.popitem()[1]
     if ended:
-        names = ", ".join(sorted(ended)[:5])
-        raise ConfigError(f"{start}: is the start of {len(ended)} runs ({names}, ...); write more")
+        tiers = list(dict.fromkeys(str(run.settings["tier"]) for run in ended.values()))
+        names = ", ".join(f"{n} of tier {run.settings['tier']}" for n, run in [*ended.items()][:5])
+        names += ", ..." * (len(ended) > 5)
+        hint = (
+            "write more" if len(tiers) < 2 else f"give --tier {' or '.join(tiers)}, or write more"
+        )
+        raise ConfigError(f"{start}: is the start of {len(ended)} runs ({names}); {hint}")
     if found:
         raise ConfigError(f"{found[0]}: has not finished, or cannot be read; see lsa status")
     raise ConfigError(f"{start}: no run under {results} is called so; {nearest(start, known)}")

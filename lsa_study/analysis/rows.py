@@ -140,12 +140,14 @@ class Row:
 def rows_of(study: Study, collected: Collected) -> list[Row]:
     """The rows of a study in its order, each with its finished runs, of every seed that was run.
 
-    The study is resolved at the tier that was collected; overrides are part of its identities.
+    A side study has the seeds that it was asked for with alone. The study is resolved at the tier
+    that was collected; overrides are part of its identities.
 
     Raises:
         ConfigError: a row's place in the article's table or its costs are not found.
     """
-    seeds = sorted({*study.seeds, *(int(seed) for seed in collected.runs["seed"].unique())})
+    ran = () if study.alias else collected.runs["seed"].unique()
+    seeds = sorted({*study.seeds, *map(int, ran)})
     rates, _ = rates_of(study)
     rows = {}
     for variant, settings in study.variants.items():
@@ -161,8 +163,7 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
             note=note,
         )
     peers = tuple(row.done for row in rows.values() if row.done)
-    declared = tuple(study.file.seeds)
-    rows = {n: replace(r, peers=peers, declared=declared) for n, r in rows.items()}
+    rows = {n: replace(r, peers=peers, declared=study.declared) for n, r in rows.items()}
     return [
         row if row.reference == row.variant else replace(row, base=rows.get(row.reference))
         for row in rows.values()

@@ -1,4 +1,4 @@
-"""Means and t intervals over seeds, what they can resolve, and how they are written."""
+"""Means and t intervals over seeds, orders of rows, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import stats
 
 LEVEL = 0.95
 """Share of repeated experiments whose interval would hold the true mean."""
@@ -46,7 +46,7 @@ class Estimate:
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the values; None below two."""
-        return statistics.stdev(self.values) if self.n > 1 else None
+        return _deviation(self.values) if self.n > 1 else None
 
     def shown(self, digits: int, *, sign: bool = False) -> str:
         """The mean with half its interval, such as ``81.3 ± 0.4``; empty without a value."""
@@ -73,7 +73,7 @@ def t_interval(values: Sequence[float]) -> Estimate:
     mean, n = statistics.mean(values), len(values)
     if n == 1:
         return Estimate(values, mean)
-    half = _t_edge(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    half = _t_edge(n - 1) * _deviation(values) / math.sqrt(n)
     return Estimate(values, mean, mean - half, mean + half)
 
 
@@ -87,7 +87,7 @@ def pooled_interval(values: Sequence[float], others: Sequence[Sequence[float]]) 
     """
     own = t_interval(values)
     rows = [row for row in (values, *others) if len(row) > 1]
-    deviations = [statistics.stdev(row) for row in rows]
+    deviations = [_deviation(tuple(row)) for row in rows]
     if own.mean is None or own.n < 2 or len(rows) < 2 or not any(deviations):
         return own
     if all(deviations) and stats.bartlett(*rows).pvalue < UNLIKE:
@@ -98,35 +98,13 @@ def pooled_interval(values: Sequence[float], others: Sequence[Sequence[float]]) 
     return Estimate(own.values, own.mean, own.mean - half, own.mean + half)
 
 
+_deviation = functools.lru_cache(maxsize=4096)(statistics.stdev)
+
+
 @functools.lru_cache(maxsize=4096)
 def _t_edge(freedom: int) -> float:
     """Where the middle ``LEVEL`` of Student's t distribution ends."""
     return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
-
-
-@functools.lru_cache(maxsize=1024)
-def resolvable(seeds: int) -> float | None:
-    """The smallest difference a paired t test over this many seeds finds in 4 of 5 cases.
-
-    In units of the standard deviation of a paired difference over seeds; None below two seeds.
-    Solves for the non-centrality at which the two-sided test rejects with probability ``POWER``.
-    """
-    if seeds < 2:
-        return None
-    edge = _t_edge(seeds - 1)
-
-    def missing(size: float) -> float:
-        # The other tail is below 1e-4 where the power is near 0.8.
-        return float(stats.nct.sf(edge, seeds - 1, size)) - POWER
-
-    return float(optimize.brentq(missing, 0.0, 50 * edge)) / math.sqrt(seeds)
-
-
-def pooled_deviation(found: Iterable[Estimate]) -> float | None:
-    """Standard deviation over seeds, pooled over estimates by their degrees of freedom."""
-    known = [(one.deviation**2, one.n - 1) for one in found if one.deviation is not None]
-    freedom = sum(weight for _, weight in known)
-    return math.sqrt(sum(square * weight for square, weight in known) / freedom) if known else None
 
 
 def kendall(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, str] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lsa_study.analysis.collect import Collected
-from lsa_study.analysis.comparability import comparability, paired, went_on
+from lsa_study.analysis.comparability import comparability, marks_of, paired
 from lsa_study.analysis.notes import Note, general_notes
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import decimals, signed
@@ -110,7 +110,7 @@ def build(study: Study, collected: Collected) -> Table:
             reasons += [f"not comparable: {message}" for message in alike.refused]
             reasons += alike.marked
         else:
-            reasons += went_on(row.runs)
+            reasons += marks_of(row.runs)
         if reasons:
             unlike.append(f"{row.name}: {'; '.join(reasons)}")
             marks[row.variant] += ("†",)

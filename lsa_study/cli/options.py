@@ -7,15 +7,18 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lsa_study.config import study
+from lsa_study.config.asked import every_asked
 from lsa_study.config.contrast import check_contrast
+from lsa_study.config.find import find_asked, side_tiers
 from lsa_study.config.names import nearest
+from lsa_study.config.remember import named
 from lsa_study.config.settings import MOST_SEEDS
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
@@ -41,11 +44,21 @@ FirstTier = Annotated[
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
+As = Annotated[str | None, typer.Option("--as", help="name of a side study; else derived")]
 RESULTS = Path("results")
+
+
+def _noted(folder: Path) -> Path:
+    """Name what is damaged of what the folder remembers; it counts as not asked for."""
+    for tier in study.TIERS:
+        for line in every_asked(folder, tier)[1]:
+            typer.echo(f"lsa: {line}", err=True)
+    return folder
 
 
 def _meant(folder: Path) -> Path:
     """Refuse a folder that is not there beside one whose name is nearly the same."""
+    _noted(folder)
     if folder.exists() or folder == RESULTS:
         return folder
     beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
@@ -62,7 +75,7 @@ def _there(folder: Path) -> Path:
     raise ConfigError(f"--results {folder}: no such folder; give the one that lsa run has made")
 
 
-Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots")]
+Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots", callback=_noted)]
 OldResults = Annotated[Path, typer.Option(help="folder of runs", callback=_there)]
 """Of commands that only read it."""
 SomeResults = Annotated[Path, typer.Option(help="folder of runs, tables, plots", callback=_meant)]
@@ -104,27 +117,52 @@ class Selection:
     overrides: Overrides = None
     results: Results = RESULTS
 
-    def load(self, allowed: Sequence[str] | None = None, *, recall: bool = False) -> list[Study]:
+    def load(
+        self,
+        allowed: Sequence[str] | None = None,
+        *,
+        recall: bool = False,
+        alias: str | None = None,
+    ) -> list[Study]:
         """Read the studies, each held to its contract; ``--only`` may spare some of several.
 
-        ``allowed`` may differ beside the factor. ``recall``: as last asked for in ``results``.
+        Args:
+            allowed: settings that may differ beside the factor.
+            recall: as asked for before in ``results``; else side studies alone are known there.
+            alias: the name of the side study that this is; None: a derived one, if it is one.
         """
         wanted, loaded = parse_seeds(self.seeds), []
         unmatched: list[str] = []
-        for name in study.expand_names(self.study):
+        asked = study.expand_names(self.study)
+        if alias is not None and len(asked) > 1:
+            raise ConfigError(f"--as {alias}: {len(asked)} studies; ask for each with its own name")
+        for name in asked:
+            tier = self.tier or self._only_tier(name)
+            known = self.results if recall or side_tiers(self.results, name, [tier]) else None
             try:
                 one = study.load_study(
-                    name, tier=self.tier or study.tiers_of(name)[0], seeds=wanted, only=self.only,
-                    overrides=self.overrides, recall=self.results if recall else None,
+                    name, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
+                    recall=known,
                 )  # fmt: skip
             except study.NoVariant as error:
                 unmatched += error.mistakes
                 continue
             check_contrast(one, allowed or ())
-            loaded.append(one)
+            found = named(one, self.results, alias)
+            if recall and found is one:  # fewer seeds are no other study
+                seeds = sorted({*one.seeds, *one.asked.seeds})
+                found = replace(one, seeds=tuple(seeds))
+            loaded.append(found)
         if not loaded:
             raise ConfigError(*unmatched)
         return loaded
+
+    def _only_tier(self, name: str) -> str:
+        """The tier of a side study that is at one alone; of a study its first."""
+        tiers = side_tiers(self.results, name)
+        if len(tiers) > 1:
+            raise ConfigError(f"{name}: is at tiers {', '.join(tiers)}; choose one with --tier")
+        return tiers[0] if tiers else study.tiers_of(str(find_asked(name, "", self.results)[0]))[0]
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

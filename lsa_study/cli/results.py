@@ -11,6 +11,9 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import Selection, selecting
+from lsa_study.config.find import side_tiers
+from lsa_study.config.names import short
+from lsa_study.config.study import load_study
 
 
 @selecting
@@ -80,13 +83,14 @@ def why(
 def diff(
     one: Annotated[str, typer.Argument(metavar="RUN")],
     other: Annotated[str, typer.Argument(metavar="RUN")],
+    tier: opt.MaybeTier = None,
     results: opt.OldResults = opt.RESULTS,
     as_json: opt.AsJson = False,
 ) -> None:
     """Compare two finished runs: settings, code, environment, metrics."""
     from lsa_study.analysis import provenance
 
-    found = provenance.diff(results, one, other)
+    found = provenance.diff(results, one, other, tier)
     typer.echo(json.dumps(found, indent=2) if as_json else provenance.diff_text(found))
 
 
@@ -94,13 +98,23 @@ def claims(
     tier: opt.Tier = "toy",
     results: opt.OldResults = opt.RESULTS,
     file: Annotated[Path | None, typer.Option(help="claims; else experiments/claims.yaml")] = None,
-    study: Annotated[str | None, typer.Option(help="show those about it alone")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="show those about it alone; a side study's by its own runs")
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Judge the article's claims by the finished runs of a tier."""
     from lsa_study.analysis import claims as ledger
+    from lsa_study.analysis.collect import collect
 
-    found = ledger.judge_tier(results, tier, path=file)
+    side = None
+    if study and side_tiers(results, study):
+        side = load_study(study, tier=tier, recall=results)
+        study = short(side.file.study)
+    collected = collect(results, tier, update=True)
+    for line in collected.broken:
+        typer.echo(f"left out: {line}", err=True)
+    found = ledger.judge_tier(results, tier, path=file, collected=collected, side=side)
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))

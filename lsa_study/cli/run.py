@@ -15,6 +15,7 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
+from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
@@ -29,13 +30,30 @@ def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     return runs
 
 
+def _noted(chosen: Selection, loaded: Sequence[studies.Study]) -> None:
+    """Remember what is asked for, and say how to read it where it is a side study."""
+    remember(chosen.results, loaded)
+    where = "" if chosen.results == opt.RESULTS else f" --results {chosen.results}"
+    for one in loaded:
+        if one.alias:
+            typer.echo(f"{one.alias} is a {one.about}")
+            typer.echo(f"  read it: lsa table {one.alias} --tier {one.tier}{where}")
+
+
 @selecting
 def plan(
     chosen: Selection,
+    study: opt.MaybeStudies = None,
     allow_confound: opt.Confound = None,
     as_json: opt.AsJson = False,
+    listed: Annotated[bool, typer.Option("--list", help="name all studies and stop")] = False,
 ) -> None:
     """Show what would run, and check everything; write nothing."""
+    if listed:
+        typer.echo("\n".join(planning.known_studies(chosen.results)))
+        return
+    if not study:
+        raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound)
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if chosen.tier == "paper" else None
@@ -60,7 +78,7 @@ def rehearse(
     from lsa_study.launch.rehearse import Rehearsal
 
     guard_output(needed=False)
-    loaded = Selection(study, tier, None, only, overrides).load(allow_confound)
+    loaded = Selection(study, tier, None, only, overrides, results).load(allow_confound)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
@@ -73,16 +91,17 @@ def run(
     chosen: Selection,
     jobs: opt.Jobs = None,
     allow_confound: opt.Confound = None,
+    alias: opt.As = None,
 ) -> None:
     """Train here what is missing, seed 0 of every row first; call again to go on."""
     from lsa_study.launch.local import Queue
 
     guard_output(needed=False)
-    loaded = chosen.load(allow_confound)
+    loaded = chosen.load(allow_confound, alias=alias)
     console = Screen()
     summary = Queue(chosen.results, jobs=jobs, console=console).work(
         _asked_for(loaded),
-        started=lambda: studies.remember(chosen.results, loaded, chosen.overrides or ()),
+        started=lambda: _noted(chosen, loaded),
     )
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
@@ -114,6 +133,7 @@ def launch(
     throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
     allow_confound: opt.Confound = None,
     dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
+    alias: opt.As = None,
 ) -> None:
     """Submit to SLURM what is missing and return; call again to go on."""
     from lsa_study.launch import cluster as sites
@@ -121,7 +141,7 @@ def launch(
 
     if cluster != "slurm":
         raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
-    loaded = chosen.load(allow_confound)
+    loaded = chosen.load(allow_confound, alias=alias)
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle, "resources.nodes": nodes, "resources.gpus": gpus,
@@ -132,7 +152,7 @@ def launch(
         _asked_for(loaded), chosen.results, site_settings, dry_run=dry_run, fit=fit
     )
     if not dry_run:
-        studies.remember(chosen.results, loaded, chosen.overrides or ())
+        _noted(chosen, loaded)
     for line in (*launched.scripts, *launched.lines()):
         typer.echo(line)
     raise typer.Exit(launched.exit_code)
@@ -147,13 +167,19 @@ def status(
 ) -> None:
     """Tell where runs stand; without a study, all that are there."""
     from lsa_study.launch import status as states
+    from lsa_study.launch.records import asked_studies
 
+    asked = [one for one in asked_studies(results, study or [], tier) if one.about]
+    about = [f"{one.alias}: {one.about}" if one.alias else one.about for one in asked]
     look = functools.partial(states.status, results, study or [], tier=tier)
     if as_json:
-        typer.echo(json.dumps(states.status_json(look()), indent=2))
+        told = {"about": about} if about else {}
+        typer.echo(json.dumps(states.status_json(look()) | told, indent=2))
     elif watch:
         states.watch(look, results, Screen())
     else:
+        for line in about:
+            typer.echo(line)
         Screen().print(states.page(look(), results), soft_wrap=True)
 
 

@@ -66,6 +66,13 @@ POLICY = re.compile(
 Policy = Annotated[str, AfterValidator(_known_policy)]
 
 
+IMAGES = {
+    "digits": (1_300, 497, 10), "cifar10": (50_000, 10_000, 10),
+    "imagenet": (1_281_167, 50_000, 1000),
+}  # fmt: skip
+"""Training images, test images and classes of each data set."""
+
+
 class Data(Group):
     """Which images, and how large."""
 
@@ -76,8 +83,29 @@ class Data(Group):
     """Use only the first N training images."""
     test_limit: Limit | None = None
     """Use only the first N test images, as rehearsals do."""
+    validation: Limit | None = None
+    """Hold out N of the training images, of each class alike and the same for every seed: epochs
+    are judged by them, and the test set only once, by the weights that are reported."""
     root: str | None = None
     """Folder of the data sets; else the environment variable LSA_DATA. Not in the identity."""
+
+    @model_validator(mode="after")
+    def _can_spare(self) -> Self:
+        size, _, classes = IMAGES[self.name]
+        images = min(size, self.train_limit or size)
+        if self.train_limit is not None and self.name == "imagenet":
+            classes = 1  # as many as there are in the folder
+        if self.validation is None or classes <= self.validation <= images - classes:
+            return self
+        few = f"has fewer than one image of each of the {classes} classes"
+        many = f"leaves fewer than that many classes, {classes}, of {images:,} images to train on"
+        wrong = few if self.validation < classes else many
+        fits = (
+            f"give {classes:,} to {images - classes:,}"
+            if images >= 2 * classes
+            else "raise data.train_limit"
+        )
+        raise ValueError(f"validation={self.validation} {wrong}; {fits}, or null to hold out none")
 
 
 class Model(Group):
@@ -302,7 +330,7 @@ class Settings(Group):
         # stand.
         for group, name in (
             ("train", "tokens"), ("train", "start"), ("train", "norm_batch"),
-            ("data", "test_limit"),
+            ("data", "test_limit"), ("data", "validation"),
         ):  # fmt: skip
             if settings[group][name] is None:
                 del settings[group][name]

@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsa_study.config import names, shipped, yaml
+from lsa_study.config.asked import Asked, about, good_seeds, plain_asked, runs_there, tidy
+from lsa_study.config.find import ARTICLE as ARTICLE
+from lsa_study.config.find import TIERS as TIERS
+from lsa_study.config.find import expand_names as expand_names
+from lsa_study.config.find import find_asked
+from lsa_study.config.find import find_study as find_study
+from lsa_study.config.find import tiers_of as tiers_of
 from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import MOST_SEED, MOST_SEEDS, Settings, Tier
+from lsa_study.config.settings import Settings, Tier
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_json, write_json
 
-TIERS: tuple[Tier, ...] = get_args(Tier)
-ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
-"""What ``all`` means: the studies whose rows are trained."""
 Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -147,17 +150,43 @@ class Study:
     resources: dict[str, Resources]
     starts: dict[str, Settings]
     """Of the variants that begin from another row: the settings of that row."""
+    overrides: tuple[str, ...] = ()
+    """Those of ``--set`` that can change what a run is."""
+    only: str | None = None
+    alias: str = ""
+    """Name of the side study that this is; empty: the study itself."""
+    declared: tuple[int, ...] = ()
+    """The seeds of its file, or of its tier, when it was first asked for in the results folder."""
+    asked: Asked = field(default_factory=Asked)
+    """What the results folder remembers of it."""
 
     @property
     def name(self) -> str:
-        """The study's stem, such as ``table1``; see ``names.short``."""
-        return names.short(self.file.study)
+        """The study's stem, such as ``table1``, see ``names.short``; or the side study's name."""
+        return self.alias or names.short(self.file.study)
+
+    @property
+    def about(self) -> str:
+        """One line for readers that names the overrides; empty for the study itself."""
+        if not (self.alias or self.overrides or self.only):
+            return ""
+        own = names.short(self.file.study)
+        begin = f"side study of {own}" if self.alias else f"{own} as it was asked for here"
+        return about(begin, self.overrides, self.only, self.seeds)
+
+    @property
+    def apart(self) -> dict[str, Any]:
+        """What data of a side study say of it; nothing of the study itself."""
+        if not self.about:
+            return {}
+        side = {"side_study": self.alias or None, "overrides": [*self.overrides]}
+        return side | {"only": self.only, "about": self.about}
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
         return [
             RunSpec(
-                self.name, variant, self.file.variants[variant].label, seed,
+                names.short(self.file.study), variant, self.file.variants[variant].label, seed,
                 settings.model_copy(update={"seed": seed}), settings.identities([seed])[seed],
                 self.resources[variant], start.identities([seed])[seed] if start else None,
             )
@@ -169,43 +198,6 @@ class Study:
     def reference_of(self, variant: str) -> str:
         """The row that ``variant`` is compared with; itself for a baseline."""
         return self.file.variants[variant].against or self.file.baseline
-
-
-def _good_seeds(found: Any, place: str) -> tuple[int, ...]:
-    few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
-    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
-        return tuple(found)
-    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
-
-
-def find_study(study: str) -> Path:
-    """Find an experiment file by path or stem.
-
-    Raises:
-        ConfigError: there is none; the message names the nearest, or those that exist.
-    """
-    path = Path(study)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    folders = [shipped.ROOT / "experiments", Path("experiments")]
-    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
-    known = sorted(files.keys() - {"cluster", "claims"})
-    if study in known:
-        return files[study]
-    hint = names.nearest(study, ["all", *known])
-    raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
-
-
-def expand_names(names: Sequence[str]) -> list[str]:
-    """Replace ``all`` by the article's studies; keep the order, drop repeats."""
-    wide = [inner for name in names for inner in (ARTICLE if name == "all" else (name,))]
-    return list(dict.fromkeys(wide))
-
-
-def tiers_of(study: str) -> list[str]:
-    """The tiers a study can be run at; the first is shown where none is asked for."""
-    tiers = yaml.read(find_study(study)).data.get("tiers")
-    return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
 
 
 def load_study(
@@ -226,14 +218,16 @@ def load_study(
         only: globs of variants to keep, separated by commas; None: all.
         overrides: ``key=value`` for every variant, over all that is written.
         recall: a results folder: seeds and overrides that are None are those that the study was
-            last asked for with there, if it was.
+            asked for with there, if it was; names of its side studies are known too, to whose
+            overrides those given are added.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
     """
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
-    path = find_study(str(study))
+    path, side = find_asked(str(study), tier, recall)
+    only = side.only if side and only is None else only
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
     _check_names(file, document)
@@ -246,8 +240,10 @@ def load_study(
     if not chosen:
         hint = names.nearest(str(only), file.variants)
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
-    before, last = _recall(recall, tier, names.short(file.study))
-    rows = _Rows(file, document, tier, before if overrides is None else overrides)
+    stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
+    asked = side or plain_asked(recall, tier, stem, ran)
+    given = asked.overrides if overrides is None else overrides
+    rows = _Rows(file, document, tier, [*side.overrides, *given] if side and overrides else given)
     variants, resources = rows.resolve(chosen)
     seen: dict[str, str] = {}
     for name, settings in variants.items():
@@ -257,8 +253,21 @@ def load_study(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    seeds = _good_seeds(seeds or last or rows.seeds, "--seeds")
-    return Study(file, document, tier, seeds, variants, resources, rows.starts)
+    return Study(
+        file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
+        variants, resources, rows.starts, tidy(rows.overrides),
+        only if len(chosen) < len(file.variants) else None,
+        str(study) if side else "", tuple(asked.declared) or rows.seeds, asked,
+    )  # fmt: skip
+
+
+def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | None) -> bool:
+    """Whether a results folder holds a run of the study itself."""
+    found, seeds = runs_there(results, tier)
+    with contextlib.suppress(ConfigError):
+        plain, _ = _Rows(file, document, tier, ()).resolve([*file.variants])
+        return not all(found.isdisjoint(r.identities(seeds).values()) for r in plain.values())
+    return False
 
 
 class _Rows:
@@ -273,7 +282,7 @@ class _Rows:
         data = dict(base.data)
         usual = data.pop("seeds", [0])
         source = document if file.seeds else base
-        self.seeds = _good_seeds(file.seeds or usual, source.where("seeds"))
+        self.seeds = good_seeds(file.seeds or usual, source.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
@@ -389,29 +398,3 @@ def distinct(studies: Iterable[Study]) -> list[RunSpec]:
         for run in study.runs():
             runs.setdefault(run.identity, run)
     return sorted(runs.values(), key=lambda run: run.seed)
-
-
-def remember(results: Path, studies: Iterable[Study], overrides: Sequence[str]) -> None:
-    """Note what is asked now; seeds add up as long as the overrides stay the same.
-
-    ``lsa run table1 --set train.epochs=1`` trains other runs than ``lsa run table1``; the tables,
-    plots and states of that results folder are about the ones that were asked for last.
-    """
-    for study in studies:
-        before, last = _recall(results, study.tier, study.name)
-        seeds = {*study.seeds, *(last if set(before) == set(overrides) else ())}
-        path = _memory(results, study.tier, study.name)
-        asked = {"overrides": sorted(overrides), "seeds": sorted(seeds)}
-        write_json(path, asked, make_folder=True)
-
-
-def _memory(results: Path, tier: str, study: str) -> Path:
-    return results / tier / "studies" / f"{study}.json"
-
-
-def _recall(results: Path | None, tier: str, study: str) -> tuple[list[str], list[int]]:
-    """Overrides and seeds; none where the study was never asked for."""
-    found = (read_json(_memory(results, tier, study)) if results else None) or {}
-    with contextlib.suppress(KeyError, TypeError, ConfigError):
-        return [str(one) for one in found["overrides"]], [*_good_seeds(found["seeds"], "")]
-    return [], []

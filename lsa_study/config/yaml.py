@@ -151,7 +151,9 @@ class _Reader:
         elif isinstance(event, yaml.SequenceStartEvent):
             value = []
             while not isinstance(item := self.loader.get_event(), yaml.SequenceEndEvent):
-                found, under = self.value(item, keys, depth + 1)
+                here = (*keys, str(len(value)))
+                self.lines[here] = item.start_mark.line + 1
+                found, under = self.value(item, here, depth + 1)
                 value.append(found)
                 deep = max(deep, 1 + under)
         if event.anchor is not None:

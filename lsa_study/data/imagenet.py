@@ -24,7 +24,7 @@ from lsa_study.data import fast_pil, index, rng, transforms
 from lsa_study.data.index import Listing
 from lsa_study.data.paths import DataLacks, imagenet
 from lsa_study.data.sampler import EpochSampler
-from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested
+from lsa_study.data.sets import CHANNELS, DatasetInfo, Datasets, Pixels, Shares, Tested, hold_out
 from lsa_study.data.shards import listings
 from lsa_study.data.token_labels import LabelMaps, moved
 
@@ -90,22 +90,24 @@ class ImagenetSets(Datasets):
                 train.root.parent / "token_labels", names, settings, train.classes
             )
             content = maps.content(names)
+        labels = torch.from_numpy(train.labels[: data.train_limit])
+        self._kept, self._held = hold_out(labels, data.validation, len(train.classes))
         source = DatasetInfo(
-            len(train.labels[: data.train_limit]), len(test.labels[: data.test_limit]),
+            len(self._kept), len(test.labels[: data.test_limit]),
             num_classes=len(train.classes), fingerprint=index.fingerprint(train, test, content),
-            mean=MEAN, std=STD,
+            mean=MEAN, std=STD, held_out=len(self._held),
         )  # fmt: skip
         super().__init__(source, settings, device)
         self.workers, size = settings.runtime.workers, data.image_size
         past = transforms.Moved()
         self._train = _Images(train, transforms.training(settings, MEAN, past), size, past, maps)
-        self._test = _Images(test, transforms.testing(settings), size)
+        self._tests = [_Images(of, transforms.testing(settings), size) for of in (test, train)]
         self._resting: dict[_Images, tuple[DataLoader[Decoded], list[Any]]] = {}
 
     def _train_pixels(self, epoch: EpochSampler) -> Shares:
         shares, maps = list(epoch.shares()), self._train.maps
         purpose = (self.seed, "picture", epoch.epoch)
-        wanted: list[Wanted] = [(purpose, share.indices.tolist()) for share in shares]
+        wanted: list[Wanted] = [(purpose, self._kept[share.indices].tolist()) for share in shares]
         for share, parts in zip(shares, self._decode(self._train, wanted), strict=True):
             pixels, labels, *placed = parts
             tokens = None
@@ -113,9 +115,11 @@ class ImagenetSets(Datasets):
                 labels, tokens = maps.targets(labels, *placed)
             yield share, pixels, labels, tokens
 
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
-        wanted: list[Wanted] = [((), numbers.tolist()) for numbers in rows]
-        for numbers, (pixels, labels) in zip(rows, self._decode(self._test, wanted), strict=True):
+    def _test_pixels(self, rows: tuple[Tensor, ...], held_out: bool) -> Tested:
+        places = [self._held[numbers] if held_out else numbers for numbers in rows]
+        wanted: list[Wanted] = [((), numbers.tolist()) for numbers in places]
+        decoded = self._decode(self._tests[held_out], wanted)
+        for numbers, (pixels, labels) in zip(rows, decoded, strict=True):
             yield numbers, pixels, labels
 
     def _decode(self, images: _Images, batches: list[Any]) -> Iterator[Decoded]:

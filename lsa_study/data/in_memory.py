@@ -18,7 +18,7 @@ from lsa_study.config.settings import Settings
 from lsa_study.data import augment, cifar, digits, rng
 from lsa_study.data.paths import require
 from lsa_study.data.sampler import EpochSampler
-from lsa_study.data.sets import DatasetInfo, Datasets, Pixels, Shares, Tested
+from lsa_study.data.sets import DatasetInfo, Datasets, Pixels, Shares, Tested, hold_out
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,20 @@ class TensorSets(Datasets):
         train, labels = (tensors[f"train.{of}"][: data.train_limit] for of in ("pixels", "labels"))
         test, right = (tensors[f"test.{of}"][: data.test_limit] for of in ("pixels", "labels"))
         known = SETS[data.name]
+        kept, held = hold_out(labels, data.validation, known.num_classes)
         source = DatasetInfo(
-            len(labels), len(right), known.num_classes, fingerprint, known.mean, known.std
+            len(kept), len(right), known.num_classes, fingerprint, known.mean, known.std, len(held)
         )
         super().__init__(source, settings, device)
         scaled = math.floor(size / settings.evaluation.crop_share)
         self._pictorial = augment.pictorial(settings.augment, size, source.mean)
-        self._train_labels, self._test_labels = labels.to(self.device), right.to(self.device)
-        self._test = _centre(_resize(test, scaled), size).to(self.device)
+        self._tests = [
+            (_centre(_resize(pixels, scaled), size).to(self.device), answers.to(self.device))
+            for pixels, answers in ((test, right), (train[held], labels[held]))
+        ]
+        if len(held):
+            train, labels = train[kept], labels[kept]
+        self._train_labels = labels.to(self.device)
         if settings.augment.crop == "random_resized":
             self._train = train.to(self.device)
             return
@@ -116,10 +122,11 @@ class TensorSets(Datasets):
         crops: Tensor = windows[chosen, top.to(self.device), left.to(self.device)]
         return crops
 
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
+    def _test_pixels(self, rows: tuple[Tensor, ...], held_out: bool) -> Tested:
+        pixels, labels = self._tests[held_out]
         for numbers in rows:
             chosen = numbers.to(self.device)
-            yield numbers, self._test[chosen], self._test_labels[chosen]
+            yield numbers, pixels[chosen], labels[chosen]
 
 
 def _resize(pixels: Tensor, side: int) -> Tensor:

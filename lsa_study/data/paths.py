@@ -1,4 +1,4 @@
-"""Where data sets lie on this machine, and how large they are.
+"""Where data sets lie on this machine.
 
 Needs no torch, so that ``lsa plan`` can ask.
 """
@@ -14,9 +14,6 @@ from lsa_study.config.settings import Data
 from lsa_study.errors import EnvironmentLacks
 
 TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
-
-IMAGES = {"digits": (1300, 497), "cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
-"""Training and test images of the whole sets."""
 
 CURE = "set LSA_DATA or data.root; `lsa run table1 --tier toy` needs no data"
 

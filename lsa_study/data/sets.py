@@ -12,6 +12,7 @@ from torch import Tensor
 from lsa_study.config.settings import Augment, Settings
 from lsa_study.data import augment, rng
 from lsa_study.data.sampler import EpochSampler, MicroBatch
+from lsa_study.errors import ConfigError
 
 Pixels = tuple[float, float, float]
 
@@ -28,7 +29,7 @@ class DatasetInfo:
     """What a data set is, whatever is done to its images."""
 
     train_images: int
-    """After ``data.train_limit``."""
+    """After ``data.train_limit``, without those of ``data.validation``."""
     test_images: int
     """After ``data.test_limit``."""
     num_classes: int
@@ -37,6 +38,8 @@ class DatasetInfo:
     mean: Pixels
     std: Pixels
     """Per channel, of pixels in 0..1."""
+    held_out: int = 0
+    """Training images of ``data.validation``."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,16 @@ class Datasets(ABC):
                 labels = torch.cat(targets)
             yield Batch(share.step, images, labels, tokens)
 
-    def test(self, batch_size: int, *, rank: int = 0, ranks: int = 1) -> Tested:
-        """Every ``ranks``-th test image from the ``rank``-th on, once, in order; normalised."""
-        mine = torch.arange(rank, self.source.test_images, ranks)
-        for rows, pixels, labels in self._test_pixels(torch.split(mine, batch_size)):
+    def test(
+        self, batch_size: int, *, rank: int = 0, ranks: int = 1, held_out: bool = False
+    ) -> Tested:
+        """Every ``ranks``-th test image from the ``rank``-th on, once, in order; normalised.
+
+        ``held_out``: the images of ``data.validation`` in their place.
+        """
+        images = self.source.held_out if held_out else self.source.test_images
+        mine = torch.arange(rank, images, ranks)
+        for rows, pixels, labels in self._test_pixels(torch.split(mine, batch_size), held_out):
             yield rows, self._normalise(pixels), labels
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -107,5 +116,34 @@ class Datasets(ABC):
         """This process's parts of an epoch."""
 
     @abstractmethod
-    def _test_pixels(self, rows: tuple[Tensor, ...]) -> Tested:
-        """The test images ``rows``, pixels in 0..255."""
+    def _test_pixels(self, rows: tuple[Tensor, ...], held_out: bool) -> Tested:
+        """The test or held-out images ``rows``, pixels in 0..255."""
+
+
+def hold_out(labels: Tensor, images: int | None, classes: int) -> tuple[Tensor, Tensor]:
+    """Split training images: the numbers of those that train, and of ``images`` others, in order.
+
+    Of each class alike, but for one where ``images`` is no multiple of ``classes``; which ones,
+    no seed of a run decides.
+
+    Raises:
+        ConfigError: a class has too few.
+    """
+    if images is None:
+        return torch.arange(len(labels)), torch.arange(0)
+    draw = rng.generator("validation")
+    shares = torch.full((classes,), images // classes)
+    shares[torch.randperm(classes, generator=draw)[: images % classes]] += 1
+    counts = torch.bincount(labels, minlength=classes)
+    if images < classes or bool((counts <= shares).any()):
+        fewest = int(counts.min())
+        fits = f"give {classes} to {classes * (fewest - 1)}" if fewest > 1 else "give null"
+        raise ConfigError(
+            f"data.validation={images}: of {classes} classes the smallest has {fewest} training "
+            f"images, and each must have some on both sides; {fits}, or raise data.train_limit"
+        )
+    order = torch.randperm(len(labels), generator=draw)
+    order = order[labels[order].argsort(stable=True)]
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    held = place < shares[labels[order]]
+    return order[~held].sort().values, order[held].sort().values

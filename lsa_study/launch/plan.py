@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
+from lsa_study.config import yaml
+from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
+from lsa_study.config.find import TIERS, list_studies, tiers_of
+from lsa_study.config.names import short
+from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
@@ -22,7 +28,8 @@ from lsa_study.record import OUTCOMES
 def plan_json(study: Study) -> dict[str, Any]:
     """One study's runs with their resolved settings."""
     return {
-        "study": study.name,
+        "study": short(study.file.study),
+        **study.apart,
         "tier": study.tier,
         "factor": ", ".join(study.file.factor),
         "baseline": study.file.baseline,
@@ -55,6 +62,27 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
         last += [line for topic, line in costs if topic == "cost"]
     blocks.append("; ".join(last))
     return "\n".join(blocks)
+
+
+def known_studies(results: Path) -> list[str]:
+    """A line for each study there is, and for each side study of a results folder."""
+    known = list_studies()
+    width = max(map(len, known))
+    lines = []
+    for stem, path in known.items():
+        try:
+            data = yaml.read(path).data
+            tiers = " ".join(tiers_of(str(path)))
+            lines.append(f"{stem:<{width}}  {data.get('title', '')} ({tiers})")
+        except LsaError as error:
+            lines.append(f"{stem:<{width}}  {error}")
+    for tier in TIERS:
+        for name, asked in every_asked(results, tier)[0].items():
+            if asked.study:
+                of = f"side study of {asked.of}"
+                said = about(of, asked.overrides, asked.only, asked.seeds)
+                lines.append(f"{name}  {said} ({tier})")
+    return lines
 
 
 def check_models(studies: Sequence[Study]) -> str:
@@ -106,26 +134,23 @@ def _block(
         and (common := {mine[run.identity] for run in other.runs() if run.identity in mine})
     ]
     costs = rehearse.predicted(todo, rehearsed)
+    # No command need know a side study's name yet.
+    stem, only = short(study.file.study), [f"--only={study.only}"] if study.only else []
+    given = shlex.join([*(f"--set={one}" for one in study.overrides), *only])
+    options = f" {given}" if given else ""
     if todo and not costs:
-        unknown = f"not rehearsed; lsa rehearse {study.name} --tier {study.tier} measures it"
+        unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
         costs = [("cost", unknown)]
-    data, train = runs[0].settings.data, runs[0].settings.train
-    limits = {"images": data.train_limit, "test images": data.test_limit}
-    parts = ", ".join(f"first {number} {what}" for what, number in limits.items() if number)
-    protocol = (
-        f"{data.name}{f' ({parts})' if parts else ''} at {data.image_size} px, "
-        f"{runs[0].settings.model.backbone}, {train.epochs} epochs, batch {train.batch_size}, "
-        f"lr {train.lr:g}"
-    )
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
+        ("about", study.about),
         ("contrast", "; ".join(also) or f"ok: only {factors} differs"),
         ("reuse", done),
         ("shared", "; ".join(shared)),
-        ("train", protocol),
+        ("train", _protocol(runs[0].settings)),
         ("start", "; ".join(starts)),
         *costs,
-        ("cluster", _smaller(study.name, todo, site)),
+        ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
@@ -133,6 +158,18 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+
+
+def _protocol(settings: Settings) -> str:
+    data, train = settings.data, settings.train
+    limits = {"images": data.train_limit, "test images": data.test_limit}
+    parts = [f"first {number} {what}" for what, number in limits.items() if number]
+    parts += [f"{data.validation} images held out"] if data.validation else []
+    limited = f" ({', '.join(parts)})" if parts else ""
+    return (
+        f"{data.name}{limited} at {data.image_size} px, {settings.model.backbone}, "
+        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
+    )
 
 
 def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:

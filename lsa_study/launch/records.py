@@ -29,11 +29,12 @@ from typing_extensions import TypedDict
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
+from lsa_study.config.find import side_tiers
 from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
-from lsa_study.config.study import TIERS, Resources, RunSpec
+from lsa_study.config.study import TIERS, Resources, Study
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.files import locked, plain_file, read_json, read_whole, writable, write_json
+from lsa_study.files import locked, read_json, read_whole, writable, write_json
 from lsa_study.launch import scheduler
 from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir, identity_of
@@ -82,13 +83,15 @@ def tiers_of(results: Path, tier: str | None) -> list[Tier]:
 
 
 def one_run(results: Path, text: str, tier: str | None = None) -> RunRef:
-    """The run whose name or identity begins with ``text``.
+    """The run whose name or identity begins with ``text``; that of a side study of one run.
 
     Raises:
         ConfigError: none does, or several do; they are named.
     """
     runs = chosen_runs(results, (), tier)
     begin = [run for run in runs if run.name.startswith(text) or run.identity.startswith(text)]
+    if not begin and side_tiers(results, text):
+        begin = chosen_runs(results, [text], tier)
     alike = [run for run in begin if text in (run.name, run.identity)] or begin
     if len(alike) == 1:
         return alike[0]
@@ -108,8 +111,8 @@ def _alike(text: str, runs: Sequence[RunRef]) -> str:
 def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunRef]:
     """The run folders of studies and runs by tier, seed and variant; without a name all of them.
 
-    A study means the runs it was last asked with, whichever study made their folders, and all
-    others of its variants.
+    A study means the runs it was asked for with, whichever study made their folders, and all
+    others of its variants; a side study means its own runs alone.
 
     Raises:
         ConfigError: a name is neither a study nor the beginning of a run's name.
@@ -128,24 +131,33 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     for name in study.expand_names(names):
         try:
             path = study.find_study(name)
-        except ConfigError:  # no study: a run
-            wanted.add(one_run(results, name, tier).identity)
-            continue
-        rows = yaml.read(path).data.get("variants")
-        variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
-        wanted |= {run.identity for run in runs if run.variant in variants}
-        wanted |= {run.identity for run in asked_runs(results, [name], tier)}
+        except ConfigError:  # no experiment file: a side study, or a run
+            if not side_tiers(results, name, [tier] if tier else TIERS):
+                wanted.add(one_run(results, name, tier).identity)
+                continue
+        else:
+            rows = yaml.read(path).data.get("variants")
+            variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
+            wanted |= {run.identity for run in runs if run.variant in variants}
+        asked = study.distinct(asked_studies(results, [name], tier))
+        wanted |= {run.identity for run in asked}
     return [run for run in runs if run.identity in wanted]
 
 
-def asked_runs(results: Path, names: Sequence[str], tier: str | None = None) -> list[RunSpec]:
-    """The runs of studies as they were last asked for, at the tiers that have runs."""
+def asked_studies(results: Path, names: Sequence[str], tier: str | None = None) -> list[Study]:
+    """Studies as they were asked for at the tiers that have runs; side studies at their own.
+
+    Raises:
+        ConfigError: what is remembered of a side study is damaged, or its study is gone.
+    """
     loaded = []
     for name in study.expand_names(names):
-        for place in tiers_of(results, tier) or ["toy"]:
-            with contextlib.suppress(ConfigError):  # no study, or none of this tier
+        sides = side_tiers(results, name, [tier] if tier else TIERS)
+        for place in sides or tiers_of(results, tier) or ["toy"]:
+            # Else it may be no study, or none of this tier.
+            with contextlib.nullcontext() if sides else contextlib.suppress(ConfigError):
                 loaded.append(study.load_study(name, tier=place, recall=results))
-    return study.distinct(loaded)
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -233,17 +245,6 @@ def error_of(run: RunDir, since: float = 0.0) -> str | None:
             trace = re.findall(r'File "(.+?)", line (\d+)', tail) if begun else []
     plain = (status.message or "").replace(str(run.root), "").replace(run.root.name, "")
     return repr((re.sub(r"\d+", "0", plain), trace))
-
-
-def last_lines(path: Path, count: int = 20) -> list[str]:
-    """The last lines of a file that hold something; none if it cannot be read."""
-    try:
-        with open(path, "rb", opener=plain_file) as file:
-            file.seek(max(0, path.stat().st_size - 400 * count))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
 
 @dataclass(frozen=True)

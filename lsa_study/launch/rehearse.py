@@ -20,9 +20,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from lsa_study.config.settings import Settings
+from lsa_study.config.settings import IMAGES, Settings
 from lsa_study.config.study import RunSpec
-from lsa_study.data.paths import IMAGES
 from lsa_study.errors import LsaError
 from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by
@@ -111,6 +110,7 @@ def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tu
         if row.step_seconds is not None and row.test_seconds is not None:
             images = IMAGES[settings.data.name][0]
             images = min(settings.data.train_limit or images, images)
+            images -= settings.data.validation or 0
             steps = max(1, images // settings.train.batch_size)
             epoch = steps * row.step_seconds + row.test_seconds
             totals.setdefault(row.device_kind, []).append(settings.train.epochs * epoch / 3600)
@@ -142,6 +142,7 @@ def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     limits = {
         "train_limit": min(images, settings.data.train_limit or images),
         "test_limit": min(tested, settings.data.test_limit or tested),
+        "validation": None,  # a few steps' images have none to spare
     }
     parts = devices * settings.runtime.accumulate
     runtime = {"accumulate": parts, "checkpoint_seconds": checkpoints}

@@ -23,8 +23,9 @@ from rich.live import Live
 from rich.text import Text
 
 from lsa_study import rundir
+from lsa_study.config.study import distinct
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_whole
+from lsa_study.files import last_lines, read_whole
 from lsa_study.launch import scheduler
 from lsa_study.launch.records import (
     INTERRUPTED,
@@ -32,9 +33,8 @@ from lsa_study.launch.records import (
     LaunchFolder,
     Life,
     RunRef,
-    asked_runs,
+    asked_studies,
     chosen_runs,
-    last_lines,
     one_run,
     tiers_of,
 )
@@ -156,7 +156,7 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
     return rows + [
         RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=run.settings.train.epochs)
-        for run in asked_runs(results, names, tier)
+        for run in distinct(asked_studies(results, names, tier))
         for at in [run.settings.tier]
         if (at, run.identity) not in there
         for folder in [RunDir(rundir.runs_folder(results, at) / run.name)]

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from lsa_study.config.names import nearest
 from lsa_study.config.settings import flatten
 from lsa_study.errors import ConfigError, EnvironmentLacks
-from lsa_study.files import writable
-from lsa_study.launch.records import chosen_runs, last_lines
+from lsa_study.files import last_lines, writable
+from lsa_study.launch.records import chosen_runs
 from lsa_study.rundir import RunDir
 
 PATIENCE_SECONDS = 120

@@ -15,7 +15,7 @@ from lsa_study.training.distributed import ALONE, Distributed
 
 @dataclass
 class Report:
-    """What a network achieves on the test set, at the end of an epoch."""
+    """What a network achieves on the test or the held-out images, at the end of an epoch."""
 
     epoch: int = 0
     """Counted from 1; 0 means none."""
@@ -41,16 +41,21 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     ranks: Distributed = ALONE,
     tick: Callable[[], None] = lambda: None,
+    held_out: bool = False,
 ) -> Report:
-    """Evaluate a network on all test images; ``tick`` is called after every batch."""
-    images = sets.source.test_images
+    """Evaluate a network on all test images; ``tick`` is called after every batch.
+
+    ``held_out``: on those of ``data.validation`` in their place.
+    """
+    images = sets.source.held_out if held_out else sets.source.test_images
     top = min(5, sets.source.num_classes)
     device = sets.device
     correct = torch.zeros(images, device=device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     training = model.training
     model.eval()
-    for rows, batch, labels in sets.test(batch_size, rank=ranks.rank, ranks=ranks.count):
+    tests = sets.test(batch_size, rank=ranks.rank, ranks=ranks.count, held_out=held_out)
+    for rows, batch, labels in tests:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(batch)
         logits = logits.float()

@@ -21,6 +21,7 @@ from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Distributed
+from lsa_study.training.evaluate import Report
 from lsa_study.training.monitor import Monitor, job
 from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
@@ -102,7 +103,7 @@ class _Attempt:
             self.facts = self._facts(model, sets)
             try:
                 loop = ranks.all_or_raise(lambda: self._prepare(model, sets))
-                loop.run()
+                report = loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
             except torch.OutOfMemoryError as error:  # on a GPU
@@ -116,7 +117,7 @@ class _Attempt:
                 )
             if ranks.first:
                 checkpoint.save_weights(self.run_dir, loop.final_weights())
-            return self._end("done", None)
+            return self._end("done", None, report)
 
     def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
         """What is known before training; recorded for this attempt, and part of the result."""
@@ -144,7 +145,8 @@ class _Attempt:
             implementation=", ".join(sorted(parts)),
             effective_batch=min(settings.train.batch_size, source.train_images),
             weights=settings.evaluation.weights,
-            selected=settings.evaluation.epoch,
+            selected=settings.evaluation.epoch
+            + (" by validation" if source.held_out and settings.evaluation.epoch == "best" else ""),
             data_fingerprint=source.fingerprint,
             train_images=source.train_images,
             test_images=source.test_images,
@@ -173,11 +175,11 @@ class _Attempt:
         self.progress = loop.progress
         return loop
 
-    def _end(self, outcome: Outcome, reason: str | None) -> str:
+    def _end(self, outcome: Outcome, reason: str | None, report: Report | None = None) -> str:
         if not self.ranks.first:
             return outcome
         run_dir, at, done = self.run_dir, self.progress, outcome == "done"
-        report = at.best if self.settings.evaluation.epoch == "best" else at.last
+        report = report or at.last
         if done and report.bits is not None:
             run_dir.write_correct(report.bits.numpy())
         run_dir.write_result(

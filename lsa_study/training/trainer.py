@@ -94,6 +94,7 @@ class Trainer:
         self.monitor, self.stop, self.ranks, self.sets = monitor, stop, ranks, sets
         self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device
         self.progress = Progress(fingerprint=sets.source.fingerprint)
+        self.held_out = sets.source.held_out > 0
         self.steps = self._plan().steps
         self.stepper = Stepper(self.settings, model.to(self.device), ranks, steps=self.steps)
         self._unread: list[tuple[int, Tensor]] = []
@@ -129,8 +130,8 @@ class Trainer:
         self.progress = progress
         self.monitor.say(f"resumed at epoch {progress.epoch + 1}, step {progress.step + 1}")
 
-    def run(self) -> None:
-        """Train and evaluate all epochs that are left.
+    def run(self) -> Report:
+        """Train and evaluate all epochs that are left; returns what is to be reported.
 
         Raises:
             Diverged: a loss was not finite.
@@ -155,6 +156,16 @@ class Trainer:
                 while self.progress.epoch < self.settings.train.epochs:
                     self._end_epoch(self._train_epoch())
                     self._save()
+                at, evaluation = self.progress, self.settings.evaluation
+                chosen = at.best if evaluation.epoch == "best" else at.last
+                if not self.held_out:
+                    return chosen
+                network = self.stepper.reported()
+                if at.best_weights:
+                    network.load_state_dict(at.best_weights)
+                tested = self._evaluate(network, held_out=False)
+                averaged = tested.acc1 if evaluation.weights == "ema" else None
+                return replace(tested, epoch=chosen.epoch, ema_acc1=averaged)
         finally:
             self._note_costs()
 
@@ -240,10 +251,11 @@ class Trainer:
 
     # -- epochs -------------------------------------------------------------------------------
 
-    def _evaluate(self, model: nn.Module) -> Report:
+    def _evaluate(self, model: nn.Module, *, held_out: bool) -> Report:
         report = evaluate(
             model, self.sets, self.settings.evaluation.batch_size,
             precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
+            held_out=held_out,
         )  # fmt: skip
         if not math.isfinite(report.loss):
             raise Diverged(
@@ -266,8 +278,10 @@ class Trainer:
                 f"epoch {at.epoch + 1}: the weights of the processes are no longer equal; move the "
                 "folder away to begin anew"
             )
-        plain = chosen = self._evaluate(stepper.model)
-        averaged = None if stepper.ema is None else self._evaluate(stepper.ema.module)
+        plain = chosen = self._evaluate(stepper.model, held_out=self.held_out)
+        averaged = None
+        if stepper.ema is not None:
+            averaged = self._evaluate(stepper.ema.module, held_out=self.held_out)
         if averaged is not None and self.settings.evaluation.weights == "ema":
             chosen = averaged
         at.last = replace(
@@ -301,7 +315,8 @@ class Trainer:
         left = self.monitor.eta(self._done())
         message = (
             f"epoch {report.epoch}/{self.settings.train.epochs}  loss {train_loss:.4f}  "
-            f"test {report.loss:.4f}  acc1 {report.acc1:.2f} %  {speed:.0f} images/s"
+            f"{'held out' if self.held_out else 'test'} {report.loss:.4f}  "
+            f"acc1 {report.acc1:.2f} %  {speed:.0f} images/s"
         )
         if left is not None:
             message += f"  left {timedelta(seconds=round(left))}"

@@ -93,6 +93,20 @@ def test_a_click_sorts_and_a_second_one_turns_the_order(browser, path):
     assert browser.run("document.querySelectorAll('#table2 [aria-sort]').length") == 1
 
 
+def test_claims_can_be_narrowed_to_a_group(browser, path):
+    seen = (
+        "[...document.querySelectorAll('.claims tbody tr')].filter(r => r.offsetHeight)"
+        ".map(r => r.dataset.group)"
+    )
+    for way in ({}, PHONE):
+        browser.open(path, **way)
+        every = browser.run(seen)
+        assert len({*every}) > 1
+        for group in {*every}:
+            browser.run(f"document.querySelector('.filter input[value=\"{group}\"]').click()")
+            assert browser.run(seen) == [one for one in every if one == group]
+
+
 def test_the_keyboard_sorts_too(browser, path):
     browser.open(path)
     browser.run("document.querySelector('#table4 thead th button').focus()")

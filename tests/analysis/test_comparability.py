@@ -30,7 +30,7 @@ MARKED = [
     ({"torch": "2.1.0"}, "torch 2.1.0, reference 2.9.0"),
     ({"effective_batch": 48}, "effective batch 48, reference 64"),
     ({"weights": "ema"}, "reported weights ema, reference model"),
-    ({"selected": "best"}, "reported epoch best, reference last"),
+    ({"selected": "best by validation"}, "reported epoch best by validation, reference last"),
     # Two working trees with changes, at one commit.
     ({"code": "f" * 64, "dirty": True}, "code ffffffffff, reference 0123456789"),
     ({"code": None, "commit": "f" * 40}, "commit ffffffffff, reference 0123456789"),
@@ -135,6 +135,27 @@ def test_a_reference_that_went_on_with_other_code_is_marked_itself(planted):
     assert "reference seed 0 went on with another code a, then b" in note.text
 
 
+@pytest.mark.parametrize("variant", ["swin", "elsa"])
+def test_an_epoch_that_the_test_set_selected_is_marked_everywhere(planted, tmp_path, variant):
+    """Also where all rows do so, and where only the settings of an older run say it."""
+    words = "epoch selected on the test set"
+    loaded, found = planted({"selected": "best"}, variant)
+    marked = [row.variant for row in build(loaded, found).rows if "†" in row.marks]
+    assert variant in marked
+    written = contents(build(loaded, found))
+    assert all(words in written[f"table4.{form}"] for form in ("json", "md", "tex"))
+    verdict = verdict_on(tmp_path)
+    assert words in claims.claims_text([verdict], "proxy")
+    assert words in html.page([(loaded, found)], [verdict])
+    assert words in " ".join(claims.claims_json([verdict], "proxy")["claims"][0]["notes"])
+    rows = {row.variant: row for row in rows_of(loaded, found)}
+    for update in ({}, {"selected": None, "settings": {"evaluation.epoch": "best"}}):
+        runs = [run.model_copy(update=update) for run in rows[variant].runs]
+        assert words in comparability(list(zip(runs, runs, strict=True))).marked
+        clean = [run.model_copy(update={"selected": "best by validation"}) for run in runs]
+        assert comparability(list(zip(clean, clean, strict=True))).text == ""
+
+
 def test_alike_rows_have_no_dagger(planted):
     table = build(*planted({}))
     assert not [row for row in table.rows if "†" in row.marks]
@@ -157,7 +178,7 @@ def test_a_second_factor_is_a_dagger_too(tmp_path):
     [
         ({"effective_batch": 48}, "train.batch_size"),
         ({"weights": "ema"}, "evaluation.weights"),
-        ({"selected": "best"}, "evaluation.epoch"),
+        ({"selected": "best by validation"}, "evaluation.epoch"),
         ({"precision": "bfloat16"}, "train.precision"),
         ({"train_images": 400}, "data.train_limit"),
         ({"data_fingerprint": "maps"}, "train.tokens"),

@@ -10,14 +10,10 @@ from scipy import stats
 
 from lsa_study.analysis.article import ArticleRow
 from lsa_study.analysis.collect import RunRecord
-from lsa_study.analysis.contrasts import by_image, compare, mcnemar
+from lsa_study.analysis.contrasts import by_image, compare, contrast, mcnemar
+from lsa_study.analysis.inference import image_noise
 from lsa_study.analysis.rows import Row
-from lsa_study.analysis.statistics import (
-    kendall,
-    pooled_deviation,
-    resolvable,
-    t_interval,
-)
+from lsa_study.analysis.statistics import kendall
 
 
 def run_of(seed, bits):
@@ -226,18 +222,19 @@ def test_too_few_or_tied_rows_have_no_order():
 # -- power ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_resolvable_differences_are_found_in_four_of_five_cases(n):
-    draws = np.random.default_rng(n).normal(resolvable(n), 1.0, (4000, n))
-    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
-    assert found.mean() == pytest.approx(0.8, abs=0.025)
-
-
-def test_one_seed_resolves_nothing():
-    assert resolvable(1) is None
-
-
-def test_noise_is_pooled_by_degrees_of_freedom():
-    found = [t_interval(values) for values in ([1.0, 3.0], [1.0, 2.0, 3.0], [7.0], [])]
-    assert pooled_deviation(found) == pytest.approx(math.sqrt((2 + 2 * 1) / 3))
-    assert pooled_deviation(found[2:]) is None
+@pytest.mark.parametrize("numpy", [1, 2])
+@pytest.mark.parametrize("images", [9, 64, 70])
+def test_packed_answers_give_the_noise_of_plain_ones(monkeypatch, numpy, images):
+    if numpy == 1:
+        monkeypatch.delattr(np, "bitwise_count", raising=False)
+    weights = (1.0, -1.0, -0.5, 0.5)
+    bits = np.random.default_rng(images).integers(0, 2, (4, 3, images))
+    runs = [[run_of(seed, of.tolist()) for seed, of in enumerate(row)] for row in bits]
+    found = contrast(list(zip(weights, runs, strict=True)))
+    plain = np.tensordot(weights, bits, 1)
+    shared, least = image_noise(plain.sum(1), np.square(plain).sum(1), plain.sum(0))
+    assert found.noise.image == pytest.approx(math.sqrt(shared))
+    assert found.noise.least == pytest.approx(math.sqrt(least / 3))
+    changed = by_image(list(zip(*runs[:2], strict=True)))
+    assert changed.gained == (bits[0] > bits[1]).sum()
+    assert changed.lost == (bits[0] < bits[1]).sum()

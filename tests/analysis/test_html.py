@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -101,8 +103,57 @@ def test_claims_come_first_and_the_tier_is_told(results, written):
         assert f'id="claim-{claim.id}"' in body
     shown = re.findall(r'<span class="verdict ([^"]*)">([^<]*)</span>', body)
     judged = claims.judge_tier(results, "proxy")
-    assert shown == [(one.word, one.verdict) for one in judged]
+    assert sorted(shown) == sorted((one.word, one.verdict) for one in judged)
+    order = [list(claims.GROUPS).index(at) for at in re.findall(r'data-group="([^"]*)">', body)]
+    assert order == sorted(order), "decided first, not run last"
+    assert (
+        body.index('id="claims"') < body.index("span where each holds") < body.index("data-group")
+    )
     assert {word for word, _ in shown} > {"supported", "not run"}
+
+
+def sentences(text):
+    found = re.findall(r'<p class="summary"><b>([^<]*)</b>([^<]*)</p>', text)
+    assert text.index("<h1>") < text.index('class="summary"') < text.index("<nav")
+    return dict(found)
+
+
+def test_three_sentences_say_what_was_run_what_is_decided_and_what_is_not(results, written):
+    judged = claims.judge_tier(results, "proxy")
+    counts = {group: [one for one in judged if one.grouped == group] for group in claims.GROUPS}
+    ran, decided, rest = sentences(written).values()
+    runs = collect(results, "proxy").runs
+    assert f" {len(runs)} runs at tier proxy, for 6 of the 6 rows of Table 2, Table 4; " in ran
+    assert "seeds: 0, 1, 2, 3; on Processor 9000; 4 ended without an accuracy." in ran
+    assert f" {len(counts['decided'])} of {len(judged)} claims; supported: " in decided
+    assert counts["decided"][0].claim.text.rstrip(".") in decided
+    left = len(counts["near"]) + len(counts["open"])
+    assert (f"{left} open (" in rest) == bool(left)
+    assert f"{len(counts['not run'])} not run (" in rest
+    assert "rows not run" in rest
+    assert "has a meaning at tier paper only" in rest
+
+
+def test_the_nearest_claim_is_named_with_what_it_takes(results):
+    loaded = study.load_study("table4", tier="proxy")
+    judged = claims.judge_tier(results, "proxy")
+    claim = judged[0].claim.model_copy(update={"text": NASTY})
+    needs = "about 3 more seeds, 2 to 9"
+    near = replace(judged[0], claim=claim, word="unresolved", wanted=3, needs=needs)
+    rest = sentences(page([(loaded, collect(results, "proxy"))], [near]))["What is not:"]
+    said = f" 1 open (more seeds, as many as it says); nearest: {NASTY} ({needs})."
+    assert unescape(rest) == said
+    assert "<script>alert" not in rest
+
+
+def test_the_toy_tier_decides_nothing(tmp_path):
+    loaded = write_study(tmp_path, "table4")
+    (path,) = write_report([loaded], tmp_path)
+    ran, decided, rest = sentences(path.read_text("utf-8")).values()
+    assert "9 runs at tier toy, for 3 of the 3 rows of Table 4" in ran
+    assert decided.startswith(" nothing, as results of tier toy ")
+    assert decided.endswith("are never evidence.")
+    assert rest.startswith(f" all {len(claims.Claims.read())} claims; ")
 
 
 def test_cells_lead_to_their_runs(results, written):

@@ -20,10 +20,15 @@ IMAGES = 0.4
 """Deviation of a row's accuracy between test sets, points."""
 
 
-def found(values, image=0.0, *, looks=None):
+def found(values, image=0.0, *, least=0.0, looks=None):
+    """The difference of the first two rows and its noise, the variance ``least`` in a mean."""
     seed, freedom, method = seed_noise((1.0, -1.0), values[:2], values[2:])
-    noise = Noise(seed, freedom, image, values.shape[1], method, looks)
+    noise = Noise(seed, freedom, image, values.shape[1], method, looks, math.sqrt(least))
     return float(values[0].mean() - values[1].mean()), noise
+
+
+def of_images(contrast):
+    return image_noise(contrast.sum(1), np.square(contrast).sum(1), contrast.sum(0))
 
 
 def drawn(rng, rows, seeds, *, deviation=0.5, image=0.0):
@@ -40,36 +45,46 @@ def test_intervals_hold_the_truth(rows, seeds, image):
     for _ in range(trials):
         difference, noise = found(drawn(rng, rows, seeds, image=image), math.sqrt(2) * image)
         held += abs(difference) <= noise.edge(0.05)
-    assert 0.93 <= held / trials <= 0.97
+    # One degree of freedom and a second source: Hillis' alone can miss one time in nine.
+    assert 0.93 <= held / trials <= (0.98 if image and (rows, seeds) == (2, 2) else 0.97)
 
 
-def test_rows_that_vary_otherwise_keep_their_own_error():
-    rng, trials = np.random.default_rng(2), 3000
-    held = welch = 0
+@pytest.mark.parametrize(("seeds", "times", "least", "welch"), [
+    # Below 5 seeds one row's own deviation says too little; with one check at 1 % of the
+    # difference alone the first three were held to 0.75, 0.75 and 0.82 of the cases.
+    (3, 5, 0.82, 0.6), (3, 10, 0.89, 0.85), (5, 3, 0.86, 0.6),
+    (5, 5, 0.92, 0.85), (5, 10, 0.93, 0.95), (10, 3, 0.92, 0.85), (10, 5, 0.93, 0.99),
+])  # fmt: skip
+@pytest.mark.parametrize("row", [0, 7])
+def test_a_row_that_varies_otherwise_keeps_its_own_error(row, seeds, times, least, welch):
+    rng, trials = np.random.default_rng(2), 1000
+    held = own = 0
     for _ in range(trials):
-        values = drawn(rng, 8, 5)
-        values[0] *= 6
-        difference, noise = found(values)
+        values = rng.normal(0, 0.5, (8, seeds))
+        values[row] *= times
+        difference, noise = found(values + rng.normal(0, 0.5, seeds))
         held += abs(difference) <= noise.edge(0.05)
-        welch += noise.method == "Welch"
-    # Pooled without the check, three of four.
-    assert held / trials >= 0.88
-    assert welch / trials >= 0.7
+        own += noise.method == "Welch"
+    # One that is not compared is left out of the pool, and widens nothing.
+    assert (least if row == 0 else 0.93) <= held / trials <= 0.977
+    assert own / trials >= welch if row == 0 else own / trials <= 0.05
 
 
 def test_pooling_over_rows_doubles_the_power_of_three_seeds():
-    rng, trials = np.random.default_rng(3), 4000
-    power = []
+    effect, deviation, trials = 0.4, 0.2, 10_000
     for rows in (2, 8):
-        hits = 0
+        rng, hits, freedom = np.random.default_rng(11), 0, 2 * (rows - 1)
         for _ in range(trials):
-            values = rng.normal(0, 0.2, (rows, 3))
-            values[0] += 0.4
+            values = rng.normal(0, deviation, (rows, 3))
+            values[0] += effect
             difference, noise = found(values)
             hits += abs(difference) > noise.edge(0.05)
-        power.append(hits / trials)
-    assert power[0] == pytest.approx(0.30, abs=0.03)
-    assert power[1] == pytest.approx(0.63, abs=0.03)
+        edge, size = stats.t.ppf(0.975, freedom), effect / (deviation * math.sqrt(2 / 3))
+        power = stats.nct.sf(edge, freedom, size) + stats.nct.cdf(-edge, freedom, size)
+        # Of Student's test with 2 and with 14 degrees of freedom, which no check can exceed.
+        assert round(power, 2) == {2: 0.29, 8: 0.63}[rows]
+        error = math.sqrt(power * (1 - power) / trials)
+        assert hits / trials == pytest.approx(power, abs=2 * error)  # 0.01 with 8 rows
 
 
 def ever_wrong(rows, image, looks, declared=0):
@@ -116,39 +131,69 @@ def test_of_30_claims_hardly_one_family_in_20_decides_a_wrong_one():
 
 def test_an_interval_ends_where_its_p_value_says():
     for looks in (None, BESIDE, 1.0):
-        noise = Noise(0.2, 14, 0.1, 3, "pooled over 8 rows", looks)
-        assert noise.p(noise.edge(0.05)) == pytest.approx(0.05, rel=1e-6)
-        assert noise.p(noise.edge(0.2)) == pytest.approx(0.2, rel=1e-6)
+        for least in (0.0, 0.5):
+            noise = Noise(0.2, 14, 0.1, 3, "pooled over 8 rows", looks, least)
+            assert noise.p(noise.edge(0.05)) == pytest.approx(0.05, rel=1e-6)
+            assert noise.p(noise.edge(0.2)) == pytest.approx(0.2, rel=1e-6)
 
 
 def test_images_that_all_seeds_share_are_told_from_each_seed_s_own():
     rng, images = np.random.default_rng(6), 20_000
     always = rng.choice([-1, 0, 1], images, p=[0.1, 0.8, 0.1])
     sometimes = rng.choice([-1, 0, 1], (4, images), p=[0.05, 0.9, 0.05])
-    shared, least = image_noise((always + sometimes).astype(np.int8))
+    shared, least = of_images(always + sometimes)
     assert shared * images == pytest.approx(1e4 * 0.2, rel=0.05)
     assert least * images == pytest.approx(1e4 * 0.1, rel=0.05)
 
 
-@pytest.mark.parametrize(("rows", "seeds", "most"), [
-    # Two rows alone tell little of seeds; where images are most of the noise, that is too careful.
-    (2, 2, 1.0), (2, 3, 0.98), (2, 5, 0.97), (8, 2, 0.97), (8, 3, 0.97), (8, 5, 0.97),
-])  # fmt: skip
-def test_intervals_of_answers_by_image_hold_the_truth(rows, seeds, most):
+PROPORTIONS = {"images lead": (1.0, 0.0), "both": (1.0, 0.02), "seeds lead": (1.0, 0.06),
+               "rows much alike": (0.2, 0.02)}  # fmt: skip
+"""How far rows differ in which images are easy, and the deviation of runs between seeds."""
+# At 2 seeds of 2 rows the only deviation has one degree of freedom, and Student's interval misses
+# by deviations far below those that counts of images allow, which are not believed here. Whatever
+# does so is too careful where images lead; at 3 seeds it hardly shows.
+CAREFUL = {(2, 2): 0.998, (2, 3): 0.985}
+
+
+@pytest.mark.parametrize("proportion", PROPORTIONS)
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("rows", [2, 8])
+def test_intervals_of_answers_by_image_hold_the_truth(rows, seeds, proportion):
     """Rows of equal worth: new seeds and a new test set in every trial, as runs record them."""
-    rng, trials, images = np.random.default_rng(7), 1200, 300
+    rng, trials, images = np.random.default_rng(7), 1000, 200
+    apart, deviation = PROPORTIONS[proportion]
     held = 0
     for _ in range(trials):
-        # Whether an image is easy depends on the row; how good a run is, on its seed.
-        chance = 0.5 + 0.45 * rng.uniform(-1, 1, (rows, 1, images))
-        chance = np.clip(chance + rng.normal(0, 0.02, (rows, seeds, 1)), 0, 1)
+        own = rng.uniform(-1, 1, (rows, 1, images)) * math.sqrt(apart)
+        easy = own + rng.uniform(-1, 1, images) * math.sqrt(1 - apart)
+        chance = 0.5 + 0.45 * easy + rng.normal(0, deviation, (rows, seeds, 1))
         right = (rng.random((rows, seeds, images)) < chance).astype(np.int8)
-        shared, least = image_noise(right[0] - right[1])
-        values = 100 * right.mean(2)
-        seed, freedom, method = seed_noise((1.0, -1.0), values[:2], values[2:], least)
-        noise = Noise(seed, freedom, math.sqrt(shared), seeds, method)
-        held += abs(values[0].mean() - values[1].mean()) <= noise.edge(0.05)
-    assert 0.93 <= held / trials <= most
+        shared, least = of_images(right[0] - right[1])
+        difference, noise = found(100 * right.mean(2), math.sqrt(shared), least=least / seeds)
+        held += abs(difference) <= noise.edge(0.05)
+    assert 0.93 <= held / trials <= CAREFUL.get((rows, seeds), 0.97)
+
+
+@pytest.mark.parametrize(("rows", "image"), [(2, 0.0), (8, 0.0), (8, 0.2)])
+def test_resolvable_differences_are_found_in_four_of_five_cases(rows, image):
+    error = 0.2 * math.sqrt(2 / 3)
+    size = Noise(error, 2.0 * (rows - 1), math.sqrt(2) * image, 3, "").resolvable
+    rng, trials, hits = np.random.default_rng(8), 4000, 0
+    for _ in range(trials):
+        values = drawn(rng, rows, 3, deviation=0.2, image=image)
+        values[0] += size
+        difference, noise = found(values, math.sqrt(2) * image)
+        hits += abs(difference) > noise.edge(0.05)
+    assert hits / trials == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_second_source_never_narrows_an_interval_and_least_bounds_it():
+    alone, both = (Noise(0.5, 1, image, 2, "paired") for image in (0.0, 0.6))
+    assert both.edge(0.05) >= alone.edge(0.05)
+    assert Noise(0.0, 1, 0.3, 2, "paired", BESIDE).edge(0.05) == math.inf
+    zero = Noise(0.0, 1, 0.3, 2, "paired", least=0.4)
+    assert zero.edge(0.05) == pytest.approx(1.96 * 0.5, abs=1e-4)
+    assert zero.p(0.98) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_holm_by_hand():

@@ -15,6 +15,7 @@ from lsa_study.analysis.plots import figures, style, write_plots
 from lsa_study.analysis.plots.attention import attention_maps, effective_areas
 from lsa_study.analysis.plots.curves import spread
 from lsa_study.analysis.rows import rows_of
+from lsa_study.analysis.table import build
 from lsa_study.config import study
 
 
@@ -33,7 +34,8 @@ def test_every_figure_is_written_as_svg_and_png(tmp_path):
     names = {path.name for path in write_plots(loaded, tmp_path)}
     stems = (
         "table2-accuracy", "table2-differences", "table2-curves", "fig2-accuracy",
-        "fig2-differences", "fig2-curves", "fig2-heads", "costs", "throughput",
+        "fig2-differences", "fig2-curves", "fig2-heads", "fig2-agreement", "claims", "costs",
+        "throughput",
     )  # fmt: skip
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     folder = tmp_path / "toy" / "plots"
@@ -124,7 +126,8 @@ def test_speed_stands_under_accuracy_with_intervals_of_both(tmp_path):
     rows = rows_of(loaded, collect(tmp_path, "toy"))
     (axes,) = figures([(loaded, rows)])["throughput"].axes
     assert "on Processor 9000" in axes.get_xlabel()
-    dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
+    lines = [line for line in axes.lines if line.get_linestyle() != "--"]  # that of the best
+    dots = [line.get_xydata()[0] for line in lines if line.get_marker() not in ("None", "")]
     speeds = [
         [1437 / run.seconds_per_epoch for run in row.done if run.device == "Processor 9000"]
         for row in rows
@@ -132,11 +135,90 @@ def test_speed_stands_under_accuracy_with_intervals_of_both(tmp_path):
     assert sorted(map(len, speeds)) == [2, 3, 3], "a run of another device is no speed of this one"
     want = [[sum(one) / len(one), row.accuracy.mean] for one, row in zip(speeds, rows, strict=True)]
     assert dots == [pytest.approx(pair) for pair in want]
-    lines = [line.get_xydata() for line in axes.lines if line.get_marker() != "o"]
-    upright = [line for line in lines if line[0, 0] == line[1, 0]]
+    bars = [line.get_xydata() for line in lines if line.get_marker() in ("None", "")]
+    upright = [line for line in bars if line[0, 0] == line[1, 0]]
     assert [list(line[:, 1]) for line in upright] == [
         pytest.approx([row.accuracy.low, row.accuracy.high]) for row in rows
     ]
+
+
+def test_what_no_other_row_beats_in_both_is_joined(tmp_path):
+    write_study(tmp_path, "table2", seeds=[0, 1])
+    figure = drawn(tmp_path, "table2")["throughput"]
+    (axes,) = figure.axes
+    (joined,) = [line.get_xydata() for line in axes.lines if line.get_linestyle() == "--"]
+    points = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+    best = {p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] for q in {*points} - {p})}
+    assert {tuple(point) for point in joined} == best
+    assert re.search(
+        r"beaten in both by no other \(dashed\): \w.*intervals over", figure.get_label()
+    )
+    assert "Net7 (filter norm)" in texts(figure), "the article's names, not the rows' ids"
+
+
+def test_a_family_of_layers_has_one_colour_everywhere(tmp_path):
+    write_study(tmp_path, "fig2", seeds=[0])
+    made = drawn(tmp_path, "fig2")
+    for name in ("costs", "throughput", "fig2-heads"):
+        used = {line.get_color() for axes in made[name].axes for line in axes.lines}
+        assert used - {style.QUIET} == {style.FAMILIES["LSA"], style.FAMILIES["DwConv"]}, name
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_test_images_alone_never_look_like_an_interval(tmp_path, seeds):
+    write_study(tmp_path, "table4", seeds=seeds)
+    figure = drawn(tmp_path, "table4")["table4-differences"]
+    (axes,) = figure.axes
+    bars = [line for line in axes.lines if len(set(line.get_xdata())) == 2]
+    if len(seeds) == 1:
+        assert bars == []
+        assert "one seed: no interval" in figure.get_label()
+        return
+    grey = [line for line in bars if line.get_color() == style.QUIET]
+    assert len(bars) == 2 * len(grey) == 4
+    assert all(line.get_linewidth() < 1 for line in grey)
+    assert "intervals over 3 seeds" in figure.get_label()
+
+
+@pytest.mark.parametrize(("epochs", "panels"), [(1, 1), (2, 1), (12, 2)])
+def test_few_epochs_are_drawn_once(tmp_path, epochs, panels):
+    overrides = [f"train.epochs={epochs}", "train.warmup_epochs=0"]
+    write_study(tmp_path, "table4", seeds=[0], overrides=overrides)
+    figure = drawn(tmp_path, "table4", overrides=overrides)["table4-curves"]
+    assert len(figure.axes) == panels
+    assert figure.get_label().startswith(f"Test accuracy after each of {epochs} epoch")
+    for axes in figure.axes:
+        assert 0 <= axes.get_ylim()[0] < axes.get_ylim()[1] <= 100
+
+
+def test_no_two_of_many_lines_look_alike():
+    looks = [str(style.look(at)) for at in range(16)]
+    assert len(set(looks)) == 16
+    pairs = [(style.look(at)["color"], str(style.look(at)["ls"])) for at in range(16)]
+    assert len(set(pairs)) == 16
+
+
+def test_every_figure_says_in_a_sentence_what_it_shows(tmp_path):
+    for name in ("table4", "fig2"):
+        write_study(tmp_path, name, seeds=[0, 1])
+    made = drawn(tmp_path, "table4", "fig2", "table5")
+    assert {name.rsplit("-", 1)[-1] for name in made} >= {
+        "accuracy", "differences", "curves", "seeds", "heads", "layers", "costs", "throughput",
+    }  # fmt: skip
+    for name, figure in made.items():
+        assert re.fullmatch(r"[A-Z].{40,}\.", figure.get_label()), name
+    assert len({figure.get_label() for figure in made.values()}) == len(made)
+
+
+def test_a_row_not_made_like_its_reference_is_marked(tmp_path):
+    loaded = write_study(tmp_path, "table4", seeds=[0])
+    run = next(run for run in loaded.runs() if run.variant == "elsa")
+    write_run(tmp_path, run, changes={"device": "Other chip"})
+    made = figures([(loaded, build(loaded, collect(tmp_path, "toy")).rows)])
+    for name in ("table4-accuracy", "table4-differences"):
+        marked = [text for text in texts(made[name]) if "†" in text]
+        assert len(marked) == 1, name
+        assert "†: not made as the row it is compared with" in made[name].get_label()
 
 
 def test_maps_show_the_weights_and_blank_what_is_not_given():

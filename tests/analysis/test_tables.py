@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import statistics
 import subprocess
 import sys
 
@@ -78,6 +79,16 @@ def test_numbers_are_those_of_the_run_folders(tmp_path):
     assert row.costs["params_m"] == first.params / 1e6
     assert row.costs["gmacs"] == sorted(result.macs for result in results)[1] / 1e9
     assert set(row.identities) == {result.identity for result in results}
+
+
+def test_the_note_on_noise_speaks_of_the_rows_own_intervals(tmp_path):
+    write_study(tmp_path, "table4", seeds=[0, 1, 2])
+    table = table_of(tmp_path, "table4")
+    noises = [row.contrast.noise for row in table.rows if row.contrast.noise]
+    assert {noise.method for noise in noises} == {f"pooled over {len(table.rows)} rows"}
+    size = statistics.median(noise.resolvable for noise in noises)
+    (note,) = [note.text for note in table.notes if note.text.startswith("Noise")]
+    assert f"3 seeds find a difference of {size:.2f} points in 4 of 5 cases" in note
 
 
 def test_seeds_beyond_the_tier_s_count(tmp_path):

@@ -1,5 +1,7 @@
 """Where a number comes from, and what two runs have apart."""
 
+from pathlib import Path
+
 import pytest
 from synthetic import COMMIT, write_run, write_study
 
@@ -98,3 +100,14 @@ def test_runs_of_two_tiers_can_be_compared(results):
     write_study(results, "table4", tier="proxy", seeds=[0], only="swin")
     found = provenance.diff(results, "swin", "net7-s0")
     assert found["config"]["tier"] == ("proxy", "toy")
+
+
+def test_a_name_that_two_tiers_hold_needs_the_tier():
+    committed = Path(__file__).resolve().parents[2] / "results"
+    with pytest.raises(ConfigError) as found:
+        provenance.diff(committed, "swin-s0", "elsa-s0")
+    assert "of tier toy, swin-s0-" in str(found.value)
+    assert "give --tier toy or proxy, or write more" in str(found.value)
+    for tier in ("toy", "proxy"):
+        found = provenance.diff(committed, "swin-s0", "elsa-s0", tier)
+        assert "model.op.kind" in found["config"]

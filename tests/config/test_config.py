@@ -150,6 +150,23 @@ def test_how_a_run_is_carried_out_does_not(override):
 def test_a_setting_younger_than_the_results_counts_only_where_it_is_set():
     assert "test_limit" not in load().science()["data"]
     assert load("data.test_limit=9").science()["data"]["test_limit"] == 9
+    assert "validation" not in load().science()["data"]
+    assert load("data.validation=90").science()["data"]["validation"] == 90
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["data.validation=9"],
+     "data: validation=9 has fewer than one image of each of the 10 classes; give 10 to 1,290"),
+    (["data.validation=1291"], "of 1,300 images to train on; give 10 to 1,290"),
+    (["data.validation=99", "data.train_limit=96"], "of 96 images to train on; give 10 to 86"),
+    (["data.validation=10", "data.train_limit=16"], "to train on; raise data.train_limit"),
+    (["data.validation=0"], "data.validation"), (["data.validation=0.1"], "data.validation"),
+    (["data.validation=many"], "data.validation"),
+])  # fmt: skip
+def test_images_that_training_cannot_spare_are_not_held_out(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load(*overrides)
+    assert message in str(error.value)
 
 
 def test_an_identity_is_the_hash_of_canonical_json():

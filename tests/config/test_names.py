@@ -5,6 +5,7 @@ from tuned import written
 
 from lsa_study import rundir
 from lsa_study.config import names, study
+from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 from lsa_study.launch.records import chosen_runs
 from lsa_study.rundir import RunDir
@@ -47,7 +48,7 @@ def test_long_names_are_cut_and_stay_apart(tmp_path):
     for run in loaded.runs():
         folder = RunDir(rundir.runs_folder(tmp_path, "toy") / run.name)
         folder.create(run.settings, variant=run.variant, start=run.start)
-    study.remember(tmp_path, [loaded], [])
+    remember(tmp_path, [loaded])
     assert {run.name for run in chosen_runs(tmp_path, [str(long)])} == set(made)
 
 

@@ -186,5 +186,5 @@ def test_the_real_files(settings):
     sets = data.load(settings("proxy", data__root=REAL))
     assert (sets.source.train_images, sets.source.test_images) == (50_000, 10_000)
     assert torch.bincount(sets._train_labels).tolist() == [5000] * 10
-    pixels = sets._test.float() / 255
+    pixels = sets._tests[0][0].float() / 255
     assert pixels.mean().item() == pytest.approx(0.47, abs=0.02)

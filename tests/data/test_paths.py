@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from lsa_study import data
-from lsa_study.config.settings import Data
-from lsa_study.data.paths import IMAGES, TITLES, DataLacks
+from lsa_study.config.settings import IMAGES, Data
+from lsa_study.data.paths import TITLES, DataLacks
 
 
 def test_all_that_must_be_known_of_a_set_is_known_of_every_name():

@@ -184,10 +184,10 @@ def test_the_test_set_is_the_centre_of_the_resized_picture(settings):
     """crop_share 0.875 of a 32-pixel side is 28: the centre itself, without resizing."""
     sets = data.load(settings(data__image_size=14, evaluation__crop_share=0.5))
     whole = in_memory._read("digits", ())[0]["test.pixels"]
-    assert torch.equal(sets._test, whole[:, :, 7:21, 7:21])
+    assert torch.equal(sets._tests[0][0], whole[:, :, 7:21, 7:21])
     smaller = data.load(settings(data__image_size=14))
-    assert smaller._test.shape[2:] == (14, 14)
-    average = whole.float().mean((1, 2, 3)) - smaller._test.float().mean((1, 2, 3))
+    assert smaller._tests[0][0].shape[2:] == (14, 14)
+    average = whole.float().mean((1, 2, 3)) - smaller._tests[0][0].float().mean((1, 2, 3))
     assert average.abs().max() < 3
 
 
@@ -200,8 +200,8 @@ def test_every_test_image_comes_once(settings, ranks):
     ]  # fmt: skip
     assert sorted(rows) == list(range(sets.source.test_images))
     for numbers, images, labels in sets.test(100):
-        assert torch.equal(labels, sets._test_labels[numbers])
-        assert torch.equal(pixels_of(sets, images).round().byte(), sets._test[numbers])
+        assert torch.equal(labels, sets._tests[0][1][numbers])
+        assert torch.equal(pixels_of(sets, images).round().byte(), sets._tests[0][0][numbers])
 
 
 def test_the_strongest_posterize_is_black(settings):

@@ -138,12 +138,12 @@ def test_a_row_keeps_all_but_its_length():
 
 def test_the_sizes_are_those_of_the_sets():
     from lsa_study import data
+    from lsa_study.config.settings import IMAGES
     from lsa_study.data import index
-    from lsa_study.data.paths import IMAGES
 
     source = data.load(run_of().settings).source
-    assert IMAGES["digits"] == (source.train_images, source.test_images)
-    assert IMAGES["imagenet"] == (index.EXPECTED["train"], index.EXPECTED["val"])
+    assert IMAGES["digits"] == (source.train_images, source.test_images, source.num_classes)
+    assert IMAGES["imagenet"] == (*index.EXPECTED.values(), index.CLASSES)
 
 
 def row(**changes):

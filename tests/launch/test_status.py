@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lsa_study import rundir
 from lsa_study.config import study
+from lsa_study.config.remember import remember
 from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
 from lsa_study.launch.records import Array, LaunchFolder, Life, chosen_runs, one_run
@@ -83,7 +84,7 @@ def test_a_study_lists_what_has_not_begun(tmp_path, made):
     """As it was last asked for; a row that another study made is not listed twice."""
     assert len(status(tmp_path, ["table1"])) == 16, "never asked: the plain runs are missing"
     for name in ("table1", "table2"):
-        study.remember(tmp_path, [study.load_study(name, overrides=SETTINGS)], SETTINGS)
+        remember(tmp_path, [study.load_study(name, overrides=SETTINGS)])
     assert len(status(tmp_path, ["table1"])) == 8
     rows = {row.variant: row for row in status(tmp_path, ["table2"])}
     assert rows.keys() == {"net7", "net7_identity", "net7_filter_norm"}

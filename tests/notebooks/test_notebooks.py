@@ -1,6 +1,7 @@
 """Every notebook runs from end to end on the committed results, as in a fresh clone."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,14 @@ def test_both_forms_are_the_same_and_hold_no_output(stem):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_it_runs_from_end_to_end(stem, tmp_path, monkeypatch):
-    committed = ROOT / "results" / "toy"
-    if not (committed / "runs.parquet").exists():
-        pytest.skip("results/toy is not here; make study writes it")
-    # A fresh clone: the collected runs, but no run folders and so no weights.
-    (tmp_path / "results" / "toy").mkdir(parents=True)
-    shutil.copy(committed / "runs.parquet", tmp_path / "results" / "toy")
+    # A fresh clone: all that is committed of every tier, but no run folders and so no weights.
+    listed = subprocess.run(
+        ["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in listed:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.*")}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = jupytext.read(ROOT / "notebooks" / f"{stem}.ipynb")
@@ -55,7 +58,8 @@ def test_it_runs_from_end_to_end(stem, tmp_path, monkeypatch):
     text = "\n".join(part for cell in notebook.cells for part in shown(cell))
     for words in SHOWS[stem]:
         assert words in text
-    assert not list((tmp_path / "results").rglob("*.tex")), "notebooks read; they write nothing"
+    left = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.*")}
+    assert left == before, "notebooks read; they write nothing"
 
 
 def test_every_notebook_is_known():

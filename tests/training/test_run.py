@@ -98,9 +98,9 @@ def test_one_bit_per_test_image(done):
     model.load_state_dict(weights_of(folder))
     model.eval()
     for row in (0, 100, 496):
-        image = sets._normalise(sets._test[row : row + 1])
+        image = sets._normalise(sets._tests[0][0][row : row + 1])
         with torch.no_grad():
-            assert bits[row] == (model(image).argmax() == sets._test_labels[row])
+            assert bits[row] == (model(image).argmax() == sets._tests[0][1][row])
     assert 100 * bits.mean() == pytest.approx(folder.result().acc1)
     scores = evaluate.evaluate(model, sets, 64)
     assert scores.bits.tolist() == bits.tolist()

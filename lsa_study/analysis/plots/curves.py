@@ -18,6 +18,9 @@ from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
 from lsa_study.config.study import Study
 
+FEW = 3
+"""Epochs whose points are marked, and that need no second look."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -44,40 +47,59 @@ class Curve:
 
 
 def curves(study: Study, rows: Sequence[Row]) -> Figure:
-    """Draw the whole training on the left and its second half, enlarged and labelled, right."""
+    """Draw the whole training on the left and its second half, enlarged and labelled, right.
+
+    A training of few epochs has no half worth enlarging, and is drawn once.
+    """
     drawn = style.figure(8.6, 3.9, study=study)
-    left, right = drawn.subplots(1, 2, width_ratios=(1, 1.25))
-    every = [Curve(row, style.look(at)) for at, row in enumerate(rows)]
+    ways = style.looks(study, [row.variant for row in rows])
+    every = [Curve(row, look) for row, look in zip(rows, ways, strict=True)]
     found = [curve for curve in every if curve.mean]
-    left.set_ylabel(style.ACCURACY)
-    for axes, title in ((left, "Whole training"), (right, "Second half")):
+    finished = [curve for curve in found if curve.row.done]
+    last = max((max(curve.mean) for curve in found), default=0)
+    titles = ("Whole training", "Second half") if last > FEW else ("Whole training",)
+    panels = drawn.subplots(1, len(titles), squeeze=False, width_ratios=(1, 1.25)[: len(titles)])[0]
+    panels[0].set_ylabel(style.ACCURACY)
+    for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if not found:
-            style.empty(axes, "no run has finished an epoch")
     if not found:
+        style.empty(panels[0], "no run has finished an epoch")
+        drawn.set_label("Test accuracy after every epoch: no run has finished one.")
         return drawn
-    finished = [curve for curve in found if curve.row.done]
-    for axes, shown in ((left, found), (right, finished)):
-        for curve in shown:
-            colour, mean = curve.look["color"], curve.mean
-            for seed in curve.seeds if len(curve.seeds) > 1 else ():
-                axes.plot(list(seed), list(seed.values()), color=colour, lw=0.6, alpha=0.35)
-            look = curve.look if len(mean) < 4 else curve.look | {"marker": ""}
-            axes.plot(list(mean), list(mean.values()), **look)
-            if not curve.row.done:
-                end = max(mean)
-                axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
-                style.note(axes, curve.row.word, end, mean[end], colour)
-    last = max(max(curve.mean) for curve in found)
-    left.set_xlim(0, last)
-    right.set_xlim(last / 2, last)
-    seeds = [seed for curve in finished for seed in curve.seeds]
-    if late := [y for seed in seeds for x, y in seed.items() if x >= last / 2]:
-        margin = 0.06 * (max(late) - min(late)) or 1.0
-        right.set_ylim(min(late) - margin, max(late) + margin)
-    _label(right, every)
+    _trace(panels[0], found)
+    panels[0].set_xlim((1 if last <= FEW else 0) - 0.15 * (last <= FEW), max(last, 1.15))
+    if last > FEW:
+        _trace(panels[1], finished)
+        panels[1].set_xlim(last / 2, last)
+        seeds = [seed for curve in finished for seed in curve.seeds]
+        if late := [y for seed in seeds for x, y in seed.items() if x >= last / 2]:
+            margin = 0.06 * (max(late) - min(late)) or 1.0
+            panels[1].set_ylim(min(late) - margin, max(late) + margin)
+    for axes in panels:
+        style.within_percent(axes)
+    _label(panels[-1], every)
+    caption = f"Test accuracy after each of {style.counted(last, 'epoch')}"
+    if finished:
+        best = max(finished, key=lambda curve: curve.mean[max(curve.mean)])
+        caption += f" of {style.counted(len(finished), 'row')}, highest at the end: {best.row.name}"
+    several = max(len(curve.seeds) for curve in found) > 1
+    drawn.set_label(f"{caption}; {'thin: every seed, thick: the mean' if several else 'one seed'}.")
     return drawn
+
+
+def _trace(axes: Axes, shown: Sequence[Curve]) -> None:
+    """Draw every curve's mean and, faintly, its seeds; one that was lost ends in a cross."""
+    for curve in shown:
+        colour, mean = curve.look["color"], curve.mean
+        for seed in curve.seeds if len(curve.seeds) > 1 else ():
+            axes.plot(list(seed), list(seed.values()), color=colour, lw=0.6, alpha=0.35)
+        few: dict[str, Any] = {"clip_on": False} if len(mean) <= FEW else {"marker": ""}
+        axes.plot(list(mean), list(mean.values()), **curve.look | few)
+        if not curve.row.done:
+            end = max(mean)
+            axes.plot(end, mean[end], "x", color=colour, ms=8, mew=2)
+            style.note(axes, curve.row.word, end, mean[end], colour)
 
 
 def _label(axes: Axes, curves: Sequence[Curve]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -28,8 +28,6 @@ PANELS = (
     "Parameters\nin % of LSA's",
     "Multiply-adds\nin % of LSA's",
 )
-Span = tuple[float | None, float | None, float, float]
-"""An interval's ends, and the width and opacity of its line."""
 
 
 def _point(
@@ -40,30 +38,28 @@ def _point(
     *,
     article: bool = False,
     size: float | None = None,
-    spans: Iterable[Span] = (),
+    ends: tuple[float | None, float | None] = (None, None),
 ) -> None:
-    """Draw a value with its intervals and ``text`` beside them, ours or the article's.
+    """Draw a value with its interval's ``ends`` and ``text`` beside them, ours or the article's.
 
     Without a value the text stands alone, as a word.
     """
     if value is None:
         axes.text(
             0.03, place, text, transform=axes.get_yaxis_transform(), va="center",
-            color=style.QUIET, fontsize=8, style="italic",
+            color=style.QUIET, fontsize=8, style="italic", bbox=style.PATCH,
         )  # fmt: skip
         return
     colour, marker = (style.ARTICLE, "D") if article else (style.OURS, "o")
+    low, high = ends
     right = value
-    for low, high, width, alpha in spans:
-        if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=colour, lw=width, alpha=alpha)
-            right = max(right, high)
+    if low is not None and high is not None:
+        axes.plot([low, high], [place, place], color=colour, lw=2.4, alpha=0.5)
+        right = max(right, high)
     axes.plot(value, place, marker, color=colour, ms=size)
-    # The text must stay readable where it lies over a line.
-    patch = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5}
     axes.annotate(
         text, (right, place), (7, 0), textcoords="offset points", va="center", fontsize=8,
-        bbox=patch,
+        bbox=style.PATCH,
     )  # fmt: skip
 
 
@@ -106,33 +102,59 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
             ticks = [place + 0.18] * found.n
             left.plot(found.values, ticks, "|", color=style.QUIET, ms=5, mew=1)
         text = found.shown(digits) + (f"  ({row.outcome})" if row.ends else "")
-        interval = (found.low, found.high, 2.4, 0.5)
-        _point(left, place, found.mean, row.word or text, spans=[interval])
+        _point(left, place, found.mean, row.word or text, ends=(found.low, found.high))
         _point(right, place, printed, row.article.text or "not in the article", article=True)
     _widen(left, room=0.5)
     low, high = left.get_xlim()
+    left.set_xlim(max(low, 0), high)  # words may stand beyond 100, ticks may not
     left.set_xticks([tick for tick in left.get_xticks() if low <= tick <= min(high, 100)])
     _widen(right, room=0.3)
-    style.rows_down((left, right), [style.short(row.name) for row in rows])
+    style.rows_down((left, right), [_named(row) for row in rows])
+    ours = {row.name: row.accuracy.mean for row in rows if row.accuracy.mean is not None}
+    theirs = {row.name: row.article.value for row in rows if row.article.value is not None}
+    parts = [
+        f"{who}, best {best} with {values[best]:.1f} %"
+        for who, values in (("ours (left)", ours), ("the article's (right)", theirs))
+        if values
+        for best in [max(values, key=lambda name: values[name])]
+    ]
+    drawn.set_label(
+        f"Accuracy of {style.counted(len(ours), 'row')} of {study.file.article.source}: "
+        f"{'; '.join([*parts, style.basis(rows)])}.{_dagger(rows)}"
+    )
     return drawn
+
+
+def _named(row: Row) -> str:
+    return style.short(row.name) + " †" * ("†" in row.marks)
+
+
+def _dagger(rows: Sequence[Row]) -> str:
+    if not any("†" in row.marks for row in rows):
+        return ""
+    return " †: not made as the row it is compared with; the table's notes say how."
 
 
 def differences(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw each row's paired difference to its reference, in points.
 
-    Thick: the interval over seeds; thin: over test images; a diamond: the article's difference.
+    Thick: the interval, over seeds and test images; thin and grey beside it, from two seeds on: the
+    part of the test images; a diamond: the article's difference. One seed has no interval, and
+    that of its test images alone would read as one.
     """
     compared = [row for row in rows if row.reference != row.variant]
     drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), study=study)
     axes = drawn.subplots()
-    _legend(axes, ours="ours, with intervals over seeds (thick) and over test images (thin)")
+    several = any(row.contrast.noise for row in compared)
+    also = ", with its 95 % interval (grey: the part of the test images)" if several else ""
+    _legend(axes, ours=f"ours{also}")
     axes.axvline(0, color=style.QUIET, lw=0.8)
     digits = decimals(run.test_images for row in rows for run in row.done)
     names = []
     for place, row in enumerate(compared):
         base = row.base
         other = base.name if base else row.reference
-        names.append(f"{style.short(row.name)} − {style.short(other)}")
+        names.append(f"{_named(row)} − {style.short(other)}")
         if row.article_delta is not None:
             text = signed(row.article_delta, 1)
             _point(axes, place + 0.2, row.article_delta, text, article=True, size=4)
@@ -142,14 +164,23 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
             _point(axes, place - 0.2, None, absent)
             continue
         found, images = row.contrast.difference, row.contrast.by_image
-        spans: list[Span] = [(found.low, found.high, 3, 0.5)]
-        if images is not None:
-            spans.append((images.low, images.high, 0.9, 1))
+        if images is not None and found.low is not None:
+            beside = [place - 0.05, place - 0.05]
+            axes.plot([images.low, images.high], beside, color=style.QUIET, lw=0.9)
         text = signed(found.mean, digits) + ("" if found.n > 1 else "  (one seed)")
-        _point(axes, place - 0.2, found.mean, text, spans=spans)
+        _point(axes, place - 0.2, found.mean, text, ends=(found.low, found.high))
     style.rows_down((axes,), names)
     axes.set_xlabel("Difference in top-1 accuracy (points)")
     _widen(axes, room=0.2)
+    made = [row.contrast.difference for row in compared if row.contrast.seeds]
+    known = [(one.low, one.high) for one in made if one.low is not None and one.high is not None]
+    clear = sum(low > 0 or high < 0 for low, high in known)
+    drawn.set_label(
+        f"Difference of {style.counted(len(made), 'row')} of {study.file.article.source} to the "
+        "reference row, in points, beside the article's: "
+        + (f"{clear} of {len(known)} intervals leave out 0; " * bool(known))
+        + f"{style.basis(compared)}.{_dagger(compared)}"
+    )
     return drawn
 
 
@@ -171,7 +202,14 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
             bar = [place - 0.22, place + 0.22]
             axes.plot([row.accuracy.mean] * 2, bar, color=style.INK, lw=2)
     _legend(axes, columns=min(len(known), 8))
+    style.within_percent(axes, "x")
     style.rows_down((axes,), [style.short(row.name) for row in rows])
+    spans = [max(row.accuracy.values) - min(row.accuracy.values) for row in rows if row.done]
+    drawn.set_label(
+        f"Accuracy of {style.counted(len(known), 'seed')} of {style.counted(len(spans), 'row')} of "
+        f"{study.file.article.source}: the seeds of a row lie up to {max(spans, default=0):.1f} "
+        "points apart; lines that run side by side share their luck."
+    )
     return drawn
 
 
@@ -216,6 +254,17 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
         _widen(axes, room=0.25)
     style.rows_down(panels, LAYERS)
     _legend(drawn, ours="ours")
+    relative = [
+        f"{signed(elsa - lsa, 1)} points" if at == 0 else f"{100 * elsa / lsa:.0f} % {noun}"
+        for at, noun in enumerate(("", "of the parameters", "of the multiply-adds"))
+        for lsa, elsa in [(ours["LSA"][at], ours["ELSA"][at])]
+        if lsa and elsa is not None
+    ]
+    drawn.set_label(
+        "Layers of the article's Fig. 1 relative to local attention (LSA), ours and the "
+        f"article's; ELSA, ours: {', '.join(relative) or 'not run'}; "
+        f"{style.basis([*rows.values()])}."
+    )
     return drawn
 
 
@@ -229,7 +278,8 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
     placed = [(settings.index(row.columns.get("Heads", "")), row) for row in rows]
     for at, layer in enumerate(dict.fromkeys(row.label for row in rows)):
         mine = [(place, row) for place, row in placed if row.label == layer]
-        look, name = style.look(at), style.short(layer)
+        colour = style.FAMILIES[style.family(study, mine[0][1].variant)]
+        look, name = style.look(at) | {"color": colour}, style.short(layer)
         ours = [(place, row.accuracy.mean, row.word) for place, row in mine]
         theirs = [(place, row.article.value, row.article.word) for place, row in mine]
         for axes, points in ((left, ours), (right, theirs)):
@@ -252,4 +302,12 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
         label = "Heads (1x: the backbone's own; C: one a channel)"
         axes.set(xlim=(-0.4, len(settings) - 0.3), xlabel=label)
         axes.margins(y=0.2)
+        style.within_percent(axes)
+    done = [row for row in rows if row.accuracy.mean is not None]
+    best = max(done, key=lambda row: row.accuracy.mean or 0.0, default=None)
+    drawn.set_label(
+        "Accuracy over the number of heads, ours (left) and the article's (right): "
+        + (f"ours is highest for {best.name}; " if best else "")
+        + f"{style.basis(rows)}."
+    )
     return drawn

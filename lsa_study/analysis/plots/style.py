@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lsa_study.analysis.rows import Row
 from lsa_study.config.study import Study
 
 LOOK = mpl.rc_params_from_file(Path(__file__).with_name("lsa.mplstyle"), use_default_template=False)
@@ -38,9 +40,26 @@ DARK: Mapping[str, str] = {
 """Every colour of a figure and what stands for it on a dark page."""
 COLOURS = tuple(DARK)[list(DARK).index(OURS) :]
 """After Okabe and Ito, darkened until text in them can be read on white (contrast 4.5)."""
+FAMILIES: Mapping[str, str] = {
+    "LSA": "#0072b2",
+    "Net1-7": "#b3478c",
+    "DwConv": "#007f5c",
+    "DDF": "#7a5c00",
+    "ELSA": "#c44e00",
+    "others": "#4b4b9f",
+}
+"""Families of layers and their colours, in every figure that can show them."""
+VERDICTS: Mapping[str, tuple[str, str]] = {
+    "supported": ("#007f5c", "o"),
+    "contradicted": ("#c44e00", "X"),
+    "unresolved": ("#7a5c00", "s"),
+}
+"""Colour and marker of a claim's verdict; any other word is quiet."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 """Beside colours, so that lines can be told apart without them."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+PATCH = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
+"""Behind a text that must stay readable where it lies over a line."""
 TIERS = {
     "toy": "tier toy: a check of the pipeline, never a reproduction",
     "proxy": "tier proxy: small images, never a reproduction",
@@ -62,7 +81,8 @@ def styled() -> Iterator[None]:
 def figure(width: float, height: float, title: str = "", study: Study | None = None) -> Figure:
     """An empty figure of this many inches with a title, that needs no display.
 
-    Of a ``study`` the title is the study's own unless it is given, and says the tier.
+    Of a ``study`` the title is the study's own unless it is given, and says the tier. What draws
+    on it sets its label to a sentence that says what it shows, also for those who cannot see it.
     """
     if study is not None:
         title = title or short(f"{study.file.article.source}: {study.file.title}", 72)
@@ -71,6 +91,18 @@ def figure(width: float, height: float, title: str = "", study: Study | None = N
     FigureCanvasAgg(made)
     made.suptitle(title, x=0.01, ha="left", weight="bold")
     return made
+
+
+def say_about(drawn: Figure, studies: Sequence[Study]) -> None:
+    """Name in the title what side studies are about; where there are several, those alike once."""
+    said: dict[str, list[str]] = {}
+    for study in studies:
+        if study.about:
+            said.setdefault(study.about.partition(": ")[2], []).append(study.name)
+    text = "; ".join(f"{', '.join(names)}: {what}" for what, names in said.items())
+    text = studies[0].about if len(studies) == 1 else text
+    lines = textwrap.wrap(text, 84, max_lines=3, placeholder=" ...")
+    drawn.suptitle("\n".join([drawn.get_suptitle(), *lines]), x=0.01, ha="left", weight="bold")
 
 
 def svg(drawn: Figure) -> str:
@@ -99,8 +131,56 @@ def empty(axes: Axes, words: str) -> None:
 
 def look(at: int) -> dict[str, Any]:
     """How the line with this number is told apart: by colour, dashes and markers together."""
-    dash = DASHES[(at // 2) % len(DASHES)]
-    return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": MARKERS[at % len(MARKERS)]}
+    later = at // len(COLOURS)  # one of the same colour has other dashes and another marker
+    dash, marker = DASHES[(at // 2 + later) % len(DASHES)], MARKERS[(at + later) % len(MARKERS)]
+    return {"color": COLOURS[at % len(COLOURS)], "ls": dash, "marker": marker}
+
+
+def family(study: Study, variant: str) -> str:
+    """The family of layers, of ``FAMILIES``, to which a row's operator belongs."""
+    op = study.variants[variant].model.op
+    match op.kind:
+        case "unified":
+            return "LSA" if {*op.terms} == {"qk", "bias"} else "Net1-7"
+        case "dwconv" | "dwnet" | "ddwconv":
+            return "DwConv"
+        case "ddf":
+            return "DDF"
+        case "elsa":
+            return "ELSA"
+    return "others"
+
+
+def looks(study: Study, variants: Sequence[str]) -> list[dict[str, Any]]:
+    """How the lines of rows are told apart: by family, unless one has more rows than dashes."""
+    families = [family(study, variant) for variant in variants]
+    places = [families[:at].count(name) for at, name in enumerate(families)]
+    if max(places, default=0) >= len(DASHES):
+        return [look(at) for at in range(len(families))]
+    return [
+        {"color": FAMILIES[name], "ls": DASHES[place], "marker": MARKERS[place]}
+        for name, place in zip(families, places, strict=True)
+    ]
+
+
+def within_percent(axes: Axes, way: str = "y") -> None:
+    """Stop an axis of accuracy at 0 and 100."""
+    low, high = getattr(axes, f"get_{way}lim")()
+    getattr(axes, f"set_{way}lim")(max(low, 0.0), min(high, 100.0))
+
+
+def counted(number: int, thing: str) -> str:
+    """A number with its noun, such as ``3 rows``."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def basis(rows: Sequence[Row]) -> str:
+    """What a caption says of the intervals of rows: how many seeds they rest on."""
+    seeds = {row.accuracy.n for row in rows if row.done}
+    if max(seeds, default=0) < 2:
+        return "one seed: no interval"
+    fewest, most = min(seeds), max(seeds)
+    return f"95 % intervals over {most if fewest == most else f'{fewest} to {most}'} seeds"
 
 
 def short(text: str, most: int = 34) -> str:

@@ -1,0 +1,177 @@
+"""What a results folder remembers: how its studies were asked for, and its side studies."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lsa_study.config import names
+from lsa_study.config.settings import MOST_SEED, MOST_SEEDS
+from lsa_study.errors import ConfigError
+from lsa_study.files import read_whole
+
+LONGEST_NAME = 60
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=MOST_SEED)]], Field(max_length=MOST_SEEDS)]
+
+
+class Asked(BaseModel):
+    """One file of ``studies``; that of a side study names the study that it is of."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    overrides: list[str] = []
+    seeds: Seeds = []
+    declared: Seeds = []
+    """Seeds that the study's file declared when it was first asked for here."""
+    study: str = ""
+    """Of a side study: the stem or the file of its study, a relative path from the folder that
+    holds the results folder. Empty: this is the study itself."""
+    of: str = ""
+    """Of a side study: its study's own name."""
+    only: str | None = None
+    broken: tuple[str, ...] = Field((), exclude=True)
+    """Of what was put together from several files: those that could not be read."""
+
+
+def memory(results: Path, tier: str, name: str) -> Path:
+    """Where is written what was asked for."""
+    return results / tier / "studies" / f"{name}.json"
+
+
+def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
+    """What was asked for under this name; None if nothing was.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    if results is None or len(name) > names.LONGEST or not names.GOOD.fullmatch(name):
+        return None
+    path = memory(results, tier, name)
+    try:
+        content = read_whole(path)
+        return None if content is None else Asked.model_validate_json(content)
+    except (OSError, ValidationError) as error:
+        problem = "is damaged, what was asked for is not known; delete it and ask again"
+        raise ConfigError(f"{path}: {problem}") from error
+
+
+def every_asked(results: Path, tier: str) -> tuple[dict[str, Asked], list[str]]:
+    """All that was asked for at a tier by name, and a line for each file that is damaged."""
+    found, broken = {}, []
+    for path in sorted(memory(results, tier, "x").parent.glob("*.json")):
+        try:
+            if (one := read_asked(results, tier, path.stem)) is not None:
+                found[path.stem] = one
+        except ConfigError as error:
+            broken.append(str(error))
+    return found, broken
+
+
+def plain_asked(
+    results: Path | None, tier: str, stem: str, ran: Callable[[], bool] = lambda: False
+) -> Asked:
+    """What a study's own table is about: its own settings, with all seeds that they had here.
+
+    Where it was never asked for itself, and all its side studies have the same overrides, its table
+    is about these, unless it ``ran`` nonetheless.
+    """
+    if results is None:
+        return Asked()
+    found, broken = every_asked(results, tier)
+    own = found.get(stem)
+    sides = [one for one in found.values() if one.of == stem]
+    if own is not None and (own.study or own.overrides):
+        # Older versions kept the last overrides as the study's own.
+        sides += [] if own.study else [own]
+        own = None
+    differing = {tuple(one.overrides) for one in sides}
+    overrides: tuple[str, ...] = ()
+    if own is None and len(differing) == 1:
+        overrides = differing.pop()
+        overrides = () if overrides and ran() else overrides
+    same = [one for one in (own, *sides) if one is not None and tuple(one.overrides) == overrides]
+    seeds = {seed for one in same if overrides or not one.only for seed in one.seeds}
+    declared = own.declared if own is not None else []
+    return Asked(
+        overrides=[*overrides], seeds=sorted(seeds), declared=declared, broken=tuple(broken)
+    )
+
+
+def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
+    """The identities and seeds of the runs of a tier, from their folders and ``runs.parquet``."""
+    if results is None:
+        return set(), set()
+    ends = (
+        re.fullmatch(r".+-s(\d{1,10})-([0-9a-f]{10})", path.name)
+        for path in (results / tier / "runs").glob("*")
+    )
+    found = {end[2]: int(end[1]) for end in ends if end}
+    path = results / tier / "runs.parquet"
+    if path.is_file():
+        from pyarrow import parquet
+
+        with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
+            stored = parquet.read_table(path, columns=["identity", "seed"]).to_pydict()
+            found |= dict(zip(stored["identity"], stored["seed"], strict=True))
+    return {*found}, {*found.values()}
+
+
+def good_seeds(found: Any, place: str) -> tuple[int, ...]:
+    """Seeds as written at a place, each once.
+
+    Raises:
+        ConfigError: they are none, or too many.
+    """
+    few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
+    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
+        return tuple(dict.fromkeys(found))
+    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
+
+
+def shown(seeds: Sequence[int]) -> str:
+    """Seeds as ``--seeds`` takes them, such as ``0-4, 7``; of many, the first."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and runs[-1][-1] == seed - 1:
+            runs[-1][1:] = [seed]
+        else:
+            runs.append([seed])
+    texts = ["-".join(map(str, run)) for run in runs[:9]]
+    return ", ".join(texts) + f", ... ({len(seeds)} seeds)" * (len(runs) > 9)
+
+
+def about(of: str, overrides: Sequence[str], only: str | None, seeds: Sequence[int]) -> str:
+    """What was asked for, in a line for readers that begins with ``of`` what."""
+    parts = (", ".join(overrides), f"only {only}" if only else "", f"seeds {shown(seeds)}")
+    return f"{of}: {'; '.join(filter(None, parts))}"
+
+
+def tidy(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Those of the overrides that can change what a run is, in an order that says the same."""
+    last = {one.partition("=")[0].strip(): one.strip() for one in overrides}
+    kept = {
+        key: one
+        for key, one in last.items()
+        if key.partition(".")[0] != "runtime" and key != "data.root"
+    }
+    # A setting inside another that is overridden too must stay on its side of it.
+    nested = any(key.startswith(f"{outer}.") for key in kept for outer in kept)
+    return tuple(kept.values() if nested else sorted(kept.values()))
+
+
+def derived_name(
+    stem: str, overrides: Sequence[str], only: str | None, seeds: Sequence[int]
+) -> str:
+    """A name for a side study: readable, and another for every other ask."""
+    parts = [one.split("=")[0].split(".")[-1] + "-" + one.partition("=")[2] for one in overrides]
+    parts += [f"only-{only}"] if only else []
+    parts += [f"seeds-{shown(seeds)}"] if seeds else []
+    digest = hashlib.sha256(repr((stem, overrides, only, seeds)).encode()).hexdigest()[:8]
+    plain = re.sub("[^a-zA-Z0-9]+", "-", "-".join([stem, *parts])).strip("-")
+    return f"{plain[: LONGEST_NAME - 9].strip('-')}-{digest}"

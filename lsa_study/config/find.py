@@ -1,0 +1,90 @@
+"""Where the file of a study is: by its path, its stem, or the name of a side study of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from lsa_study.config import names, shipped, yaml
+from lsa_study.config.asked import Asked, every_asked, memory, read_asked
+from lsa_study.config.settings import Tier
+from lsa_study.errors import ConfigError
+
+TIERS: tuple[Tier, ...] = get_args(Tier)
+ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
+"""What ``all`` means: the studies whose rows are trained."""
+
+
+def find_study(study: str) -> Path:
+    """Find an experiment file by path or stem.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest, or those that exist.
+    """
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    known = list_studies()
+    if study in known:
+        return known[study]
+    hint = names.nearest(study, ["all", *known])
+    raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
+
+
+def list_studies() -> dict[str, Path]:
+    """The experiment files that can be named by their stems, those here before those shipped."""
+    folders = [shipped.ROOT / "experiments", Path("experiments")]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    return {stem: files[stem] for stem in sorted(files.keys() - {"cluster", "claims"})}
+
+
+def expand_names(names: Sequence[str]) -> list[str]:
+    """Replace ``all`` by the article's studies; keep the order, drop repeats."""
+    wide = [inner for name in names for inner in (ARTICLE if name == "all" else (name,))]
+    return list(dict.fromkeys(wide))
+
+
+def tiers_of(study: str) -> list[str]:
+    """The tiers a study can be run at; the first is shown where none is asked for."""
+    tiers = yaml.read(find_study(study)).data.get("tiers")
+    return [str(tier) for tier in tiers] if isinstance(tiers, list) and tiers else [*TIERS]
+
+
+def side_tiers(results: Path | None, name: str, tiers: Iterable[str] = TIERS) -> list[Tier]:
+    """The tiers among these at which there is a side study of this name.
+
+    Raises:
+        ConfigError: what is remembered of it is damaged.
+    """
+    try:
+        find_study(name)
+        return []
+    except ConfigError:
+        asked = {tier: read_asked(results, tier, name) for tier in TIERS if tier in tiers}
+    return [tier for tier, one in asked.items() if one is not None and one.study]
+
+
+def find_asked(study: str, tier: str, recall: Path | None) -> tuple[Path, Asked | None]:
+    """The file of a study, or that of a side study's with what this was asked for with."""
+    try:
+        return find_study(study), None
+    except ConfigError:
+        side = read_asked(recall, tier, study)
+        if recall is None or side is None or not side.study:
+            if others := side_tiers(recall, study):
+                raise ConfigError(
+                    f"{study}: is a side study of tier {', '.join(others)}; give --tier {others[0]}"
+                ) from None
+            asked = [every_asked(recall, one)[0] for one in TIERS] if recall else []
+            sides = [name for at in asked for name, one in at.items() if one.study]
+            if (hint := names.nearest(study, sides)).startswith("did"):
+                raise ConfigError(f"{study}: no such study or side study; {hint}") from None
+            raise
+    if not side.study.endswith((".yaml", ".yml")):
+        return find_study(side.study), side
+    if not (path := recall.resolve().parent / side.study).is_file():
+        raise ConfigError(
+            f"{memory(recall, tier, study)}: its study's file {path} is gone; put it back there"
+        )
+    return path, side

@@ -1,0 +1,106 @@
+"""Side studies: which ask is one, what it is called, and how a results folder remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from lsa_study.config.asked import (
+    LONGEST_NAME,
+    Asked,
+    derived_name,
+    every_asked,
+    memory,
+    read_asked,
+    tidy,
+)
+from lsa_study.config.names import GOOD, short
+from lsa_study.config.study import Study, find_study
+from lsa_study.errors import ConfigError
+from lsa_study.files import write_json
+
+
+def named(study: Study, results: Path, alias: str | None = None) -> Study:
+    """The study under the name of the side study that it is; itself if it is none.
+
+    A side study is what is asked for with ``--set`` of a setting that can change a run, with
+    ``--only``, with ``--seeds`` of which the study does not declare all, or with ``--as NAME``.
+    Its tables are about its own rows, settings and seeds. The table of the study itself is about
+    the settings of its file, with every seed that they were trained with, whoever asked for it.
+    Runs are shared by identity, so nothing is trained twice. To give a study more seeds of its
+    own, edit ``seeds:`` in its file.
+
+    Args:
+        study: as it is asked for now.
+        results: where side studies are remembered.
+        alias: the name to give it; None: a derived one, if it is a side study.
+
+    Raises:
+        ConfigError: the name is taken, or cannot be one.
+    """
+    before, declared = study.asked, {*study.declared}
+    same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
+    if alias is None and same and declared.union(before.seeds).issuperset(study.seeds):
+        return study
+    seeds = () if declared.issuperset(study.seeds) else tuple(sorted(study.seeds))
+    stem = short(study.file.study)
+    name = alias
+    if name is None:
+        name = derived_name(stem, study.overrides, study.only, seeds)
+    if len(name) > LONGEST_NAME or not GOOD.fullmatch(name) or name in ("all", "claims", "cluster"):
+        raise ConfigError(
+            f"--as {ascii(name)[1:-1]:.80}: cannot be a name; give up to {LONGEST_NAME} letters, "
+            "digits and _ . + = -, the first a letter or digit"
+        )
+    try:
+        path = find_study(name)
+    except ConfigError:  # as it should be
+        side = replace(study, alias=name)
+    else:
+        raise ConfigError(f"--as {name}: is the study {path}; give another name")
+    other, asked = read_asked(results, study.tier, name), _asked(side, results)
+    parts = {"study", "of", "overrides", "only"}
+    if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
+        raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
+    return side
+
+
+def remember(results: Path, studies: Iterable[Study]) -> None:
+    """Note what is asked for now, side studies under their names; seeds add up.
+
+    Raises:
+        ConfigError: what was asked for before is not this, or its file is damaged.
+    """
+    for study in studies:
+        asked, path = _asked(study, results), memory(results, study.tier, study.name)
+        found, _ = every_asked(results, study.tier)
+        before = found.get(study.name, asked)  # a damaged one was named, and is written anew
+        if bool(before.study) != bool(asked.study):
+            raise ConfigError(f"{path}: is another study's of this name; give yours another")
+        again = before.overrides == asked.overrides
+        seeds = sorted({*asked.seeds, *(before.seeds if again else ())})
+        declared = before.declared or asked.declared
+        asked = asked.model_copy(update={"seeds": seeds, "declared": declared})
+        apart = None if study.alias else {"study", "of", "only"}
+        write_json(path, asked.model_dump(exclude=apart), make_folder=True)
+
+
+def _asked(study: Study, results: Path) -> Asked:
+    """What a study is asked for with; a side study names its study so that it is found again."""
+    asked = Asked(
+        overrides=[*study.overrides],
+        seeds=sorted(study.seeds),
+        declared=sorted(study.declared),
+        of=short(study.file.study),
+        only=study.only,
+    )
+    if not study.alias:
+        return asked
+    path, beside = study.document.path.resolve(), results.resolve().parent
+    place = str(path.relative_to(beside) if path.is_relative_to(beside) else path)
+    try:
+        shipped = find_study(path.stem).resolve() == path
+    except ConfigError:
+        shipped = False
+    return asked.model_copy(update={"study": path.stem if shipped else place})
