@@ -230,7 +230,15 @@ class Augment(Group):
     cutmix: Weight = 0.0
     mix_prob: Share = 1.0
     mix_switch: Share = 0.5
+    order: Literal["erase_first", "mix_first"] = "erase_first"
+    """erase_first: normalised images are erased, then mixed (Swin's code); mix_first: pixels are
+    mixed and rounded, then normalised and erased, so that erased boxes stay whole (ELSA's)."""
     label_smoothing: Share = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 class Evaluation(Group):
@@ -334,6 +342,8 @@ class Settings(Group):
         ):  # fmt: skip
             if settings[group][name] is None:
                 del settings[group][name]
+        if self.augment.order == "erase_first" or not self.augment.mixes:
+            del settings["augment"]["order"]
         return settings
 
     def differing(self, other: Settings) -> dict[str, tuple[Any, Any]]:

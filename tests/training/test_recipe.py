@@ -300,6 +300,17 @@ def test_erasing_is_timms_in_pixel_mode(monkeypatch):
     assert [math.log(r) for r in asked["ratio"]] == pytest.approx(theirs.log_aspect_ratio)
 
 
+@pytest.mark.parametrize(
+    ("study", "variant", "order"),
+    [("table1", "swin", "mix_first"), ("table8", "elsa_swin_large", "erase_first")],
+)
+def test_images_are_mixed_and_erased_in_the_order_of_the_released_code(study, variant, order):
+    """ELSA's loader mixes in collate and erases on the device; Swin erases single images."""
+    augment = settings_of(study, variant).augment
+    assert (augment.order, augment.erasing) == (order, 0.25)
+    assert augment.mixes
+
+
 def test_mixing_and_loss():
     """Swin mixes every batch and compares soft targets; VOLO mixes none and smooths labels."""
     settings = settings_of("table6", "swin")
