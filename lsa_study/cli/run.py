@@ -55,6 +55,7 @@ def plan(
     if not study:
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound)
+    planning.check_starts(loaded)
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if chosen.tier == "paper" else None
     if not as_json:
