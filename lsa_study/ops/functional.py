@@ -13,6 +13,7 @@ from lsa_kernels import Eq4Inputs
 from lsa_study.ops import reference
 from lsa_study.ops import unfold as unfolded
 from lsa_study.ops.checks import Size, check_attention, check_filters, check_implementation, sides
+from lsa_study.ops.precision import rounded_once
 from lsa_study.ops.reference import filter_norm as filter_norm
 from lsa_study.vocabulary import Application, Border, Norm
 
@@ -181,10 +182,15 @@ def apply_filters(
             return lsa_kernels.apply_filters(values, filters, mul=mul, add=add, size=kernel_size)
         if ghost_mul is None and ghost_add is not None:
             # Without the multiplied matrix the added one is a depthwise convolution.
-            dynamic = reference.apply_filters(values, filters, None, None, kernel_size)
-            return dynamic + reference.static_filters(values, ghost_add)
+            return _added_apart(values, filters, ghost_add, kernel_size)
     way = unfolded.apply_filters if implementation == "unfold" else reference.apply_filters
     return way(values, filters, ghost_mul, ghost_add, kernel_size)
+
+
+@rounded_once
+def _added_apart(values: Tensor, filters: Tensor, add: Tensor, size: int) -> Tensor:
+    dynamic = reference.apply_filters(values, filters, None, None, size)
+    return dynamic + reference.static_filters(values, add)
 
 
 def static_filters(values: Tensor, filters: Tensor) -> Tensor:
