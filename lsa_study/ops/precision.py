@@ -31,7 +31,7 @@ def at_least_float32(definition: Callable[..., Tensor]) -> Callable[..., Tensor]
 
     @functools.wraps(definition)
     def computed(x: Any, *others: Any, **options: Any) -> Tensor:
-        with _without_autocast(_values(x).device.type):
+        with without_autocast(_values(x).device.type):
             return definition(wide(x), *map(wide, others), **options)
 
     return computed
@@ -53,7 +53,8 @@ def _values(x: Any) -> Tensor:
     return values
 
 
-def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
+def without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off on this kind of device; nothing is switched where it is off already."""
     if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
