@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.rows import Row
+from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import kendall
 from lsa_study.config.study import Study
 
@@ -76,6 +77,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
         broken,
         rates_of(study)[1],
+        sheet_of(study).note if study.tier == "paper" else "",
     ]
     return [Note(text) for text in texts if text]
 
