@@ -219,8 +219,7 @@ def _held_together(
             for key, (one, two) in more.items()
             if not layers or key == "model.op.kind" or not under(key, ["model.op"])
         ]
-        factors = {key for side, _ in rows for of in side.file.factors.values() for key in of}
-        alike = comparability(paired(ours.runs, theirs.runs), explained=(*factors, *besides))
+        alike = comparability(paired(ours.runs, theirs.runs), explained=differing_rows(*rows))
         marked += alike.marked
         refused += alike.refused
     for (one, _), (two, _) in itertools.pairwise(pairs):
@@ -297,8 +296,9 @@ def _trend(found: ClaimVerdict, steps: Sequence[Contrast]) -> ClaimVerdict:
         return _over_seeds(found, steps[min(untested)[1]])
     at = rising.index(max(rising))
     against = min(1.0, len(steps) * (1 - rising[at]))
-    p = min(rising[at], against)
-    word: Word = "supported" if p == rising[at] else "contradicted"
+    # Twice the smaller, as every p here is two-sided: so it agrees with the step's interval.
+    word: Word = "supported" if rising[at] < against else "contradicted"
+    p = min(1.0, 2 * min(rising[at], against))
     smallest = _over_seeds(found, steps[at])
     method = f"smallest of {len(steps)} steps, {' less '.join(pairs[at])}; {smallest.method}"
     smallest = replace(smallest, p=p, method=method)
@@ -318,6 +318,9 @@ def _signs(found: ClaimVerdict, sides: Mapping[str, Side], lacking: Sequence[str
     found = _held_together(found, sides, run)
     if found.word == "not comparable":
         return found
+    lost = [f"{name}: {row.lost}" for pair in run for name in pair if (row := sides[name][1]).ends]
+    if lost:
+        return found.unresolved(", ".join(dict.fromkeys(lost)))
     means = []
     for pair in run:
         ours, theirs = (sides[name][1].done for name in pair)

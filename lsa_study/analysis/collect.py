@@ -63,6 +63,8 @@ SETTINGS_DTYPES = {
     "mixed-integer-float": "float64",
 }
 """How a column of settings is kept, by what pandas finds in it; all others hold objects."""
+TORN = 1e-3
+"""Points by which answers by image may miss the accuracy that was counted from them."""
 ORDER = ["variant", "seed", "identity"]
 NEEDED = (*ORDER, "outcome", "schema", "settings.tier")
 """Columns without which a collection says nothing; others that it lacks hold None."""
@@ -242,6 +244,12 @@ class _Reader:
         bits = None
         try:
             bits = run.correct(result.test_images) if result.outcome == "done" else None
+            if bits is not None:
+                right = 100 * int.from_bytes(bits, "big").bit_count() / (result.test_images or 1)
+                if abs(right - (result.acc1 or 0.0)) > TORN:
+                    path, bits = run.root / "correct.npz", None
+                    shown = f"{path}: {right:.4f} % are right, its result says {result.acc1:.4f} %"
+                    raise ValueError(f"{shown}; run it again")
         except ValueError as error:
             self.broken.append(f"{error}; comparisons by image leave this run out")
         return {

@@ -42,8 +42,9 @@ def comparability(pairs: Pairs, *, explained: Collection[str] = ()) -> Comparabi
     """Compare the facts of two rows' runs, each pair a run and the reference's of the same seed.
 
     A fact that changes places between the rows from seed to seed differs in every pair, though
-    both rows have the same values. ``explained`` are the settings in which the rows are meant to
-    differ; facts that follow from them are not compared.
+    both rows have the same values. ``explained`` are the settings in which these rows differ, as
+    they may; facts that follow from them are not compared. Over all seeds a row must have seen the
+    same images, since its accuracy is their mean.
     """
     found: dict[tuple[Fact, str], list[int]] = {}
     for run, reference in pairs:
@@ -57,7 +58,18 @@ def comparability(pairs: Pairs, *, explained: Collection[str] = ()) -> Comparabi
     for (fact, message), seeds in found.items():
         some = f" at seed {', '.join(map(str, seeds))}" if len(seeds) < len(pairs) else ""
         (refused if fact.refuses else marked).append(message + some)
+    if not refused:
+        refused = between_seeds([run for run, _ in pairs], explained)
     return Comparability(tuple(refused), tuple(marked))
+
+
+def between_seeds(runs: Sequence[RunRecord], explained: Collection[str] = ()) -> list[str]:
+    """Name what the seeds of one row saw of other images."""
+    return [
+        f"{fact.mismatch} differs between its seeds: {', '.join(dict.fromkeys(values))}"
+        for fact, values in unlike(runs)
+        if fact.refuses and not _follows(fact, explained)
+    ]
 
 
 def marks_of(runs: Sequence[RunRecord]) -> list[str]:
@@ -69,4 +81,4 @@ def marks_of(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _follows(fact: Fact, settings: Collection[str]) -> bool:
-    return any(under(name, settings) for name in fact.follows)
+    return any(under(setting, fact.follows) for setting in settings)

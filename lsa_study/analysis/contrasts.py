@@ -63,11 +63,13 @@ class Contrast:
             return None
         return self.noise.p(self.difference.mean - value)
 
-    def more_seeds(self, value: float) -> tuple[int, int | None, int | None] | None:
+    def more_seeds(
+        self, value: float, alpha: float = ALPHA
+    ) -> tuple[int, int | None, int | None] | None:
         """How many more seeds would tell the difference from ``value``; see ``inference``."""
         if self.noise is None or self.difference.mean is None:
             return None
-        return inference.more_seeds(self.noise, self.difference.mean - value)
+        return inference.more_seeds(self.noise, self.difference.mean - value, alpha)
 
     @cached_property
     def same(self) -> bool:
@@ -109,6 +111,11 @@ def contrast(
             seeds the interval holds at every look: who adds seeds until a difference shows errs no
             more often.
     """
+    added: dict[int, tuple[float, Sequence[RunRecord]]] = {}
+    for at, (weight, row) in enumerate(terms):  # a row that is named twice is one row
+        key = id(row) if row else at
+        added[key] = weight + added.get(key, (0.0, row))[0], row
+    terms = [term for term in added.values() if term[0]]
     weights = [weight for weight, _ in terms]
     by_seed = [{run.seed: run for run in runs} for _, runs in terms]
     seeds = tuple(sorted(set.intersection(*(set(one) for one in by_seed))))

@@ -244,22 +244,26 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def more_seeds(noise: Noise, distance: float) -> tuple[int, int | None, int | None] | None:
+def more_seeds(
+    noise: Noise, distance: float, alpha: float = ALPHA
+) -> tuple[int, int | None, int | None] | None:
     """How many more seeds find a difference ``distance`` away from the margin, in 4 of 5 cases.
+
+    ``alpha`` is the level of the test that is to find it.
 
     Returns:
         About so many, and the fewest and most if the distance were a standard error larger or
         smaller (None: no number of seeds would do); None where no number of seeds would.
     """
-    about = _needed(noise, abs(distance))
+    about = _needed(noise, abs(distance), alpha)
     if about is None:
         return None
     near, far = abs(distance) - noise.error, abs(distance) + noise.error
-    return about, _needed(noise, far), _needed(noise, near)
+    return about, _needed(noise, far, alpha), _needed(noise, near, alpha)
 
 
 @functools.lru_cache(maxsize=4096)
-def _needed(noise: Noise, distance: float) -> int | None:
+def _needed(noise: Noise, distance: float, alpha: float) -> int | None:
     if distance <= 0:
         return None
 
@@ -271,7 +275,7 @@ def _needed(noise: Noise, distance: float) -> int | None:
             looks=BESIDE if noise.looks is None else noise.looks,
         )  # fmt: skip
         error = later.error
-        return bool(error == 0 or special.ndtr((distance - later.edge(ALPHA)) / error) >= POWER)
+        return bool(error == 0 or special.ndtr((distance - later.edge(alpha)) / error) >= POWER)
 
     first = noise.seeds + 1
     if not finds(MOST_SEEDS):

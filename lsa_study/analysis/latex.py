@@ -228,7 +228,7 @@ def _best(table: Table) -> set[str]:
     means = {
         row.variant: float(line[at].split()[0].replace(",", ""))
         for row, line in zip(table.rows, table.texts(), strict=True)
-        if row.done
+        if row.done and not row.alike.refused
     }
     return (
         {name for name, mean in means.items() if mean == max(means.values())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,10 +83,15 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
+        if not (math.isfinite(self.margin) and math.isfinite(self.value)):
+            raise ValueError(f"margin={self.margin}, value={self.value}: give finite numbers")
         if self.relation in ("within", "near") and self.margin <= 0:
             raise ValueError(f"margin={self.margin}: '{self.relation}' needs one above 0")
         if self.relation != "ends" and (self.control or self.precision or self.device):
             raise ValueError("control, precision and device belong to relation 'ends'")
+        twice = [pair for pair in (self.rows, self.minus, *self.pairs) if len({*pair}) < len(pair)]
+        if twice or len({tuple(pair) for pair in self.pairs}) < len(self.pairs):
+            raise ValueError("a row is compared with itself, or a pair named twice; drop one")
         if bad := [row for row in self.sides if row.count("/") != 1]:
             raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
         if bad := [key for key in self.besides if key not in layers.known_paths()]:

@@ -51,8 +51,9 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         )
     if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
         reading += (
-            " These are not the seeds that the experiment file declares (seeds:), so the intervals "
-            "of differences are always valid: wider, and held at every look."
+            " Not all are over the seeds that the experiment file declared (seeds:) when the study "
+            "was first asked for here; intervals of such differences are always valid: wider, and "
+            "held at every look."
         )
     lacking = [
         f"{row.variant} (seed {', '.join(map(str, absent))})"
@@ -113,7 +114,7 @@ def _order(rows: Sequence[Row]) -> str:
     pairs = [
         (row.accuracy.mean, row.article.value)
         for row in rows
-        if row.accuracy.mean is not None and row.article.value is not None
+        if row.accuracy.mean is not None and row.article.value is not None and not row.alike.refused
     ]
     found = kendall([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
     if found is None:

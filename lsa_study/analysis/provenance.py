@@ -56,6 +56,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "article": found.article.value,
         "reference": found.reference,
         "difference": difference if contrast.seeds else None,
+        "comparable": found.alike.text or True,
         "settings": str(study.document.where("variants", found.variant)),
         "begins_from": _start(study, found.variant, seeds),
         "runs": [
@@ -111,6 +112,8 @@ def why_text(found: dict[str, Any]) -> str:
             f"against   {found['reference']}: {signed(difference['mean'], 4)} "
             f"over seed{'s' * (len(difference['seeds']) > 1)} {seeds}{p}"
         )
+    if found["comparable"] is not True:
+        lines.append(f"not alike {found['comparable']}")
     for run in found["runs"]:
         lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
         known = {name: run[name] for name in ("files", *FACTS) if run[name] is not None}

@@ -10,8 +10,16 @@ from pathlib import Path
 
 from lsa_study.analysis.article import ArticleRow, columns_and_note, rates_of
 from lsa_study.analysis.collect import Collected, RunRecord, collect
+from lsa_study.analysis.comparability import (
+    Comparability,
+    between_seeds,
+    comparability,
+    marks_of,
+    paired,
+)
 from lsa_study.analysis.contrasts import Contrast, compare
 from lsa_study.analysis.statistics import Estimate, pooled_interval
+from lsa_study.config.contrast import differing_rows
 from lsa_study.config.study import Study
 
 ENDS = {"diverged": "diverged", "oom": "out of memory"}
@@ -42,6 +50,9 @@ MEASURED = ("(article)", "(images/s)")
 """Ends of the titles of columns that hold figures, and so no part of a row's name."""
 
 
+ALIKE = Comparability()
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a study with the runs behind it."""
@@ -62,6 +73,8 @@ class Row:
     """Signs that lead to the notes under a table."""
     peers: tuple[tuple[RunRecord, ...], ...] = ()
     """The runs with an accuracy of all rows of the study, its own among them."""
+    alike: Comparability = ALIKE
+    """In what its runs were made otherwise than those of the reference row."""
     declared: tuple[int, ...] = ()
     """The seeds that the experiment file says before anything runs; none if it says none."""
 
@@ -80,12 +93,18 @@ class Row:
         """Top-1 accuracy over the seeds that have one, in percent."""
         own = [run.accuracy for run in self.done]
         others = [[r.accuracy for r in row] for row in self.peers if row[:1] != self.done[:1]]
-        return pooled_interval(own, others)
+        found = pooled_interval(own, others)
+        # Nothing varies: the noise is not 0 but unknown.
+        return Estimate(found.values, found.mean) if found.low == found.high else found
 
     @cached_property
     def contrast(self) -> Contrast:
-        """Against the reference row over shared seeds; a baseline has none."""
-        return compare(self.done, self.base.done if self.base else (), self.peers, self.declared)
+        """Against the reference row over shared seeds; a baseline has none.
+
+        Nor has a row that saw other images: what is not comparable has no difference.
+        """
+        theirs = () if self.base is None or self.alike.refused else self.base.done
+        return compare(self.done, theirs, self.peers, self.declared)
 
     @property
     def lost(self) -> str:
@@ -164,10 +183,16 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
         )
     peers = tuple(row.done for row in rows.values() if row.done)
     rows = {n: replace(r, peers=peers, declared=study.declared) for n, r in rows.items()}
-    return [
-        row if row.reference == row.variant else replace(row, base=rows.get(row.reference))
-        for row in rows.values()
-    ]
+    compared = []
+    for row in rows.values():
+        base = rows.get(row.reference) if row.reference != row.variant else None
+        if base is None:
+            alike = Comparability(tuple(between_seeds(row.runs)), tuple(marks_of(row.runs)))
+        else:
+            differing = differing_rows((study, base.variant), (study, row.variant))
+            alike = comparability(paired(row.runs, base.runs), explained=differing)
+        compared.append(replace(row, base=base, alike=alike))
+    return compared
 
 
 def with_runs(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lsa_study.analysis.collect import Collected
-from lsa_study.analysis.comparability import comparability, marks_of, paired
 from lsa_study.analysis.notes import Note, general_notes
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import decimals, signed
@@ -95,7 +94,6 @@ class Table:
 def build(study: Study, collected: Collected) -> Table:
     """Make a study's table from the collected runs of its tier."""
     rows, also = rows_of(study, collected), confounds(study)
-    varied = {setting for of in study.file.factors.values() for setting in of}
     notes: list[Note] = []
     marks: dict[str, tuple[str, ...]] = {row.variant: () for row in rows}
     unlike = []
@@ -104,13 +102,8 @@ def build(study: Study, collected: Collected) -> Table:
             notes.append(Note(row.note, string.ascii_lowercase[len(notes) % 26]))
             marks[row.variant] = (notes[-1].mark,)
         reasons = [f"also changes {setting}" for setting in also.get(row.variant, ())]
-        if row.base:
-            pairs = paired(row.runs, row.base.runs)
-            alike = comparability(pairs, explained=varied)
-            reasons += [f"not comparable: {message}" for message in alike.refused]
-            reasons += alike.marked
-        else:
-            reasons += marks_of(row.runs)
+        reasons += [f"not comparable: {message}" for message in row.alike.refused]
+        reasons += row.alike.marked
         if reasons:
             unlike.append(f"{row.name}: {'; '.join(reasons)}")
             marks[row.variant] += ("†",)

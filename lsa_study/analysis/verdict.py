@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from scipy import stats
@@ -77,6 +78,8 @@ class ClaimVerdict:
     """What its studies are about, where that is not the study itself."""
     wanted: int | None = None
     """About how many more seeds would decide it."""
+    more: Callable[[float], Seeds] | None = field(default=None, compare=False, repr=False)
+    """How many more seeds would decide it at a level."""
     differs: tuple[Differing, ...] = ()
     """All settings in which its rows differ."""
 
@@ -126,7 +129,7 @@ class ClaimVerdict:
         self,
         found: Estimate,
         p: Callable[[float], float | None] = lambda _: None,
-        more: Callable[[float], Seeds] | None = None,
+        more: Callable[[float, float], Seeds] | None = None,
         lacking: str = "more seeds",
     ) -> ClaimVerdict:
         """The verdict that follows from holding an interval against the claim's inequality.
@@ -137,7 +140,8 @@ class ClaimVerdict:
         Args:
             found: the estimate with its interval.
             p: of a test against a true value.
-            more: how many more seeds would tell the estimate from a value; None: not known.
+            more: how many more seeds would tell the estimate from a value at a level; None: not
+                known.
             lacking: what would decide it where that is not known.
         """
         if found.mean is None:
@@ -152,17 +156,22 @@ class ClaimVerdict:
             word = "supported" if supported else "contradicted" if contradicted else word
         # The edge that the estimate is held against: of two, the nearer.
         edge = min(edges, key=lambda one: abs(one - mean))
-        made = replace(self, word=word, plain=word, estimate=found, p=p(edge))
+        at_level = partial(more, edge) if more else None
+        made = replace(self, word=word, plain=word, estimate=found, p=p(edge), more=at_level)
         if word != "unresolved":
             return made
-        if more is None:
-            return made.unresolved(lacking)
-        if (seeds := more(edge)) is None:
-            return made.unresolved("no number of seeds would decide it")
+        return made.wanting(ALPHA) if more else made.unresolved(lacking)
+
+    def wanting(self, alpha: float, but: str = "") -> ClaimVerdict:
+        """The same, left open until there are as many more seeds as decide it at this level."""
+        seeds = self.more(alpha) if self.more else None
+        if seeds is None:
+            needs = "no number of seeds would decide it" if self.more else "more seeds"
+            return replace(self.unresolved(but + needs), wanted=None)
         about, fewest, most = seeds
         span = f"{about if fewest is None else fewest} to {'any number' if most is None else most}"
-        needs = f"about {about} more seed{'s' * (about > 1)}, {span}"
-        return replace(made.unresolved(needs), wanted=about)
+        needs = f"{but}about {about} more seed{'s' * (about > 1)}, {span}"
+        return replace(self.unresolved(needs), wanted=about)
 
     def share(self, count: int, of: int, reason: str, against: str) -> ClaimVerdict:
         """The verdict that follows from how many of so many did, held against one half."""
@@ -178,9 +187,17 @@ class ClaimVerdict:
     def after_holm(self, adjusted: float | None, tested: int) -> ClaimVerdict:
         """The verdict that stands among so many claims that were tested together."""
         found = replace(self, adjusted=adjusted, plain=self.plain or self.word)
-        if self.word not in DECIDED or adjusted is None or adjusted <= ALPHA:
+        if adjusted is None or (self.word in DECIDED and adjusted <= ALPHA):
             return found
-        return found.unresolved(f"{self.word} alone, open among {tested} claims")
+        if self.word in DECIDED:
+            alone = f"{self.word} alone, open among {tested} claims"
+            return (
+                found.wanting(ALPHA / tested, f"{alone}; ")
+                if self.more
+                else (found.unresolved(alone))
+            )
+        # Enough for Holm's first step, which the claim with the smallest p value has to pass.
+        return found.wanting(ALPHA / tested) if self.more and self.wanted else found
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""

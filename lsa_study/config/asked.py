@@ -97,7 +97,9 @@ def plain_asked(
         overrides = () if overrides and ran() else overrides
     same = [one for one in (own, *sides) if one is not None and tuple(one.overrides) == overrides]
     seeds = {seed for one in same if overrides or not one.only for seed in one.seeds}
-    declared = own.declared if own is not None else []
+    # What was declared at the first ask of these settings stands, whichever name it had.
+    asked = [one.declared for one in (own, *sides) if one is not None and not one.overrides]
+    declared = next((one for one in asked if one), [])
     return Asked(
         overrides=[*overrides], seeds=sorted(seeds), declared=declared, broken=tuple(broken)
     )

@@ -88,13 +88,13 @@ def test_a_trend_of_one_seed_shows_its_smallest_step_and_stays_open(tmp_path):
 def test_the_p_of_a_trend_is_the_largest_of_its_steps(tmp_path):
     written(tmp_path, "table5", ORDERS | {"net7_n_unfold": 76.8}, spread=0.3)
     got = {one.claim.id: one for one in claims.judge_tier(tmp_path, "proxy")}
-    steps = [got[name].p / 2 for name in ("table5-second-order", "table5-third-order")]
+    steps = [got[name].p for name in ("table5-second-order", "table5-third-order")]
     assert got["table5-order-trend"].p == pytest.approx(max(steps))
     assert steps[0] < steps[1]
     written(tmp_path, "table5", ORDERS | {"net7_n_unfold": 75.2}, spread=0.3)
     got = {one.claim.id: one for one in claims.judge_tier(tmp_path, "proxy")}
     # That one of two steps falls was looked for twice.
-    assert got["table5-order-trend"].p == pytest.approx(2 * got["table5-third-order"].p / 2)
+    assert got["table5-order-trend"].p == pytest.approx(2 * got["table5-third-order"].p)
 
 
 def table8(folder, below, left=(), seeds=(0, 1)):

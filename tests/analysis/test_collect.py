@@ -216,15 +216,17 @@ def test_torn_metrics_cost_their_line_only(results):
     assert row["curve"] == "[]"
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn", "short"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "short", "others"])
 def test_lost_bits_keep_the_run_and_say_so(results, damage):
     folder = folders(results)["net7"]
     if damage == "missing":
         folder.correct_bits.unlink()
     elif damage == "torn":
         folder.correct_bits.write_bytes(folder.correct_bits.read_bytes()[:40])
-    else:
+    elif damage == "short":
         np.savez(folder.correct_bits, bits=np.packbits(np.ones(8, np.uint8)), count=8)
+    else:
+        folder.write_correct(np.zeros(folder.result().test_images, np.uint8))
     collected = collect(results, "toy")
     assert len(collected.runs) == 6
     assert collected.runs.loc[folder.settings().identity(), "correct"] is None

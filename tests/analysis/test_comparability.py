@@ -208,3 +208,38 @@ def test_only_digests_and_commits_of_both_sides_count(planted):
         "threads unknown, reference 2",
         "processes unknown, reference 1",
     )
+
+
+def test_factors_that_the_rows_share_explain_nothing(planted):
+    """A study of many factors: rows that differ in the layer alone must have equal batches."""
+    rows = {row.variant: row for row in rows_of(*planted({"effective_batch": 48}))}
+    assert "effective batch 48" in rows["elsa"].alike.text
+
+
+def test_one_row_s_seeds_saw_the_same_images(tmp_path):
+    """On both sides alike, so no pair differs; a mean over two test sets is none of either."""
+    for run in study.load_study("table4", tier="proxy", seeds=[0, 1, 2]).runs():
+        changes = {"test_images": 500} if run.seed == 2 else {}
+        write_run(tmp_path, run, changes=changes)
+    rows = rows_of(study.load_study("table4", tier="proxy"), collect(tmp_path, "proxy"))
+    for row in rows:
+        (reason,) = row.alike.refused
+        assert reason == "test images differs between its seeds: 10000, 500"
+    found = verdict_on(tmp_path)
+    assert found.word == "not comparable"
+    assert "differs between its seeds" in found.needs
+
+
+def test_what_is_refused_shows_no_difference(planted, tmp_path):
+    """Nor an interval, a p value, bold type or a place in the order of rows."""
+    table = build(*planted({"data_fingerprint": "digits-2"}))
+    row = next(row for row in table.rows if row.variant == "elsa")
+    assert (row.contrast.seeds, row.contrast.p()) == ((), None)
+    written = contents(table)
+    document = {one["variant"]: one for one in json.loads(written["table4.json"])["rows"]}
+    assert document["elsa"]["delta"] is document["elsa"]["delta_p"] is None
+    assert document["elsa"]["comparable"].startswith("data digits-2, reference f1f2f3f4f5")
+    assert document["elsa_noghost"]["comparable"] is True
+    lines = iter(written["table4.tex"].splitlines())
+    assert any(line.startswith("    % elsa: ") for line in lines)
+    assert "textbf" not in next(lines)

@@ -89,6 +89,10 @@ def test_seeds_that_a_study_declares(tmp_path):
     path.write_text(text.replace("study: table2", "study: five\nseeds: [0, 1]"))
     assert study.load_study(path).declared == (0, 1)
     assert read(results, str(path)).declared == (0, 1, 2, 3, 4), "as when it was first asked for"
+    elsewhere = tmp_path / "elsewhere"
+    assert ask(elsewhere, name=str(path), seeds="0-3").startswith("five-seeds-0-3-")
+    path.write_text(text.replace("study: table2", "study: five\nseeds: [0, 1, 2, 3]"))
+    assert read(elsewhere, str(path)).declared == (0, 1), "as when its side study was asked for"
     for wrong in ("[-1]", "[a]", "3"):
         path.write_text(text.replace("study: table2", f"study: five\nseeds: {wrong}"))
         with pytest.raises(ConfigError, match=r"five.yaml:"):
