@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -340,9 +340,14 @@ class Settings(Group):
 
     def identities(self, seeds: Iterable[int]) -> dict[int, str]:
         """``identity()`` as it would be with each of these seeds."""
-        # Thousands of seeds are looked for in a moment: the settings become text only once.
+        identity = self.identify()
+        return {seed: identity(seed) for seed in seeds}
+
+    def identify(self) -> Callable[[int], str]:
+        """``identity()`` as a function of the seed; the settings become text only once."""
+        # Thousands of seeds are looked for in a moment.
         text = self._canonical()
-        return {seed: _digits(text.replace('"seed":"?"', f'"seed":{seed}')) for seed in seeds}
+        return lambda seed: _digits(text.replace('"seed":"?"', f'"seed":{seed}'))
 
     def recipe(self) -> str:
         """Ten hex digits that the runs of a row share, whatever their seed."""

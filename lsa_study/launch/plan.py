@@ -15,6 +15,7 @@ from lsa_study import rundir
 from lsa_study.config import yaml
 from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
+from lsa_study.config.fidelity import sources
 from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
 from lsa_study.config.parts import why_not
@@ -28,7 +29,13 @@ from lsa_study.record import OUTCOMES
 
 
 def plan_json(study: Study) -> dict[str, Any]:
-    """One study's runs with their resolved settings."""
+    """One study's runs with their resolved settings, at the paper tier with the source of each."""
+    sourced: dict[str, Any] = {variant: {} for variant in study.variants}
+    if study.tier == "paper":
+        for variant in sourced:
+            found = sources(study, variant).items()
+            listed = {setting: {"source": one.kind, "place": one.place} for setting, one in found}
+            sourced[variant] = {"sources": listed}
     return {
         "study": short(study.file.study),
         **study.apart,
@@ -38,6 +45,7 @@ def plan_json(study: Study) -> dict[str, Any]:
         "runs": [
             {key: getattr(run, key) for key in ("name", "identity", "variant", "seed")}
             | {"settings": run.settings.model_dump(mode="json")}
+            | sourced[run.variant]
             for run in study.runs()
         ],
     }
