@@ -71,6 +71,16 @@ def test_devices_and_parts_move_nothing(make_run, start):
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
 
 
+def test_parts_of_mixed_images_move_nothing(make_run):
+    """Each part takes images from both ends of a step; groups are the same all the same."""
+    mixed = {**ROW, "augment__mixup": 0.8, "augment__cutmix": 1.0}
+    runs = [make_run(f"run{n}", runtime__accumulate=n, **mixed) for n in (1, 4)]
+    assert [train(run) for run in runs] == ["done", "done"]
+    alike(*map(weights_of, runs))
+    losses = [run.metrics()[0]["loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_whole_parts_move_the_statistics_once_a_step(make_run):
     """Without groups too, a step in two parts counts as one."""
     groups = make_run("groups", **{**ROW, "train__norm_batch": 16})
