@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,6 +50,8 @@ class EpochSampler:
     mine: range = range(1)
     paired: bool = False
     """Images will be mixed in pairs, so a part must hold both of a pair."""
+    together: int | None = None
+    """Images of a group of batch norm: each so many rows are the same however a step is cut."""
 
     def __post_init__(self) -> None:
         unit = self._unit
@@ -96,12 +99,13 @@ class EpochSampler:
         # and their partners from its back, so that its own reverse is the group's.
         width = MIX_GROUP if self.batch % MIX_GROUP == 0 else self.batch
         pairs = self.batch // 2 // self.parts
+        unit = pairs if self.together is None else math.lcm(self.together, 2) // 2
         rows: list[Tensor] = []
         groups: list[tuple[int, int, int]] = []
         first, end, filled = part * pairs, (part + 1) * pairs, 0
         while first < end:
             group, inside = divmod(first, width // 2)
-            count = min(end - first, width // 2 - inside)
+            count = min(end - first, width // 2 - inside, unit - first % unit)
             front = group * width + torch.arange(inside, inside + count)
             back = group * width + (width - 1 - torch.arange(inside, inside + count)).flip(0)
             rows += [front, back]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsa_study.config.parts import batch_norms
 from lsa_study.config.settings import Augment, Settings
 from lsa_study.data import augment, rng
 from lsa_study.data.sampler import EpochSampler, MicroBatch
@@ -64,6 +65,8 @@ class Datasets(ABC):
         self.image_size = settings.data.image_size
         self.augment: Augment = settings.augment
         self.device = torch.device(device)
+        normed = batch_norms(settings.model)
+        self._together = settings.train.norm_batch if normed else None
         self.mixer = augment.mixer(settings.augment, source.num_classes)
         scale = 255 * torch.tensor([source.mean, source.std], device=self.device)
         self._mean, self._std = scale.view(2, CHANNELS, 1, 1).unbind(0)
@@ -75,7 +78,7 @@ class Datasets(ABC):
         """Plan one epoch of this set; see ``sampler.EpochSampler``."""
         return EpochSampler(
             self.source.train_images, batch_size, self.seed, epoch, first_step, parts, mine,
-            paired=self.mixer is not None,
+            paired=self.mixer is not None, together=self._together,
         )  # fmt: skip
 
     def train(self, epoch: EpochSampler) -> Iterator[Batch]:

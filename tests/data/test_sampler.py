@@ -76,6 +76,30 @@ def test_a_part_holds_both_images_of_a_mixed_pair(parts):
         assert covered == batch // parts
 
 
+@pytest.mark.parametrize(
+    ("batch", "group", "cuts"),
+    [(1024, 128, (1, 2, 8)), (1024, 64, (1, 2, 4, 16)), (32, 8, (1, 2, 4)), (60, 6, (1, 2, 5, 10)),
+     (60, 3, (1, 2, 5, 10)), (384, 96, (1, 2, 4)), (512, 256, (1, 2))],
+)  # fmt: skip
+def test_groups_of_batch_norm_are_the_same_images_however_a_step_is_cut(batch, group, cuts):
+    found = []
+    for parts in cuts:
+        groups = set()
+        for part in range(parts):
+            (share,) = EpochSampler(
+                batch, batch, 0, 0, parts=parts, mine=range(part, part + 1), paired=True,
+                together=group,
+            ).shares()  # fmt: skip
+            groups |= {frozenset(rows.tolist()) for rows in share.positions.split(group)}
+            for number, first, end in share.groups:
+                rows = share.positions[first:end]
+                width = MIX_GROUP if batch % MIX_GROUP == 0 else batch
+                assert torch.equal(rows.flip(0), (2 * number + 1) * width - 1 - rows)
+        found.append(groups)
+    assert len(found[0]) == batch // group
+    assert found.count(found[0]) == len(cuts)
+
+
 def test_a_batch_that_cannot_be_cut_is_refused_in_words():
     with pytest.raises(ConfigError, match=r"batch_size = 64 .* 3 parts .* multiple of 3"):
         EpochSampler(images=640, batch_size=64, seed=0, epoch=0, parts=3)
