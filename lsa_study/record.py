@@ -271,6 +271,8 @@ class Attempt(Facts):
     """Version of the GPU's; None on a CPU."""
     kernels: str | None = None
     """Which fused kernels there were for the device, or why there were none."""
+    attention: str | None = None
+    """What computed window attention in training where no kernel of ours did, and why."""
 
 
 COMPARED = [(name, fact) for name, _, fact in Result.facts() if fact and fact.mismatch]

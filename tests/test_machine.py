@@ -72,6 +72,9 @@ def test_a_run_on_a_system_that_lacks_what_linux_alone_has(tmp_path):
     shown = lsa("doctor", *results, PYTHONPATH=path)
     assert shown.returncode == 0, shown.stderr
     assert f"{os.cpu_count()} cores" in shown.stdout
+    lines = {line.split()[0]: line for line in shown.stdout.splitlines()}
+    assert "triton" in lines["triton"]
+    assert "no gradient of a bias on a CPU" in lines["attention"]
 
 
 def test_a_user_without_an_entry_and_a_home_can_plan_to_launch(tmp_path):

@@ -31,6 +31,8 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
         ("cpu", f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpus()),
         ("kernels", str(lsa_kernels.build_info())),
+        ("triton", _triton()),
+        ("attention", _attention()),
         ("slurm", _slurm()),
         ("data", _data()),
         ("disk", f"{shutil.disk_usage(here).free / 1e9:.0f} GB free for {results}"),
@@ -59,6 +61,34 @@ def _gpus() -> str:
         return "none: runs use one CPU worker"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names) or f"{len(gpus)} seen by the driver, none by torch"
+
+
+def _triton() -> str:
+    """Whether there are kernels for GPUs, and what each GPU can do with them."""
+    import torch
+
+    from lsa_kernels import gpu
+
+    reasons = [gpu.build_info()]
+    if not torch.cuda.is_available():
+        reasons.append("not usable: torch sees no GPU")
+    for index in range(torch.cuda.device_count()):
+        reasons.append(f"GPU {index}: {gpu.about_device(index)}")
+    return "; ".join(reasons)
+
+
+def _attention() -> str:
+    import torch
+
+    from lsa_study.ops import sdpa
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if kind == "cuda" else torch.float32
+    try:
+        fixed, learning = (sdpa.way_on(kind, dtype, learns=learns) for learns in (False, True))
+    except RuntimeError as error:  # a GPU that this torch cannot use
+        return f"unknown: {str(error).splitlines()[0]}"
+    return f"windows without a kernel by {fixed}; where the bias learns, by {learning}"
 
 
 def _slurm() -> str:

@@ -60,6 +60,7 @@ def plan(
     if not study:
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound)
+    planning.check_starts(loaded)
     sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper"]
     if sheet:
         if not sheets:

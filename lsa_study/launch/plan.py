@@ -20,6 +20,7 @@ from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
+from lsa_study.data import DataLacks, head_rows, weights
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
@@ -91,6 +92,24 @@ def known_studies(results: Path) -> list[str]:
                 said = about(of, asked.overrides, asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
     return lines
+
+
+def check_starts(studies: Sequence[Study]) -> None:
+    """Look for the maps of classifiers wherever the weights that they belong to lie here.
+
+    Raises:
+        DataLacks: weights are here and their map is not.
+        ConfigError: a map holds something else than numbers of rows.
+    """
+    for run in distinct(studies):
+        start = run.settings.train.start
+        if start is None or start.weights is None or start.map is None:
+            continue
+        try:
+            weights(run.settings.data, start.weights)
+        except DataLacks:  # the machine that plans need not see the data
+            continue
+        head_rows(run.settings.data, start.map)
 
 
 def check_models(studies: Sequence[Study]) -> str:

@@ -104,12 +104,16 @@ def _peak_bytes(call: Contender, device: torch.device) -> int:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What figures must be read with: device, threads, versions."""
+    """What figures must be read with: device, threads, versions, kernels of the device."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        name, kernels = torch.cuda.get_device_name(device), lsa_kernels.gpu.build_info()
     else:
         name = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        kernels = lsa_kernels.build_info()
+    return {
+        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "kernels": kernels.split(",")[0],
+    }  # fmt: skip
 
 
 def bench(
@@ -156,7 +160,7 @@ def bench(
         for name, taken in timed.items():
             found[name][mode] = asdict(taken) | {"images_per_second": number / taken.median}
     answer = {
-        "machine": machine(place) | {"kernels": lsa_kernels.build_info().split(",")[0]},
+        "machine": machine(place),
         "precision": "bfloat16" if place.type == "cuda" else "float32",
         "batch": number, "size": size, "networks": found,
     }  # fmt: skip

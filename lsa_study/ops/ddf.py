@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import lsa_kernels
 from lsa_study.ops import reference
 from lsa_study.ops.checks import check_heads, check_maps, check_odd
+from lsa_study.ops.precision import wide
 from lsa_study.ops.reference import GAIN, filter_norm
 
 
@@ -72,8 +73,8 @@ class ChannelFilterNorm(nn.Module):
         nn.init.normal_(self.std, std=GAIN / self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C*K*K, 1, 1) to (B, C, K*K)."""
-        filters = torch.unflatten(x.flatten(1), 1, (self.dim, -1))
+        """Map (B, C*K*K, 1, 1) to (B, C, K*K), in float32 at least."""
+        filters = torch.unflatten(wide(x.flatten(1)), 1, (self.dim, -1))
         return filter_norm(filters, dim=-1, gain=1.0) * self.std.view(self.dim, -1)
 
 
@@ -124,8 +125,8 @@ class DDF(nn.Module):
         maps = x.permute(0, 3, 1, 2)
         spatial = self.spatial_branch(maps).permute(0, 2, 3, 1)
         spatial = torch.unflatten(spatial, -1, (self.num_heads, -1))
-        spatial = filter_norm(spatial, dim=-1, gain=GAIN / self.kernel_size)
+        spatial = filter_norm(wide(spatial), dim=-1, gain=GAIN / self.kernel_size)
         return apply_decoupled(
-            x, spatial.to(x.dtype), self.channel_branch(maps).to(x.dtype),
-            combine=self.combine, kernel_size=self.kernel_size,
+            x, spatial, self.channel_branch(maps), combine=self.combine,
+            kernel_size=self.kernel_size,
         )  # fmt: skip

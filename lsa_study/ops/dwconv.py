@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lsa_study.ops.checks import check_heads, check_maps, check_odd
 from lsa_study.ops.functional import static_filters
+from lsa_study.ops.precision import rounded_once
 
 REDUCTION = 4
 """Hidden channels of the filters' generator of DynamicDwConv: C / 4."""
@@ -108,19 +109,23 @@ class DynamicDwConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         check_maps(x, self.dim)
-        batch, height, width, dim = x.shape
+        batch, dim = x.shape[0], x.shape[3]
         mean = x.mean((1, 2))[:, :, None, None]
         filters = self.conv2(F.relu(self.bn(self.conv1(mean))))
         if not batch:  # a convolution wants a group
             nothing: Tensor = x + filters.sum() + self.bias
             return nothing
-        filters = filters.reshape(batch * dim, 1, self.kernel_size, self.kernel_size)
-        # One group for every channel of every image.
-        maps = x.permute(0, 3, 1, 2).reshape(1, batch * dim, height, width)
-        out = F.conv2d(
-            maps, filters.to(maps.dtype), padding=self.kernel_size // 2, groups=batch * dim
-        )
-        return out.view(batch, dim, height, width).permute(0, 2, 3, 1) + self.bias
+        shape = batch * dim, 1, self.kernel_size, self.kernel_size
+        return _one_filter_per_image(x, filters.reshape(shape), self.bias)
+
+
+@rounded_once
+def _one_filter_per_image(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
+    batch, height, width, dim = x.shape
+    # One group for every channel of every image.
+    maps = x.permute(0, 3, 1, 2).reshape(1, batch * dim, height, width)
+    out = F.conv2d(maps, filters, padding=filters.shape[-1] // 2, groups=batch * dim)
+    return out.view(batch, dim, height, width).permute(0, 2, 3, 1) + bias
 
 
 class DwNetShell(nn.Module):

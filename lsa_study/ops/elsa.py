@@ -129,21 +129,24 @@ class ELSA(nn.Module):
         filters = self.attention_maps(product if self.scale == 1 else product * self.scale)
         mul, add = self.ghost()
         out = apply_filters(
-            v, filters.to(v.dtype), ghost_mul=mul, ghost_add=add, kernel_size=self.kernel_size,
+            v, filters, ghost_mul=mul, ghost_add=add, kernel_size=self.kernel_size,
             implementation=self.implementation,
         )  # fmt: skip
         projected_back: Tensor = self.post_proj(out)
         return projected_back
 
     def attention_maps(self, product: Tensor) -> Tensor:
-        """Hadamard attention: from q * k (B, H, W, dim_qk) to (B, H, W, h, K*K), summing to 1."""
+        """Hadamard attention: from q * k (B, H, W, dim_qk) to (B, H, W, h, K*K), summing to 1.
+
+        They are in float32 at least, also where q and k are not.
+        """
         if self.variant == "conv":
             layers: Any = self.attn
             conv, activation, last = layers
             hidden = grouped_conv(product, conv.weight, conv.bias, self.implementation)
             logits = F.linear(activation(hidden), last.weight.flatten(1), last.bias)
             by_heads: Tensor = torch.unflatten(logits, -1, (self.num_heads, -1))
-            return by_heads.softmax(-1)
+            return by_heads.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         heads = torch.unflatten(product, -1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
         given = Eq4Inputs(heads, heads, heads, self.rel_k, self.rel_q, self.rel_bias, use_qk=False)
         weights = neighboring_weights(given, "softmax", self.kernel_size, "zero", 1.0)

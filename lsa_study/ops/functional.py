@@ -13,7 +13,9 @@ from lsa_kernels import Eq4Inputs
 from lsa_study.ops import reference
 from lsa_study.ops import unfold as unfolded
 from lsa_study.ops.checks import Size, check_attention, check_filters, check_implementation, sides
+from lsa_study.ops.precision import rounded_once
 from lsa_study.ops.reference import filter_norm as filter_norm
+from lsa_study.ops.sdpa import why_not_fused, window_by_sdpa
 from lsa_study.vocabulary import Application, Border, Norm
 
 KERNELS = ("auto", "fused")
@@ -80,11 +82,12 @@ def rolled_window(
     """
     area = sides(size)
     plain = norm == "softmax" and x.use_qk and x.rel_k is None and x.rel_q is None
-    by_sdpa = implementation == "auto" and plain
+    # Where torch's attention cannot be its fused one, the plain definition is faster.
+    by_sdpa = implementation == "auto" and plain and not why_not_fused(x.v, x.rel_bias)
     if implementation in KERNELS:
         reason = lsa_kernels.why_not_window(*x[:6], excluded, size=area)
         if _takes(implementation, reason) and (
-            implementation == "fused" or _worth_it(x.v, area, by_sdpa)
+            implementation == "fused" or _worth_it(x.v, area, plain)
         ):
             return lsa_kernels.window_attention(
                 *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk,
@@ -95,36 +98,22 @@ def rolled_window(
     return reference.window(x, norm, size, excluded, scale)
 
 
-def _worth_it(v: Tensor, area: tuple[int, int], by_sdpa: bool) -> bool:
+def _worth_it(v: Tensor, area: tuple[int, int], plain: bool) -> bool:
     """Whether enough of the fused kernel's lanes, a window each, would be in use.
 
-    The shares are measured: with a batch of 8 or more the kernel is 1.1 to 1.8 times as fast as
-    torch's own attention, and about twice as fast as the plain definition. On a GPU lanes are
-    pixels, and torch's own attention keeps what it can compute.
+    The shares are measured, on a CPU. With all lanes in use the kernel is 1.1 to 2.6 times as fast
+    as the better one of torch's fused attention and the plain definition where these compute a
+    softmax of q.k and bias alone (``plain``), with three quarters of them half as fast. Where
+    tables are read besides it is about twice as fast as the definition. On a GPU lanes are pixels,
+    and torch's own attention keeps what it can compute.
     """
     if v.is_cuda:
         # Unmeasured: neither the kernel nor this choice was run on a GPU.
-        return not by_sdpa
+        return not plain
     lanes = lsa_kernels.window_lanes()
     windows = v.shape[0] * (v.shape[2] // area[0]) * (v.shape[3] // area[1])
     in_use = windows / (-(-windows // lanes) * lanes) if windows else 1.0
-    return in_use >= (0.7 if by_sdpa else 0.4)
-
-
-def window_by_sdpa(x: Eq4Inputs, size: Size, excluded: Tensor | None, scale: float) -> Tensor:
-    """Softmax windows with q.k and bias, which torch's own attention computes."""
-    height, width = x.v.shape[2:4]
-    tiles = x.of_maps(lambda t: reference.to_windows(t, size))
-    mask = None
-    if x.rel_bias is not None:
-        mask = x.rel_bias[:, None, reference.window_offsets(size, x.v.device)].to(x.v.dtype)
-    if excluded is not None:
-        floor = x.v.new_zeros(excluded.shape).masked_fill(excluded, float("-inf"))
-        mask = floor if mask is None else mask + floor
-    assert tiles.q is not None
-    assert tiles.k is not None
-    out = F.scaled_dot_product_attention(tiles.q, tiles.k, tiles.v, attn_mask=mask, scale=scale)
-    return reference.from_windows(out, size, height, width)
+    return in_use >= (0.9 if plain else 0.4)
 
 
 def _neighboring(
@@ -181,10 +170,15 @@ def apply_filters(
             return lsa_kernels.apply_filters(values, filters, mul=mul, add=add, size=kernel_size)
         if ghost_mul is None and ghost_add is not None:
             # Without the multiplied matrix the added one is a depthwise convolution.
-            dynamic = reference.apply_filters(values, filters, None, None, kernel_size)
-            return dynamic + reference.static_filters(values, ghost_add)
+            return _added_apart(values, filters, ghost_add, kernel_size)
     way = unfolded.apply_filters if implementation == "unfold" else reference.apply_filters
     return way(values, filters, ghost_mul, ghost_add, kernel_size)
+
+
+@rounded_once
+def _added_apart(values: Tensor, filters: Tensor, add: Tensor, size: int) -> Tensor:
+    dynamic = reference.apply_filters(values, filters, None, None, size)
+    return dynamic + reference.static_filters(values, add)
 
 
 def static_filters(values: Tensor, filters: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lsa_study.ops.checks import check_maps, check_odd
 from lsa_study.ops.functional import apply_filters
+from lsa_study.ops.precision import rounded_once
 
 REDUCTION = 4
 
@@ -54,13 +55,17 @@ class Involution(nn.Module):
         maps = x.permute(0, 3, 1, 2)
         seen = F.avg_pool2d(maps, self.stride) if self.stride > 1 else maps
         filters = self.span(F.relu(self.norm(self.reduce(seen)))).permute(0, 2, 3, 1)
-        filters = torch.unflatten(filters, -1, (self.groups, -1)).to(x.dtype)
+        filters = torch.unflatten(filters, -1, (self.groups, -1))
         if self.stride == 1:
             return apply_filters(x, filters, kernel_size=self.kernel_size)
-        reach = self.kernel_size // 2
-        padded = F.pad(x, (0, 0, reach, reach, reach, reach))
-        patches = padded.unfold(1, self.kernel_size, self.stride)
-        patches = patches.unfold(2, self.kernel_size, self.stride).flatten(-2)
-        patches = patches[:, : filters.shape[1], : filters.shape[2]]
-        grouped = torch.unflatten(patches, 3, (self.groups, -1))
-        return torch.einsum("byxgct,byxgt->byxgc", grouped, filters).flatten(-2)
+        return _every_few_pixels(x, filters, self.kernel_size, self.stride)
+
+
+@rounded_once
+def _every_few_pixels(x: Tensor, filters: Tensor, size: int, stride: int) -> Tensor:
+    reach = size // 2
+    padded = F.pad(x, (0, 0, reach, reach, reach, reach))
+    patches = padded.unfold(1, size, stride).unfold(2, size, stride).flatten(-2)
+    patches = patches[:, : filters.shape[1], : filters.shape[2]]
+    grouped = torch.unflatten(patches, 3, (filters.shape[3], -1))
+    return torch.einsum("byxgct,byxgt->byxgc", grouped, filters).flatten(-2)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from timm.models import volo
 from torch import Tensor
+from torch.nn import functional as F
 
 from lsa_study.ops.checks import check_heads, check_maps, check_odd
+from lsa_study.ops.precision import rounded_once
 
 
 class OutlookAttention(volo.OutlookAttention):  # type: ignore[misc]  # timm carries no types
     """Every coarse place makes weights for K x K outputs, which are summed where they overlap.
 
-    The layer is timm's; only the checks are ours. It is no filter in the sense of Eq. 2: the
+    The parameters and the steps are timm's; ours are the checks, and that weights and sums of
+    overlapping outputs are in float32 at least. It is no filter in the sense of Eq. 2: the
     weights that reach a pixel come from several places and do not sum to one.
 
     Args:
@@ -34,5 +37,22 @@ class OutlookAttention(volo.OutlookAttention):  # type: ignore[misc]  # timm car
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         check_maps(x, self.dim)
-        out: Tensor = super().forward(x)
-        return out
+        values = self.v(x).permute(0, 3, 1, 2)
+        seen = self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out = _spread(values, self.attn(seen), self.num_heads, self.kernel_size, self.stride)
+        projected_back: Tensor = self.proj(out)
+        return projected_back
+
+
+@rounded_once
+def _spread(values: Tensor, logits: Tensor, heads: int, size: int, stride: int) -> Tensor:
+    """Weigh (B, C, H, W) by logits of (B, h, w, heads * K**4), and add up where outputs overlap."""
+    batch, channels, height, width = values.shape
+    taps, places = size * size, logits.shape[1] * logits.shape[2]
+    patches = F.unfold(values, size, padding=size // 2, stride=stride)
+    patches = patches.reshape(batch, heads, channels // heads, taps, places).permute(0, 1, 4, 3, 2)
+    pairs = logits.reshape(batch, places, heads, taps, taps).permute(0, 2, 1, 3, 4)
+    weights = (pairs * (channels // heads) ** -0.5).softmax(-1)
+    out = (weights @ patches).permute(0, 1, 4, 3, 2).reshape(batch, channels * taps, places)
+    summed = F.fold(out, (height, width), size, padding=size // 2, stride=stride)
+    return summed.permute(0, 2, 3, 1)

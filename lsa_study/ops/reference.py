@@ -5,6 +5,7 @@ r"""Eq. 4 of the article, and filters: the definitions that everything else is h
 
 Shape letters: B batch, h heads, d channels of a head, H x W the map, K the side of the area,
 N = H * W pixels, T = K * K taps. Offsets are pos(j) - pos(i), row by row from the top left.
+All of them sum and weigh in float32 at least, and round once, to the type of the values.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from lsa_kernels import Eq4Inputs
 from lsa_study.ops.checks import Size, sides
+from lsa_study.ops.precision import at_least_float32, rounded_once, wide
 
 GAIN = math.sqrt(2.0)
 EPSILON = 1e-10
@@ -37,9 +39,9 @@ def filter_norm(x: Tensor, *, dim: int, gain: float) -> Tensor:
     """
     if not x.numel():  # torch warns of a deviation of nothing
         return x
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    centred = wide - wide.mean(dim, keepdim=True)
-    deviation = wide.std(dim, keepdim=True)
+    exact: Tensor = wide(x)
+    centred = exact - exact.mean(dim, keepdim=True)
+    deviation = exact.std(dim, keepdim=True)
     return (gain * centred / (deviation + EPSILON)).to(x.dtype)
 
 
@@ -61,16 +63,15 @@ def normalise(logits: Tensor, norm: str, size: Size, excluded: Tensor | None = N
     gain = GAIN / math.sqrt(math.prod(sides(size)))
     if excluded is None:
         return filter_norm(logits, dim=-1, gain=gain)
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    kept = (~excluded).to(wide.dtype).expand_as(wide)
+    kept = (~excluded).to(logits.dtype).expand_as(logits)
     count = kept.sum(-1, keepdim=True)
-    mean = (wide * kept).sum(-1, keepdim=True) / count
-    centred = (wide - mean) * kept
+    mean = (logits * kept).sum(-1, keepdim=True) / count
+    centred = (logits - mean) * kept
     # A pixel alone in its area has no deviation: its weight is 0 over epsilon, which is 0.
     variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     positive = variance > 0
     deviation = torch.where(positive, variance, 1.0).sqrt() * positive
-    return (gain * centred / (deviation + EPSILON)).to(logits.dtype)
+    return gain * centred / (deviation + EPSILON)
 
 
 def window_offsets(size: Size, device: torch.device | None = None) -> Tensor:
@@ -120,6 +121,7 @@ def from_windows(x: Tensor, size: Size, height: int, width: int) -> Tensor:
     return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, heads, height, width, depth)
 
 
+@rounded_once
 def window(x: Eq4Inputs, norm: str, size: Size, excluded: Tensor | None, scale: float) -> Tensor:
     """The definition for shared windows of a map that is rolled and padded already.
 
@@ -171,8 +173,9 @@ def outside(height: int, width: int, size: int, device: torch.device | None = No
     return neighbors(inside, size)[0, 0, :, :, 0] == 0
 
 
+@at_least_float32
 def neighboring_weights(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
-    """Weights of every pixel's area, (B, h, H, W, T)."""
+    """Weights of every pixel's area, (B, h, H, W, T), in float32 at least."""
     q, k, v, rel_k, rel_q, rel_bias, use_qk = x
     batch, _, height, width, _ = v.shape
     terms: list[Tensor] = []
@@ -190,12 +193,14 @@ def neighboring_weights(x: Eq4Inputs, norm: str, size: int, border: str, scale: 
     return normalise(logits, norm, size, excluded)
 
 
+@rounded_once
 def neighboring(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """The definition for every pixel's own neighborhood."""
     weights = neighboring_weights(x, norm, size, border, scale).to(x.v.dtype)
     return torch.einsum("bhyxt,bhyxdt->bhyxd", weights, neighbors(x.v, size))
 
 
+@rounded_once
 def apply_filters(
     values: Tensor, filters: Tensor, mul: Tensor | None, add: Tensor | None, size: int,
     dilation: int = 1,
@@ -221,6 +226,7 @@ def apply_filters(
     return out
 
 
+@rounded_once
 def static_filters(values: Tensor, filters: Tensor) -> Tensor:
     """Depthwise convolution of (B, H, W, C) by one (C, K, K) filter per channel, zero outside."""
     maps = values.permute(0, 3, 1, 2)

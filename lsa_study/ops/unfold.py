@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lsa_kernels import Eq4Inputs
+from lsa_study.ops.precision import rounded_once
 from lsa_study.ops.reference import from_windows, normalise, outside, pair_logits
 
 
+@rounded_once
 def unfold(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """As the article trained Net7-N on two nodes: T copies of keys and values are stored."""
     q, k, v, rel_k, rel_q, rel_bias, use_qk = x
@@ -40,6 +42,7 @@ def unfold(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Ten
     return (weights.unsqueeze(-1) * copies(v)).sum(-2)
 
 
+@rounded_once
 def sliding_chunks(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -> Tensor:
     """Sliding chunks: tiles of side c = size // 2 attend to the 3c x 3c block around them.
 
@@ -88,6 +91,7 @@ def _block_offsets(chunk: int, reach: int, device: torch.device) -> tuple[Tensor
     return index.masked_fill(apart, 0).reshape(flat), apart.reshape(flat)
 
 
+@rounded_once
 def apply_filters(
     values: Tensor, filters: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, size: int
 ) -> Tensor:

@@ -118,8 +118,8 @@ def fused_kernels(device: torch.device) -> tuple[str, str]:
     there are none.
     """
     if device.type == "cuda":
-        missing = lsa_kernels.gpu.why_missing()
-        return ("none", f"no Triton kernels: {missing}") if missing else ("Triton kernels",) * 2
+        whole = lsa_kernels.gpu.build_info()
+        return "none" if whole.startswith("no ") else "Triton kernels", whole
     whole = lsa_kernels.build_info()
     return "none" if whole.startswith("no ") else ", ".join(whole.split(", ")[:2]), whole
 

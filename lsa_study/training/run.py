@@ -17,6 +17,7 @@ from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Datasets
 from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of, explained
 from lsa_study.machine import cpu_name
+from lsa_study.ops import sdpa
 from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
@@ -126,6 +127,7 @@ class _Attempt:
         cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
         commit, dirty = environment.code_state()
         fused, kernels = environment.fused_kernels(device)
+        dtype = environment.precision(settings.train, device)
         parts = {
             f"{type(module).__name__}: {module.implementation}"
             for module in model.modules()
@@ -134,7 +136,7 @@ class _Attempt:
         facts = Facts(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             device_kind=device.type,
-            precision=str(environment.precision(settings.train, device)).removeprefix("torch."),
+            precision=str(dtype).removeprefix("torch."),
             torch=torch.__version__,
             commit=commit,
             dirty=dirty,
@@ -159,7 +161,10 @@ class _Attempt:
             seed=settings.seed,
         )
         if self.ranks.first:
-            found = Attempt(**dict(facts), **environment.machine(device), kernels=kernels)
+            found = Attempt(
+                **dict(facts), **environment.machine(device), kernels=kernels,
+                attention=sdpa.way_on(device.type, dtype, learns=True),
+            )  # fmt: skip
             self.run_dir.write_environment(self.monitor.attempt, found)
         return facts
 

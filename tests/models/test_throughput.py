@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, collect
@@ -30,6 +31,12 @@ def test_networks_are_timed_beside_window_attention(tmp_path):
     assert 28e6 < lsa["params"] < 28.3e6
     assert json.loads((tmp_path / "benchmarks" / "networks.json").read_text()) == found
     assert "x LSA" in throughput.bench_text(found)
+
+
+def test_the_kernels_named_are_those_of_the_device(monkeypatch):
+    assert throughput.machine(torch.device("cpu"))["kernels"].endswith("C++ kernels")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
+    assert throughput.machine(torch.device("cuda"))["kernels"].endswith("Triton kernels")
 
 
 def test_an_unknown_network_is_refused_before_anything_is_timed(tmp_path):

@@ -121,6 +121,7 @@ def test_the_folder_is_left_tidy(done):
     assert (status.state, status.epoch, status.cause) == ("done", 2, None)
     (found,) = folder.environments()
     assert found.kernels == lsa_kernels.build_info()
+    assert "no gradient of a bias" in found.attention
     # Where they lie is of this machine alone, and no other path.
     assert found.fused == "none" or lsa_kernels.build_info().startswith(f"{found.fused}, /")
     assert (found.processes, found.code) == (1, environment.code_digest())
