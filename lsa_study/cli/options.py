@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from lsa_study.config.asked import every_asked
 from lsa_study.config.contrast import check_contrast
 from lsa_study.config.find import find_asked, side_tiers
 from lsa_study.config.names import nearest
+from lsa_study.config.parts import check_parts
 from lsa_study.config.remember import named
 from lsa_study.config.settings import MOST_SEEDS
 from lsa_study.config.study import Study
@@ -148,6 +150,7 @@ class Selection:
                 unmatched += error.mistakes
                 continue
             check_contrast(one, allowed or ())
+            check_parts(one.variants, partial(one.document.where, "variants"))
             found = named(one, self.results, alias)
             if recall and found is one:  # fewer seeds are no other study
                 seeds = sorted({*one.seeds, *one.asked.seeds})

@@ -172,7 +172,7 @@ class Train(Group):
     norm_batch: Images | None = None
     """Images over which batch norm takes its statistics in training, and which share a box of
     MixToken, such as what one GPU of the article held: on fewer or larger devices these stay the
-    same. null: all images of a part."""
+    same, which have to compute whole groups (``config.parts``). null: all images of a part."""
     ema_decay: Share | None = None
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""

@@ -18,6 +18,7 @@ from lsa_study.config.contrast import confounds
 from lsa_study.config.fidelity import sources
 from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
+from lsa_study.config.parts import why_not
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.data import DataLacks, head_rows, weights
@@ -200,7 +201,13 @@ def _protocol(settings: Settings) -> str:
 
 
 def _smaller(study: str, runs: Sequence[RunSpec], site: Cluster) -> str:
-    """What to do where cluster.yaml gives runs fewer devices than they ask for."""
+    """What to do where cluster.yaml gives runs other devices than can share their steps."""
+    for run in runs:
+        given = site.given(run.resources)
+        if given.nodes * given.gpus >= run.resources.nodes * run.resources.gpus and (
+            reason := why_not(run.settings, given.nodes * given.gpus)
+        ):
+            return f"lsa launch refuses {run.name}: {reason}"
     pairs = [(run.resources, site.given(run.resources)) for run in runs]
     counts = {(asked.nodes * asked.gpus, here.nodes * here.gpus) for asked, here in pairs}
     short = ", ".join(f"{given} of {asked}" for asked, given in sorted(counts) if given < asked)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lsa_study.config.names import nearest
+from lsa_study.config.parts import smaller, why_not
+from lsa_study.config.settings import Settings
 from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
@@ -62,7 +64,8 @@ def retry(
         if row.state not in UNFINISHED and not (row.state == "oom" and "oom" in causes):
             continue
         records = tiers[row.tier]
-        if reason := _why_not(row, causes, records, accumulate):
+        processes = _processes(arrays.get(row.identity))
+        if reason := _why_not(row, causes, records, accumulate, processes):
             skipped.setdefault(f"not tried again: {reason}", []).append(row.name)
             continue
         run = _run(row, arrays.get(row.identity), results, accumulate)
@@ -82,17 +85,17 @@ def retry(
 
 
 def _why_not(
-    row: RunStatus, causes: Sequence[str], records: LaunchFolder, accumulate: int | None
-) -> str | None:
+    row: RunStatus, causes: Sequence[str], records: LaunchFolder, accumulate: int | None,
+    processes: int,
+) -> str | None:  # fmt: skip
     """Why a run that did not end well is not tried again; None if it is."""
     if row.state == "oom":
+        settings = row.folder.settings()
         if accumulate is not None:
-            return None
-        parts = 2 * row.folder.settings().runtime.accumulate
-        return (
-            "out of memory is its result; for the same effective batch in less memory: "
-            f"lsa retry --cause oom --accumulate {parts}"
-        )
+            return why_not(_in_parts(settings, accumulate), processes)
+        less = smaller(settings, processes)
+        way = f"lsa retry --cause oom --accumulate {less.accumulate}" if less.accumulate else less
+        return f"out of memory is its result; for the same effective batch in less memory: {way}"
     if row.cause not in (causes or AUTOMATIC):
         return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}"
     if not causes and records.idle(row.identity):
@@ -103,12 +106,21 @@ def _why_not(
     return None
 
 
+def _in_parts(settings: Settings, accumulate: int) -> Settings:
+    runtime = settings.runtime.model_copy(update={"accumulate": accumulate})
+    return settings.model_copy(update={"runtime": runtime})
+
+
+def _processes(array: Array | None) -> int:
+    return 1 if array is None else array.resources.nodes * array.resources.gpus
+
+
 def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | None) -> RunSpec:
     """The run of a row, in more parts if it was out of memory."""
     settings, start = row.folder.settings(), row.folder.config().get("start")
     if row.state == "oom":
-        runtime = settings.runtime.model_copy(update={"accumulate": accumulate})
-        settings = settings.model_copy(update={"runtime": runtime})
+        assert accumulate is not None
+        settings = _in_parts(settings, accumulate)
         discard(row.folder.root, results / row.tier)
         row.folder.create(settings, variant=row.variant, start=start)
     study = array.study if array is not None else ""

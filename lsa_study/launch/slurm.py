@@ -21,6 +21,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
+from lsa_study.config.parts import why_not
 from lsa_study.config.study import Resources, RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import scheduler
@@ -95,6 +96,7 @@ def launch(
         fit: cut steps into more parts where runs get fewer devices than they ask for.
 
     Raises:
+        ConfigError: the devices that a run gets cannot share its steps.
         EnvironmentLacks: there is no SLURM here or the data are missing.
     """
     runs = [_fitted(run, cluster.given(run.resources), fit) for run in runs]
@@ -281,16 +283,17 @@ class _Launcher:
 def _fitted(run: RunSpec, given: Resources, fit: bool) -> RunSpec:
     """The run on what it is given; with ``fit`` no device does more of a step at once."""
     devices, asked = given.nodes * given.gpus, run.resources.nodes * run.resources.gpus
-    wanted = asked * run.settings.runtime.accumulate
-    if not fit or devices >= asked:
-        return replace(run, resources=given)
-    if wanted % devices:
-        raise ConfigError(
-            f"--fit: {run.name} does a step in {wanted} parts, which {devices} devices cannot "
-            "share evenly; give it a number of devices that divides the parts"
-        )
-    runtime = run.settings.runtime.model_copy(update={"accumulate": wanted // devices})
-    settings = run.settings.model_copy(update={"runtime": runtime})
+    settings, wanted = run.settings, asked * run.settings.runtime.accumulate
+    if fit and devices < asked:
+        if wanted % devices:
+            raise ConfigError(
+                f"--fit: {run.name} does a step in {wanted} parts, which {devices} devices cannot "
+                "share evenly; give it a number of devices that divides the parts"
+            )
+        runtime = settings.runtime.model_copy(update={"accumulate": wanted // devices})
+        settings = settings.model_copy(update={"runtime": runtime})
+    if reason := why_not(settings, devices):
+        raise ConfigError(f"{run.name}: {reason}")
     return replace(run, resources=given, settings=settings)
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lsa_study.errors import ConfigError
-
 
 class GroupedBatchNorm:
     r"""The batch norms of a network; a step moves their running statistics once.
@@ -23,35 +21,19 @@ class GroupedBatchNorm:
     a step gives the same, whatever its processes and parts.
 
     Args:
-        images: of a group, ``train.norm_batch``; None for whole parts, as layers compute them.
-        part: images in a part of a step.
-
-    Raises:
-        ConfigError: a part is no whole number of groups, or groups would have to be compiled.
+        images: of a group, ``train.norm_batch``, of which a part is a multiple (``config.parts``);
+            None for whole parts, as layers compute them.
     """
 
-    def __init__(
-        self, network: nn.Module, *, images: int | None, part: int, compiled: bool = False
-    ) -> None:
+    def __init__(self, network: nn.Module, *, images: int | None) -> None:
         self.layers = [
             layer
             for layer in network.modules()
             if isinstance(layer, _BatchNorm) and layer.running_mean is not None
         ]
-        if images is None or not self.layers:
-            return
-        if part % images:
-            raise ConfigError(
-                f"train.norm_batch={images}: a part of a step has {part} images; give parts "
-                f"(processes times runtime.accumulate) of a multiple of {images} images"
-            )
-        if compiled:
-            raise ConfigError(
-                "runtime.compile=True: train.norm_batch computes batch norms by groups, which is "
-                "not compiled; set runtime.compile: false, or train.norm_batch: null"
-            )
-        for layer in self.layers:
-            _compute_in_groups(layer, images)
+        if images is not None:
+            for layer in self.layers:
+                _compute_in_groups(layer, images)
 
     @contextmanager
     def step(self) -> Iterator[Callable[[], AbstractContextManager[None]]]:

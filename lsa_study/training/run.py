@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from lsa_study import data, measure, models
+from lsa_study.config.parts import smaller
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Datasets
@@ -108,13 +109,13 @@ class _Attempt:
             except Diverged as error:
                 return self._end("diverged", str(error))
             except torch.OutOfMemoryError as error:  # on a GPU
-                at, parts = self.progress, settings.runtime.accumulate
+                at, cut = self.progress, settings.runtime.accumulate
                 return self._end(
                     "oom",
                     f"epoch {at.epoch + 1}, step {at.step + 1}: out of memory at a batch of "
-                    f"{settings.train.batch_size} in {parts} part{'s' * (parts > 1)} "
+                    f"{settings.train.batch_size} in {cut} part{'s' * (cut > 1)} "
                     f"({str(error).splitlines()[0]}); the same effective batch in less memory: "
-                    f"runtime.accumulate={2 * parts}",
+                    f"{smaller(settings, ranks.count)}",
                 )
             if ranks.first:
                 checkpoint.save_weights(self.run_dir, loop.final_weights())

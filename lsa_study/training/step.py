@@ -10,9 +10,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsa_study.config import parts
 from lsa_study.config.settings import Settings
 from lsa_study.data import rng
 from lsa_study.data.sets import Batch
+from lsa_study.errors import ConfigError
 from lsa_study.training import environment, optim, token_labeling
 from lsa_study.training.batch_norm import GroupedBatchNorm
 from lsa_study.training.distributed import Distributed
@@ -24,6 +26,9 @@ class Stepper:
     Args:
         model: on its device already.
         steps: optimiser steps of an epoch, for the schedule.
+
+    Raises:
+        ConfigError: a step cannot be cut into the parts that are asked for.
     """
 
     def __init__(
@@ -44,11 +49,9 @@ class Stepper:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(model) if settings.runtime.compile else model
         )
-        parts = ranks.count * settings.runtime.accumulate
-        self.norms = GroupedBatchNorm(
-            model, images=train.norm_batch, part=max(1, train.batch_size // parts),
-            compiled=settings.runtime.compile,
-        )  # fmt: skip
+        if reason := parts.why_not(settings, ranks.count):
+            raise ConfigError(reason)
+        self.norms = GroupedBatchNorm(model, images=train.norm_batch)
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.

@@ -60,6 +60,26 @@ def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
     assert RunDir(old).result().outcome == "oom"
 
 
+def test_more_parts_than_groups_of_batch_norm_allow_are_not_tried(tmp_path):
+    """Offered is what is accepted; what is not leaves the old folder where it is."""
+    (run,) = study.load_study("table6", tier="paper", only="dwnet").runs()
+    folder = RunDir(runs_folder(tmp_path, "paper") / run.name)
+    folder.create(run.settings, variant=run.variant)
+    folder.write_result(Result(outcome="oom"))
+    offered = retry(tmp_path, (), Cluster(), causes=["oom"])
+    assert "lsa retry --cause oom --accumulate 8" in offered.lines()[0]
+    refused = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=16)
+    assert refused.local == []
+    assert "cannot be cut into 16 parts of a multiple of 128 images" in refused.lines()[0]
+    assert "give runtime.accumulate: 1, 2, 4 or 8" in refused.lines()[0]
+    assert folder.result().outcome == "oom"
+    (again,) = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=8).local
+    assert again.settings.runtime.accumulate == 8
+    folder.write_result(Result(outcome="oom"))
+    (line,) = retry(tmp_path, (), Cluster(), causes=["oom"]).lines()
+    assert "train.norm_batch=64 and runtime.accumulate=16 (batch norm then takes other" in line
+
+
 def test_a_finer_run_still_begins_from_its_row(tmp_path):
     later, first = study.load_study(written(tmp_path)).runs()
     folder = RunDir(runs_folder(tmp_path, "toy") / later.name)

@@ -180,6 +180,19 @@ def test_parts_that_devices_cannot_share_are_refused(slurm, tmp_path):
     assert list(tmp_path.iterdir()) == [slurm.folder]
 
 
+def test_more_devices_than_groups_of_batch_norm_are_refused(slurm, tmp_path, monkeypatch):
+    """Before anything is queued, and said by the plan."""
+    loaded = study.load_study("table6", tier="paper", only="dwnet")
+    many = site(resources=Here(nodes=2, gpus=8))
+    why = r"dwnet-s0-\w+: runtime.accumulate=1 on 16 devices: train.batch_size=1024 cannot be cut"
+    with pytest.raises(ConfigError, match=f"{why}.*give processes times runtime.accumulate: 1, 2"):
+        launch(loaded.runs(), tmp_path, many)
+    assert list(tmp_path.iterdir()) == [slurm.folder]
+    assert "lsa launch refuses" not in plan.plan_text([loaded], tmp_path)
+    monkeypatch.setattr(plan, "read_cluster", lambda: many)
+    assert re.search(f"cluster   lsa launch refuses {why}", plan.plan_text([loaded], tmp_path))
+
+
 def test_the_plan_names_smaller_nodes(tmp_path, monkeypatch):
     loaded = study.load_study("table5", tier="paper")
     assert "--fit" not in plan.plan_text([loaded], tmp_path)

@@ -22,16 +22,40 @@ def fail_in_second_step(monkeypatch, fail):
     monkeypatch.setattr(Stepper, "_loss_of", loss)
 
 
-def test_out_of_memory_on_a_gpu_is_a_result(make_run, monkeypatch):
-    def full():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+def full():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
+
+def test_out_of_memory_on_a_gpu_is_a_result(make_run, monkeypatch):
     fail_in_second_step(monkeypatch, full)
     folder = make_run()
     assert train(folder) == "oom"
     reason = folder.result().reason
     assert reason.startswith("epoch 1, step 2: out of memory at a batch of 32 in 1 part")
     assert reason.endswith("runtime.accumulate=2")
+
+
+def test_what_is_advised_where_batch_norm_bounds_the_parts_is_accepted(make_run, monkeypatch):
+    """As many parts as there can be, then smaller groups; each is trained to its end."""
+    bounded = {"model__op": "{kind: ddwconv}", "train__norm_batch": 8, "train__epochs": 1}
+    original = Stepper._loss_of
+    for number, (given, advised) in enumerate(
+        (
+            ({}, {"runtime.accumulate": "4"}),
+            ({"runtime.accumulate": "4"}, {"train.norm_batch": "4", "runtime.accumulate": "8"}),
+        )
+    ):
+        monkeypatch.setattr(Stepper, "_loss_of", original)
+        options = {name.replace(".", "__"): value for name, value in given.items()}
+        folder = make_run(f"full{number}", **bounded, **options)
+        fail_in_second_step(monkeypatch, full)
+        assert train(folder) == "oom"
+        reason = folder.result().reason.partition("in less memory: ")[2]
+        assert dict(re.findall(r"([a-z_.]+)=(\d+)", reason)) == advised
+        assert ("numbers change" in reason) == ("train.norm_batch" in advised)
+        monkeypatch.setattr(Stepper, "_loss_of", original)
+        options = {name.replace(".", "__"): value for name, value in advised.items()}
+        assert train(make_run(f"again{number}", **{**bounded, **options})) == "done"
 
 
 def python_asks_for_too_much():

@@ -7,7 +7,6 @@ from lives import weights_of
 from test_ranks import together
 from torch import nn
 
-from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm
 from lsa_study.training import train
 from lsa_study.training.batch_norm import GroupedBatchNorm
@@ -23,7 +22,7 @@ def test_every_group_is_normalised_by_itself(kind):
     weights = torch.randn(shape, generator=draw, dtype=torch.float64)
     layer, alone = (kind(3).double().train() for _ in range(2))
     before = alone.running_var.clone().numpy()
-    GroupedBatchNorm(nn.Sequential(layer), images=2, part=6)
+    GroupedBatchNorm(nn.Sequential(layer), images=2)
     out = layer(x)
     (out * weights).sum().backward()
 
@@ -84,11 +83,7 @@ def test_parts_that_are_no_whole_groups_are_refused(make_run):
     folder = make_run(runtime__accumulate=8, **ROW)
     assert train(folder) == "failed"
     assert folder.status().cause == "config"
-    assert "train.norm_batch=8: a part of a step has 4 images; give" in folder.status().message
-    with pytest.raises(ConfigError, match=r"runtime\.compile=True: train\.norm_batch"):
-        GroupedBatchNorm(nn.BatchNorm2d(2), images=2, part=4, compiled=True)
-    GroupedBatchNorm(nn.LayerNorm(2), images=2, part=4, compiled=True)
-    assert (
-        train(make_run("none", **{**ROW, "model__op": "{kind: elsa}"}, runtime__accumulate=8))
-        == "done"
-    )
+    assert "cut into 8 parts of a multiple of 8 images" in folder.status().message
+    assert "; give runtime.accumulate: 1, 2 or 4, or train.norm" in folder.status().message
+    free = make_run("none", **{**ROW, "model__op": "{kind: elsa}"}, runtime__accumulate=8)
+    assert train(free) == "done"
