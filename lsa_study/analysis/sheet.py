@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lsa_study.analysis.article import columns_and_note
+from lsa_study.config.contrast import under
 from lsa_study.config.fidelity import KINDS, remarks, shown, sources
 from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
 
 WIDTH = 80
-HIDDEN = ("seed", "train.start.recipe")
-"""Settings that a sheet leaves out: the first is a remark, the second follows from others."""
+HIDDEN = ("tier", "seed", "data.root", "runtime", "train.start.recipe")
+"""Settings that a sheet leaves out; what it says of seeds is a remark."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,10 @@ def sheet_of(study: Study) -> Sheet:
     """
     rows: dict[tuple[str, str, str, str, str], list[str]] = {}
     for variant, settings in study.variants.items():
-        values, sourced = flatten(settings.science()), sources(study, variant)
-        for setting, value in values.items():
-            if setting not in HIDDEN:
+        science, sourced = flatten(settings.science()), sources(study, variant)
+        for setting, value in flatten(settings.model_dump(mode="json")).items():
+            off = value is None and setting not in science
+            if not off and not under(setting, HIDDEN):
                 one = sourced[setting]
                 key = (setting, shown(value), one.kind, one.place, one.why)
                 rows.setdefault(key, []).append(variant)

@@ -145,11 +145,12 @@ def sources(study: Study, variant: str) -> dict[str, Source]:
         groups = [setting]
         while "." in groups[-1]:
             groups.append(groups[-1].rpartition(".")[0])
-        known = [one for group in groups for one in found.settings.get(group, ())]
         fitting = (
             one
-            for one in known
-            if (one.any or one.value == value) and _holds(one.where, study, variant, values)
+            for group in groups
+            for one in found.settings.get(group, ())
+            if one.any or (group == setting and one.value == value)
+            if _holds(one.where, study, variant, values)
         )
         sourced[setting] = COMMAND if given.intersection(groups) else next(fitting, UNKNOWN)
     return sourced
