@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from lsa_study import rundir
-from lsa_study.config.settings import SCHEMA_VERSION, Settings, flatten
+from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
 from lsa_study.record import Count, Result
@@ -213,7 +213,7 @@ class _Reader:
 
     tier: str
     broken: list[str]
-    parsed: dict[str, tuple[Settings, dict[str, Any]]] = field(default_factory=dict)
+    parsed: dict[str, tuple[Callable[[int], str], dict[str, Any]]] = field(default_factory=dict)
 
     def record(self, run: RunDir, identity: str, result: Result) -> dict[str, Any]:
         """The run's columns.
@@ -264,16 +264,15 @@ class _Reader:
             )
         common = self.OWN_LINES.sub("", text)
         if common not in self.parsed:
-            settings = run.settings()
             self.parsed[common] = (
-                settings,
+                run.settings().identify(),
                 {
                     key: json.dumps(value) if isinstance(value, list | dict) else value
                     for key, value in flatten(run.config()["settings"], "settings.").items()
                 },
             )
-        settings, columns = self.parsed[common]
-        if (own := settings.identities([seed])[seed]) != run.identity:
+        identity, columns = self.parsed[common]
+        if (own := identity(seed)) != run.identity:
             raise ConfigError(
                 f"{run.root}: its config.yaml was edited: its settings are those of run {own}; "
                 "undo that, or move the folder away"

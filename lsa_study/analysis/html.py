@@ -17,6 +17,7 @@ from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.plots import figures, style
 from lsa_study.analysis.rows import Row, with_runs
+from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import Table, build
 from lsa_study.config.study import Study
@@ -82,6 +83,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         abouts=[*dict.fromkeys(about for one in judged for about in one.overrides)],
         counts=claims.claims_json(judged, tier)["counts"],
         tables=tables,
+        sheets={table.study.name: sheet_of(table.study) for table in tables if tier == "paper"},
         pictures={
             name: [picture for one, picture in drawn.items() if owners[one] == name]
             for name in names

@@ -47,20 +47,34 @@ def plan(
     allow_confound: opt.Confound = None,
     as_json: opt.AsJson = False,
     listed: Annotated[bool, typer.Option("--list", help="name all studies and stop")] = False,
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="print the fidelity sheet alone, as Markdown")
+    ] = False,
 ) -> None:
     """Show what would run, and check everything; write nothing."""
+    from lsa_study.analysis.sheet import sheet_of
+
     if listed:
         typer.echo("\n".join(planning.known_studies(chosen.results)))
         return
     if not study:
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound)
+    planning.check_starts(loaded)
+    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper"]
+    if sheet:
+        if not sheets:
+            raise ConfigError(f"--sheet: tier {chosen.tier} has no sheet; give --tier paper")
+        typer.echo("\n".join(one.markdown() for one in sheets), nl=False)
+        return
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
     models = planning.check_models(loaded) if chosen.tier == "paper" else None
     if not as_json:
         typer.echo(planning.plan_text(loaded, chosen.results))
         if models:
             typer.echo(f"models: {models}")
+        for one in sheets:
+            typer.echo(one.text())
         return
     documents = [planning.plan_json(one) for one in loaded]
     typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
+from lsa_study.config.start import Start
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a setting changes; part of every identity."""
@@ -145,39 +146,6 @@ class TokenLabels(Group):
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
 
-class Start(Group):
-    """Trained weights that training begins from, in place of random ones; all else begins anew.
-
-    Of another row of the study (``row``), or of a file (``weights`` and ``source``). Tables and
-    position maps of another size are interpolated.
-    """
-
-    row: str | None = None
-    """A variant of the same study: the run of the same seed, the weights that it reports."""
-    recipe: str | None = None
-    """What that row's settings are, its seed aside; filled in when the study is read."""
-    weights: str | None = None
-    """A file under ``weights/`` in the data sets' folder, such as ``imagenet21k/swin_l.pth``."""
-    source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
-    """Whose layout the file has: lsa is this project's, the others are releases."""
-    head: Literal["kept", "drawn"] = "kept"
-    """drawn: the classifier is initialised at random, as it must be for other classes."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.row is None) == (self.weights is None):
-            raise ValueError("give either row or weights")
-        if (self.weights is None) != (self.source is None):
-            raise ValueError("weights and source belong together; give both or neither")
-        path = self.weights or ""
-        if path.startswith(("/", "~")) or ".." in path.split("/"):
-            raise ValueError(
-                f"weights={self.weights!r} leaves the folder weights/ of the data sets; give a "
-                "path inside it"
-            )
-        return self
-
-
 class Train(Group):
     """The optimisation protocol; the same for every row of a table."""
 
@@ -230,7 +198,15 @@ class Augment(Group):
     cutmix: Weight = 0.0
     mix_prob: Share = 1.0
     mix_switch: Share = 0.5
+    order: Literal["erase_first", "mix_first"] = "erase_first"
+    """erase_first: normalised images are erased, then mixed (Swin's code); mix_first: pixels are
+    mixed and rounded, then normalised and erased, so that erased boxes stay whole (ELSA's)."""
     label_smoothing: Share = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 class Evaluation(Group):
@@ -238,10 +214,21 @@ class Evaluation(Group):
 
     crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
+    crop: Literal["centre", "none"] = "centre"
+    """none: the whole image is resized to the square, whatever its shape (Swin at 384)."""
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
     batch_size: Images = 256
+
+    @model_validator(mode="after")
+    def _share_of_a_crop(self) -> Self:
+        if self.crop == "none" and self.crop_share != 1:
+            raise ValueError(
+                f"crop_share={self.crop_share} changes nothing with crop='none', which shows the "
+                "whole image; give crop_share: 1.0, or crop: centre"
+            )
+        return self
 
 
 class Runtime(Group):
@@ -316,11 +303,11 @@ class Settings(Group):
                 raise ValueError(message)
         return self
 
-    def reads(self) -> tuple[Data, bool, str | None]:
-        """What of the data folder is read: the set, whether its label maps, and a start's file."""
+    def reads(self) -> tuple[Data, bool, tuple[str | None, ...]]:
+        """What of the data folder is read: the set, whether its label maps, and a start's files."""
         tokens, start = self.train.tokens, self.train.start
         maps = tokens is not None and tokens.labels != "plain"
-        return self.data, maps, None if start is None else start.weights
+        return self.data, maps, () if start is None else (start.weights, start.map)
 
     def science(self) -> dict[str, Any]:
         """The settings that can move a number: all but how and where the run is carried out."""
@@ -335,6 +322,12 @@ class Settings(Group):
         ):  # fmt: skip
             if settings[group][name] is None:
                 del settings[group][name]
+        if self.augment.order == "erase_first" or not self.augment.mixes:
+            del settings["augment"]["order"]
+        if self.evaluation.crop == "centre":
+            del settings["evaluation"]["crop"]
+        if self.train.start is not None and self.train.start.map is None:
+            del settings["train"]["start"]["map"]
         return settings
 
     def differing(self, other: Settings) -> dict[str, tuple[Any, Any]]:
@@ -354,9 +347,14 @@ class Settings(Group):
 
     def identities(self, seeds: Iterable[int]) -> dict[int, str]:
         """``identity()`` as it would be with each of these seeds."""
-        # Thousands of seeds are looked for in a moment: the settings become text only once.
+        identity = self.identify()
+        return {seed: identity(seed) for seed in seeds}
+
+    def identify(self) -> Callable[[int], str]:
+        """``identity()`` as a function of the seed; the settings become text only once."""
+        # Thousands of seeds are looked for in a moment.
         text = self._canonical()
-        return {seed: _digits(text.replace('"seed":"?"', f'"seed":{seed}')) for seed in seeds}
+        return lambda seed: _digits(text.replace('"seed":"?"', f'"seed":{seed}'))
 
     def recipe(self) -> str:
         """Ten hex digits that the runs of a row share, whatever their seed."""

@@ -184,15 +184,15 @@ class Study:
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
+        rows = self.variants, self.starts
+        own, first = ({name: one.identify() for name, one in of.items()} for of in rows)
         return [
             RunSpec(
                 names.short(self.file.study), variant, self.file.variants[variant].label, seed,
-                settings.model_copy(update={"seed": seed}), settings.identities([seed])[seed],
-                self.resources[variant], start.identities([seed])[seed] if start else None,
+                settings.model_copy(update={"seed": seed}), own[variant](seed),
+                self.resources[variant], first[variant](seed) if variant in first else None,
             )
-            for seed in self.seeds
-            for variant, settings in self.variants.items()
-            for start in [self.starts.get(variant)]
+            for seed in self.seeds for variant, settings in self.variants.items()
         ]  # fmt: skip
 
     def reference_of(self, variant: str) -> str:

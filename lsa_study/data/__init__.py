@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsa_study.config.settings import Settings
-from lsa_study.data.paths import DataLacks, require, weights
+from lsa_study.data.paths import DataLacks, head_rows, require, weights
 
 if TYPE_CHECKING:
     from lsa_study.data.sets import Datasets
 
-__all__ = ["DataLacks", "check", "load", "require", "weights"]
+__all__ = ["DataLacks", "check", "head_rows", "load", "require", "weights"]
 
 
 def load(settings: Settings, *, device: str = "cpu") -> Datasets:
@@ -38,7 +38,10 @@ def check(settings: Settings) -> None:
 
     Raises:
         DataLacks: the files are missing, incomplete or damaged, or weights to begin from are.
+        ConfigError: what they hold cannot be used.
     """
     if (start := settings.train.start) is not None and start.weights is not None:
         weights(settings.data, start.weights)
+        if start.map is not None:
+            head_rows(settings.data, start.map)
     load(settings)

@@ -110,7 +110,7 @@ def soft(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 
 def mixer(augment: Augment, num_classes: int) -> Mixer | None:
     """Mixup and cutmix of a batch by timm, or None where neither is on."""
-    if augment.mix_prob == 0 or (augment.mixup == 0 and augment.cutmix == 0):
+    if not augment.mixes:
         return None
     from timm.data import Mixup
 

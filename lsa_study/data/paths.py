@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lsa_study.config.settings import Data
-from lsa_study.errors import EnvironmentLacks
+from lsa_study.errors import ConfigError, EnvironmentLacks
 
 TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 
@@ -84,6 +84,31 @@ def weights(data: Data, name: str) -> Path:
             "drop train.start to begin with randomly initialised ones"
         )
     return path
+
+
+def head_rows(data: Data, name: str) -> list[int]:
+    """Read a map of classes under the data sets' folder: for each, its row in another classifier.
+
+    Raises:
+        DataLacks: it is not there.
+        ConfigError: a line is no number of a row.
+    """
+    root, origin = _root(data)
+    path = root / "weights" / name
+    if not path.is_file():
+        raise DataLacks(
+            f"train.start.map: {path} not found (from {origin}); put the map there, which Swin's "
+            "authors release as data/map22kto1k.txt with their code, or give train.start.head: "
+            "drawn and train.start.map: null"
+        )
+    lines = path.read_text("utf-8", errors="replace").split()
+    for number, line in enumerate(lines, start=1):
+        if not (line.isascii() and line.isdigit()):
+            raise ConfigError(
+                f"train.start.map: {path}: entry {number} is {line[:40]!r}; give a line for every "
+                "class, the number of its row from 0"
+            )
+    return [int(line) for line in lines]
 
 
 def imagenet(data: Data) -> Layout:

@@ -85,15 +85,16 @@ class Datasets(ABC):
             DataLacks: a file cannot be decoded.
         """
         for share, pixels, labels, tokens in self._train_pixels(epoch):
+            purpose, mix_first = (self.seed, epoch.epoch, share.step), False
+            if self.mixer is not None and (mix_first := self.augment.order == "mix_first"):
+                # As timm's collate, which gives whole numbers to its loader.
+                pixels = pixels.to(torch.float32)
+                labels = self._mix(pixels, labels, share, purpose)
+                pixels.round_()
             images = self._normalise(pixels)
-            purpose = (self.seed, epoch.epoch, share.step)
             augment.erase(images, share, batch=epoch.batch, augment=self.augment, purpose=purpose)
-            if self.mixer is not None:
-                targets = []
-                for group, first, end in share.groups:
-                    with rng.seeded_global(*purpose, "mix", group):
-                        targets.append(self.mixer(images[first:end], labels[first:end])[1])
-                labels = torch.cat(targets)
+            if not mix_first:
+                labels = self._mix(images, labels, share, purpose)
             yield Batch(share.step, images, labels, tokens)
 
     def test(
@@ -107,6 +108,18 @@ class Datasets(ABC):
         mine = torch.arange(rank, images, ranks)
         for rows, pixels, labels in self._test_pixels(torch.split(mine, batch_size), held_out):
             yield rows, self._normalise(pixels), labels
+
+    def _mix(
+        self, images: Tensor, labels: Tensor, share: MicroBatch, purpose: tuple[int, ...]
+    ) -> Tensor:
+        """Mix images in place where that is asked for; returns their targets."""
+        if self.mixer is None:
+            return labels
+        targets = []
+        for group, first, end in share.groups:
+            with rng.seeded_global(*purpose, "mix", group):
+                targets.append(self.mixer(images[first:end], labels[first:end])[1])
+        return torch.cat(targets)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return pixels.to(torch.float32).sub_(self._mean).div_(self._std)

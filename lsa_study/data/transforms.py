@@ -92,8 +92,14 @@ def training(settings: Settings, mean: Pixels, moved: Moved | None = None) -> tr
 
 
 def testing(settings: Settings) -> transforms.Compose:
-    """The shorter side to floor(size / share), bicubic, then the centre: timm's evaluation."""
-    centre = transforms.CenterCrop(settings.data.image_size)
+    """The shorter side to floor(size / share), bicubic, then the centre: timm's evaluation.
+
+    With ``evaluation.crop: none`` both sides to size, as Swin's code tests at 384.
+    """
+    size = settings.data.image_size
+    if settings.evaluation.crop == "none":
+        return transforms.Compose([whole, transforms.Resize((size, size), CUBIC)])
+    centre = transforms.CenterCrop(size)
     return transforms.Compose([whole, transforms.Resize(_scaled(settings), CUBIC), centre])
 
 

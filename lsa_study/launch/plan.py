@@ -15,10 +15,12 @@ from lsa_study import rundir
 from lsa_study.config import yaml
 from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
+from lsa_study.config.fidelity import sources
 from lsa_study.config.find import TIERS, list_studies, tiers_of
 from lsa_study.config.names import short
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
+from lsa_study.data import DataLacks, head_rows, weights
 from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
@@ -26,7 +28,13 @@ from lsa_study.record import OUTCOMES
 
 
 def plan_json(study: Study) -> dict[str, Any]:
-    """One study's runs with their resolved settings."""
+    """One study's runs with their resolved settings, at the paper tier with the source of each."""
+    sourced: dict[str, Any] = {variant: {} for variant in study.variants}
+    if study.tier == "paper":
+        for variant in sourced:
+            found = sources(study, variant).items()
+            listed = {setting: {"source": one.kind, "place": one.place} for setting, one in found}
+            sourced[variant] = {"sources": listed}
     return {
         "study": short(study.file.study),
         **study.apart,
@@ -36,6 +44,7 @@ def plan_json(study: Study) -> dict[str, Any]:
         "runs": [
             {key: getattr(run, key) for key in ("name", "identity", "variant", "seed")}
             | {"settings": run.settings.model_dump(mode="json")}
+            | sourced[run.variant]
             for run in study.runs()
         ],
     }
@@ -83,6 +92,24 @@ def known_studies(results: Path) -> list[str]:
                 said = about(of, asked.overrides, asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
     return lines
+
+
+def check_starts(studies: Sequence[Study]) -> None:
+    """Look for the maps of classifiers wherever the weights that they belong to lie here.
+
+    Raises:
+        DataLacks: weights are here and their map is not.
+        ConfigError: a map holds something else than numbers of rows.
+    """
+    for run in distinct(studies):
+        start = run.settings.train.start
+        if start is None or start.weights is None or start.map is None:
+            continue
+        try:
+            weights(run.settings.data, start.weights)
+        except DataLacks:  # the machine that plans need not see the data
+            continue
+        head_rows(run.settings.data, start.map)
 
 
 def check_models(studies: Sequence[Study]) -> str:

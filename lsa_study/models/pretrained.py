@@ -20,7 +20,7 @@ import argparse
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -106,7 +106,8 @@ def load_official(
     state_dict: Mapping[str, Any],
     *,
     source: Source,
-    head: Literal["kept", "drawn"] | None = None,
+    head: Literal["kept", "drawn", "mapped"] | None = None,
+    rows: Sequence[int] = (),
 ) -> None:
     """Fill a network, a block or an operator from released weights.
 
@@ -117,17 +118,23 @@ def load_official(
         source: whose layout it is; see the table above.
         head: given for a network of another image size: its maps and tables of positions are
             interpolated bicubically, as Swin's authors do it. kept: the classifier comes along,
-            for the same classes; drawn: the network keeps its own.
+            for the same classes; drawn: the network keeps its own; mapped: it takes ``rows`` of
+            the other, in the order of the network's classes.
 
     Raises:
-        ValueError: an unknown source, or weights that do not fit: names left over on either side
-            and both shapes where they differ. Nothing is loaded then.
+        ValueError: rows that the other classifier has not, an unknown source, or weights that do
+            not fit: names left over on either side and both shapes where they differ. Nothing is
+            loaded then.
     """
     own = module.state_dict()
     state = in_our_layout(module, state_dict, source=source)
     if head == "drawn":
         drawn = {name: tensor for name, tensor in own.items() if name.startswith(HEADS)}
         state = {k: t for k, t in state.items() if not k.startswith(HEADS)} | drawn
+    if head == "mapped":
+        state |= {
+            name: _mapped(name, t, rows) for name, t in state.items() if name.startswith(HEADS)
+        }
     if head is not None:
         for name in state.keys() & own.keys():
             state[name] = _resized(name, state[name], own[name])
@@ -145,6 +152,12 @@ def load_official(
         what = f"{source} weights for {type(module).__name__}"
         raise ValueError(f"{what} do not fit: {'; '.join(found)}")
     module.load_state_dict(state)
+
+
+def _mapped(name: str, theirs: Tensor, rows: Sequence[int]) -> Tensor:
+    if max(rows, default=0) >= len(theirs):
+        raise ValueError(f"{name} has {len(theirs)} rows, and the map asks for row {max(rows)}")
+    return theirs[list(rows)]
 
 
 def _resized(name: str, theirs: Tensor, ours: Tensor) -> Tensor:

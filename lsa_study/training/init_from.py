@@ -44,12 +44,17 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         begun = f"{start.weights} sha256:{digest}"
+    rows: list[int] = []
+    if start.map is not None:
+        rows = paths.head_rows(settings.data, start.map)
+        numbers = "\n".join(map(str, rows))
+        begun += f", head by {start.map} sha256:{hashlib.sha256(numbers.encode()).hexdigest()}"
     state = read_checkpoint(path)
     try:
-        load_official(network, state, source=source, head=start.head)  # type: ignore[arg-type]
+        load_official(network, state, source=source, head=start.head, rows=rows)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(
             f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
-            "train.start.head: drawn"
+            "train.start.head: drawn, or mapped with a map that fits both"
         ) from None
     return begun

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from synthetic import COMMIT, write_run, write_study
+from synthetic import COMMIT, change_result, write_run, write_study
 
 from lsa_study import rundir
 from lsa_study.analysis.collect import collect
@@ -43,6 +43,38 @@ def test_rows_stand_in_the_study_s_order_with_the_article_beside(tmp_path):
     shown_delta = shown(table, "net7")["Δ"]
     assert shown_delta == f"+{difference.mean:.1f} ± {difference.half:.1f}"
     assert net7.article_delta == pytest.approx(0.5)
+
+
+def best_note(table):
+    return [note.text for note in table.notes if "the best by the test set" in note.text]
+
+
+def test_the_best_epoch_stands_beside_the_last(tmp_path):
+    """By how much each row would gain; silent where it is not known, or another thing."""
+    write_study(tmp_path, "table2")
+    (note,) = best_note(table_of(tmp_path, "table2"))
+    table = table_of(tmp_path, "table2")
+    expected = [
+        f"{row.name} {row.accuracy.mean + 0.1:.2f} (+0.10)" for row in table.rows if row.done
+    ]
+    assert f"would give {', '.join(expected)}. The article does not say" in note
+    for path in tmp_path.glob("toy/runs/*"):
+        acc1 = json.loads((path / "result.json").read_text("utf-8"))["acc1"]
+        change_result(rundir.RunDir(path), {"best_acc1": acc1})
+    (note,) = best_note(table_of(tmp_path, "table2"))
+    assert "the best by the test set is the same one in every run." in note
+    for unknown in ({"best_acc1": None}, {"best_acc1": 99.0, "selected": "best"}):
+        for path in tmp_path.glob("toy/runs/*"):
+            change_result(rundir.RunDir(path), unknown)
+        assert best_note(table_of(tmp_path, "table2")) == []
+
+
+def test_a_best_epoch_by_held_out_images_is_no_accuracy_of_the_test_set(tmp_path):
+    held_out = ["data.validation=100"]
+    write_study(tmp_path, "table2", overrides=held_out)
+    table = table_of(tmp_path, "table2", overrides=held_out)
+    assert any(row.done for row in table.rows)
+    assert best_note(table) == []
 
 
 def test_intervals_over_the_declared_seeds_are_those_of_one_look(tmp_path):

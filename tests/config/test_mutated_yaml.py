@@ -19,6 +19,7 @@ COMMANDS = {
     **{f"{name}.yaml": f"plan {name}" for name in ("table1", "table3", "table4", "table5", "fig2")},
     "base/toy.yaml": "plan table2 --seeds 0",
     "base/presets.yaml": "plan table4",
+    "base/fidelity.yaml": "plan table3 --tier paper --sheet",
     "claims.yaml": "claims --tier toy --results results",
     "cluster.yaml": "retry --results results",
 }

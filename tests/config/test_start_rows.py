@@ -5,6 +5,7 @@ from tuned import written
 
 from lsa_study.config import study
 from lsa_study.config.contrast import check_contrast
+from lsa_study.data import DataLacks
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch import plan, rehearse
 from lsa_study.launch.rehearse import shortened
@@ -46,6 +47,17 @@ def test_other_settings_of_the_first_row_make_another_second(tmp_path):
         ("{weights: /w.pth, source: lsa}", "leaves the folder weights/"),
         ("{weights: w.pth, source: mine}", "train.start.source = 'mine' will not do"),
         ("{rwo: whole}", "train.start.rwo is not a setting"),
+        (
+            "{weights: w.pth, source: swin, head: mapped}",
+            "train.start: head='mapped' but map is null: nothing says which row of the file's "
+            "classifier is which class here; give map: imagenet21k/map22kto1k.txt (",
+        ),
+        ("{row: whole, head: mapped, map: m.txt}", "the same classes; give head: kept"),
+        ("{weights: w.pth, source: swin, map: m.txt}", "changes nothing with head='kept'; give"),
+        (
+            "{weights: w.pth, source: swin, head: mapped, map: ../m.txt}",
+            "map='../m.txt' leaves the folder weights/",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, start, message):
@@ -54,6 +66,32 @@ def test_mistakes_are_named(tmp_path, start, message):
         study.load_study(path)
     assert message in str(caught.value)
     assert "tuned.yaml:" in str(caught.value)
+
+
+def test_plan_refuses_weights_without_their_map(tmp_path, monkeypatch):
+    """Where the weights do not lie here either, the data are another machine's."""
+    start = "train.start: {weights: w.pth, source: swin, head: mapped, map: m.txt}"
+    loaded = [study.load_study(written(tmp_path, (START, start)))]
+    monkeypatch.delenv("LSA_DATA", raising=False)
+    plan.check_starts(loaded)
+    monkeypatch.setenv("LSA_DATA", str(tmp_path))
+    plan.check_starts(loaded)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "w.pth").write_bytes(b"")
+    with pytest.raises(DataLacks, match=r"train\.start\.map: .*m\.txt not found .*; put the map"):
+        plan.check_starts(loaded)
+    (folder / "m.txt").write_text("0\n1.5\n")
+    with pytest.raises(ConfigError, match=r"entry 2 is '1\.5'; give a line for every class"):
+        plan.check_starts(loaded)
+    (folder / "m.txt").write_text("0\n1\n")
+    plan.check_starts(loaded)
+
+
+def test_settings_of_a_mapped_head_are_part_of_a_run_only_where_there_is_one(tmp_path):
+    tuned = study.load_study(written(tmp_path)).variants["tuned"].science()
+    assert tuned["train"]["start"].keys() == {"row", "recipe", "weights", "source", "head"}
+    assert "crop" not in tuned["evaluation"]
 
 
 def test_rows_that_begin_from_each_other(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import Mixup
+from timm.data import FastCollateMixup, Mixup
 
 from lsa_study import data
 from lsa_study.data import augment, in_memory, rng
@@ -167,6 +167,51 @@ def test_mixing_is_timms(settings):
         torch.testing.assert_close(targets.sum(1), torch.ones(64))
         kinds.add(bool((other.images == one.images).float().mean() > 0.1))
     assert kinds == {True, False}  # cutmix keeps pixels, mixup hardly any
+
+
+@pytest.mark.parametrize("order", ["erase_first", "mix_first"])
+def test_erasing_and_mixing_come_in_the_order_asked_for(settings, order):
+    """Step by step on the same draws: timm's mixer after erasing, or its collate before."""
+    mixing = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": 10}
+    sets = data.load(
+        settings(
+            augment__mixup=0.8, augment__cutmix=1.0, augment__label_smoothing=0.1,
+            augment__erasing=0.5, augment__order=order,
+        )
+    )  # fmt: skip
+    train = in_memory._read("digits", ())[0]
+    kinds, erased = set(), 0
+
+    def erase(images, share):
+        before = images.clone()
+        augment.erase(images, share, batch=64, augment=sets.augment, purpose=(0, 0, share.step))
+        return (images != before).any(1)
+
+    for share, got in zip(sets.epoch(0, 64).shares(), epoch_of(sets), strict=True):
+        pixels, labels = (train[f"train.{of}"][share.indices] for of in ("pixels", "labels"))
+        if order == "mix_first":
+            pairs = list(zip(pixels.numpy(), labels.tolist(), strict=True))
+            with rng.seeded_global(0, 0, share.step, "mix", 0):
+                mixed, targets = FastCollateMixup(**mixing)(pairs)
+            images = sets._normalise(mixed)
+            changed = erase(images, share)
+        else:
+            images = sets._normalise(pixels)
+            changed = erase(images, share)
+            with rng.seeded_global(0, 0, share.step, "mix", 0):
+                images, targets = Mixup(**mixing)(images, labels)
+        assert torch.equal(got.images, images)
+        torch.testing.assert_close(got.targets, targets.float(), rtol=0, atol=1e-6)
+        kinds.add(len(targets.unique(dim=0)))
+        erased += int(changed.flatten(1).any(1).sum())
+    assert len(kinds) > 1
+    assert erased > 400
+
+
+def test_the_order_is_part_of_a_run_only_where_images_are_mixed(settings):
+    assert settings(augment__order="mix_first").identity() == settings().identity()
+    both = [settings(augment__mixup=0.8, augment__order=of) for of in ("erase_first", "mix_first")]
+    assert both[0].identity() == settings(augment__mixup=0.8).identity() != both[1].identity()
 
 
 def test_rand_augment_and_jitter_change_single_pictures(settings):

@@ -38,10 +38,10 @@ def drawn(name, **options):
     return model
 
 
-def begun(name, state, source="lsa", head="kept", **options):
+def begun(name, state, source="lsa", head="kept", rows=(), **options):
     torch.manual_seed(1)
     model = build_model(name, num_classes=4, **options)
-    load_official(model, state, source=source, head=head)
+    load_official(model, state, source=source, head=head, rows=rows)
     return model.state_dict()
 
 
@@ -107,6 +107,26 @@ def test_a_drawn_head_is_the_network_s_own(name, heads):
         assert torch.equal(new[part], fresh[part])
     with pytest.raises(ValueError, match=r"shapes differ: .*head.*\(21841, "):
         begun(name, old, img_size=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("elsa_swin_tiny", {"head.fc"}), ("elsa_volo_d1", {"head", "aux_head"})]
+)
+def test_a_mapped_head_takes_the_rows_of_its_classes(name, heads):
+    """Four of 21,841 classes, in the network's own order, as Swin's code maps ImageNet-21K."""
+    old = drawn(name, img_size=32).state_dict()
+    own = {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
+    old |= {part: torch.randn(21841, *old[part].shape[1:]) for part in own}
+    rows = [359, 21840, 0, 5564]
+    new = begun(name, old, head="mapped", rows=rows, img_size=32)
+    rest_is_equal(new, old, own)
+    for part in own:
+        for ours, theirs in enumerate(rows):
+            assert torch.equal(new[part][ours], old[part][theirs])
+    with pytest.raises(ValueError, match=r"has 21841 rows, and the map asks for row 21841"):
+        begun(name, old, head="mapped", rows=[0, 1, 2, 21841], img_size=32)
+    with pytest.raises(ValueError, match=r"shapes differ: .*head.*\(3, "):
+        begun(name, old, head="mapped", rows=[0, 1, 2], img_size=32)
 
 
 def test_what_has_another_shape_for_another_reason_does_not_fit():

@@ -86,7 +86,9 @@ def test_every_row_has_the_released_values_of_its_backbone(stem):
         assert (change.mixup, change.cutmix) == ((0.0, 0.0) if volo else (0.8, 1.0)), name
         labels = "maps_and_truth" if fine else "maps"
         assert train.tokens == (TokenLabels(labels=labels) if volo else None), name
-        assert row.evaluation.crop_share == (VOLO_CROP[backbone] if volo else 0.9), name
+        swin = {"swin_large": 0.875, "swin_large_384": 1.0}.get(name.removeprefix("elsa_"), 0.9)
+        assert row.evaluation.crop_share == (VOLO_CROP[backbone] if volo else swin), name
+        assert row.evaluation.crop == ("none" if swin == 1 else "centre"), name
         if not fine:
             assert (train.batch_size, train.lr_batch, train.epochs) == (1024, 1024, 310), name
         assert (train.weight_decay, train.precision) == (1e-8 if fine else 0.05, "fp16"), name
@@ -273,13 +275,36 @@ def test_training_pictures_are_those_of_timms_pipeline_with_the_released_options
 
 
 @pytest.mark.parametrize(
-    ("variant", "shorter"), [("swin", 248), ("volo_elsa", 233)], ids=["0.9", "0.96"]
-)
-def test_test_pictures_are_resized_and_cropped_as_released(variant, shorter):
-    transform = transforms.testing(settings_of("table6", variant))
+    ("study", "variant", "shorter"),
+    [
+        ("table6", "swin", 248), ("table6", "volo_elsa", 233), ("table8", "swin_large", 256),
+        ("table8", "elsa_swin_large", 256),
+    ],
+    ids=["0.9", "0.96", "0.875", "as Swin-L"],
+)  # fmt: skip
+def test_test_pictures_are_resized_and_cropped_as_released(study, variant, shorter):
+    transform = transforms.testing(settings_of(study, variant))
     resize, crop = transform.transforms[1:]
     assert (resize.size, resize.interpolation.value) == (shorter, "bicubic")
     assert tuple(crop.size) == (224, 224)
+
+
+@pytest.mark.parametrize("variant", ["swin_large_384", "elsa_swin_large_384"])
+def test_at_384_swin_sees_the_whole_picture(variant):
+    """Both sides to 384, bicubic: a mark in each corner of a broad picture stays in its corner."""
+    transform = transforms.testing(settings_of("table8", variant))
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    for corner, channel in (((0, 0), 0), ((-12, 0), 1), ((0, -20), 2), ((-12, -20), 0)):
+        rows, columns = (slice(at, at + n or None) for at, n in zip(corner, (12, 20), strict=True))
+        pixels[rows, columns, channel] = 255
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    got = np.asarray(transform(content.getvalue()))
+    want = np.asarray(Image.fromarray(pixels).resize((384, 384), Image.Resampling.BICUBIC))
+    assert np.array_equal(got, want)
+    assert [tuple(got[at]) for at in ((2, 2), (-3, 2), (2, -3))] == [
+        (255, 0, 0), (0, 255, 0), (0, 0, 255),
+    ]  # fmt: skip
 
 
 def test_erasing_is_timms_in_pixel_mode(monkeypatch):
@@ -298,6 +323,17 @@ def test_erasing_is_timms_in_pixel_mode(monkeypatch):
     assert theirs.probability == 0.25
     assert asked["area"] == pytest.approx((theirs.min_area, theirs.max_area))
     assert [math.log(r) for r in asked["ratio"]] == pytest.approx(theirs.log_aspect_ratio)
+
+
+@pytest.mark.parametrize(
+    ("study", "variant", "order"),
+    [("table1", "swin", "mix_first"), ("table8", "elsa_swin_large", "erase_first")],
+)
+def test_images_are_mixed_and_erased_in_the_order_of_the_released_code(study, variant, order):
+    """ELSA's loader mixes in collate and erases on the device; Swin erases single images."""
+    augment = settings_of(study, variant).augment
+    assert (augment.order, augment.erasing) == (order, 0.25)
+    assert augment.mixes
 
 
 def test_mixing_and_loss():

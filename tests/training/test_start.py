@@ -137,3 +137,37 @@ def test_a_file_that_is_missing_or_does_not_fit(tuned, tmp_path, monkeypatch):
     assert folder.status().cause == "config"
     assert "shapes differ: head.fc.weight (12, " in folder.status().message
     assert train(from_file(tmp_path, monkeypatch, ", head: drawn"), console=None) == "done"
+
+
+def test_a_head_is_mapped_by_a_file_beside_the_weights(tuned, tmp_path, monkeypatch):
+    loaded, results = tuned
+    before = weights_of(run_folder(results, loaded.runs()[1]))
+    draw = torch.Generator().manual_seed(0)
+    theirs = {
+        name: torch.randn(12, *before[name].shape[1:], generator=draw)
+        for name in ("head.fc.weight", "head.fc.bias")
+    }
+    digest = put(tmp_path, before | theirs)
+    folder = from_file(tmp_path, monkeypatch, ", head: mapped, map: mine/map.txt")
+    assert train(folder, console=None) == "failed"
+    assert folder.status().cause == "data"
+    assert "weights/mine/map.txt not found (from LSA_DATA); put" in folder.status().message
+    place = tmp_path / "weights" / "mine" / "map.txt"
+    for text, words in (
+        ("0\none\n", "entry 2 is 'one'; give a line"),
+        ("-1\n", "entry 1 is '-1'; give a line"),
+        ("0\n1\n", "shapes differ: head.fc.weight (2, "),
+        ("\n".join(map(str, range(3, 13))), "has 12 rows, and the map asks for row 12"),
+    ):
+        place.write_text(text)
+        assert train(folder, console=None) == "failed"
+        assert folder.status().cause == "config"
+        assert words in folder.status().message
+    rows = [11, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    place.write_text("".join(f"{row}\n" for row in rows))
+    assert train(folder, console=None) == "done"
+    after = weights_of(folder)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(after[name], tensor[rows], rtol=0, atol=1e-9)
+    begun = folder.result().start
+    assert begun.startswith(f"mine/w.safetensors sha256:{digest}, head by mine/map.txt sha256:")

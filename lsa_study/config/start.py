@@ -1,0 +1,69 @@
+"""Trained weights that a run begins from: of another row, or of a file."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from lsa_study.config.operators import Group
+
+
+class Start(Group):
+    """Trained weights that training begins from, in place of random ones; all else begins anew.
+
+    Of another row of the study (``row``), or of a file (``weights`` and ``source``). Tables and
+    position maps of another size are interpolated.
+    """
+
+    row: str | None = None
+    """A variant of the same study: the run of the same seed, the weights that it reports."""
+    recipe: str | None = None
+    """What that row's settings are, its seed aside; filled in when the study is read."""
+    weights: str | None = None
+    """A file under ``weights/`` in the data sets' folder, such as ``imagenet21k/swin_l.pth``."""
+    source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
+    """Whose layout the file has: lsa is this project's, the others are releases."""
+    head: Literal["kept", "drawn", "mapped"] = "kept"
+    """drawn: the classifier is initialised at random, as it must be for other classes; mapped: it
+    takes the rows of the file's that ``map`` names, as Swin's code from ImageNet-21K."""
+    map: str | None = None
+    """A file under ``weights/`` with a line for every class here: its row in the file's classifier.
+
+    Swin's authors release it as ``data/map22kto1k.txt``. It does not follow from WordNet ids: the
+    rows are nearly those of the sorted ids of ImageNet-21K, but two ids stand in others' places,
+    and teddy bears, which are no class there, take the row of chemises ("teddy")."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.row is None) == (self.weights is None):
+            raise ValueError("give either row or weights")
+        if (self.weights is None) != (self.source is None):
+            raise ValueError("weights and source belong together; give both or neither")
+        for name in ("weights", "map"):
+            path = getattr(self, name) or ""
+            if path.startswith(("/", "~")) or ".." in path.split("/"):
+                raise ValueError(
+                    f"{name}={path!r} leaves the folder weights/ of the data sets; give a path "
+                    "inside it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _mapped_by_a_file(self) -> Self:
+        if self.head == "mapped" and self.weights is None:
+            raise ValueError(
+                "head='mapped' with row: rows of a study have the same classes; give head: kept"
+            )
+        if self.head == "mapped" and self.map is None:
+            raise ValueError(
+                "head='mapped' but map is null: nothing says which row of the file's classifier "
+                "is which class here; give map: imagenet21k/map22kto1k.txt (data/map22kto1k.txt of "
+                "Swin's released code, put under weights/), or head: drawn"
+            )
+        if self.head != "mapped" and self.map is not None:
+            raise ValueError(
+                f"map={self.map!r} changes nothing with head={self.head!r}; give head: mapped, or "
+                "drop map"
+            )
+        return self
