@@ -75,12 +75,11 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         _noise(rows),
         _order(rows),
         _best(rows),
-        _shells(study),
         *_basis(study, ran),
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
         broken,
         rates_of(study)[1],
-        sheet_of(study).note if study.tier == "paper" else "",
+        *([_shells(study), sheet_of(study).note] if study.tier == "paper" else []),
     ]
     return [Note(text) for text in texts if text]
 

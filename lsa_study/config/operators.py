@@ -66,7 +66,18 @@ class UnifiedOp(Group):
     """Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."""
     last_stage: Literal["window", "same"] = "window"
     """Table 3 switches the area in all stages but the last, which stays a window."""
+    scale: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """On the dot products, all of them, not on the bias; null: d^-1/2 with d channels of a head."""
     implementation: Implementation = "auto"
+
+    @model_validator(mode="after")
+    def _scale_is_read(self) -> Self:
+        if self.scale is not None and self.terms == ("bias",):
+            raise ValueError(
+                f"scale={self.scale:g} changes nothing: the bias alone is no product; drop it, or "
+                "give another of terms"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -181,7 +192,7 @@ OP_KINDS: dict[str, type[Group]] = {
     for kind in get_args(op.model_fields["kind"].annotation)
 }
 """``kind`` in the YAML -> settings of that operator."""
-YOUNGER = {"shell"}
+YOUNGER = {"shell", "scale"}
 """Settings that identities of the first results do not hold."""
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -153,40 +152,6 @@ def test_a_setting_younger_than_the_results_counts_only_where_it_is_set():
     assert load("data.test_limit=9").science()["data"]["test_limit"] == 9
     assert "validation" not in load().science()["data"]
     assert load("data.validation=90").science()["data"]["validation"] == 90
-
-
-def layer(op):
-    return load(f"model.op={op}")
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("{kind: dwnet}", "{kind: dwconv, shell: dwnet}"),
-        ("{kind: dwconv, kernel_size: 5}", "{kind: dwnet, kernel_size: 5, shell: linear}"),
-        ("{kind: ddf}", "{kind: ddf, shell: dwnet}"),
-    ],
-)
-def test_one_layer_written_in_two_ways_is_one_identity(one, other):
-    assert layer(one).identity() == layer(other).identity()
-    assert layer(one).differing(layer(other)) == {}
-    assert "shell" not in layer(one).science()["model"]["op"]
-
-
-@pytest.mark.parametrize("kind", ["dwconv", "dwnet", "ddwconv", "ddf"])
-def test_what_stands_around_a_layer_is_a_setting_of_its_own(kind):
-    linear, dwnet = (layer(f"{{kind: {kind}, shell: {shell}}}") for shell in ("linear", "dwnet"))
-    assert linear.identity() != dwnet.identity()
-    assert linear.differing(dwnet)["model.op.shell"] == ("linear", "dwnet")
-    # Attention stands in linear maps too, though none of its settings says so.
-    assert "model.op.shell" not in load().differing(linear)
-    assert load().differing(dwnet)["model.op.shell"] == ("linear", "dwnet")
-
-
-def test_a_shell_that_cannot_hold_a_layer_is_refused():
-    words = "shell='dwnet' with heads='1x': DWNet gives every channel its own filter; give heads: C"
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        layer("{kind: dwconv, heads: 1x, shell: dwnet}")
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

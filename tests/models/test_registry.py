@@ -13,6 +13,7 @@ from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import MODELS, TIMM_MODELS, build_model, from_settings
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
+from lsa_study.ops import UnifiedSpatialOp
 
 PARAMETERS = {
     "lsa_swin_tiny": 28_288_354,
@@ -77,6 +78,17 @@ def test_heads_of_figure_2(kind, counts):
         settings = Model(backbone="swin_tiny", op=op, drop_path=0.1)
         model = on_meta(from_settings, settings, image_size=224, num_classes=1000)
         assert parameters(model) == want, heads
+
+
+@pytest.mark.parametrize("application", ["window", "neighboring"])
+def test_the_scale_of_products_reaches_every_operator(application):
+    wanted = {None: {32**-0.5}, 0.25: {0.25}}
+    for scale, want in wanted.items():
+        op = UnifiedOp(terms=("qk", "q_rk"), norm="softmax", application=application, scale=scale)
+        settings = Model(backbone="swin_tiny", op=op, drop_path=0.1)
+        model = on_meta(from_settings, settings, image_size=224, num_classes=1000)
+        parts = [part for part in model.modules() if isinstance(part, UnifiedSpatialOp)]
+        assert {part.scale for part in parts} == want
 
 
 @pytest.mark.parametrize(
