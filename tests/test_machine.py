@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lsa_study import machine
+from lsa_study.cli import doctor
 from lsa_study.errors import EnvironmentLacks
 
 SMALL = ["--set", "train.epochs=1", "--set", "data.train_limit=64", "--set", "data.test_limit=64"]
@@ -158,3 +160,23 @@ def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_cpu(nvidia_smi, monk
     assert machine.device_kind("cpu") == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.device_kind("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [
+        ((7, 0), ["7.0, bfloat16 not native", "not usable", "sm_75, sm_80", "CUDA 12.6 (cu126)"]),
+        ((7, 5), ["compute capability 7.5, bfloat16 not native"]),
+        ((8, 6), ["compute capability 8.6, bfloat16 native"]),
+        ((9, 0), ["9.0, bfloat16 native; not usable", "another CUDA"]),
+        ((12, 1), ["compute capability 12.1, bfloat16 native"]),
+    ],
+)
+def test_what_a_gpu_can_do_is_said(capability, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(
+        torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_120a", "compute_120"]
+    )
+    found = doctor.about_gpu(0)
+    assert all(part in found for part in words)
+    assert ("not usable" in found) == ("not usable" in " ".join(words))

@@ -12,6 +12,7 @@ from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import kendall
+from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp
 from lsa_study.config.study import Study
 
 MEANING: Mapping[str, str] = {
@@ -79,7 +80,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
         broken,
         rates_of(study)[1],
-        sheet_of(study).note if study.tier == "paper" else "",
+        *([_shells(study), sheet_of(study).note] if study.tier == "paper" else []),
     ]
     return [Note(text) for text in texts if text]
 
@@ -125,6 +126,24 @@ def _order(rows: Sequence[Row]) -> str:
         f"Order: Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
         f"({chance}, one-sided, {method})."
     )
+
+
+def _shells(study: Study) -> str:
+    """What stands around the rows of filters, which the article prints as one layer."""
+    inside: dict[str, list[str]] = {"dwnet": [], "linear": []}
+    for name, row in study.variants.items():
+        if isinstance(row.model.op, DwConvOp | DwNetOp | DdfOp):
+            inside[row.model.op.shell].append(name)
+    dwnet, linear = map(", ".join, inside.values())
+    parts = []
+    if dwnet:
+        parts.append(
+            f"{dwnet} in DWNet's: 1 x 1 convolutions with batch norms and ReLUs, and batch norm "
+            "before the perceptron too, where the other rows have layer norms and linear maps"
+        )
+    if linear:
+        parts.append(f"{linear} in that of Eq. 4: layer norm and linear maps, not DWNet's")
+    return f"Shell: {'; '.join(parts)}." if parts else ""
 
 
 def _best(rows: Sequence[Row]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -21,7 +22,7 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
     """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
     import torch
 
-    import lsa_kernels
+    from lsa_study.ops import functional
 
     here = results if results.exists() else Path()
     for topic, fact in (
@@ -30,7 +31,7 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
         ("trackers", _versions(*TRACKERS)),
         ("cpu", f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpus()),
-        ("kernels", str(lsa_kernels.build_info())),
+        ("kernels", functional.kernels_on("cpu")),
         ("triton", _triton()),
         ("attention", _attention()),
         ("slurm", _slurm()),
@@ -64,17 +65,45 @@ def _gpus() -> str:
 
 
 def _triton() -> str:
-    """Whether there are kernels for GPUs, and what each GPU can do with them."""
+    """Whether there are kernels for GPUs, and what each GPU can do."""
     import torch
 
-    from lsa_kernels import gpu
+    from lsa_study.ops import functional
 
-    reasons = [gpu.build_info()]
+    reasons = [functional.kernels_on("cuda")]
     if not torch.cuda.is_available():
         reasons.append("not usable: torch sees no GPU")
     for index in range(torch.cuda.device_count()):
-        reasons.append(f"GPU {index}: {gpu.about_device(index)}")
+        reasons.append(f"GPU {index}: {about_gpu(index)}")
     return "; ".join(reasons)
+
+
+def about_gpu(index: int) -> str:
+    """What a GPU can do of what the kernels and training want.
+
+    Its compute capability, whether it computes in bfloat16 itself, and whether this torch has
+    machine code for it.
+    """
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(index)
+    native = "bfloat16 native" if major >= 8 else "bfloat16 not native: give float16 or float32"
+    found = f"compute capability {major}.{minor}, {native}"
+    built = torch.cuda.get_arch_list()
+    if built and not any(_runs(name, (major, minor)) for name in built):
+        # Builds for CUDA 12.8 and later left out what is older than sm_75.
+        other = "CUDA 12.6 (cu126)" if (major, minor) < (7, 5) else "another CUDA"
+        found += f"; not usable: this torch has code for {', '.join(built)} alone; install one "
+        found += f"that was built for {other}"
+    return found
+
+
+def _runs(name: str, device: tuple[int, int]) -> bool:
+    """Whether this code, sm_XY or compute_XY, runs there: the latter on all younger devices too."""
+    kind, _, number = name.partition("_")
+    digits = re.sub(r"\D", "", number)
+    code = int(digits[:-1]), int(digits[-1])
+    return code <= device and (kind == "compute" or code[0] == device[0])
 
 
 def _attention() -> str:

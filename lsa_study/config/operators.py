@@ -19,7 +19,10 @@ from pydantic import (
 from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm, Term
 
 Heads = Literal["1", "1x", "2x", "C"]
-
+Shell = Literal["linear", "dwnet"]
+"""What stands around a layer. linear: layer norm before it, a linear map on each side, layer norm
+before the perceptron, as around attention. dwnet: DWNet's 1 x 1 convolutions with batch norms and
+ReLUs, no norm before them, and batch norm before the perceptron."""
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
@@ -63,7 +66,18 @@ class UnifiedOp(Group):
     """Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."""
     last_stage: Literal["window", "same"] = "window"
     """Table 3 switches the area in all stages but the last, which stays a window."""
+    scale: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """On the dot products, all of them, not on the bias; null: d^-1/2 with d channels of a head."""
     implementation: Implementation = "auto"
+
+    @model_validator(mode="after")
+    def _scale_is_read(self) -> Self:
+        if self.scale is not None and self.terms == ("bias",):
+            raise ValueError(
+                f"scale={self.scale:g} changes nothing: the bias alone is no product; drop it, or "
+                "give another of terms"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -123,18 +137,29 @@ class DwConvOp(Group):
     heads: Heads = "C"
     """Channels of one head share a filter; C gives every channel its own."""
     last_stage: Literal["same", "lsa"] = "same"
+    shell: Shell = "linear"
+
+    @model_validator(mode="after")
+    def _shell_holds_it(self) -> Self:
+        if self.shell == "dwnet" and self.heads != "C":
+            raise ValueError(
+                f"shell='dwnet' with heads={self.heads!r}: DWNet gives every channel its own "
+                "filter; give heads: C, or shell: linear"
+            )
+        return self
 
 
 class DwNetOp(Group):
-    """Depthwise convolution as DWNet has it: batch norm and ReLU around it, no norm before it."""
+    """Depthwise convolution as DWNet has it; ``dwconv`` in the shell ``dwnet`` is the same."""
 
     kind: Literal["dwnet", "ddwconv"] = "dwnet"
     """ddwconv: with filters made from the image, one per image and channel (D-DwConv)."""
     kernel_size: OddSize = 7
+    shell: Shell = "dwnet"
 
 
 class DdfOp(Group):
-    """Decoupled dynamic filters, one per pixel times one per channel, in DWNet's shell."""
+    """Decoupled dynamic filters, one per pixel times one per channel."""
 
     kind: Literal["ddf"] = "ddf"
     kernel_size: OddSize = 7
@@ -143,6 +168,8 @@ class DdfOp(Group):
     combine: Literal["mul", "add"] = "mul"
     reduction: Annotated[float, Field(ge=0.0625, le=1)] = 0.2
     """Hidden channels of the channel filters' generator against all."""
+    shell: Shell = "dwnet"
+    """The article names none."""
 
 
 class OutlookOp(Group):
@@ -165,3 +192,27 @@ OP_KINDS: dict[str, type[Group]] = {
     for kind in get_args(op.model_fields["kind"].annotation)
 }
 """``kind`` in the YAML -> settings of that operator."""
+YOUNGER = {"shell", "scale"}
+"""Settings that identities of the first results do not hold."""
+
+
+def shell_of(op: Op) -> Shell:
+    """What stands around an operator; attention and all that is not named otherwise is linear."""
+    return getattr(op, "shell", "linear")
+
+
+def science_of(op: Op) -> dict[str, Any]:
+    """The settings of an operator as an identity holds them.
+
+    One layer that can be written in two ways is written in one, and what is younger than the first
+    results is left out where it is as it was then.
+    """
+    if isinstance(op, DwConvOp) and op.shell == "dwnet" and op.last_stage == "same":
+        op = DwNetOp(kernel_size=op.kernel_size)
+    elif isinstance(op, DwNetOp) and op.kind == "dwnet" and op.shell == "linear":
+        op = DwConvOp(kernel_size=op.kernel_size)
+    found = op.model_dump(mode="json")
+    for name in YOUNGER & found.keys():
+        if found[name] == type(op).model_fields[name].default:
+            del found[name]
+    return found

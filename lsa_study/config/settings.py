@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from lsa_study.config.operators import Group, Op, Weight
+from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
 from lsa_study.config.start import Start
 
 SCHEMA_VERSION = 1
@@ -312,6 +312,7 @@ class Settings(Group):
     def science(self) -> dict[str, Any]:
         """The settings that can move a number: all but how and where the run is carried out."""
         settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
+        settings["model"]["op"] = science_of(self.model.op)
         del settings["data"]["root"]
         # Left out where they are off: the identities of runs made before there were such settings
         # stand.
@@ -330,8 +331,14 @@ class Settings(Group):
         return settings
 
     def differing(self, other: Settings) -> dict[str, tuple[Any, Any]]:
-        """The dotted science settings in which two runs differ, with both values."""
-        a, b = flatten(self.science()), flatten(other.science())
+        """The dotted science settings in which two runs differ, with both values.
+
+        What stands around an operator counts, also where its kind implies it.
+        """
+        a, b = (
+            flatten(one.science()) | {"model.op.shell": shell_of(one.model.op)}
+            for one in (self, other)
+        )
         return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
     def identity(self) -> str:

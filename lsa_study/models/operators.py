@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config.operators import DwConvOp, ElsaOp, Heads, Op, UnifiedOp
+from lsa_study.config.operators import DwConvOp, DwNetOp, ElsaOp, Heads, Op, Shell, UnifiedOp
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
@@ -85,7 +85,7 @@ def _unified(op: UnifiedOp, place: BlockContext) -> nn.Module:
 
 def _options(op: Op) -> dict[str, Any]:
     """The settings that an operator takes as they are, under the same names."""
-    return op.model_dump(exclude={"kind", "heads", "last_stage", "last_stage_window"})
+    return op.model_dump(exclude={"kind", "heads", "last_stage", "last_stage_window", "shell"})
 
 
 def _heads(setting: Heads, place: BlockContext) -> int:
@@ -98,21 +98,28 @@ def _heads(setting: Heads, place: BlockContext) -> int:
     return heads
 
 
+def _depthwise(op: DwConvOp | DwNetOp, place: BlockContext, heads: int) -> nn.Module:
+    if op.shell == "dwnet":
+        return ops.DwNetShell(place.dim, ops.DepthwiseConv(place.dim, **_options(op)))
+    return ops.DwConv(place.dim, num_heads=heads, **_options(op))
+
+
+SHELLS: dict[Shell, Callable[[int, nn.Module], nn.Module]] = {
+    "linear": ops.LinearShell,
+    "dwnet": ops.DwNetShell,
+}
+"""What stands around a layer that brings no projections of its own."""
 BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
     "unified": _unified,
     "elsa": lambda op, place: ops.ELSA(
         place.dim, _heads(op.heads, place), qkv_bias=place.qkv_bias, **_options(op)
     ),
-    "dwconv": lambda op, place: ops.DwConv(
-        place.dim, num_heads=_heads(op.heads, place), **_options(op)
-    ),
-    "dwnet": lambda op, place: ops.DwNetShell(
-        place.dim, ops.DepthwiseConv(place.dim, **_options(op))
-    ),
-    "ddwconv": lambda op, place: ops.DwNetShell(
+    "dwconv": lambda op, place: _depthwise(op, place, _heads(op.heads, place)),
+    "dwnet": lambda op, place: _depthwise(op, place, place.dim),
+    "ddwconv": lambda op, place: SHELLS[op.shell](
         place.dim, ops.DynamicDwConv(place.dim, **_options(op))
     ),
-    "ddf": lambda op, place: ops.DwNetShell(
+    "ddf": lambda op, place: SHELLS[op.shell](
         place.dim, ops.DDF(place.dim, num_heads=_heads(op.heads, place), **_options(op))
     ),
     "outlook": lambda op, place: ops.OutlookAttention(

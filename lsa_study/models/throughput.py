@@ -15,12 +15,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import lsa_kernels
 from lsa_study import measure
 from lsa_study.config.names import nearest
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
 from lsa_study.machine import cpu_name, device_kind
+from lsa_study.ops import functional
 
 LSA = "lsa_swin_tiny"
 LAYERS = (
@@ -106,13 +106,12 @@ def _peak_bytes(call: Contender, device: torch.device) -> int:
 def machine(device: torch.device) -> dict[str, str | int]:
     """What figures must be read with: device, threads, versions, kernels of the device."""
     if device.type == "cuda":
-        name, kernels = torch.cuda.get_device_name(device), lsa_kernels.gpu.build_info()
+        name = torch.cuda.get_device_name(device)
     else:
         name = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
-        kernels = lsa_kernels.build_info()
     return {
         "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "kernels": kernels.split(",")[0],
+        "kernels": functional.kernels_on(device.type).split(",")[0],
     }  # fmt: skip
 
 

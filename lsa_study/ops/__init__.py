@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lsa_study.ops.ddf import DDF
-from lsa_study.ops.dwconv import DepthwiseConv, DwConv, DwNetShell, DynamicDwConv
+from lsa_study.ops.dwconv import DepthwiseConv, DwConv, DwNetShell, DynamicDwConv, LinearShell
 from lsa_study.ops.elsa import ELSA
 from lsa_study.ops.involution import Involution
 from lsa_study.ops.unified import UnifiedSpatialOp
@@ -19,6 +19,7 @@ __all__ = [
     "DwNetShell",
     "DynamicDwConv",
     "Involution",
+    "LinearShell",
     "OutlookAttention",
     "UnifiedSpatialOp",
 ]

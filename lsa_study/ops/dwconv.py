@@ -128,6 +128,28 @@ def _one_filter_per_image(x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
     return out.view(batch, dim, height, width).permute(0, 2, 3, 1) + bias
 
 
+class LinearShell(nn.Module):
+    """A spatial layer between two linear maps, as attention stands; layer norm is the block's.
+
+    Args:
+        dim: C.
+        conv: the spatial layer, (B, H, W, C) to the same.
+    """
+
+    def __init__(self, dim: int, conv: nn.Module) -> None:
+        super().__init__()
+        self.dim = dim
+        self.pre_proj = nn.Linear(dim, dim)
+        self.conv = conv
+        self.post_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        check_maps(x, self.dim)
+        projected_back: Tensor = self.post_proj(self.conv(self.pre_proj(x)))
+        return projected_back
+
+
 class DwNetShell(nn.Module):
     r"""DWNet's replacement of attention: 1 x 1 convolutions around a spatial layer, batch norms.
 

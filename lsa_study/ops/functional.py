@@ -22,6 +22,14 @@ KERNELS = ("auto", "fused")
 """Implementations that ask for the kernels."""
 
 
+def kernels_on(kind: str) -> str:
+    """Name the fused kernels that ``auto`` takes on a kind of device, cpu or cuda; or why none."""
+    if kind != "cuda":
+        return str(lsa_kernels.build_info())
+    missing = lsa_kernels.gpu.why_missing()
+    return f"no Triton kernels: {missing}" if missing else "Triton kernels"
+
+
 def spatial_attention(
     q: Tensor | None, k: Tensor | None, v: Tensor, *, rel_k: Tensor | None = None,
     rel_q: Tensor | None = None, rel_bias: Tensor | None = None, use_qk: bool = True, norm: Norm,

@@ -20,6 +20,7 @@ import lsa_kernels
 import lsa_study
 from lsa_study.config.settings import Runtime, Train
 from lsa_study.machine import device_kind
+from lsa_study.ops.functional import kernels_on
 
 ROOMS = ("config", "ops", "models", "data", "training")
 """Folders of the package whose sources decide what a run computes, beside the kernels'."""
@@ -117,10 +118,7 @@ def fused_kernels(device: torch.device) -> tuple[str, str]:
     The first is equal wherever the same path is taken; the second says where they lie, or why
     there are none.
     """
-    if device.type == "cuda":
-        whole = lsa_kernels.gpu.build_info()
-        return "none" if whole.startswith("no ") else "Triton kernels", whole
-    whole = lsa_kernels.build_info()
+    whole = kernels_on(device.type)
     return "none" if whole.startswith("no ") else ", ".join(whole.split(", ")[:2]), whole
 
 

@@ -105,6 +105,20 @@ def test_a_second_factor_is_refused_by_name(tmp_path):
     contrast.check_contrast(loaded, allowed=["train.lr"])
 
 
+def test_another_shell_is_a_second_factor(tmp_path):
+    """Unless the whole layer is the factor, as in Table 6, whose notes say it."""
+    variants = {
+        "soft": {"label": "Dw", "set": {"model.op": {"kind": "dwconv"}}},
+        "dwnet": {"label": "Dw of DWNet", "set": {"model.op": {"kind": "dwnet"}}},
+    }
+    loaded = study.load_study(write(tmp_path, variants=variants, factor=["model.op.kind"]))
+    with pytest.raises(Refused, match=r"also changes .*model\.op\.shell \(linear -> dwnet\)"):
+        contrast.check_contrast(loaded)
+    contrast.check_contrast(
+        study.load_study(write(tmp_path, variants=variants, factor=["model.op"]))
+    )
+
+
 def test_a_row_changes_one_of_several_factors(tmp_path):
     """Two at once are two questions; settings that belong together are one, once they are named."""
     size = {"model.op.norm": "filter_norm", "model.op.size": 5}

@@ -221,33 +221,6 @@ def test_triton_is_looked_up_once_in_a_process(monkeypatch):
     assert asked == ["triton"]
 
 
-@pytest.mark.parametrize(
-    ("capability", "words"),
-    [
-        ((7, 0), ["7.0, bfloat16 not native", "not usable", "sm_75, sm_80", "CUDA 12.6 (cu126)"]),
-        ((7, 5), ["compute capability 7.5, bfloat16 not native"]),
-        ((8, 6), ["compute capability 8.6, bfloat16 native"]),
-        ((9, 0), ["9.0, bfloat16 native; not usable", "another CUDA"]),
-        ((12, 1), ["compute capability 12.1, bfloat16 native"]),
-    ],
-)
-def test_what_a_gpu_can_do_is_said_once(capability, words, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        torch.cuda, "get_device_capability", lambda index: asked.append(index) or capability
-    )
-    monkeypatch.setattr(
-        torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_120a", "compute_120"]
-    )
-    gpu.about_device.cache_clear()
-    found = gpu.about_device(0)
-    assert gpu.about_device(0) == found
-    gpu.about_device.cache_clear()
-    assert asked == [0]
-    assert all(part in found for part in words)
-    assert ("not usable" in found) == ("not usable" in " ".join(words))
-
-
 def test_without_triton_the_reason_is_said():
     code = (
         "import sys; sys.modules['triton'] = None\n"

@@ -8,10 +8,12 @@ import timm
 import torch
 from networks import on_meta, shallow  # noqa: F401  # a fixture
 
-from lsa_study.config.operators import DwConvOp, UnifiedOp
+from lsa_study.config.operators import DwConvOp, DwNetOp, UnifiedOp
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import MODELS, TIMM_MODELS, build_model, from_settings
+from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
+from lsa_study.ops import UnifiedSpatialOp
 
 PARAMETERS = {
     "lsa_swin_tiny": 28_288_354,
@@ -76,6 +78,40 @@ def test_heads_of_figure_2(kind, counts):
         settings = Model(backbone="swin_tiny", op=op, drop_path=0.1)
         model = on_meta(from_settings, settings, image_size=224, num_classes=1000)
         assert parameters(model) == want, heads
+
+
+@pytest.mark.parametrize("application", ["window", "neighboring"])
+def test_the_scale_of_products_reaches_every_operator(application):
+    wanted = {None: {32**-0.5}, 0.25: {0.25}}
+    for scale, want in wanted.items():
+        op = UnifiedOp(terms=("qk", "q_rk"), norm="softmax", application=application, scale=scale)
+        settings = Model(backbone="swin_tiny", op=op, drop_path=0.1)
+        model = on_meta(from_settings, settings, image_size=224, num_classes=1000)
+        parts = [part for part in model.modules() if isinstance(part, UnifiedSpatialOp)]
+        assert {part.scale for part in parts} == want
+
+
+@pytest.mark.parametrize(
+    ("op", "same", "count"),
+    [
+        (DwConvOp(shell="dwnet"), DwNetOp(), 24_172_744),
+        (DwNetOp(shell="linear"), DwConvOp(), 24_163_912),
+        (DwNetOp(kind="ddwconv", shell="linear"), None, 51_122_920),
+    ],
+)
+def test_a_layer_in_another_shell(op, same, count):
+    """Of two ways to write one network both have the same parameters, by name."""
+    settings = Model(backbone="swin_tiny", op=op, drop_path=0.1)
+    model = on_meta(from_settings, settings, image_size=224, num_classes=1000)
+    assert parameters(model) == count
+    norm = ChannelsLastBatchNorm if op.shell == "dwnet" else torch.nn.LayerNorm
+    blocks = [part for part in model.modules() if isinstance(part, SpatialBlock)]
+    assert all(type(block.norm2) is norm for block in blocks)
+    if same is not None:
+        asked = settings.model_copy(update={"op": same})
+        other = on_meta(from_settings, asked, image_size=224, num_classes=1000)
+        shapes = [{k: t.shape for k, t in m.state_dict().items()} for m in (model, other)]
+        assert shapes[0] == shapes[1]
 
 
 def test_larger_windows_for_larger_images():

@@ -42,6 +42,7 @@ OPERATORS = {
     "dwnet": lambda: ops.DwNetShell(DIM, ops.DepthwiseConv(DIM)),
     "dynamic_dwconv": lambda: ops.DynamicDwConv(DIM),
     "ddwconv": lambda: ops.DwNetShell(DIM, ops.DynamicDwConv(DIM, kernel_size=5)),
+    "ddwconv_linear": lambda: ops.LinearShell(DIM, ops.DynamicDwConv(DIM, kernel_size=5)),
     "ddf_mul": lambda: ops.DDF(DIM, num_heads=2, kernel_size=3),
     "ddf_add": lambda: ops.DDF(DIM, kernel_size=3, combine="add"),
     "involution": lambda: ops.Involution(DIM, kernel_size=3, group_channels=4),
