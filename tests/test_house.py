@@ -17,8 +17,8 @@ LIMITS = {
 """At most so many, or so many lines. The rebuilt house held 15,140 lines and 389 names; what it
 learnt since of other machines, clusters and damaged folders took 2,000, and verdicts that hold
 (inference, comparability, side studies, the ledger and its figures) 2,000 more; the rest came with
-the article's own protocol (float16, label maps that move, groups of batch norm, the fidelity sheet).
-A change that needs more says what it removed instead.
+the article's own protocol (float16, label maps that move, parts and batch norm, the fidelity
+sheet). A change that needs more says what it removed instead.
 """
 
 

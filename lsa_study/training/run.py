@@ -142,7 +142,7 @@ class _Attempt:
             commit=commit,
             dirty=dirty,
             code=environment.code_digest(),
-            fused=fused,
+            fused=f"{fused}, compiled" if settings.runtime.compile else fused,
             threads=torch.get_num_threads(),
             processes=self.ranks.count,
             implementation=", ".join(sorted(parts)),
