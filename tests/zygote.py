@@ -206,6 +206,7 @@ def prepare(asked, descriptors):
     if asked["session"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests were started by nohup
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["variables"])

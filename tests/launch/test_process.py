@@ -117,9 +117,12 @@ def kill(number):
 
 def close_terminal(called):
     ours, theirs = pty.openpty()
-    called.start(
-        stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=lambda: os.login_tty(theirs)
-    )
+
+    def login():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests were started by nohup
+        os.login_tty(theirs)
+
+    called.start(stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=login)
     os.close(theirs)
     os.set_blocking(ours, False)
     called.wait_trained()
