@@ -22,6 +22,10 @@ OPS = {kind: {"kind": kind} for kind in OP_KINDS} | {
     "neighboring": {
         "kind": "unified", "terms": ["qk"], "norm": "softmax", "application": "neighboring",
     },
+    "dwconv in dwnet": {"kind": "dwconv", "shell": "dwnet"},
+    "dwnet in linear": {"kind": "dwnet", "shell": "linear"},
+    "ddwconv in linear": {"kind": "ddwconv", "shell": "linear"},
+    "ddf in linear": {"kind": "ddf", "shell": "linear"},
 }  # fmt: skip
 RECIPES = ["table6:dwnet", "table8:volo_d1_384", "table8:volo_d5_512", "table8:swin_large"]
 HINT = re.compile(r"([a-z_.]+)=(\d+)")
