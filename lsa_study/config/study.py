@@ -8,114 +8,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from lsa_study.config import names, shipped, yaml
 from lsa_study.config.asked import Asked, about, good_seeds, plain_asked, runs_there, tidy
+from lsa_study.config.experiment import Resources, StudyFile, check_names
 from lsa_study.config.find import ARTICLE as ARTICLE
 from lsa_study.config.find import TIERS as TIERS
 from lsa_study.config.find import expand_names as expand_names
 from lsa_study.config.find import find_asked
 from lsa_study.config.find import find_study as find_study
 from lsa_study.config.find import tiers_of as tiers_of
-from lsa_study.config.layers import Layers, known_paths, validate
-from lsa_study.config.settings import Settings, Tier
+from lsa_study.config.layers import Layers, validate
+from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
-
-Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class NoVariant(ConfigError):
     """``--only`` matches no variant of a study."""
-
-
-class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Resources(_Written):
-    """What one run asks of a cluster; never part of its identity."""
-
-    nodes: Number = 1
-    gpus: Number = 1
-    """GPUs per node."""
-    cpus: Number = 8
-    """CPU cores per GPU."""
-    memory_gb: Number = 32
-    hours: Annotated[float, Field(gt=0, le=100_000)] = 24.0
-
-
-class Variant(_Written):
-    """One row: what it sets, and which row of the article's table it stands beside."""
-
-    label: str
-    """The article's name of the row."""
-    use: list[str] = []
-    """Presets that come before ``set``; see :class:`StudyFile`."""
-    set: dict[str, Any] = {}
-    against: str | None = None
-    """The row it is compared with where that is not the study's baseline."""
-    paper: dict[str, str | int | float] = {}
-    """Columns and values that single out the article's row in its CSV; empty: it has none."""
-    columns: dict[str, str] = {}
-    """Further cells shown beside the label, such as the article's check marks."""
-    note: str | None = None
-    """What a reader must know of the row. Holds ``{name}`` for a text of the study's ``notes`` or,
-    where it has ``costs``, a count."""
-    network: str | None = None
-    """Its name in the study's benchmark, whose figures then stand in its row."""
-    resources: dict[str, Any] = {}
-
-
-class Article(_Written):
-    """Where the article's numbers stand."""
-
-    csv: str
-    """Path relative to the experiment file."""
-    column: str = "acc1"
-    source: str
-
-
-class StudyFile(_Written):
-    """An experiment file as written.
-
-    A row's settings are layered: the tier, then ``use`` and ``set`` of the study, then those of the
-    row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
-    in ``base/presets.yaml`` beside the file, else in ``experiments``. Two presets of one ``use``
-    may not set the same setting, or one inside the other, to different values.
-    """
-
-    study: names.Name
-    title: str
-    question: str
-    factor: list[str] = Field(min_length=1)
-    """What may differ between the rows: settings, ``model.op`` (the whole layer), or ``groups``. A
-    row may differ from the one that it is compared with in one of them, and in nothing else."""
-    groups: dict[names.Name, list[str]] = {}
-    """Settings that have no meaning one without the other, by the name of their factor."""
-    baseline: str
-    tiers: list[Tier] = list(TIERS)
-    seeds: list[int] = []
-    """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
-    over them all is one of a single look. Over others it holds at every look, and is wider."""
-    use: list[str] = []
-    set: dict[str, Any] = {}
-    variants: dict[names.Name, Variant] = Field(min_length=1)
-    article: Article
-    benchmark: str | None = None
-    """What ``lsa bench`` wrote, as a path relative to the experiment file."""
-    costs: str | None = None
-    """What ``benchmarks/costs.py`` counted, as such a path; shown beside the article's counts."""
-    notes: dict[str, str] = {}
-    """Texts that the notes of several rows hold, by name."""
-    resources: dict[str, Any] = {}
-
-    @property
-    def factors(self) -> dict[str, tuple[str, ...]]:
-        """The settings of each factor."""
-        return {one: tuple(self.groups.get(one, [one])) for one in self.factor}
 
 
 @dataclass(frozen=True)
@@ -230,7 +140,7 @@ def load_study(
     only = side.only if side and only is None else only
     document = yaml.read(path)
     file = validate(StudyFile, document.data, document.where)
-    _check_names(file, document)
+    check_names(file, document)
     if tier not in file.tiers:
         raise ConfigError(
             f"{path}: {file.study} has no tier {tier}; it has {', '.join(file.tiers)}"
@@ -356,39 +266,6 @@ class _Rows:
         file = Path("base") / f"{name}.yaml"
         beside = self.document.path.parent / file
         return yaml.read(beside if beside.exists() else shipped.find(f"experiments/{file}"))
-
-
-def _check_names(file: StudyFile, document: yaml.Document) -> None:
-    named: dict[tuple[str, ...], str | None] = {("baseline",): file.baseline}
-    named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
-    mistakes = [
-        f"{document.where(*keys)}: {'baseline ' if len(keys) == 1 else ''}{row!r} is not a "
-        f"variant; {names.nearest(row, file.variants)}"
-        for keys, row in named.items()
-        if row is not None and row not in file.variants
-    ]
-    paths = known_paths()
-    inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
-    for place, settings in [("factor", file.factor), *file.groups.items()]:
-        where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))
-        for one in settings:
-            if settings is file.factor and one in file.groups:
-                continue
-            if one not in paths:
-                hint = names.nearest(one, [*paths, *file.groups])
-                mistakes.append(f"{where}: {place} {one!r} is not a setting; {hint}")
-            elif any(path == one or path.startswith(f"{one}.") for path in inside):
-                mistakes.append(
-                    f"{where}: {place} {one!r} is many settings at once; give one of them, or name "
-                    "those that belong together in groups"
-                )
-    mistakes += [
-        f"{document.where('groups', one)}: {one!r} is a setting; give the group another name"
-        for one in file.groups
-        if one in paths
-    ]
-    if mistakes:
-        raise ConfigError(*mistakes)
 
 
 def distinct(studies: Iterable[Study]) -> list[RunSpec]:

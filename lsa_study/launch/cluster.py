@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lsa_study.config import shipped, yaml
+from lsa_study.config.experiment import Resources
 from lsa_study.config.layers import Layers, validate
 from lsa_study.config.operators import Group
-from lsa_study.config.study import Resources
 
 PEERS_SECONDS = 180
 """How long the other processes of a run may go on after one has ended."""

@@ -29,10 +29,11 @@ from typing_extensions import TypedDict
 
 from lsa_study import rundir
 from lsa_study.config import study, yaml
+from lsa_study.config.experiment import Resources
 from lsa_study.config.find import side_tiers
 from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
-from lsa_study.config.study import TIERS, Resources, Study
+from lsa_study.config.study import TIERS, Study
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.files import locked, read_json, read_whole, writable, write_json
 from lsa_study.launch import scheduler

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lsa_study.config.experiment import Resources
 from lsa_study.config.names import nearest
 from lsa_study.config.parts import smaller, why_not
 from lsa_study.config.settings import Settings
-from lsa_study.config.study import Resources, RunSpec
+from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cancel import UNFINISHED, discard

@@ -21,8 +21,9 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
+from lsa_study.config.experiment import Resources
 from lsa_study.config.parts import why_not
-from lsa_study.config.study import Resources, RunSpec
+from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster

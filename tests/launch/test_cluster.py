@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lsa_study.config.study import Resources
+from lsa_study.config.experiment import Resources
 from lsa_study.errors import ConfigError
 from lsa_study.launch import cluster
 from lsa_study.launch.cluster import Cluster

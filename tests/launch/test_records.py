@@ -9,7 +9,7 @@ import pytest
 
 from lsa_study import rundir
 from lsa_study.config import study
-from lsa_study.config.study import Resources
+from lsa_study.config.experiment import Resources
 from lsa_study.errors import Refused
 from lsa_study.launch.cancel import TAKEN_OUT, cancel
 from lsa_study.launch.cluster import Cluster

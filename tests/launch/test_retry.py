@@ -5,7 +5,7 @@ from tuned import written
 
 from lsa_study import rundir
 from lsa_study.config import study
-from lsa_study.config.study import Resources
+from lsa_study.config.experiment import Resources
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch.cancel import discard, gc
 from lsa_study.launch.cluster import Cluster

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from lsa_study import rundir
 from lsa_study.config import study
+from lsa_study.config.experiment import Resources
 from lsa_study.config.remember import remember
-from lsa_study.config.study import Resources
 from lsa_study.errors import ConfigError
 from lsa_study.launch.records import Array, LaunchFolder, Life, chosen_runs, one_run
 from lsa_study.launch.status import page, status, status_json, watch
