@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.claims import ClaimVerdict, judge_tier
-from lsa_study.analysis.plots import costs, curves, forest, rows, style
+from lsa_study.analysis.plots import costs, curves, forest, heat, rows, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
@@ -50,6 +50,8 @@ def figures(
                 made["differences"] = rows.differences(study, of_study)
             if (figure := forest.agreement(study, of_study)) is not None:
                 made["agreement"] = figure
+            if (figure := heat.heat(study, of_study)) is not None:
+                made["heat"] = figure
             made["curves"] = curves.curves(study, of_study)
             if any(row.accuracy.n > 1 for row in of_study):
                 made["seeds"] = rows.seeds(study, of_study)
