@@ -145,4 +145,5 @@ def effect_notes(found: Sequence[Effect], rows: Sequence[Row]) -> Iterator[str]:
         more = f"; and {len(lines) - SHOWN} more in the JSON" * (len(lines) > SHOWN)
         if lines:
             tested = "; p after Holm's correction over all effects of the grid"
+            tested *= any(one.adjusted is not None for one in found)
             yield f"{meaning}{tested}. {'; '.join(lines[:SHOWN])}{more}."

@@ -14,8 +14,10 @@ from lsa_study.config.study import Study
 
 MOST = 12
 """More blocks of further factors are left to the table."""
-LIGHT, DARK = "#ffffff", "#101418"
+LIGHT, DARK = "#f4f6f8", "#101418"
 """Of numbers on cells, which keep their colours on a dark page."""
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+"""What red, green and blue add to how bright a colour is."""
 
 
 def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
@@ -41,11 +43,12 @@ def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
         for y, cells in enumerate(lines.values()):
             for x, row in enumerate(cells):
                 mean = row.accuracy.mean if row else None
-                # The darkest blue leaves no room for a scale of grey, the lightest is paper.
-                colour = style.GRID if mean is None else colours(0.1 + 0.8 * scale(mean))
+                colour = mpl.colors.to_rgb(
+                    LIGHT if mean is None else colours(0.1 + 0.8 * scale(mean))
+                )
                 axes.add_patch(mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, fc=colour, ec="w"))
-                dark = mean is not None and scale(mean) > 0.55
-                ink = style.QUIET if mean is None else LIGHT if dark else DARK
+                bright = sum(w * c**2.2 for w, c in zip(LUMINANCE, colour, strict=True))
+                ink = DARK if bright > 0.18 else LIGHT
                 text = pivot.shown(row, "\n")
                 axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
         axes.set(title=name, xlabel=pivot.across, ylabel=pivot.down)
@@ -62,6 +65,7 @@ def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
     drawn.set_label(
         f"{pivot.about}: {style.counted(len(means), 'cell')}"
         + (f", best {best} with {means[best]:.1f} %" if best else "")
+        + (f"; colours from {low:.1f} to {high:.1f} %" if known else "")
         + f"; {style.basis(rows)}."
         + f" {style.counted(more, 'more map')} in the table." * bool(more)
     )
