@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,7 +65,7 @@ class Article(_Written):
 
 def _with_grids(schema: dict[str, Any]) -> None:
     """Say in the JSON Schema what a grid or a sample stands for."""
-    schema["required"] = ["study", "title", "question"]
+    schema["required"] = sorted({*schema["required"]} - {"factor", "baseline", "variants"})
     texts = schema["properties"]["baseline"]
     schema["properties"]["baseline"] = {"anyOf": [texts, {"type": "object"}], "title": "Baseline"}
 
@@ -120,12 +120,13 @@ class StudyFile(_Written):
         return {one: tuple(self.groups.get(one, [one])) for one in self.factor}
 
 
-def why_no_factor(setting: str, also: Iterable[str] = ()) -> str | None:
+def why_no_factor(setting: str, paths: Sequence[str] = (), also: Iterable[str] = ()) -> str | None:
     """Why rows cannot differ in a setting by itself, and what would be right; None if they can.
 
-    ``also``: other names that could have been meant.
+    ``paths``: all settings; else those of :class:`Settings`. ``also``: other names that could have
+    been meant.
     """
-    paths = known_paths()
+    paths = paths or known_paths()
     if setting not in paths:
         return f"is not a setting; {names.nearest(setting, [*paths, *also])}"
     inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
@@ -157,7 +158,7 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
         for one in settings:
             if (settings is file.factor and one in file.groups) or one in checked:
                 continue
-            if wrong := why_no_factor(one, file.groups):
+            if wrong := why_no_factor(one, paths, file.groups):
                 mistakes.append(f"{where}: {place} {one!r} {wrong}")
     mistakes += [
         f"{document.where('groups', one)}: {one!r} is a setting; give the group another name"
