@@ -64,10 +64,8 @@ class Article(_Written):
 
 
 def _with_grids(schema: dict[str, Any]) -> None:
-    """Say in the JSON Schema what a grid or a sample stands for."""
+    """Say in the JSON Schema what need not be given beside a grid or a sample."""
     schema["required"] = sorted({*schema["required"]} - {"factor", "baseline", "variants"})
-    texts = schema["properties"]["baseline"]
-    schema["properties"]["baseline"] = {"anyOf": [texts, {"type": "object"}], "title": "Baseline"}
 
 
 class StudyFile(_Written):

@@ -4,11 +4,11 @@ An experiment file with ``grid`` or ``sample`` is read as if these rows stood in
 after those that do. Each is a point over the study's ``set``, is named after its values, such as
 ``size-3_norm-softmax``, and its settings are factors by themselves.
 
-A grid's baseline is ``baseline`` where that names values or a row of it, else the first value of
-every factor. A row is compared with the one that has the baseline's value of one factor, the first
-in which it has another, and else the same values. So rows that are compared differ in one factor;
-what several factors do together is for the main effects and interactions. The grid's baseline
-beside a written ``baseline`` is a reference of its own.
+A grid's baseline is the row that ``baseline`` names, else the first value of every factor. A row is
+compared with the one that has the baseline's value of one factor, the first in which it has
+another, and else the same values. So rows that are compared differ in one factor; what several
+factors do together is for the main effects and interactions. Where ``baseline`` is a written row,
+the grid's own is compared with nothing.
 
 Points that are drawn differ in everything at once: all are compared with ``baseline``, else with
 the first of them, and what is drawn counts as one factor, ``sample``.
@@ -31,14 +31,13 @@ from typing import Any
 
 from lsa_study.config import yaml
 from lsa_study.config.experiment import why_no_factor
-from lsa_study.config.names import nearest
 from lsa_study.config.points import Range, Value, digest, drawn, label_of, name_of
 from lsa_study.errors import ConfigError
 
 MANY, MOST = 200, 10_000
 """More rows have to be allowed; more than the second are refused."""
 ROW = "row"
-"""The factor of a grid that repeats written rows."""
+"""The factor of which written row is repeated; of a grid in a file there is one, without name."""
 COUNTS = {"n": 1, "seed": 0}
 """What a sample has beside settings, and the least that each can be."""
 At = tuple[int, ...]
@@ -49,7 +48,7 @@ class Grid:
     """A product of values and where in it each row stands."""
 
     factors: dict[str, tuple[str, ...]]
-    """The values of each setting as readers see them; ``row``: written rows that are repeated."""
+    """The values of each setting as readers see them; before them ``row``, the written rows."""
     rows: dict[str, At]
     """Which value of each factor a row has, by its name."""
     base: At
@@ -102,11 +101,15 @@ def expand(document: yaml.Document, asked: Sequence[str] = (), *, many: bool = F
     repeats = bool(writer.variants or sample)
     own = written | {k: v for k, v in flags.items() if k in written or not repeats}
     if factors := writer.factors(own):
-        writer.product(factors)
+        writer.multiply(factors, {"": {}})
     if sample:
         writer.draw(sample)
     if factors := writer.factors({k: v for k, v in flags.items() if k not in own}):
-        writer.repeat(factors)
+        rows, writer.variants = writer.variants, {}
+        good = {name: row for name, row in rows.items() if isinstance(row, dict)}
+        good = {n: row for n, row in good.items() if isinstance(row.get("set", {}), dict)}
+        writer.variants = {name: row for name, row in rows.items() if name not in good}
+        writer.multiply(factors, good)
     data = document.data | {"grid": written | flags} | writer.data
     return Expanded(
         replace(document, data=data | {"variants": writer.variants}, lines=writer.lines),
@@ -192,7 +195,7 @@ class _Writer:
         return number <= self.most
 
     def points(
-        self, factors: Mapping[str, Sequence[Value]], times: int = 1
+        self, factors: Mapping[str, Sequence[Value]], times: int
     ) -> dict[At, dict[str, Value]]:
         """All points of a product; those one value away from the first where they are too many."""
         counts = [range(len(values)) for values in factors.values()]
@@ -206,41 +209,40 @@ class _Writer:
             for at in places
         }
 
-    def product(self, factors: Mapping[str, Sequence[Value]]) -> None:
-        """Write a row for every point of the grid."""
-        points = self.points(factors)
+    def multiply(
+        self, factors: Mapping[str, Sequence[Value]], rows: Mapping[str, dict[str, Any]]
+    ) -> None:
+        """Write each row at every point of a product; ``""`` is the study's ``set``."""
+        points, placed = self.points(factors, len(rows)), dict[str, At]()
         named = {at: name_of(point) for at, point in points.items()}
-        base, own = self.base(factors, named)
-        for at, point in points.items():
-            other = next((i for i, here in enumerate(at) if here != base[i]), None)
-            against = None if own else named[at]
-            if other is not None:
-                against = named.get(_moved(at, other, base[other]))
-            self.write(named[at], point, {"label": label_of(point), "against": against})
-        if own:
-            self.data["baseline"] = named[base]
+        given = str(self.data.get("baseline", self.document.data.get("baseline")) or "")
+        base = next((at for at, name in named.items() if name == given), (0,) * len(factors))
+        lines = {keys: line for keys, line in self.lines.items() if keys[:1] == ("variants",)}
+        for order, (name, row) in enumerate(rows.items()):
+            kept = {
+                key: value for key, value in row.get("set", {}).items()
+                if not any(key == one or key.startswith(f"{one}.") for one in factors)
+            }  # fmt: skip
+            for at, point in points.items():
+                new, label = _joined(name, named[at]), str(row.get("label") or name)
+                self.lines |= {
+                    ("variants", new, *k[2:]): n for k, n in lines.items() if k[1:2] == (name,)
+                }
+                against = row.get("against") and _joined(row["against"], named[base])
+                if (other := next((i for i, v in enumerate(at) if v != base[i]), None)) is not None:
+                    near = _moved(at, other, base[other])
+                    against = _joined(name, named.get(near, named[base]))
+                label = ", ".join(filter(None, (label, label_of(point))))
+                self.write(new, point, row | {"set": kept, "label": label, "against": against})
+                self.origin[new], placed[new] = name or new, (order, *at)
+        if given in rows:
+            self.data["baseline"] = _joined(given, named[base])
+        elif "" in rows and given != named[base]:
+            self.variants[named[base]]["against"] = named[base]
         self.declare(factors)
-        self.grid = Grid(_labels(factors), {named[at]: at for at in points}, base)
-
-    def base(
-        self, factors: Mapping[str, Sequence[Value]], named: Mapping[At, str]
-    ) -> tuple[At, bool]:
-        """Where in a grid its baseline stands, and whether it is the study's."""
-        given, first = self.document.data.get("baseline", {}), (0,) * len(factors)
-        if not isinstance(given, dict):
-            at = next((at for at, name in named.items() if name == given), None)
-            return (first, False) if at is None else (at, True)
-        for key, value in given.items():
-            known = [one.value for one in factors.get(key, ())]
-            if value not in known:
-                hint = f"known: {', '.join(map(str, known))}" if known else nearest(key, factors)
-                place = self.where("baseline", key)
-                self.mistakes.append(f"{place}: baseline {key}: {value!r} is not in grid; {hint}")
-        at = tuple(
-            next((i for i, one in enumerate(values) if one.value == given.get(key, ())), 0)
-            for key, values in factors.items()
-        )
-        return (at if at in named else first), True
+        shown = {ROW: tuple(str(row.get("label", name)) for name, row in rows.items())}
+        shown |= {key: tuple(one.label for one in values) for key, values in factors.items()}
+        self.grid = Grid(shown, placed, ([*rows].index(given) if given in rows else 0, *base))
 
     def write(self, name: str, point: Mapping[str, Value], row: dict[str, Any]) -> None:
         """Add a row with values of its own; their places are those where they are written."""
@@ -261,8 +263,11 @@ class _Writer:
         if isinstance(known, list):
             wanted = [group] if group else [*settings]
             self.data["factor"] = [*known, *(one for one in wanted if one not in known)]
-        if group:
-            written = self.document.data.get("groups") or {}
+        written = self.document.data.get("groups") or {}
+        if group and isinstance(written, dict):
+            if group in written:
+                place = self.where("groups", group)
+                self.mistakes.append(f"{place}: {group} is what is drawn; rename this group")
             self.data["groups"] = written | {group: [*settings]}
 
     def choices(self, sample: dict[str, Any]) -> dict[str, Sequence[Value] | Range]:
@@ -303,54 +308,14 @@ class _Writer:
             self.mistakes.append(f"{place}: {wrong}; give n up to that, or more values")
         for name, point in points.items():
             self.write(name, point, {"label": label_of(point)})
-        if not isinstance(given := self.document.data.get("baseline", {}), str):
-            if given:
-                place = self.where("baseline")
-                self.mistakes.append(f"{place}: baseline by values is a grid's; give a row's name")
+        if "baseline" not in self.document.data:
             self.data["baseline"] = next(iter(points), "")
         self.declare(choices, "sample")
 
-    def repeat(self, factors: Mapping[str, Sequence[Value]]) -> None:
-        """Write every row once for each point of ``--grid``."""
-        rows, self.variants, placed = self.variants, {}, dict[str, At]()
-        points = self.points(factors, len(rows))
-        named = {at: name_of(point) for at, point in points.items()}
-        first = next(iter(named))
-        written: dict[str, dict[yaml.Keys, int | str]] = {name: {} for name in rows}
-        for keys, line in self.lines.items():
-            if keys[:1] == ("variants",) and keys[1:2] and keys[1] in written:
-                written[keys[1]][keys[2:]] = line
-        good = {
-            name: row for name, row in rows.items()
-            if isinstance(row, dict) and isinstance(row.get("set", {}), dict)
-        }  # fmt: skip
-        self.variants |= {name: row for name, row in rows.items() if name not in good}
-        for order, (name, row) in enumerate(good.items()):
-            kept = {
-                key: value for key, value in row.get("set", {}).items()
-                if not any(key == one or key.startswith(f"{one}.") for one in factors)
-            }  # fmt: skip
-            for at, point in points.items():
-                new = f"{name}_{named[at]}"
-                self.lines |= {("variants", new, *rest): at for rest, at in written[name].items()}
-                against = f"{row['against']}_{named[first]}" if row.get("against") else None
-                if (other := next((i for i, here in enumerate(at) if here), None)) is not None:
-                    against = f"{name}_{named[_moved(at, other, 0)]}"
-                label = f"{row.get('label', name)}, {label_of(point)}"
-                self.write(new, point, row | {"set": kept, "label": label, "against": against})
-                self.origin[new], placed[new] = name, (order, *at)
-        baseline = self.data.get("baseline", self.document.data.get("baseline"))
-        if isinstance(baseline, str) and baseline in rows:
-            self.data["baseline"] = f"{baseline}_{named[first]}"
-        self.declare(factors)
-        shown = {ROW: tuple(str(row.get("label", name)) for name, row in good.items())}
-        base = [*good].index(baseline) if baseline in good else 0
-        self.grid = Grid(shown | _labels(factors), placed, (base, *first))
+
+def _joined(row: str, point: str) -> str:
+    return f"{row}_{point}" if row else point
 
 
 def _moved(at: At, place: int, value: int) -> At:
     return (*at[:place], value, *at[place + 1 :])
-
-
-def _labels(factors: Mapping[str, Sequence[Value]]) -> dict[str, tuple[str, ...]]:
-    return {key: tuple(one.label for one in values) for key, values in factors.items()}

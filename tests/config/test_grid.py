@@ -78,9 +78,8 @@ def test_a_row_is_compared_with_the_one_that_differs_in_one_factor(write):
         assert len(found) == (row != other)
 
 
-@pytest.mark.parametrize("given", ["size-5_norm-filter_norm", {SIZE: 5, NORM: "filter_norm"}])
-def test_the_baseline_is_a_row_or_its_values(write, given):
-    loaded = study.load_study(write(grid=GRID, baseline=given))
+def test_the_baseline_is_a_row_by_its_values(write):
+    loaded = study.load_study(write(grid=GRID, baseline="size-5_norm-filter_norm"))
     assert loaded.file.baseline == "size-5_norm-filter_norm"
     assert references(loaded)["size-7_norm-softmax"] == "size-5_norm-softmax"
     assert references(loaded)["size-5_norm-softmax"] == "size-5_norm-filter_norm"
@@ -146,7 +145,7 @@ def test_a_grid_is_the_rows_written_out(write):
 def test_all_mistakes_at_once(write):
     grid = {SIZE: [3, 3, "x"], NORM: ["softmax"], "train.lrr": [1, 2], "train": [1, 2],
             "seed": [0, 1], "runtime.workers": [0, 1]}  # fmt: skip
-    found = "\n".join(mistakes(write(grid=grid, baseline={SIZE: 9})))
+    found = "\n".join(mistakes(write(grid=grid)))
     for part in (
         "own.yaml:16: model.op.size: 3 is given twice",
         "model.op.norm: one value is no choice",
@@ -154,7 +153,6 @@ def test_all_mistakes_at_once(write):
         "'train' is many settings at once",
         "'seed' makes no other row",
         "'runtime.workers' makes no other row",
-        "baseline model.op.size: 9 is not in grid; known: 3, x",
         "own.yaml:19: model.op.size = 'x' is not a number; give one (in size-x_norm-softmax)",
     ):
         assert part in found, found
@@ -180,7 +178,10 @@ def test_all_mistakes_at_once(write):
         ({"sample": {"n": 3, RATE: {"low": math.nan, "high": 1}}}, "low = nan is not a number"),
         ({"sample": {"n": 3, RATE: {"hi": 2}}}, "hi is not known"),
         ({"sample": {"n": 3, RATE: 7}}, "7 is nothing to draw from; give a list"),
-        ({"sample": SAMPLE, "baseline": {SIZE: 3}}, "baseline by values is a grid's"),
+        ({"grid": GRID, "baseline": {SIZE: 3}}, "baseline = a group of settings will not do"),
+        ({"sample": SAMPLE, "groups": {"sample": [RATE]}}, "rename this group"),
+        ({"grid": GRID, "baseline": [1]}, "baseline = [1] will not do"),
+        ({"grid": GRID, "baseline": "size-4_norm-softmax"}, "is not a variant; did you mean size-"),
         ({"sample": SAMPLE | {"train.epochs": {"low": 1.0, "high": 3.5}}}, "train.epochs = "),
     ],
 )  # fmt: skip
@@ -199,6 +200,8 @@ def test_too_many_rows(write):
     (said,) = mistakes(write(grid=huge), many=True)[:1]
     assert "1,000,000,000,000 rows; give fewer values" in said
     assert "--yes" not in said
+    named = "lr-2_epochs-1_train_limit-1_size-1"
+    assert "rows; give fewer values" in mistakes(write(grid=huge, baseline=named), many=True)[0]
 
 
 def test_a_sample_is_the_same_for_the_same_seed(write):
@@ -281,11 +284,15 @@ def test_no_grid_ends_in_a_traceback(write):
     chance = random.Random(1)
     values = [None, True, 3, 0.5, -1, math.inf, "x", [], [1, 1], [3, 5], {"low": 1, "high": 2}, {}]
     keys = [*known_paths(), "n", "seed", "low", "", "model.op.x"]
-    for _ in range(150):
+    for _ in range(300):
         group = {chance.choice(keys): chance.choice(values) for _ in range(chance.randint(0, 3))}
-        changes = {chance.choice(["grid", "sample"]): group} | (
-            {"baseline": chance.choice(values)} if chance.random() < 0.3 else {}
-        )
+        changes = {chance.choice(["grid", "sample"]): group}
+        for key in ("baseline", "variants", "factor", "groups"):
+            if chance.random() < 0.3:
+                changes[key] = chance.choice([*values, {"a": chance.choice([*values, {
+                    chance.choice(["label", "set", "against"]): chance.choice(values)
+                }])}])  # fmt: skip
         path = write(**changes)
+        flags = [f"{SIZE}=3,5"] if chance.random() < 0.5 else []
         with contextlib.suppress(ConfigError):
-            assert study.load_study(path).variants
+            assert study.load_study(path, grid=flags).variants
