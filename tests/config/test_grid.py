@@ -8,9 +8,11 @@ import pytest
 import yaml
 from in_process import answer
 
+from lsa_study.cli.options import Selection
 from lsa_study.config import contrast, names, study
 from lsa_study.config.layers import known_paths
 from lsa_study.config.points import titles
+from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError, Refused
 
 OP = {"kind": "unified", "terms": ["qk", "bias"], "application": "neighboring", "norm": "softmax"}
@@ -296,3 +298,18 @@ def test_no_grid_ends_in_a_traceback(write):
         flags = [f"{SIZE}=3,5"] if chance.random() < 0.5 else []
         with contextlib.suppress(ConfigError):
             assert study.load_study(path, grid=flags).variants
+
+
+def test_a_grid_that_was_asked_for_is_not_the_study_itself(write):
+    """Its settings and seeds are of its own rows."""
+    path = write(grid=GRID)
+    results = path.parent / "results"
+    how = {"results": results, "overrides": ["train.epochs=1"], "seeds": "0-4"}
+    (side,) = Selection([str(path)], "toy", grid=[f"{RATE}=0.1,0.2"], **how).load()
+    remember(results, [side])
+    assert side.name.startswith("own-epochs-1-lr-0-1-0-2-seeds-0-4-")
+    (own,) = Selection([str(path)], "toy", results=results).load(recall=True)
+    assert (own.name, own.overrides, own.seeds, own.about) == ("own", (), (0,), "")
+    (again,) = Selection([side.name], "toy", results=results).load(recall=True)
+    assert again.variants == side.variants
+    assert again.seeds == side.seeds
