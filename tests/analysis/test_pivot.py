@@ -236,7 +236,7 @@ def test_the_map_names_every_cell(place):
         mean, half = row.accuracy.shown(1).split(" ± ")
         assert mean in shown
         assert f"± {half}" in shown
-    assert "Acc@1 (%) by size (down) and norm (across): 6 cells, best size 7, norm softmax" in (
+    assert "Acc@1 (%) by size (down) and norm (across): 6 of 6 rows, best size 7, norm softmax" in (
         figure.get_label()
     )
     again = table_of(place, grid=["model.op.heads=2x,C"])

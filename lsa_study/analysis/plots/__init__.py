@@ -48,18 +48,19 @@ def figures(
             made = {"accuracy": rows.accuracy(study, of_study)}
             if any(row.reference != row.variant for row in of_study):
                 made["differences"] = rows.differences(study, of_study)
-            if (figure := forest.agreement(study, of_study)) is not None:
-                made["agreement"] = figure
-            if (figure := heat.heat(study, of_study)) is not None:
-                made["heat"] = figure
+            of_some = {
+                "agreement": forest.agreement(study, of_study),
+                "heat": heat.heat(study, of_study),
+            }
+            made |= {kind: figure for kind, figure in of_some.items() if figure is not None}
             made["curves"] = curves.curves(study, of_study)
             if any(row.accuracy.n > 1 for row in of_study):
                 made["seeds"] = rows.seeds(study, of_study)
             if study.file.factor == ["model.op.heads"]:
                 made["heads"] = rows.heads(study, of_study)
-            for kind, figure in made.items():
-                style.say_about(figure, [study])
-                drawn[f"{study.name}-{kind}"] = figure
+            for kind, plot in made.items():
+                style.say_about(plot, [study])
+                drawn[f"{study.name}-{kind}"] = plot
         if (figure := forest.claims(pairs[0][0], judged)) is not None:
             drawn["claims"] = figure
         over = {} if (layers := rows.layers(pairs)) is None else {"fig1-layers": layers}

@@ -63,10 +63,10 @@ def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
     best = max(means, key=lambda name: means[name], default="")
     more = len(pivot.blocks) - len(blocks)
     drawn.set_label(
-        f"{pivot.about}: {style.counted(len(means), 'cell')}"
+        f"{pivot.about}: {len(means)} of {len(rows)} rows"
         + (f", best {best} with {means[best]:.1f} %" if best else "")
         + (f"; colours from {low:.1f} to {high:.1f} %" if known else "")
         + f"; {style.basis(rows)}."
-        + f" {style.counted(more, 'more map')} in the table." * bool(more)
+        + f" Maps in the table alone: {more}." * bool(more)
     )
     return drawn
