@@ -43,6 +43,7 @@ def figures(
     The label of each is a sentence that says what it shows, also for those who cannot see it.
     """
     drawn: dict[str, Figure] = {}
+    figure: Figure | None
     with style.styled():
         for study, of_study in pairs:
             made = {"accuracy": rows.accuracy(study, of_study)}
@@ -58,9 +59,9 @@ def figures(
                 made["seeds"] = rows.seeds(study, of_study)
             if study.file.factor == ["model.op.heads"]:
                 made["heads"] = rows.heads(study, of_study)
-            for kind, plot in made.items():
-                style.say_about(plot, [study])
-                drawn[f"{study.name}-{kind}"] = plot
+            for kind, figure in made.items():
+                style.say_about(figure, [study])
+                drawn[f"{study.name}-{kind}"] = figure
         if (figure := forest.claims(pairs[0][0], judged)) is not None:
             drawn["claims"] = figure
         over = {} if (layers := rows.layers(pairs)) is None else {"fig1-layers": layers}
