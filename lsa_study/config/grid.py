@@ -16,7 +16,7 @@ the first of them, and what is drawn counts as one factor, ``sample``.
 ``--grid`` puts its values in the place of the file's for the same setting. Others join the file's
 grid, or its ``set`` where it has no rows. Where it has written rows or a sample, every row is
 repeated at each point, such as ``net7_size-3``, and those at the first values are compared as the
-file says.
+file says. The file's own claims are not about such rows.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def expand(document: yaml.Document, asked: Sequence[str] = (), *, many: bool = F
         writer.variants = {name: row for name, row in rows.items() if name not in good}
         writer.multiply(factors, good)
     data = document.data | {"grid": written | flags} | writer.data
+    if flags and "claims" in data:
+        data["claims"] = []
     return Expanded(
         replace(document, data=data | {"variants": writer.variants}, lines=writer.lines),
         writer.grid, writer.origin, tuple(writer.mistakes),

@@ -10,9 +10,11 @@ from in_process import answer
 
 from lsa_study.cli.options import Selection
 from lsa_study.config import contrast, names, study
+from lsa_study.config.grid import expand
 from lsa_study.config.layers import known_paths
 from lsa_study.config.points import titles
 from lsa_study.config.remember import remember
+from lsa_study.config.yaml import read
 from lsa_study.errors import ConfigError, Refused
 
 OP = {"kind": "unified", "terms": ["qk", "bias"], "application": "neighboring", "norm": "softmax"}
@@ -250,6 +252,13 @@ def test_a_grid_of_the_command_line(write):
     for wrong in ("x", f"{SIZE}=", "=3", f"{SIZE}=3]"):
         assert f"--grid {wrong}" in mistakes(path, grid=[wrong])[0]
     assert "--grid model.op.size=5" in mistakes(path, grid=[f"{SIZE}=5"])[0]
+
+
+def test_own_claims_are_about_the_rows_of_the_file(write):
+    path = write(grid=GRID, claims=[{"id": "one"}])
+    document = read(path)
+    assert expand(document).document.data["claims"] == [{"id": "one"}]
+    assert expand(document, [f"{RATE}=0.1,0.2"]).document.data["claims"] == []
 
 
 def test_written_rows_are_repeated_at_each_of_its_points():
