@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lsa_study.analysis.article import network_key
-from lsa_study.analysis.ledger import Claims
+from lsa_study.config.ledger import Claims
 from lsa_study.analysis.measured import COUNTED
 from lsa_study.config import study
 from lsa_study.files import write_json

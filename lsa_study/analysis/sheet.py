@@ -52,7 +52,7 @@ class Sheet:
     @property
     def title(self) -> str:
         """What it is the sheet of."""
-        return f"Fidelity sheet of {self.study.file.article.source}"
+        return f"Fidelity sheet of {self.study.place}"
 
     def remarks(self) -> dict[str, tuple[tuple[str, str], ...]]:
         """What differs and what is assumed by their headings; an empty one is left out."""

@@ -61,10 +61,12 @@ def plan(
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound)
     planning.check_starts(loaded)
-    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper"]
+    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper" and one.file.article]
     if sheet:
         if not sheets:
-            raise ConfigError(f"--sheet: tier {chosen.tier} has no sheet; give --tier paper")
+            raise ConfigError(
+                "--sheet: only studies with an article have one, at tier paper; give --tier paper"
+            )
         typer.echo("\n".join(one.markdown() for one in sheets), nl=False)
         return
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them.

@@ -35,6 +35,8 @@ class Asked(BaseModel):
     of: str = ""
     """Of a side study: its study's own name."""
     only: str | None = None
+    path: str = ""
+    """Of a study itself: its file, as in ``study``; empty: it came with the package."""
     broken: tuple[str, ...] = Field((), exclude=True)
     """Of what was put together from several files: those that could not be read."""
 
