@@ -66,7 +66,7 @@ def judge_tier(
     given = {stem: side} if side else {}
     near = path.parent if path else side.document.path.parent if side else None
     files: dict[str, Path] = {}
-    for name in (name for name in _stems(claims) if name not in given):
+    for name in (name for name in studies_of(claims) if name not in given):
         with contextlib.suppress(ConfigError):  # claims on it stay ``not run``
             files[name] = studies.find_study(name, results, near)
     tiers = {name: studies.tiers_of(str(file)) for name, file in files.items()}
@@ -84,7 +84,7 @@ def judge_tier(
     by_figures = [claim for claim in claims if claim.metric in figures]
     papers = known
     if not own:
-        timed = (name for name in _stems(by_figures) if "paper" in tiers.get(name, ()))
+        timed = (name for name in studies_of(by_figures) if "paper" in tiers.get(name, ()))
         papers = {name: studies.load_study(files[name], tier="paper") for name in timed}
     found = [
         _by_figures(claim, papers) if claim in by_figures else _by_runs(claim, sides, tiers, tier)
@@ -115,7 +115,7 @@ def judge_studies(
     side = studies[0] if len(studies) == 1 and studies[0].alias else None
     runs = collected or collect(results, tier, update=True)
     found: list[ClaimVerdict] = []
-    if about & {*_stems(Claims.read())}:
+    if about & {*studies_of(Claims.read())}:
         found = judge_tier(results, tier, collected=runs, side=side)
         found = [one for one in found if side is None or side.about in one.overrides]
     for one in studies:
@@ -124,7 +124,8 @@ def judge_studies(
     return found
 
 
-def _stems(claims: Sequence[Claim]) -> list[str]:
+def studies_of(claims: Sequence[Claim]) -> list[str]:
+    """The names of the studies whose rows claims are about."""
     return list(dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.sides))
 
 
@@ -276,18 +277,15 @@ def _differing(
 
 def _of_counts(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
     """Judge what the runs counted of their networks, in percent of the second row's."""
-    claim = found.claim
-    (study, ours), (other, theirs) = (sides[name] for name in claim.rows)
-    counts = [
-        {count for run in row.runs if (count := getattr(run, claim.metric)) is not None}
-        for row in (ours, theirs)
-    ]
-    differs = _differing(claim.compared[0], (study, ours.variant), (other, theirs.variant))
-    found = replace(found, differs=differs, method="as the runs counted it")
-    if [*map(len, counts)] != [1, 1]:
-        return replace(found, reason=f"no {claim.metric} recorded of both rows")
-    one, two = (count.pop() for count in counts)
-    return found.decided(measured.Ratio(100 * (one / two - 1)).estimate)
+    cost = {"params": "params_m", "macs": "gmacs"}[found.claim.metric]
+    (study, ours), (other, theirs) = (sides[name] for name in found.claim.rows)
+    rows = (study, ours.variant), (other, theirs.variant)
+    found = replace(found, differs=_differing(found.claim.compared[0], *rows))
+    one, two = ours.costs[cost], theirs.costs[cost]
+    if one is None or not two:
+        return replace(found, reason=f"no {found.claim.metric} recorded of both rows")
+    ratio = measured.Ratio(100 * (one / two - 1)).estimate
+    return replace(found, method="as the runs counted it").decided(ratio)
 
 
 def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:

@@ -299,9 +299,13 @@ def of_study(found: Sequence[ClaimVerdict], study: str) -> list[ClaimVerdict]:
         ConfigError: no claim is about it.
     """
     known = sorted({row.split("/")[0] for one in found for row in one.claim.sides})
-    if study not in known:
+    if study not in known and not any(one.family for one in found):
         raise ConfigError(f"--study {study}: no claim is about it; {nearest(study, known)}")
-    return [one for one in found if any(r.startswith(f"{study}/") for r in one.claim.sides)]
+    return [
+        one
+        for one in found
+        if one.family or any(r.startswith(f"{study}/") for r in one.claim.sides)
+    ]
 
 
 def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:

@@ -51,6 +51,12 @@ def home_of(results: Path | None, name: str) -> Path | None:
     return None if results is None else _remembered(results).get(name)
 
 
+def own_claims(results: Path) -> list[str]:
+    """The studies that were run from a path in a results folder and have claims of their own."""
+    files = {name: path for name, path in _remembered(results).items() if path.is_file()}
+    return [name for name, path in files.items() if yaml.read(path).data.get("claims")]
+
+
 def _remembered(results: Path) -> dict[str, Path]:
     """The files of the studies that were run from a path in a results folder, by their names."""
     asked = [item for tier in TIERS for item in every_asked(results, tier)[0].items()]

@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 from lsa_study import rundir
 from lsa_study.config import study, yaml
 from lsa_study.config.experiment import Resources
-from lsa_study.config.find import side_tiers
+from lsa_study.config.find import home_of, side_tiers
 from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Study
@@ -131,8 +131,10 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     wanted: set[str] = set()
     for name in study.expand_names(names):
         try:
-            path = study.find_study(name)
+            path = study.find_study(name, results)
         except ConfigError:  # no experiment file: a side study, or a run
+            if home_of(results, name) is not None:
+                raise
             if not side_tiers(results, name, [tier] if tier else TIERS):
                 wanted.add(one_run(results, name, tier).identity)
                 continue
