@@ -141,9 +141,10 @@ class Selection:
         for name in asked:
             tier = self.tier or self._only_tier(name)
             known = self.results if recall or side_tiers(self.results, name, [tier]) else None
+            path = name if known else find_study(name, self.results)
             try:
                 one = study.load_study(
-                    name if known else find_study(name, self.results), tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
+                    path, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
                     recall=known,
                 )  # fmt: skip
             except study.NoVariant as error:

@@ -106,6 +106,7 @@ def claims(
     """Judge claims by the finished runs of a tier: the article's, or those of a study or a file."""
     from lsa_study.analysis import claims as ledger
     from lsa_study.analysis.collect import collect
+    from lsa_study.config.ledger import Claims
 
     one = None
     if study:
@@ -113,7 +114,7 @@ def claims(
             (one,) = Selection([study], tier, results=results).load(recall=True)
         except ConfigError:
             # The article's claims are also about studies that are not here, or not at this tier.
-            if study not in ledger.studies_of(ledger.Claims.read()):
+            if study not in ledger.studies_of(Claims.read()):
                 raise
         study = short(one.file.study) if one else study
     collected = collect(results, tier, update=True)

@@ -16,7 +16,7 @@ from lsa_study.config.asked import (
     read_asked,
     tidy,
 )
-from lsa_study.config.find import TIERS, find_study, home_of, list_studies
+from lsa_study.config.find import find_study, home_of
 from lsa_study.config.names import GOOD, short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
@@ -97,8 +97,7 @@ def remember(results: Path, studies: Iterable[Study]) -> None:
 def _check_home(study: Study, results: Path) -> None:
     """Refuse a study under the name of another whose file is still there."""
     name, path = short(study.file.study), study.document.path
-    asked = [every_asked(results, tier)[0].get(name) for tier in TIERS]
-    home = home_of(results, name) or (list_studies().get(name) if any(asked) else None)
+    home = home_of(results, name)
     if home is not None and home.is_file() and not home.samefile(path):
         raise ConfigError(
             f"{path}: {results} has the study {name} of another file, {home}; give this one "
