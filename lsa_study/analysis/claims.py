@@ -20,6 +20,7 @@ from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import t_interval
 from lsa_study.analysis.verdict import DECIDED, Differing, Word
 from lsa_study.analysis.verdict import GROUPS as GROUPS
+from lsa_study.analysis.verdict import NEAR as NEAR
 from lsa_study.analysis.verdict import ClaimVerdict as ClaimVerdict
 from lsa_study.analysis.verdict import claims_json as claims_json
 from lsa_study.analysis.verdict import claims_text as claims_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ class Collected:
 
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
+    results: Path | None = None
+    """The folder that holds them."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """The messages of ``broken`` for pages that others read: paths begin at the tier."""
+        return [self.plain(line) for line in self.broken]
+
+    def plain(self, line: str) -> str:
+        """A message whose paths in the results folder begin at the tier."""
+        return line.replace(f"{self.results}{os.sep}", "") if self.results else line
 
     def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
         """The runs with these identities that have ended, by identity."""
@@ -143,7 +155,7 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
         content = io.BytesIO()
         runs.to_parquet(content, compression="zstd", index=False)
         write_whole(parquet_path(results, tier), content.getvalue())
-    return Collected(runs, tuple(broken))
+    return Collected(runs, tuple(broken), results)
 
 
 def _sound(known: pd.DataFrame, alone: Collection[Any], broken: list[str]) -> pd.DataFrame:

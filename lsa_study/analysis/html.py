@@ -21,6 +21,7 @@ from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import Table, build
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
@@ -93,7 +94,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
             for name in names
         },
         overview=[picture for one, picture in drawn.items() if not owners[one]],
-        broken=sorted({line for _, collected in pairs for line in collected.broken}),
+        broken=sorted({line for _, collected in pairs for line in collected.left_out}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )
 
@@ -135,7 +136,7 @@ def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str
     devices = sorted({run.device or "an unknown device" for run in runs})
     lost = sum(run.outcome != "done" for run in runs)
     ran = (
-        f"What was run: {style.counted(len(runs), 'run')} at tier {tier}, for "
+        f"What was run: {counted(len(runs), 'run')} at tier {tier}, for "
         f"{sum(bool(row.runs) for row in rows)} of the {len(rows)} rows of "
         f"{', '.join(table.study.place for table in tables)}"
         + (f"; seeds: {seeds}; on {', '.join(devices)}" if runs else "")
@@ -149,7 +150,7 @@ def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str
             f"{ran}.",
             "What is decided: nothing, as results of tier toy check the pipeline and are never "
             "evidence.",
-            f"What is not: all {style.counted(len(judged), 'claim')}; {shown} have numbers that "
+            f"What is not: all {counted(len(judged), 'claim')}; {shown} have numbers that "
             "show what would be judged, and a verdict takes runs at tier proxy or paper.",
         ]
     decided = [one for one in judged if one.grouped == "decided"]
@@ -168,7 +169,7 @@ def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str
     ]
     return [
         f"{ran}.",
-        f"What is decided: {len(decided)} of {style.counted(len(judged), 'claim')}"
+        f"What is decided: {len(decided)} of {counted(len(judged), 'claim')}"
         f"{'; ' * bool(found)}{found}{more}.",
         f"What is not: {'; '.join(filter(None, parts)) or 'nothing'}.",
     ]

@@ -76,12 +76,12 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     broken = ""
     if number := len(collected.broken):
         plural, verb = ("s", "are") if number > 1 else ("", "is")
-        shown = "; ".join(collected.broken[:3]) + "; ..." * (number > 3)
+        shown = "; ".join(collected.left_out[:3]) + "; ..." * (number > 3)
         broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
         meaning(study.tier, article=study.file.article is not None),
         f"About: {study.about}." if study.about else "",
-        *study.asked.broken,
+        *map(collected.plain, study.asked.broken),
         reference,
         reading,
         _noise(rows),
@@ -205,7 +205,8 @@ def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
         + (f", {images}" if images else "")
         + f"; fingerprint {known('data_fingerprint') or 'none yet'}. "
         f"Network: {every(one.model.backbone for one in rows)}, "
-        f"{every(one.train.epochs for one in rows)} epochs, "
+        f"{every(one.train.epochs for one in rows)} "
+        f"epoch{'s' * any(one.train.epochs != 1 for one in rows)}, "
         f"batch {every(one.train.batch_size for one in rows)}, "
         f"peak lr {every(f'{one.train.lr:g}' for one in rows)}."
     )

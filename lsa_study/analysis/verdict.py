@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from lsa_study.analysis.statistics import Estimate, rounded, signed
 from lsa_study.config.ledger import RULE, Claim
 from lsa_study.config.names import nearest
 from lsa_study.errors import ConfigError
+from lsa_study.terminal import wrapped
 
 Word = Literal["supported", "contradicted", "unresolved", "not comparable", "no verdict", "not run"]
 """no verdict: what the toy tier gives, whose results are never evidence."""
@@ -43,7 +43,6 @@ GROUPS: Mapping[str, str] = {
     "open": "Open",
     "not run": "Not run",
 }
-WIDTH = 80
 HIDDEN = {"outcome", "besides", "tiers", "control", "precision", "device"}
 Seeds = tuple[int, int | None, int | None] | None
 """About how many more would decide, the fewest and the most."""
@@ -273,15 +272,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(str, value))
     return "none" if value is None else str(value)
-
-
-def wrapped(text: str, indent: str = "", further: int | None = None) -> list[str]:
-    """Lines of a terminal's usual width; those after the first start ``further`` to the right."""
-    later = indent + "  " if further is None else " " * further
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False,
-        break_long_words=False,
-    )  # fmt: skip
 
 
 def families(found: Sequence[ClaimVerdict]) -> dict[str, list[ClaimVerdict]]:

@@ -17,7 +17,7 @@ from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
 from lsa_study.config.fidelity import sources
 from lsa_study.config.find import TIERS, list_studies, tiers_of
-from lsa_study.config.names import short
+from lsa_study.config.names import counted, short
 from lsa_study.config.parts import why_not
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
@@ -65,7 +65,10 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
-    last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
+    last = [
+        f"{counted(len(runs), 'distinct run')}, {counted(epochs, 'epoch')} in all, "
+        f"{len(todo)} to do"
+    ]
     if len(studies) > 1:
         # The studies' own costs count a shared run in each.
         costs = rehearse.predicted(todo, rehearsed)
@@ -92,6 +95,8 @@ def known_studies(results: Path) -> list[str]:
                 of = f"side study of {asked.of}"
                 said = about(of, asked.overrides, asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
+            elif asked.path:
+                lines.append(f"{name}  {results.parent / asked.path} ({tier})")
     return lines
 
 
@@ -162,8 +167,10 @@ def _block(
         and (common := {mine[run.identity] for run in other.runs() if run.identity in mine})
     ]
     costs = rehearse.predicted(todo, rehearsed)
-    # No command need know a side study's name yet.
+    # No command need know a side study's name yet, or that of a study which is not run.
     stem, only = short(study.file.study), [f"--only={study.only}"] if study.only else []
+    if list_studies().get(stem) is None:
+        stem = shlex.quote(str(study.document.path))
     given = shlex.join([*(f"--set={one}" for one in study.overrides), *only])
     options = f" {given}" if given else ""
     if todo and not costs:
@@ -181,8 +188,8 @@ def _block(
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
     head = (
-        f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
-        f"seed{'s' if len(study.seeds) != 1 else ''} = {len(runs)} runs   "
+        f"{study.name} ({study.tier}): {counted(len(study.variants), 'variant')} x "
+        f"{counted(len(study.seeds), 'seed')} = {counted(len(runs), 'run')}   "
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
@@ -196,7 +203,7 @@ def _protocol(settings: Settings) -> str:
     limited = f" ({', '.join(parts)})" if parts else ""
     return (
         f"{data.name}{limited} at {data.image_size} px, {settings.model.backbone}, "
-        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
+        f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, lr {train.lr:g}"
     )
 
 

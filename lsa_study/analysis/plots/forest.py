@@ -17,6 +17,7 @@ from lsa_study.analysis.plots import style
 from lsa_study.analysis.plots.costs import SIZE, Scatter
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import Estimate, kendall, signed
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 SCALES = {
@@ -63,12 +64,12 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
     several = max(one.estimate.n for mine in panels.values() for one in mine) > 1
     counts = ", ".join(f"{n} {word}" for word, n in Counter(one.word for one in judged).items())
     marked = any(one.comparable for one in known)
-    number = style.counted(len(judged), "claim")
+    number = counted(len(judged), "claim")
     whose = f"{number} of {family}" if family else f"the article's {number}"
     alone = "bars are 95 % intervals of each claim alone, colours what holds among all"
     drawn.set_label(
         f"Estimates of {shown} of {whose} against the span "
-        f" where each holds (shaded): {counts}; those without an estimate are counted alone; "
+        f"where each holds (shaded): {counts}; those without an estimate are counted alone; "
         f"{alone if several else 'one seed: no interval'}."
         + " †: its rows were not made alike; the verdict's remarks say how."
         * marked

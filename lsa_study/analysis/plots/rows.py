@@ -14,6 +14,7 @@ from lsa_study.analysis.article import read_csv
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import decimals, signed
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 LAYERS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -127,7 +128,7 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     if not study.file.article:
         parts = [part.partition(", ")[2] for part in parts]
     drawn.set_label(
-        f"Accuracy of {style.counted(len(ours), 'row')} of {study.place}: "
+        f"Accuracy of {counted(len(ours), 'row')} of {study.place}: "
         f"{'; '.join([*parts, style.basis(rows)])}.{_dagger(rows)}"
     )
     return drawn
@@ -186,7 +187,7 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     clear = sum(low > 0 or high < 0 for low, high in known)
     theirs = ", beside the article's" if article else ""
     drawn.set_label(
-        f"Difference of {style.counted(len(made), 'row')} of {study.place} to the reference row, "
+        f"Difference of {counted(len(made), 'row')} of {study.place} to the reference row, "
         f"in points{theirs}: "
         + (f"{clear} of {len(known)} intervals leave out 0; " * bool(known))
         + f"{style.basis(compared)}.{_dagger(compared)}"
@@ -216,7 +217,7 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     style.rows_down((axes,), [style.short(row.name) for row in rows])
     spans = [max(row.accuracy.values) - min(row.accuracy.values) for row in rows if row.done]
     drawn.set_label(
-        f"Accuracy of {style.counted(len(known), 'seed')} of {style.counted(len(spans), 'row')} of "
+        f"Accuracy of {counted(len(known), 'seed')} of {counted(len(spans), 'row')} of "
         f"{study.place}: the seeds of a row lie up to {max(spans, default=0):.1f} "
         "points apart; lines that run side by side share their luck."
     )

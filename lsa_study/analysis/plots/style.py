@@ -175,11 +175,6 @@ def within_percent(axes: Axes, way: str = "y") -> None:
     getattr(axes, f"set_{way}lim")(max(low, 0.0), min(high, 100.0))
 
 
-def counted(number: int, thing: str) -> str:
-    """A number with its noun, such as ``3 rows``."""
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
 def basis(rows: Sequence[Row]) -> str:
     """What a caption says of the intervals of rows: how many seeds they rest on."""
     seeds = {row.accuracy.n for row in rows if row.done}
