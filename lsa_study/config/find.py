@@ -42,28 +42,29 @@ def find_study(study: str, recall: Path | None = None, beside: Path | None = Non
         return known.get(study, near)
     if home is not None:
         raise ConfigError(f"{study}: its file {home} is gone; put it back, or give its new path")
-    hint = names.nearest(study, ["all", *known, *(_remembered(recall) if recall else ())])
+    hint = names.nearest(study, ["all", *known, *(remembered(recall) if recall else ())])
     raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
 
 
 def home_of(results: Path | None, name: str) -> Path | None:
     """The file of a study that was run from a path in a results folder, be it gone; else None."""
-    return None if results is None else _remembered(results).get(name)
+    return None if results is None else remembered(results).get(name)
 
 
 def own_claims(results: Path) -> list[str]:
     """The studies that were run from a path in a results folder and have claims of their own."""
-    files = {name: path for name, path in _remembered(results).items() if path.is_file()}
+    files = {name: path for name, path in remembered(results).items() if path.is_file()}
     return [name for name, path in files.items() if yaml.read(path).data.get("claims")]
 
 
-def _remembered(results: Path) -> dict[str, Path]:
+def remembered(results: Path) -> dict[str, Path]:
     """The files of the studies that were run from a path in a results folder, by their names."""
     asked = [item for tier in TIERS for item in every_asked(results, tier)[0].items()]
     plain = {name: one.path for name, one in asked if not one.study}
     paths = {one.of: one.study for _, one in asked if one.study} | plain
-    beside = results.resolve().parent
-    return {name: beside / p for name, p in paths.items() if p.endswith((".yaml", ".yml"))}
+    beside, here = results.resolve().parent, Path.cwd()
+    found = {name: beside / p for name, p in paths.items() if p.endswith((".yaml", ".yml"))}
+    return {n: p.relative_to(here) if p.is_relative_to(here) else p for n, p in found.items()}
 
 
 def list_studies() -> dict[str, Path]:

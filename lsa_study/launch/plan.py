@@ -16,7 +16,7 @@ from lsa_study.config import yaml
 from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
 from lsa_study.config.fidelity import sources
-from lsa_study.config.find import TIERS, list_studies, tiers_of
+from lsa_study.config.find import TIERS, list_studies, remembered, tiers_of
 from lsa_study.config.names import counted, short
 from lsa_study.config.parts import why_not
 from lsa_study.config.settings import Settings
@@ -95,9 +95,7 @@ def known_studies(results: Path) -> list[str]:
                 of = f"side study of {asked.of}"
                 said = about(of, asked.overrides, asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
-            elif asked.path:
-                lines.append(f"{name}  {results.parent / asked.path} ({tier})")
-    return lines
+    return lines + [f"{name}  {path}" for name, path in remembered(results).items()]
 
 
 def check_starts(studies: Sequence[Study]) -> None:
