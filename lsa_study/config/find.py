@@ -60,11 +60,18 @@ def own_claims(results: Path) -> list[str]:
 def remembered(results: Path) -> dict[str, Path]:
     """The files of the studies that were run from a path in a results folder, by their names."""
     asked = [item for tier in TIERS for item in every_asked(results, tier)[0].items()]
-    plain = {name: one.path for name, one in asked if not one.study}
-    paths = {one.of: one.study for _, one in asked if one.study} | plain
-    beside, here = results.resolve().parent, Path.cwd()
-    found = {name: beside / p for name, p in paths.items() if p.endswith((".yaml", ".yml"))}
-    return {n: p.relative_to(here) if p.is_relative_to(here) else p for n, p in found.items()}
+    plain = [(name, one.path) for name, one in asked if not one.study]
+    sides = [(one.of, one.study) for _, one in asked if one.study]
+    beside, here, found = results.resolve().parent, Path.cwd(), dict[str, Path]()
+    for name, text in [*plain, *sides]:
+        path = beside / text
+        path = path.relative_to(here) if path.is_relative_to(here) else path
+        by_stem = (name, "") in plain and name in list_studies()
+        if not text.endswith((".yaml", ".yml")) or by_stem:
+            continue
+        if name not in found or (path.is_file() and not found[name].is_file()):
+            found[name] = path
+    return found
 
 
 def list_studies() -> dict[str, Path]:

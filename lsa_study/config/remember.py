@@ -68,6 +68,8 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
         raise ConfigError(f"--as {name}: is the study {path}; give another name")
     other, asked = read_asked(results, study.tier, name), _asked(side, results)
     parts = {"study", "of", "overrides", "only"}
+    if other is not None and home_of(results, stem) not in (None, study.document.path):
+        parts -= {"study"}  # its file was moved: while the other is there, it is refused above
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
