@@ -64,11 +64,12 @@ def remembered(results: Path) -> dict[str, Path]:
     sides = [(one.of, one.study) for _, one in asked if one.study]
     beside, here, found = results.resolve().parent, Path.cwd(), dict[str, Path]()
     for name, text in [*plain, *sides]:
+        if not text.endswith((".yaml", ".yml")):
+            continue
+        if (name, "") in plain and name in list_studies():  # run by its stem
+            continue
         path = beside / text
         path = path.relative_to(here) if path.is_relative_to(here) else path
-        by_stem = (name, "") in plain and name in list_studies()
-        if not text.endswith((".yaml", ".yml")) or by_stem:
-            continue
         if name not in found or (path.is_file() and not found[name].is_file()):
             found[name] = path
     return found

@@ -26,6 +26,7 @@ from lsa_study.errors import LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.record import OUTCOMES
+from lsa_study.terminal import wrapped
 
 
 def plan_json(study: Study) -> dict[str, Any]:
@@ -190,7 +191,15 @@ def _block(
         f"{counted(len(study.seeds), 'seed')} = {counted(len(runs), 'run')}   "
         f"baseline: {study.file.baseline}"
     )
-    return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+    # Commands stand in other lines, which must stay whole.
+    blocks = [
+        wrapped(f"  {topic:<9} {line}", further=12)
+        if topic == "about"
+        else [f"  {topic:<9} {line}"]
+        for topic, line in lines
+        if line
+    ]
+    return "\n".join([head, *(line for block in blocks for line in block)])
 
 
 def _protocol(settings: Settings) -> str:

@@ -156,7 +156,7 @@ def change(**changes):
     [
         (change(rows=["k7", "k33"]), "claim c: 'k33' is not a variant; did you mean k3?"),
         (change(rows=["ksize/k9", "k3"]), "claim c: 'k9' is not a variant; known: k3, k5, k7"),
-        (change(rows=["k7", "table1/swim"]), "'swim' is not a variant of table1; did you mean swin"),
+        (change(rows=["k7", "table1/swim"]), "'swim' is not a variant of table1; did you"),
         (change(rows=["k7", "tabel1/swin"]), "tabel1: no such study; did you mean table1?"),
         (change(rows=["k7", "table1/net7"], besides=["model.op.terms"]), "never compared"),
         (change(rows=["k7", "a/b/c"]), "write a row of this study, or study/variant"),
