@@ -191,15 +191,12 @@ def _block(
         f"{counted(len(study.seeds), 'seed')} = {counted(len(runs), 'run')}   "
         f"baseline: {study.file.baseline}"
     )
-    # Commands stand in other lines, which must stay whole.
-    blocks = [
-        wrapped(f"  {topic:<9} {line}", further=12)
-        if topic == "about"
-        else [f"  {topic:<9} {line}"]
-        for topic, line in lines
-        if line
-    ]
-    return "\n".join([head, *(line for block in blocks for line in block)])
+    shown = [head]
+    for topic, line in ((topic, line) for topic, line in lines if line):
+        text = f"  {topic:<9} {line}"
+        # Others hold commands, which must stay whole.
+        shown += wrapped(text, further=12) if topic == "about" else [text]
+    return "\n".join(shown)
 
 
 def _protocol(settings: Settings) -> str:
