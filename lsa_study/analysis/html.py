@@ -58,6 +58,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         for family, of in claims.families(judged).items()
     ]
     article = any(study.file.article for study in studies)
+    titles = "; ".join(study.file.title for study in studies)
     names = [study.name for study in studies]
     owners = {
         one: max((name for name in names if one.startswith(f"{name}-")), key=len, default="")
@@ -79,7 +80,7 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     environment.globals.update(zip=zip, signed=signed, behind=_behind, sort_key=sort_key)
     return environment.get_template("report.html.j2").render(
         tier=tier,
-        title="What limits local self-attention?" if article else _titles(studies),
+        title="What limits local self-attention?" if article else titles,
         meaning=meaning(tier, article=article),
         summary=summary(tables, judged),
         sections=sections,
@@ -97,10 +98,6 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         broken=sorted({line for _, collected in pairs for line in collected.left_out}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )
-
-
-def _titles(studies: Sequence[Study]) -> str:
-    return "; ".join(study.file.title for study in studies)
 
 
 def _section(

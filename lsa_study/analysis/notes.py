@@ -205,8 +205,7 @@ def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
         + (f", {images}" if images else "")
         + f"; fingerprint {known('data_fingerprint') or 'none yet'}. "
         f"Network: {every(one.model.backbone for one in rows)}, "
-        f"{every(one.train.epochs for one in rows)} "
-        f"epoch{'s' * any(one.train.epochs != 1 for one in rows)}, "
+        f"{every(one.train.epochs for one in rows)} epochs, "
         f"batch {every(one.train.batch_size for one in rows)}, "
         f"peak lr {every(f'{one.train.lr:g}' for one in rows)}."
     )

@@ -13,6 +13,7 @@ from lsa_study.config.ledger import OwnClaims
 from lsa_study.config.settings import Tier
 from lsa_study.errors import ConfigError
 
+ELSEWHERE = "rows of another study are no rows here; copy its settings into a row of this file"
 Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -127,7 +128,7 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
     named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
     mistakes = [
         f"{document.where(*keys)}: {'baseline ' if len(keys) == 1 else ''}{row!r} is not a "
-        f"variant; {_meant(row, file)}"
+        f"variant; {ELSEWHERE if '/' in row else names.nearest(row, file.variants)}"
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
@@ -161,13 +162,6 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
     mistakes += _of_claims(file, document)
     if mistakes:
         raise ConfigError(*mistakes)
-
-
-def _meant(row: str, file: StudyFile) -> str:
-    """What a name that is no row of the file may have meant."""
-    if "/" in row:
-        return "rows of another study are no rows here; copy its settings into a row of this file"
-    return names.nearest(row, file.variants)
 
 
 def _of_claims(file: StudyFile, document: yaml.Document) -> list[str]:

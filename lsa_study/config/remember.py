@@ -42,13 +42,18 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
         ConfigError: the name is taken, or cannot be one; or that of the study is taken by a study
             of another file.
     """
-    _check_home(study, results)
+    stem, path = short(study.file.study), study.document.path
+    home = home_of(results, stem)
+    if home is not None and home.is_file() and not home.samefile(path):
+        raise ConfigError(
+            f"{path}: {results} has the study {stem} of another file, {home}; give this one "
+            "another name (study:), or other --results"
+        )
     before, declared = study.asked, {*study.declared}
     same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
     if alias is None and same and declared.union(before.seeds).issuperset(study.seeds):
         return study
     seeds = () if declared.issuperset(study.seeds) else tuple(sorted(study.seeds))
-    stem = short(study.file.study)
     name = alias
     if name is None:
         name = derived_name(stem, study.overrides, study.only, seeds)
@@ -61,15 +66,15 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
             "digits and _ . + = -, the first a letter or digit"
         )
     try:
-        path = find_study(name, results)
+        taken = find_study(name, results)
     except ConfigError:  # as it should be
         side = replace(study, alias=name)
     else:
-        raise ConfigError(f"--as {name}: is the study {path}; give another name")
+        raise ConfigError(f"--as {name}: is the study {taken}; give another name")
     other, asked = read_asked(results, study.tier, name), _asked(side, results)
     parts = {"study", "of", "overrides", "only"}
-    if other is not None and home_of(results, stem) not in (None, study.document.path):
-        parts -= {"study"}  # its file was moved: while the other is there, it is refused above
+    if home is not None and not home.is_file():
+        parts -= {"study"}  # its file was moved
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
@@ -94,17 +99,6 @@ def remember(results: Path, studies: Iterable[Study]) -> None:
         apart = {"path"} if study.alias else {"study", "of", "only"}
         apart |= set() if asked.path else {"path"}
         write_json(path, asked.model_dump(exclude=apart), make_folder=True)
-
-
-def _check_home(study: Study, results: Path) -> None:
-    """Refuse a study under the name of another whose file is still there."""
-    name, path = short(study.file.study), study.document.path
-    home = home_of(results, name)
-    if home is not None and home.is_file() and not home.samefile(path):
-        raise ConfigError(
-            f"{path}: {results} has the study {name} of another file, {home}; give this one "
-            "another name (study:), or other --results"
-        )
 
 
 def _asked(study: Study, results: Path) -> Asked:

@@ -142,8 +142,7 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
             rows = yaml.read(path).data.get("variants")
             variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
             wanted |= {run.identity for run in runs if run.variant in variants}
-        asked = study.distinct(asked_studies(results, [name], tier))
-        wanted |= {run.identity for run in asked}
+        wanted |= {run.identity for run in study.distinct(asked_studies(results, [name], tier))}
     return [run for run in runs if run.identity in wanted]
 
 
