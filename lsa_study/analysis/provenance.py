@@ -11,7 +11,7 @@ from lsa_study import rundir
 from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
-from lsa_study.config.find import find_asked, tiers_of
+from lsa_study.config.find import find_study, side_tiers, tiers_of
 from lsa_study.config.names import nearest
 from lsa_study.config.study import TIERS, Study, load_study
 from lsa_study.errors import ConfigError
@@ -165,9 +165,8 @@ def _of_row(results: Path, text: str, collected: Mapping[str, Collected]) -> str
     if not slash or parts is None:
         return text
     found: dict[str, str] = {}
-    for tier, ended in collected.items():
-        if tier not in tiers_of(str(find_asked(name, tier, results)[0])):
-            continue
+    tiers = side_tiers(results, name) or tiers_of(str(find_study(name, results)))
+    for tier, ended in ((tier, collected[tier]) for tier in tiers if tier in collected):
         rows = rows_of(load_study(name, tier=tier, recall=results), ended)
         exact = any(one.variant == row for one in rows)
         runs = _find(name, row if exact else parts[1], rows).runs
@@ -175,8 +174,8 @@ def _of_row(results: Path, text: str, collected: Mapping[str, Collected]) -> str
         if seeds:
             found[tier] = seeds[0].identity
     if len(found) > 1:
-        tiers = ", ".join(found)
-        raise ConfigError(f"{text}: was run at tiers {tiers}; choose one with --tier")
+        places = ", ".join(found)
+        raise ConfigError(f"{text}: was run at tiers {places}; choose one with --tier")
     if not found:
         raise ConfigError(f"{text}: no run of it has ended under {results}; see lsa status {name}")
     return found.popitem()[1]

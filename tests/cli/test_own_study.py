@@ -222,6 +222,7 @@ def test_an_edited_file_is_read_anew(lsa, lab):
 def test_rows_are_compared_by_name(lsa):
     assert "model.op.size  3 -> 7" in lsa("diff ksize/k3 own.yaml/k7")
     assert "  seed  0 -> 1\n" in lsa("diff ksize/k3-s0 ksize/k3-s1")
+    assert "model.op.size  3 -> 5" in lsa("diff three/k3 ksize/k5"), "of a side study too"
     assert "k9: is no row of ksize; known: k3, k5, k7" in lsa("diff ksize/k3 ksize/k9", code=2)
     assert "no run of it has ended" in lsa("diff ksize/k3 ksize/k3-s9", code=2)
 
