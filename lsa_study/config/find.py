@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -37,9 +38,10 @@ def find_study(study: str, recall: Path | None = None, beside: Path | None = Non
             raise ConfigError(f"{study}: its file {home} is of study {held} now; give a path")
         return home
     known = list_studies()
-    near = beside / f"{study}.yaml" if beside is not None else path
-    if study in known or near.is_file():
-        return known.get(study, near)
+    if study in known:
+        return known[study]
+    if beside is not None and (near := beside / f"{study}.yaml").is_file():
+        return near
     if home is not None:
         raise ConfigError(f"{study}: its file {home} is gone; put it back, or give its new path")
     hint = names.nearest(study, ["all", *known, *(remembered(recall) if recall else ())])
@@ -53,8 +55,11 @@ def home_of(results: Path | None, name: str) -> Path | None:
 
 def own_claims(results: Path) -> list[str]:
     """The studies that were run from a path in a results folder and have claims of their own."""
-    files = {name: path for name, path in remembered(results).items() if path.is_file()}
-    return [name for name, path in files.items() if yaml.read(path).data.get("claims")]
+    found = []
+    for name, path in remembered(results).items():
+        with contextlib.suppress(ConfigError):  # what reads it says what is wrong
+            found += [name] if yaml.read(path).data.get("claims") else []
+    return found
 
 
 def remembered(results: Path) -> dict[str, Path]:

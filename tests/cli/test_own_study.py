@@ -141,6 +141,8 @@ def test_claims_of_a_file(lsa, lab):
     (lab / "mine.yaml").write_text(text.replace("k5, k3", "ksize/k5, own/k3"))
     (found,) = json.loads(lsa("claims --file mine.yaml --tier proxy --json"))["claims"]
     assert found["n"] == 3, "by its name, or by its file beside that of the claims"
+    (lab / "README").write_text("a file that is no study\n")
+    assert "README: no such study" in lsa("plan README", code=2)
     told = lsa("claims --file own.yaml", code=2)
     assert "own.yaml: is a study, not a file of claims; for its own: lsa claims --study" in told
 
@@ -242,9 +244,12 @@ def test_paths_of_broken_runs_begin_at_the_tier(lsa, lab):
 
 
 def test_what_is_said_of_a_side_study_keeps_to_the_width(lsa):
+    told = lsa(f"run own.yaml --tier proxy --seeds 0-2 --as {'x' * 60}").splitlines()
+    assert told[:2] == [f"{'x' * 60} is a side study", "  of ksize: seeds 0-2"]
     long = "train.epochs=1 --set train.lr=0.001 --set augment.label_smoothing=0.05"
     told = lsa(f"plan ksize --set {long} --only k3")
     assert "1 variant x 1 seed = 1 run " in told
     assert ", 1 epoch, batch" in told
+    assert max(map(len, told.split("  contrast")[0].splitlines()[1:])) <= 80
     assert told.endswith("1 distinct run, 1 epoch in all, 1 to do\n")
     assert "lsa rehearse own.yaml --tier toy" in told, "no command knows its name by heart"
