@@ -10,6 +10,10 @@ import yaml
 from in_process import answer
 from synthetic import write_study
 
+from lsa_study.analysis import claims
+from lsa_study.analysis.html import write_report
+from lsa_study.cli.options import Selection
+
 OWN = """\
 study: ksize
 factor: [model.op.size]
@@ -116,15 +120,18 @@ def test_own_claims_are_a_family_of_their_own(lsa, lab):
     assert (near["verdict"], near["method"]) == ("supported", "as the runs counted it")
     assert "margins" not in own
     write_study(lab / "results", "table2", tier="proxy", seeds=range(3))
-    lsa("report table2 ksize --tier proxy")
+    results = lab / "results"
+    asked = Selection(["table2", str(lab / "own.yaml")], "proxy", results=results)
+    both = asked.load(recall=True)
+    write_report(both, results)
     page = (lab / "results/proxy/report.html").read_text("utf-8")
     assert "<h1>What limits local self-attention?</h1>" in page
     assert page.index('id="claims"') < page.index('id="ksize-claims"') < page.index('id="table2"')
     assert 'id="claim-ksize-more"' in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len({*ids})
-    lsa("report table2 --tier proxy")
-    assert "ksize" not in (lab / "results/proxy/report.html").read_text("utf-8")
+    found = [[*claims.families(claims.judge_studies([one], results))] for one in both]
+    assert found == [[""], ["ksize"]], "the article's alone, or its own alone"
     article = json.loads(lsa("claims --tier proxy --json"))
     assert len(article["claims"]) > 90, "the article's alone"
     assert lsa("claims --study three --tier proxy").startswith("Claims of three\n")
@@ -245,7 +252,7 @@ def test_paths_of_broken_runs_begin_at_the_tier(lsa, lab):
 
 def test_what_is_said_of_a_side_study_keeps_to_the_width(lsa):
     told = lsa(f"run own.yaml --tier proxy --seeds 0-2 --as {'x' * 60}").splitlines()
-    assert told[:2] == [f"{'x' * 60} is a side study", "  of ksize: seeds 0-2"]
+    assert told[:2] == [f"{'x' * 60} is a side study of", "  ksize: seeds 0-2"]
     long = "train.epochs=1 --set train.lr=0.001 --set augment.label_smoothing=0.05"
     told = lsa(f"plan ksize --set {long} --only k3")
     assert "1 variant x 1 seed = 1 run " in told
