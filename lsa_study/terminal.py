@@ -6,6 +6,7 @@ import codecs
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import TextIO
 
@@ -16,6 +17,8 @@ from typing_extensions import Buffer, override
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import CONTROL
 
+WIDTH = 80
+"""Columns that lines of text may take."""
 ASCII = {
     "−": "-", "–": "-", "—": "-", "±": "+-", "×": "x", "†": "+", "…": "...", "’": "'", "≤": "<=",
     "≥": ">=", "Δ": "d", "λ": "lambda", "γ": "gamma", "³": "^3", "⁶": "^6", "⁹": "^9", "⁰": "0",
@@ -116,3 +119,12 @@ def guard_output(*, needed: bool, help_only: bool = False) -> None:
             line_buffering=name == "stderr" or raw.isatty(),
         )
         setattr(sys, name, text if help_only else _Shown(text))
+
+
+def wrapped(text: str, indent: str = "", further: int | None = None) -> list[str]:
+    """Lines of a terminal's usual width; those after the first start ``further`` to the right."""
+    later = indent + "  " if further is None else " " * further
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ class Collected:
 
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
+    results: Path | None = None
+    """The folder that holds them."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """The messages of ``broken`` for pages that others read: paths begin at the tier."""
+        return [self.plain(line) for line in self.broken]
+
+    def plain(self, line: str) -> str:
+        """A message whose paths in the results folder begin at the tier."""
+        return line.replace(f"{self.results}{os.sep}", "") if self.results else line
 
     def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
         """The runs with these identities that have ended, by identity."""
@@ -141,7 +153,7 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     runs = runs.sort_values(ORDER)
     if update and len(runs) and not runs.equals(known):
         store(results, tier, runs)
-    return Collected(runs, tuple(broken))
+    return Collected(runs, tuple(broken), results)
 
 
 def store(results: Path, tier: str, runs: pd.DataFrame, *others: pd.DataFrame) -> None:

@@ -27,6 +27,8 @@ COLUMNS = (
     "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
 )  # fmt: skip
 """What the JSON names as the columns of every table, after the labels."""
+PAPER = ("paper", "paper_outcome", "paper_delta")
+"""Those that only a study with an article has, but for the first: null in every other JSON."""
 
 
 def write_tables(
@@ -77,16 +79,17 @@ def contents(
     that across of a grid.
     """
     file = table.study.file
+    lacking = () if file.article else PAPER
     document = {
         "study": file.study,
         **table.study.apart,
         "tier": table.study.tier,
         "title": file.title,
         "question": file.question,
-        "source": file.article.source,
+        **({"source": file.article.source} if file.article else {}),
         "baseline": file.baseline,
-        "columns": ["model", *table.label_columns, *COLUMNS],
-        "rows": [_facts(row) for row in table.rows],
+        "columns": [n for n in ("model", *table.label_columns, *COLUMNS) if n not in lacking],
+        "rows": [_without(lacking[1:], _facts(row)) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
     if table.effects:
@@ -94,7 +97,7 @@ def contents(
     as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     # In CSV one line per row, one number per cell; lists are separated by spaces.
     records = []
-    for row in map(_facts, table.rows):
+    for row in (_without(lacking, _facts(row)) for row in table.rows):
         record = {"study": file.study, "tier": table.study.tier, "variant": row["variant"]}
         record |= {"about": table.study.about} if table.study.about else {}
         record |= {name: row.get(name, "") for name in ("model", *table.label_columns)}
@@ -143,6 +146,10 @@ def _pivot_texts(table: Table, pivot: Pivot) -> dict[str, str]:
         "md": "\n".join(lines) + "\n",
         "json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
     }
+
+
+def _without(names: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in names}
 
 
 def _facts(row: Row) -> dict[str, Any]:

@@ -46,7 +46,7 @@ COSTS: Mapping[str, Cost] = {
     "peak_memory_gib": Cost("GiB", lambda run: run.peak_memory_bytes, 2**30, 2),
 }
 """By their names in files of data."""
-MEASURED = ("(article)", "(images/s)")
+MEASURED = ("(article)", "(counted)", "(images/s)")
 """Ends of the titles of columns that hold figures, and so no part of a row's name."""
 
 

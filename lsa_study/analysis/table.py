@@ -29,8 +29,8 @@ class Table:
     @property
     def caption(self) -> str:
         """The title with its tier and place in the article."""
-        file = self.study.file
-        return f"{file.title} ({file.article.source}; tier {self.study.tier})"
+        source = f"{self.study.place}; " if self.study.file.article else ""
+        return f"{self.study.file.title} ({source}tier {self.study.tier})"
 
     @cached_property
     def label_columns(self) -> list[str]:
@@ -41,7 +41,8 @@ class Table:
     def cost_columns(self) -> list[str]:
         """The names of the costs that have a column: known of a row, and in no column of words."""
         # Tables 6 and 8 bring their own columns of counted costs beside the article's.
-        counted = {title.split()[0] for title in self.label_columns if "(article)" in title}
+        ends = ("(article)", "(counted)")
+        counted = {title.split()[0] for title in self.label_columns if title.endswith(ends)}
         return [
             name
             for name, cost in COSTS.items()
@@ -52,7 +53,14 @@ class Table:
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""
         costs = [COSTS[name].title for name in self.cost_columns]
-        return ["Model", *self.label_columns, "Acc@1 (%)", "n", "Δ", "Article", *costs]
+        return ["Model", *self.label_columns, "Acc@1 (%)", "n", *self._compared, *costs]
+
+    @cached_property
+    def _compared(self) -> list[str]:
+        """The columns of what rows are held against: a reference row, the article, if there are."""
+        several = any(row.reference != row.variant for row in self.rows)
+        article = self.study.file.article is not None
+        return ["Δ"] * (several or article) + ["Article"] * article
 
     def texts(self) -> list[list[str]]:
         """The cells as shown, row by row; the model's marks are not among them."""
@@ -68,8 +76,8 @@ class Table:
             n = str(row.accuracy.n) if row.runs else ""
             words = [row.columns.get(name, "") for name in self.label_columns]
             costs = [self._cost(row, name) for name in self.cost_columns]
-            article = f"{row.article.text}{change}"
-            texts.append([row.label, *words, accuracy, n, delta, article, *costs])
+            beside = [delta, f"{row.article.text}{change}"][: len(self._compared)]
+            texts.append([row.label, *words, accuracy, n, *beside, *costs])
         return texts
 
     def _cost(self, row: Row, name: str) -> str:

@@ -11,9 +11,8 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import Selection, selecting
-from lsa_study.config.find import side_tiers
+from lsa_study.config.find import own_claims
 from lsa_study.config.names import short
-from lsa_study.config.study import load_study
 from lsa_study.errors import ConfigError
 
 
@@ -111,18 +110,34 @@ def claims(
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Judge the article's claims by the finished runs of a tier."""
+    """Judge claims by the finished runs of a tier: the article's, or those of a study or a file."""
     from lsa_study.analysis import claims as ledger
     from lsa_study.analysis.collect import collect
+    from lsa_study.config.ledger import Claims
 
-    side = None
-    if study and side_tiers(results, study):
-        side = load_study(study, tier=tier, recall=results)
-        study = short(side.file.study)
+    one = None
+    if study:
+        try:
+            (one,) = Selection([study], tier, results=results).load(recall=True)
+        except ConfigError:
+            # The article's claims are also about studies that are not here, or not at this tier.
+            if study not in ledger.studies_of(Claims.read()):
+                raise
+        study = short(one.file.study) if one else study
     collected = collect(results, tier, update=True)
     for line in collected.broken:
         typer.echo(f"left out: {line}", err=True)
-    found = ledger.judge_tier(results, tier, path=file, collected=collected, side=side)
+    if one is not None and file is None:
+        found = ledger.judge_studies([one], results, collected)
+        if not found:
+            raise ConfigError(f"--study {study}: has no claims; write claims: into its file")
+    else:
+        own = one if one and not one.file.article else None
+        found = ledger.judge_tier(
+            results, tier, path=file, collected=collected, side=own, own=own is not None
+        )
+    for name in own_claims(results) if not study and not file else ():
+        typer.echo(f"{name} has claims of its own: lsa claims --study {name}", err=True)
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))

@@ -19,7 +19,7 @@ from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
-from lsa_study.terminal import Screen, guard_output
+from lsa_study.terminal import Screen, guard_output, wrapped
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
@@ -36,7 +36,8 @@ def _noted(chosen: Selection, loaded: Sequence[studies.Study]) -> None:
     where = "" if chosen.results == opt.RESULTS else f" --results {chosen.results}"
     for one in loaded:
         if one.alias:
-            typer.echo(f"{one.alias} is a {one.about}")
+            for line in wrapped(f"{one.alias} is a {one.about}"):
+                typer.echo(line)
             typer.echo(f"  read it: lsa table {one.alias} --tier {one.tier}{where}")
 
 
@@ -62,9 +63,11 @@ def plan(
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound, many=yes)
     planning.check_starts(loaded)
-    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper"]
+    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper" and one.file.article]
     if sheet:
         if not sheets:
+            if chosen.tier == "paper":
+                raise ConfigError("--sheet: only a study with an article has a sheet; drop it")
             raise ConfigError(f"--sheet: tier {chosen.tier} has no sheet; give --tier paper")
         typer.echo("\n".join(one.markdown() for one in sheets), nl=False)
         return
@@ -198,7 +201,7 @@ def status(
     elif watch:
         states.watch(look, results, Screen())
     else:
-        for line in about:
+        for line in (line for one in about for line in wrapped(one)):
             typer.echo(line)
         Screen().print(states.page(look(), results), soft_wrap=True)
 

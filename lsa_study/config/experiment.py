@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from lsa_study.config import names, yaml
 from lsa_study.config.find import TIERS
 from lsa_study.config.layers import known_paths
+from lsa_study.config.ledger import OwnClaims
 from lsa_study.config.settings import Tier
 from lsa_study.errors import ConfigError
 
+ELSEWHERE = "rows of another study are no rows here; copy its settings into a row of this file"
 Number = Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -35,8 +37,8 @@ class Resources(_Written):
 class Variant(_Written):
     """One row: what it sets, and which row of the article's table it stands beside."""
 
-    label: str
-    """The article's name of the row."""
+    label: str = ""
+    """The row's name in tables, such as the article's; empty: its key."""
     use: list[str] = []
     """Presets that come before ``set``; see :class:`StudyFile`."""
     set: dict[str, Any] = {}
@@ -83,8 +85,9 @@ class StudyFile(_Written):
     model_config = ConfigDict(json_schema_extra=_with_grids)
 
     study: names.Name
-    title: str
-    question: str
+    title: str = Field("", validate_default=True)
+    """Empty: the study's name."""
+    question: str = ""
     factor: list[str] = Field(min_length=1)
     """What may differ between the rows: settings, ``model.op`` (the whole layer), or ``groups``. A
     row may differ from the one that it is compared with in one of them, and in nothing else."""
@@ -103,7 +106,10 @@ class StudyFile(_Written):
     sample: dict[str, Any] = {}
     """``n`` rows drawn at random with ``seed``: of each setting a list of values to choose from, or
     ``{low, high}``, evenly or with ``log: true`` on a logarithmic scale."""
-    article: Article
+    article: Article | None = None
+    """None: a study of your own, whose outputs have no column of it."""
+    claims: OwnClaims = []
+    """What the study is to show, as in ``claims.yaml``; rows of this study go by their key."""
     benchmark: str | None = None
     """What ``lsa bench`` wrote, as a path relative to the experiment file."""
     costs: str | None = None
@@ -111,6 +117,16 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+
+    @field_validator("title")
+    @classmethod
+    def _titled(cls, title: str, info: ValidationInfo) -> str:
+        return title or str(info.data.get("study", ""))
+
+    @field_validator("variants")
+    @classmethod
+    def _labelled(cls, rows: dict[str, Variant]) -> dict[str, Variant]:
+        return {n: r if r.label else r.model_copy(update={"label": n}) for n, r in rows.items()}
 
     @property
     def factors(self) -> dict[str, tuple[str, ...]]:
@@ -146,7 +162,7 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
     named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
     mistakes = [
         f"{document.where(*keys)}: {'baseline ' if len(keys) == 1 else ''}{row!r} is not a "
-        f"variant; {names.nearest(row, file.variants)}"
+        f"variant; {ELSEWHERE if '/' in row else names.nearest(row, file.variants)}"
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
@@ -163,5 +179,39 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
         for one in file.groups
         if one in paths
     ]
+    if file.article is None:
+        mistakes += [
+            f"{document.where('variants', name, 'paper')}: paper names a row of the article, and "
+            "the study has none; drop it, or give article: {csv: ..., source: ...}"
+            for name, row in file.variants.items()
+            if row.paper
+        ]
+    mistakes += _of_claims(file, document)
     if mistakes:
         raise ConfigError(*mistakes)
+
+
+def _of_claims(file: StudyFile, document: yaml.Document) -> list[str]:
+    """What is wrong with the study's own claims; rows of other studies are not looked for."""
+    mistakes = []
+    for at, claim in enumerate(file.claims):
+        where = f"{document.where('claims', str(at))}: claim {claim.id}:"
+        own = [row.rpartition("/") for row in claim.sides]
+        rows = {row for study, _, row in own if study in ("", names.short(file.study))}
+        mistakes += [
+            f"{where} {row!r} is not a variant; {names.nearest(row, file.variants)}"
+            for row in rows
+            if row not in file.variants
+        ]
+        untimed = [row for row in rows & {*file.variants} if not file.variants[row].network]
+        if claim.metric == "inference" and (file.benchmark is None or untimed):
+            mistakes.append(
+                f"{where} nothing could judge it: inference is timed by lsa bench; give benchmark: "
+                "its file, and network: to each of the rows"
+            )
+        if not {*claim.tiers} & {*file.tiers}:
+            mistakes.append(
+                f"{where} nothing could judge it: it has a meaning at tier "
+                f"{' and '.join(claim.tiers)}, the study has {', '.join(file.tiers)}"
+            )
+    return mistakes

@@ -128,6 +128,7 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
     shown = "a group of settings" if isinstance(value, dict) else repr(value)
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
     message = detail["msg"].replace("Input should be ", "").replace("a valid ", "a ")
+    message = message.replace("a integer", "an integer")
     said = f"{name} = {shown} will not do; it should be {message}"
     match detail["type"]:
         case "extra_forbidden":

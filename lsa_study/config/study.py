@@ -21,6 +21,7 @@ from lsa_study.config.find import find_study as find_study
 from lsa_study.config.find import tiers_of as tiers_of
 from lsa_study.config.grid import Grid, expand
 from lsa_study.config.layers import Layers, validate
+from lsa_study.config.ledger import OwnClaim
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 
@@ -79,6 +80,21 @@ class Study:
     def name(self) -> str:
         """The study's stem, such as ``table1``, see ``names.short``; or the side study's name."""
         return self.alias or names.short(self.file.study)
+
+    @property
+    def place(self) -> str:
+        """Where the article has it, such as ``Table 3``; of a study of your own its name."""
+        return self.file.article.source if self.file.article else self.name
+
+    @property
+    def heading(self) -> str:
+        """Its title, after its place in the article if it has one."""
+        return f"{self.place}: {self.file.title}" if self.file.article else self.file.title
+
+    @property
+    def claims(self) -> list[OwnClaim]:
+        """Its own claims, each row with its study."""
+        return [one.of(names.short(self.file.study)) for one in self.file.claims]
 
     @property
     def about(self) -> str:

@@ -22,6 +22,7 @@ from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, 
 from lsa_study.machine import need_bfloat16, visible_gpus
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import wrapped
 from lsa_study.training import StopOnSignals
 
 
@@ -154,11 +155,11 @@ class Queue:
         if self.waiting and died_of and self.deaths.count(died_of) >= EQUAL_FAILURES:
             self.held = len(self.waiting)
             self.waiting.clear()
-            self.console.print(
+            held = (
                 f"The last {EQUAL_FAILURES} runs died with the same error. Held the other "
-                f"{self.held}. Fix it, then call the same command again.",
-                style="red",
+                f"{self.held}. Fix it, then call the same command again."
             )
+            self.console.print("\n".join(wrapped(held)), style="red")
 
     def _record_death(self, folder: RunDir, code: int | None) -> str | None:
         """Record for a run that its process died; returns why, unless the user wanted it."""

@@ -40,6 +40,7 @@ from lsa_study.launch.records import (
 )
 from lsa_study.launch.scheduler import SlurmJob
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import wrapped
 
 SILENT_SECONDS = 90.0
 """A heartbeat older than this is no longer believed by itself."""
@@ -273,7 +274,7 @@ def page(rows: Sequence[RunStatus], results: Path) -> Group:
         lines[0] += f"   {hours:.1f} GPU-hours over all lives"
     for tier in tiers_of(results, None):
         if (held := LaunchFolder.of(results, tier).held()) is not None:
-            lines.append(
+            lines += wrapped(
                 f"{len(held['runs'])} runs died of the same error ({held['message']}). "
                 f"Held the other {held['count']}; fix it first"
             )
