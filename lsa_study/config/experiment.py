@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsa_study.config import names, yaml
 from lsa_study.config.find import TIERS
 from lsa_study.config.layers import known_paths
+from lsa_study.config.outside import argument_paths
 from lsa_study.config.settings import Tier
 from lsa_study.errors import ConfigError
 
@@ -116,7 +117,9 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
-    paths = known_paths()
+    written: dict[tuple[str, ...], dict[str, Any]] = {("set",): file.set}
+    written |= {("variants", name, "set"): v.set for name, v in file.variants.items()}
+    paths = [*known_paths(), *argument_paths(written, document.where)]
     inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
     for place, settings in [("factor", file.factor), *file.groups.items()]:
         where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))

@@ -14,11 +14,25 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
     model_validator,
 )
 
-from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
+from lsa_study.config.imports import ImportPath
+from lsa_study.config.operators import (
+    OUTSIDE,
+    OWN,
+    Group,
+    Op,
+    OutsideOp,
+    Weight,
+    science_of,
+    shell_of,
+)
 from lsa_study.config.start import Start
 
 SCHEMA_VERSION = 1
@@ -29,6 +43,15 @@ Backbone = Literal[
     "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
 ]  # fmt: skip
+DataName = Literal["digits", "cifar10", "imagenet"]
+_OURS_OR_NOT = Discriminator(lambda v: OUTSIDE if isinstance(v, str) and ":" in v else OWN)
+AnyBackbone = Annotated[
+    Annotated[Backbone, Tag(OWN)] | Annotated[ImportPath, Tag(OUTSIDE)], _OURS_OR_NOT
+]
+AnyData = Annotated[
+    Annotated[DataName, Tag(OWN)] | Annotated[ImportPath, Tag(OUTSIDE)], _OURS_OR_NOT
+]
+MetricName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]+$", max_length=40)]
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_SEED = 2**31 - 1
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
@@ -77,7 +100,8 @@ IMAGES = {
 class Data(Group):
     """Which images, and how large."""
 
-    name: Literal["digits", "cifar10", "imagenet"]
+    name: AnyData
+    """Or ``package.module:Class``, a set from outside; see ``data.outside``."""
     image_size: Annotated[int, Field(ge=8, le=4096)]
     """Side of the square the network sees, in pixels."""
     train_limit: Limit | None = None
@@ -92,6 +116,8 @@ class Data(Group):
 
     @model_validator(mode="after")
     def _can_spare(self) -> Self:
+        if self.name not in IMAGES:  # how many there are is known where they are read
+            return self
         size, _, classes = IMAGES[self.name]
         images = min(size, self.train_limit or size)
         if self.train_limit is not None and self.name == "imagenet":
@@ -112,7 +138,8 @@ class Data(Group):
 class Model(Group):
     """The network: a backbone that receives an operator."""
 
-    backbone: Backbone
+    backbone: AnyBackbone
+    """Or ``package.module:Class``: a network from outside, built around the operator."""
     op: Op
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
@@ -220,6 +247,13 @@ class Evaluation(Group):
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
     batch_size: Images = 256
+    metrics: dict[MetricName, ImportPath] = Field(default_factory=dict)
+    """Further columns by name: functions from outside, ``package.module:function``, of all test
+    images' logits and targets."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "metrics" or v}
 
     @model_validator(mode="after")
     def _share_of_a_crop(self) -> Self:
@@ -258,6 +292,12 @@ class Settings(Group):
     augment: Augment
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
+    outside: dict[str, str] = Field(default_factory=dict)
+    """Digests of the sources of each package from outside, by its name; filled in by itself."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "outside" or v}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -303,6 +343,15 @@ class Settings(Group):
                 raise ValueError(message)
         return self
 
+    def paths(self) -> dict[str, str]:
+        """The import paths of what comes from outside, by the setting that holds each."""
+        named = {"model.backbone": self.model.backbone, "data.name": self.data.name}
+        found = {key: path for key, path in named.items() if ":" in path}
+        if isinstance(self.model.op, OutsideOp):
+            found["model.op.kind"] = self.model.op.kind
+        metrics = self.evaluation.metrics.items()
+        return found | {f"evaluation.metrics.{name}": path for name, path in metrics}
+
     def reads(self) -> tuple[Data, bool, tuple[str | None, ...]]:
         """What of the data folder is read: the set, whether its label maps, and a start's files."""
         tokens, start = self.train.tokens, self.train.start
@@ -339,7 +388,10 @@ class Settings(Group):
             flatten(one.science()) | {"model.op.shell": shell_of(one.model.op)}
             for one in (self, other)
         )
-        return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+        found = {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+        # That only one row has a package follows from a setting that names it; two states of one
+        # package do not.
+        return {k: v for k, v in found.items() if None not in v or not k.startswith("outside.")}
 
     def identity(self) -> str:
         """Ten hex digits that two runs share if and only if their science settings are equal."""

@@ -19,7 +19,7 @@ from lsa_study.config.names import nearest
 from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp, ElsaOp, Op, UnifiedOp
 from lsa_study.config.settings import Backbone, Model
 from lsa_study.errors import ConfigError
-from lsa_study.models import swin, volo
+from lsa_study.models import outside, swin, volo
 from lsa_study.models.operators import LSA
 from lsa_study.vocabulary import Application, Term
 
@@ -87,8 +87,10 @@ def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Modu
 
     Raises:
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its
-            channels.
+            channels, or a class from outside is not what it should be.
     """
+    if ":" in model.backbone:
+        return outside.build_backbone(model, image_size=image_size, num_classes=num_classes)
     kind, size = _backbone(model)
     network: nn.Module = kind(
         size,
