@@ -22,6 +22,8 @@ from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
+METRIC = "metrics.{}"
+"""How a metric from outside is called in files of data."""
 COLUMNS = (
     "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
 )  # fmt: skip
@@ -74,7 +76,7 @@ def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
         "question": file.question,
         "source": file.article.source,
         "baseline": file.baseline,
-        "columns": ["model", *table.label_columns, *COLUMNS],
+        "columns": ["model", *table.label_columns, *COLUMNS, *map(METRIC.format, table.metrics)],
         "rows": [_facts(row) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
@@ -131,6 +133,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "comparable": row.alike.text or True,
         "outcome": row.outcome,
         **{name: rounded(row.costs[name], cost.exact) for name, cost in COSTS.items()},
+        **{METRIC.format(name): rounded(value, 6) for name, value in row.metrics.items()},
         "runs": row.identities,
         "marks": list(row.marks),
     }

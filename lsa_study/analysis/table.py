@@ -46,10 +46,24 @@ class Table:
             and any(row.costs[name] is not None for row in self.rows)
         ]
 
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of the metrics from outside, each a column."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.metrics))
+
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""
         costs = [COSTS[name].title for name in self.cost_columns]
-        return ["Model", *self.label_columns, "Acc@1 (%)", "n", "Δ", "Article", *costs]
+        return [
+            "Model",
+            *self.label_columns,
+            "Acc@1 (%)",
+            "n",
+            "Δ",
+            "Article",
+            *self.metrics,
+            *costs,
+        ]
 
     def texts(self) -> list[list[str]]:
         """The cells as shown, row by row; the model's marks are not among them."""
@@ -66,7 +80,9 @@ class Table:
             words = [row.columns.get(name, "") for name in self.label_columns]
             costs = [self._cost(row, name) for name in self.cost_columns]
             article = f"{row.article.text}{change}"
-            texts.append([row.label, *words, accuracy, n, delta, article, *costs])
+            found = [row.metrics.get(name) for name in self.metrics]
+            metrics = ["" if value is None else f"{value:.4g}" for value in found]
+            texts.append([row.label, *words, accuracy, n, delta, article, *metrics, *costs])
         return texts
 
     def _cost(self, row: Row, name: str) -> str:
@@ -110,5 +126,9 @@ def build(study: Study, collected: Collected) -> Table:
     if unlike:
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
         notes.append(Note(text, "†"))
+    for row in rows:
+        lacking = [f"seed {r.seed}: {r.metrics_missing}" for r in row.done if r.metrics_missing]
+        if lacking:
+            notes.append(Note(f"Missing of {row.name}, in no mean: {'; '.join(lacking)}."))
     notes += general_notes(study, rows, collected)
     return Table(study, tuple(replace(row, marks=marks[row.variant]) for row in rows), tuple(notes))
