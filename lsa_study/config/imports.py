@@ -15,7 +15,6 @@ import importlib.util
 import inspect
 import json
 import math
-import os
 import re
 import sys
 import typing
@@ -66,7 +65,7 @@ def entry_point(name: str) -> str | None:
 @contextlib.contextmanager
 def _as_installed() -> Iterator[None]:
     """Import without the working directory; what modules print is no answer of ours."""
-    here = {"", *(() if sys.flags.safe_path else (os.getcwd(),))}
+    here = {"", *(() if sys.flags.safe_path else (str(Path.cwd()),))}
     first = sys.path.pop(0) if sys.path and sys.path[0] in here else None
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -149,9 +148,10 @@ def parameters(path: str, leading: Sequence[str] = ()) -> tuple[Parameters, bool
     """
     found = load(path)
     try:
-        every = [*inspect.signature(found).parameters.values()]
+        signature = inspect.signature(found)
     except (TypeError, ValueError):
         raise ImportFails(f"{path}: cannot be called; give a class or function") from None
+    every = [*signature.parameters.values()]
     kinds = {one.kind for one in every}
     by_place = [
         one for one in every if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
@@ -160,8 +160,8 @@ def parameters(path: str, leading: Sequence[str] = ()) -> tuple[Parameters, bool
     short = len(by_place) < len(leading) and inspect.Parameter.VAR_POSITIONAL not in kinds
     if short or any(one.kind is one.POSITIONAL_ONLY and one.default is one.empty for one in rest):
         call = ", ".join([*leading, "**arguments"])
-        shown = ", ".join(map(str, every))
-        raise ImportFails(f"{path}: takes ({shown}); it is called as {path.split(':')[1]}({call})")
+        shown = re.sub(" -> .*", "", str(signature))
+        raise ImportFails(f"{path}: takes {shown}; it is called as {path.split(':')[1]}({call})")
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return (
         {one.name: one for one in rest if one.kind in named},

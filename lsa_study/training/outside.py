@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -69,13 +70,15 @@ def measured(metrics: Mapping[str, str], logits: Tensor, targets: Tensor) -> dic
     for name, path in metrics.items():
         try:
             value = imports.load(path)(logits.clone(), targets.clone())
-            number = float(value) if not isinstance(value, str) else math.nan
         except Exception as error:
             said = str(error).partition("\n")[0][:200]
             found[name] = f"raised {type(error).__name__}: {said}"
             continue
-        if isinstance(value, Tensor) and value.dim():
-            found[name] = f"gave a tensor {tuple(value.shape)}"
-        else:
-            found[name] = number if math.isfinite(number) else f"gave {value!s:.40}"
+        shape = tuple(getattr(value, "shape", ()))
+        number = math.nan
+        if not shape:
+            with contextlib.suppress(TypeError, ValueError):
+                number = float(value)
+        kind = f"a {type(value).__name__} {shape}" if shape else f"{value!s:.40}"
+        found[name] = number if math.isfinite(number) else f"gave {kind}"
     return found
