@@ -109,7 +109,7 @@ def _grouped(columns: Mapping[str, Any]) -> dict[str, Any]:
             fields["settings"][key] = value
         elif name == "metrics_missing":
             fields[name] = value
-        elif group == "metrics" and value is not None:
+        elif group == "metrics" and columns.get(f"settings.evaluation.{name}") is not None:
             fields["metrics"][key] = value
     return fields
 

@@ -49,7 +49,8 @@ class Table:
     @cached_property
     def metrics(self) -> list[str]:
         """The names of the metrics from outside, each a column."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.metrics))
+        of = self.study.variants.values()
+        return list(dict.fromkeys(name for one in of for name in one.evaluation.metrics))
 
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""

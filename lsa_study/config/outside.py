@@ -65,8 +65,8 @@ def argument_paths(written: Mapping[tuple[str, ...], Mapping[str, Any]], where: 
         kind = op.get("kind") if isinstance(op, dict) else settings.get("model.op.kind")
         if isinstance(kind, str) and kind not in OP_KINDS:
             path = kind if ":" in kind else imports.entry_point(kind)
-            if path is None:
-                continue
+            if path is None or not imports.PATH.fullmatch(path):
+                continue  # it is refused where rows are resolved
             try:
                 known, _ = imports.parameters(path, OF_OPERATOR)
             except ImportFails as error:
