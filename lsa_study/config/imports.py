@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from lsa_study.config.names import nearest
@@ -52,7 +52,7 @@ def _path(written: str) -> str:
     return path
 
 
-ImportPath = Annotated[str, AfterValidator(_path)]
+ImportPath = Annotated[str, AfterValidator(_path), Field(json_schema_extra={"pattern": ":"})]
 """``package.module:Name``; a name of ``GROUP`` becomes the path that it stands for."""
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lsa_study.config.operators import shell_of
-from lsa_study.config.settings import IMAGES, Model, Settings
+from lsa_study.config.settings import Model, Settings
+from lsa_study.config.values import IMAGES
 from lsa_study.errors import ConfigError
 
 FEWEST = 2

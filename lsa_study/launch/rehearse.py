@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from lsa_study.config.settings import IMAGES, Settings
+from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
+from lsa_study.config.values import IMAGES
 from lsa_study.errors import LsaError
 from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by

@@ -38,25 +38,28 @@ def build_operator(op: OutsideOp, *, dim: int, heads: int, map_size: tuple[int, 
     return module
 
 
-def build_backbone(model: Model, *, image_size: int, num_classes: int) -> nn.Module:
+def build_backbone(
+    model: Model, build: Callable[..., nn.Module], *, image_size: int, num_classes: int
+) -> nn.Module:
     """Build a network as ``Class(op=..., num_classes=...)`` around the operator of a study.
 
     It is given ``image_size`` and ``drop_path`` too where it takes them. ``op`` builds an operator:
     ``op(dim, num_heads, map_size, odd=False, last_stage=False)``, with ``map_size`` the side or the
     sides of its map; windows are shifted where ``odd``.
 
+    Args:
+        build: from the fields of ``BlockContext`` to the operator of ``model``.
+
     Raises:
         ConfigError: the class raises, is no ``nn.Module``, or does not map images to logits.
     """
-    from lsa_study.models import operators  # which builds operators by this module
 
     def op(
         dim: int, num_heads: int, map_size: int | tuple[int, int], *, odd: bool = False,
         last_stage: bool = False,
     ) -> nn.Module:  # fmt: skip
         sides = (map_size, map_size) if isinstance(map_size, int) else map_size
-        place = operators.BlockContext(dim, num_heads, sides, odd, last_stage)
-        return operators.build_operator(model.op, place)
+        return build(dim, num_heads, sides, odd, last_stage)
 
     path = model.backbone
     known, others = imports.parameters(path)

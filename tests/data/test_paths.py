@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from lsa_study import data
-from lsa_study.config.settings import IMAGES, Data
+from lsa_study.config.settings import Data
+from lsa_study.config.values import IMAGES
 from lsa_study.data.paths import TITLES, DataLacks
 
 
