@@ -15,6 +15,7 @@ from lsa_study.config import imports
 from lsa_study.config.contrast import check_contrast
 from lsa_study.config.study import load_study
 from lsa_study.errors import ConfigError, LsaError, Refused
+from lsa_study.models.ablation_check import inactive_options
 
 
 @pytest.fixture
@@ -186,21 +187,25 @@ def test_the_working_directory_does_not_count(tmp_path, capfd):
     assert f"Python finds no module {lab}" in err
 
 
-def test_a_dead_argument_is_found(lab, tmp_path, capfd):
+def test_a_dead_argument_is_found(lab, tmp_path):
     rows = {"one": op(lab, "Dead"), "two": op(lab, "Dead", idle=2)}
-    assert "the option does not reach them" in refusal(tmp_path, rows, capfd, code=4)
+    (said,) = inactive_options(load_study(write_study(tmp_path, rows)).variants)
+    assert "one and two differ in model.op.idle" in said
     rows = {"one": op(lab), "two": op(lab, share="0.5")}
-    write_study(tmp_path, rows)
-    code, out, _ = answer(tmp_path, "plan own.yaml", capfd)
-    assert code == 0
-    assert "2 networks built; no two of them are the same" in out
+    assert inactive_options(load_study(write_study(tmp_path, rows)).variants) == []
 
 
-def test_the_answer_is_json_whatever_modules_print(lab, tmp_path, capfd):
+@pytest.mark.slow
+def test_the_answer_is_json_whatever_modules_print_and_options_are_checked(lab, tmp_path):
+    command = [sys.executable, "-m", "lsa_study.cli", "plan", "own.yaml"]
     write_study(tmp_path, {"own": op(lab, "Said")})
-    code, out, err = answer(tmp_path, "plan own.yaml --json", capfd)
-    assert code == 0, err
-    assert json.loads(out)["runs"][0]["settings"]["model"]["op"]["kind"] == f"{lab}.ops:Said"
+    told = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, check=True)
+    settings = json.loads(told.stdout)["runs"][0]["settings"]
+    assert settings["model"]["op"]["kind"] == f"{lab}.ops:Said"
+    write_study(tmp_path, {"one": op(lab, "Dead"), "two": op(lab, "Dead", idle=2)})
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 4
+    assert "the option does not reach them" in told.stderr
 
 
 @pytest.mark.real_process
