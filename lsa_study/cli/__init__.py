@@ -43,6 +43,7 @@ for one in (*run.COMMANDS, *results.COMMANDS):
     app.command()(_guarded(one))
 app.command()(_guarded(new.new))
 app.command("eval")(_guarded(results.evaluate))  # the bare word is Python's own
+app.command("collect")(_guarded(results.collect_from))
 
 
 def _version(asked: bool) -> None:
