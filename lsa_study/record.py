@@ -168,6 +168,10 @@ class Facts(_Record):
         return str(value)[:10] if name == "code" else str(value)
 
 
+LATER = ("metrics", "metrics_missing")
+"""Fields of a result that the runs of most studies have no use for."""
+
+
 class Result(Facts):
     """``result.json``: how a run ended, for good; written once."""
 
@@ -189,6 +193,11 @@ class Result(Facts):
     """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
+    metrics: dict[str, Number] = {}
+    """Of functions from outside, by name, of the same weights on the same images; None where one
+    gave no number."""
+    metrics_missing: str | None = None
+    """Why numbers of ``metrics`` are missing, as a message."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
     """The reported epoch, or the one in which the run ended, from 1."""
     seconds: Annotated[Number, Fact("metrics")] = None
@@ -200,6 +209,11 @@ class Result(Facts):
     """How often the run was started."""
     finished: Annotated[str | None, Fact("metrics", why=True)] = None
     """When, in UTC as ISO 8601 writes it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds; of metrics, only where there are some."""
+        found = super().as_json()
+        return found if self.metrics else {k: v for k, v in found.items() if k not in LATER}
 
     @classmethod
     def facts(cls) -> Iterator[tuple[str, str, Fact | None]]:

@@ -20,7 +20,7 @@ from lsa_study import rundir
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
-from lsa_study.record import Count, Result
+from lsa_study.record import LATER, Count, Result
 from lsa_study.rundir import RunDir
 
 
@@ -52,8 +52,8 @@ DTYPES = {
     column: next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
     for name, column, _ in RunRecord.facts()
     for hint in [get_type_hints(RunRecord)[name]]
-    # Neither has a column: one came later, the others have one each.
-    if name not in ("start", "settings")
+    # They have no column: some came later, others have one for each of their entries.
+    if name not in ("start", "settings", *LATER)
 }
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
@@ -76,7 +76,8 @@ class Collected:
     """The finished runs of a tier, and a message for each file that could not be read.
 
     ``runs`` has one row per run, indexed by identity: the result's facts, the settings as
-    ``settings.model.op.norm`` and so on (lists as JSON text), ``correct`` (packed bits, one per
+    ``settings.model.op.norm`` and so on (lists as JSON text), ``metrics.NAME`` of functions from
+    outside (``metrics_missing`` says why one is), ``correct`` (packed bits, one per
     test image; ``correct_count`` says how many) and ``curve`` (JSON text of the epochs' records).
     """
 
@@ -101,15 +102,28 @@ class Collected:
     @cached_property
     def _every(self) -> dict[str, RunRecord]:
         names = [str(name) for name in self.runs if name not in COLUMNS]
-        short = [name.removeprefix("settings.") for name in names]
-        settings = _by_identity(self.runs, names)
+        others = _by_identity(self.runs, names)
         return {
             identity: RunRecord.model_validate(
                 dict(zip(COLUMNS, values, strict=True))
-                | {"settings": dict(zip(short, settings[identity], strict=True))}
+                | _grouped(dict(zip(names, others[identity], strict=True)))
             )
             for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
+
+
+def _grouped(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns such as ``settings.seed`` as fields that are mappings."""
+    fields: dict[str, Any] = {"settings": {}, "metrics": {}}
+    for name, value in columns.items():
+        group, _, key = name.partition(".")
+        if group == "settings":
+            fields["settings"][key] = value
+        elif name == "metrics_missing":
+            fields[name] = value
+        elif group == "metrics" and columns.get(f"settings.evaluation.{name}") is not None:
+            fields["metrics"][key] = value
+    return fields
 
 
 def parquet_path(results: Path, tier: str) -> Path:
@@ -277,6 +291,8 @@ class _Reader:
             "correct": bits,
             "correct_count": None if bits is None else result.test_images,
             **columns,
+            **{f"metrics.{name}": value for name, value in result.metrics.items()},
+            **({"metrics_missing": result.metrics_missing} if result.metrics_missing else {}),
             "settings.seed": result.seed,
         }
 

@@ -23,6 +23,8 @@ from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
+METRIC = "metrics.{}"
+"""How a metric from outside is called in files of data."""
 COLUMNS = (
     "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
 )  # fmt: skip
@@ -80,6 +82,8 @@ def contents(
     """
     file = table.study.file
     lacking = () if file.article else PAPER
+    metrics = map(METRIC.format, table.metrics)
+    columns_of_data = ["model", *table.label_columns, *COLUMNS, *metrics]
     document = {
         "study": file.study,
         **table.study.apart,
@@ -88,7 +92,7 @@ def contents(
         "question": file.question,
         **({"source": file.article.source} if file.article else {}),
         "baseline": file.baseline,
-        "columns": [n for n in ("model", *table.label_columns, *COLUMNS) if n not in lacking],
+        "columns": [name for name in columns_of_data if name not in lacking],
         "rows": [_without(lacking[1:], _facts(row)) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
@@ -183,6 +187,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "comparable": row.alike.text or True,
         "outcome": row.outcome,
         **{name: rounded(row.costs[name], cost.exact) for name, cost in COSTS.items()},
+        **{METRIC.format(name): rounded(value, 6) for name, value in row.metrics.items()},
         "runs": row.identities,
         "marks": list(row.marks),
     }

@@ -15,7 +15,7 @@ from lsa_study.config.find import find_study, side_tiers, tiers_of
 from lsa_study.config.names import nearest
 from lsa_study.config.study import TIERS, Study, load_study
 from lsa_study.errors import ConfigError
-from lsa_study.record import Result
+from lsa_study.record import LATER, Result
 
 Sections = dict[str, dict[str, tuple[Any, Any]]]
 
@@ -66,6 +66,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
                 "seed": seed,
                 "identity": identity,
                 **{name: ran[seed][name] if seed in ran else None for name in FACTS},
+                **{n: ran[seed][n] for n in LATER if seed in ran and n in ran[seed]},
                 "outcome": ran[seed]["outcome"] if seed in ran else "not run",
                 "files": str(here[identity].root) if identity in here else stored.get(seed),
             }
@@ -118,7 +119,9 @@ def why_text(found: dict[str, Any]) -> str:
         lines.append(f"not alike {found['comparable']}")
     for run in found["runs"]:
         lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
-        known = {name: run[name] for name in ("files", *FACTS) if run[name] is not None}
+        facts = {name: run[name] for name in ("files", *FACTS)} | run.get("metrics", {})
+        facts["metrics_missing"] = run.get("metrics_missing")
+        known = {name: value for name, value in facts.items() if value is not None}
         shown = {name: "yes" if v is True else v for name, v in known.items() if v is not False}
         lines += [f"  {name}: {value}" for name, value in shown.items()]
     return "\n".join(lines)

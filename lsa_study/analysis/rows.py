@@ -129,6 +129,13 @@ class Row:
         return found
 
     @cached_property
+    def metrics(self) -> dict[str, float | None]:
+        """Means of the metrics from outside over the runs with an accuracy; None where unknown."""
+        names = dict.fromkeys(name for run in self.done for name in run.metrics)
+        values = {n: [v for r in self.done if (v := r.metrics.get(n)) is not None] for n in names}
+        return {name: statistics.fmean(of) if of else None for name, of in values.items()}
+
+    @cached_property
     def ends(self) -> dict[str, int]:
         """How many of its runs ended without an accuracy, by outcome."""
         outcomes = [run.outcome for run in self.runs]

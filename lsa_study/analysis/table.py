@@ -50,10 +50,19 @@ class Table:
             and any(row.costs[name] is not None for row in self.rows)
         ]
 
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of the metrics from outside, each a column."""
+        of = self.study.variants.values()
+        return list(dict.fromkeys(name for one in of for name in one.evaluation.metrics))
+
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""
         costs = [COSTS[name].title for name in self.cost_columns]
-        return ["Model", *self.label_columns, "Acc@1 (%)", "n", *self._compared, *costs]
+        compared = self._compared
+        return [
+            "Model", *self.label_columns, "Acc@1 (%)", "n", *compared, *self.metrics, *costs,
+        ]  # fmt: skip
 
     @cached_property
     def _compared(self) -> list[str]:
@@ -77,7 +86,9 @@ class Table:
             words = [row.columns.get(name, "") for name in self.label_columns]
             costs = [self._cost(row, name) for name in self.cost_columns]
             beside = [delta, f"{row.article.text}{change}"][: len(self._compared)]
-            texts.append([row.label, *words, accuracy, n, *beside, *costs])
+            found = [row.metrics.get(name) for name in self.metrics]
+            metrics = ["" if value is None else f"{value:.4g}" for value in found]
+            texts.append([row.label, *words, accuracy, n, *beside, *metrics, *costs])
         return texts
 
     def _cost(self, row: Row, name: str) -> str:
@@ -121,6 +132,10 @@ def build(study: Study, collected: Collected) -> Table:
     if unlike:
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
         notes.append(Note(text, "†"))
+    for row in rows:
+        lacking = [f"seed {r.seed}: {r.metrics_missing}" for r in row.done if r.metrics_missing]
+        if lacking:
+            notes.append(Note(f"Missing of {row.name}, in no mean: {'; '.join(lacking)}."))
     notes += general_notes(study, rows, collected)
     found = effects(study, rows)
     notes += [Note(line) for line in effect_notes(found, rows)]

@@ -22,8 +22,8 @@ from lsa_study.config.grid import MANY
 from lsa_study.config.names import nearest
 from lsa_study.config.parts import check_parts
 from lsa_study.config.remember import named
-from lsa_study.config.settings import MOST_SEEDS
 from lsa_study.config.study import Study
+from lsa_study.config.values import MOST_SEEDS
 from lsa_study.errors import ConfigError
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]

@@ -23,10 +23,11 @@ from lsa_study.terminal import Screen, guard_output, wrapped
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
-    """The distinct runs, once it is known that their tracker is installed."""
+    """The distinct runs, once their tracker is installed and what they take from outside works."""
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:
         require(tracker)
+    planning.check_outside(runs)
     return runs
 
 
@@ -71,8 +72,11 @@ def plan(
             raise ConfigError(f"--sheet: tier {chosen.tier} has no sheet; give --tier paper")
         typer.echo("\n".join(one.markdown() for one in sheets), nl=False)
         return
-    # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
-    models = planning.check_models(loaded) if chosen.tier == "paper" else None
+    planning.check_outside(studies.distinct(loaded))
+    # Days of GPUs hang on this tier: its networks are built before anybody waits for them. Options
+    # of an operator from outside are nobody's but its author's.
+    own = [":" in of.model.op.kind for one in loaded for of in one.variants.values()]
+    models = planning.check_models(loaded) if chosen.tier == "paper" or any(own) else None
     if not as_json:
         typer.echo(planning.plan_text(loaded, chosen.results))
         if models:

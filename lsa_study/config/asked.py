@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lsa_study.config import names
-from lsa_study.config.settings import MOST_SEED, MOST_SEEDS
+from lsa_study.config.values import MOST_SEED, MOST_SEEDS
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_whole
 

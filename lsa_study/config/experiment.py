@@ -11,6 +11,7 @@ from lsa_study.config import names, yaml
 from lsa_study.config.find import TIERS
 from lsa_study.config.layers import known_paths
 from lsa_study.config.ledger import OwnClaims
+from lsa_study.config.outside import argument_paths
 from lsa_study.config.settings import Tier
 from lsa_study.errors import ConfigError
 
@@ -166,7 +167,10 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
-    paths, checked = known_paths(), {*file.grid, *file.sample}
+    checked = {*file.grid, *file.sample}
+    written: dict[tuple[str, ...], dict[str, Any]] = {("set",): file.set}
+    written |= {("variants", name, "set"): v.set for name, v in file.variants.items()}
+    paths = [*known_paths(), *argument_paths(written, document.where)]
     for place, settings in [("factor", file.factor), *file.groups.items()]:
         where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))
         for one in settings:

@@ -12,10 +12,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     model_validator,
 )
 
+from lsa_study.config.imports import ImportPath, entry_point
 from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm, Term
 
 Heads = Literal["1", "1x", "2x", "C"]
@@ -182,16 +185,43 @@ class OutlookOp(Group):
     heads: Heads = "1x"
 
 
-Op = Annotated[
-    UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp,
-    Field(discriminator="kind"),
-]
+class OutsideOp(Group):
+    """An operator from outside, built as ``Class(dim, num_heads, **arguments)``.
+
+    Beside ``kind`` stand the keyword arguments of its class; what they may be, its signature says.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: ImportPath
+    """``package.module:Class``, or a name of the entry point group ``lsa_study.ops``."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of its class."""
+        return dict(self.model_extra or {})
+
+
+OwnOp = UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp
 OP_KINDS: dict[str, type[Group]] = {
-    kind: op
-    for op in get_args(get_args(Op)[0])
-    for kind in get_args(op.model_fields["kind"].annotation)
+    kind: op for op in get_args(OwnOp) for kind in get_args(op.model_fields["kind"].annotation)
 }
 """``kind`` in the YAML -> settings of that operator."""
+OWN, OUTSIDE = "(own)", "(outside)"
+"""Tags of what the package brings and of what an import path names."""
+
+
+def _whose(op: Any) -> str:
+    kind = op.get("kind") if isinstance(op, dict) else getattr(op, "kind", None)
+    if not isinstance(kind, str) or kind in OP_KINDS:
+        return OWN
+    return OUTSIDE if ":" in kind or entry_point(kind) else OWN
+
+
+Op = Annotated[
+    Annotated[OwnOp, Field(discriminator="kind"), Tag(OWN)] | Annotated[OutsideOp, Tag(OUTSIDE)],
+    Discriminator(_whose),
+]
 YOUNGER = {"shell", "scale"}
 """Settings that identities of the first results do not hold."""
 

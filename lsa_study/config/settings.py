@@ -7,77 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
+from lsa_study.config.imports import ImportPath
+from lsa_study.config.operators import Group, Op, OutsideOp, Weight, science_of, shell_of
 from lsa_study.config.start import Start
+from lsa_study.config.values import (
+    IMAGES,
+    RANGE,
+    AnyBackbone,
+    AnyData,
+    Epochs,
+    Images,
+    Limit,
+    MetricName,
+    Policy,
+    Rate,
+    Seconds,
+    Seed,
+    Share,
+)
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a setting changes; part of every identity."""
 
 Tier = Literal["toy", "proxy", "paper"]
-Backbone = Literal[
-    "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
-    "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
-]  # fmt: skip
-Share = Annotated[float, Field(ge=0, le=1)]
-MOST_SEED = 2**31 - 1
-Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
-# Far above what anybody trains with: beyond lie slips of the keyboard and numbers that overflow.
-Images = Annotated[int, Field(gt=0, le=1_000_000)]
-Limit = Annotated[int, Field(gt=0, le=1_000_000_000)]
-Epochs = Annotated[float, Field(ge=0, le=100_000)]
-Rate = Annotated[float, Field(ge=0, le=1e30)]
-Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
-MOST_SEEDS = 100_000
-
-
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < pair[0] <= pair[1]:
-        raise ValueError(f"{list(pair)} is no range; give two numbers above 0, the smaller first")
-    return pair
-
-
-RANGE = (BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v), AfterValidator(_rising))
-
-
-def _known_policy(policy: str) -> str:
-    if not POLICY.fullmatch(policy):
-        raise ValueError(
-            f"{policy[:80]!r} is no RandAugment policy; write it as timm does, such as "
-            "rand-m9-mstd0.5-inc1"
-        )
-    return policy
-
-
-POLICY = re.compile(
-    r"rand(-(m\d\d?|mmax\d\d?|mstd\d{1,3}(\.\d{1,9})?|n[1-9]|p(0(\.\d{1,9})?|1(\.0)?)|inc[01]"
-    r"|t(weights|3aw|3a)))*"
-)
-"""The policies that timm reads; it skips over parts that it does not know."""
-Policy = Annotated[str, AfterValidator(_known_policy)]
-
-
-IMAGES = {
-    "digits": (1_300, 497, 10), "cifar10": (50_000, 10_000, 10),
-    "imagenet": (1_281_167, 50_000, 1000),
-}  # fmt: skip
-"""Training images, test images and classes of each data set."""
 
 
 class Data(Group):
     """Which images, and how large."""
 
-    name: Literal["digits", "cifar10", "imagenet"]
+    name: AnyData
+    """Or ``package.module:Class``, a set from outside; see ``data.outside``."""
     image_size: Annotated[int, Field(ge=8, le=4096)]
     """Side of the square the network sees, in pixels."""
     train_limit: Limit | None = None
@@ -92,6 +56,8 @@ class Data(Group):
 
     @model_validator(mode="after")
     def _can_spare(self) -> Self:
+        if self.name not in IMAGES:  # how many there are is known where they are read
+            return self
         size, _, classes = IMAGES[self.name]
         images = min(size, self.train_limit or size)
         if self.train_limit is not None and self.name == "imagenet":
@@ -112,7 +78,8 @@ class Data(Group):
 class Model(Group):
     """The network: a backbone that receives an operator."""
 
-    backbone: Backbone
+    backbone: AnyBackbone
+    """Or ``package.module:Class``: a network from outside, built around the operator."""
     op: Op
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
@@ -222,6 +189,13 @@ class Evaluation(Group):
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
     batch_size: Images = 256
+    metrics: dict[MetricName, ImportPath] = Field(default_factory=dict)
+    """Further columns by name: functions from outside, ``package.module:function``, of all test
+    images' logits and targets."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "metrics" or v}
 
     @model_validator(mode="after")
     def _share_of_a_crop(self) -> Self:
@@ -260,6 +234,12 @@ class Settings(Group):
     augment: Augment
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
+    outside: dict[str, str] = Field(default_factory=dict)
+    """Digests of the sources of each package from outside, by its name; filled in by itself."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "outside" or v}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -305,6 +285,15 @@ class Settings(Group):
                 raise ValueError(message)
         return self
 
+    def paths(self) -> dict[str, str]:
+        """The import paths of what comes from outside, by the setting that holds each."""
+        named = {"model.backbone": self.model.backbone, "data.name": self.data.name}
+        found = {key: path for key, path in named.items() if ":" in path}
+        if isinstance(self.model.op, OutsideOp):
+            found["model.op.kind"] = self.model.op.kind
+        metrics = self.evaluation.metrics.items()
+        return found | {f"evaluation.metrics.{name}": path for name, path in metrics}
+
     def reads(self) -> tuple[Data, bool, tuple[str | None, ...]]:
         """What of the data folder is read: the set, whether its label maps, and a start's files."""
         tokens, start = self.train.tokens, self.train.start
@@ -341,7 +330,10 @@ class Settings(Group):
             flatten(one.science()) | {"model.op.shell": shell_of(one.model.op)}
             for one in (self, other)
         )
-        return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+        found = {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+        # That only one row has a package follows from a setting that names it; two states of one
+        # package do not.
+        return {k: v for k, v in found.items() if None not in v or not k.startswith("outside.")}
 
     def identity(self) -> str:
         """Ten hex digits that two runs share if and only if their science settings are equal."""

@@ -22,6 +22,7 @@ from lsa_study.config.find import tiers_of as tiers_of
 from lsa_study.config.grid import Grid, expand
 from lsa_study.config.layers import Layers, validate
 from lsa_study.config.ledger import OwnClaim
+from lsa_study.config.outside import bound
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 
@@ -282,7 +283,7 @@ class _Rows:
                 raise ConfigError(f"--set {override}: not a setting; write --set key=value")
             place = f"--set {override}"
             layers.set(key.strip(), yaml.parse(text, place), place)
-        settings = validate(Settings, layers.data, layers.where)
+        settings = bound(validate(Settings, layers.data, layers.where), layers.where)
         start, place = settings.train.start, self.document.where("variants", name)
         if start is not None and start.recipe is not None:
             raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")

@@ -22,7 +22,7 @@ from lsa_study.config.parts import why_not
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.data import DataLacks, head_rows, weights
-from lsa_study.errors import LsaError, Refused
+from lsa_study.errors import ConfigError, LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.record import OUTCOMES
@@ -115,6 +115,33 @@ def check_starts(studies: Sequence[Study]) -> None:
         except DataLacks:  # the machine that plans need not see the data
             continue
         head_rows(run.settings.data, start.map)
+
+
+def check_outside(runs: Sequence[RunSpec]) -> None:
+    """Try what runs take from outside, in this process; without such runs torch is not imported.
+
+    Raises:
+        ConfigError: all that is not as it should be, with the rows that take it.
+    """
+    mistakes: dict[str, dict[str, None]] = {}
+    tried: dict[str, tuple[str, ...]] = {}
+    for run in runs:
+        if not run.settings.paths():
+            continue
+        from lsa_study.training.outside import check
+
+        one = run.settings
+        same = repr((one.model, one.data.image_size, one.evaluation.metrics))
+        if same not in tried:
+            try:
+                check(one)
+                tried[same] = ()
+            except ConfigError as error:
+                tried[same] = error.mistakes
+        for mistake in tried[same]:
+            mistakes.setdefault(mistake, {})[run.variant] = None
+    if mistakes:
+        raise ConfigError(*(f"{', '.join(rows)}: {said}" for said, rows in mistakes.items()))
 
 
 def check_models(studies: Sequence[Study]) -> str:

@@ -20,7 +20,7 @@ from lsa_study.data.sets import Datasets
 from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment
 from lsa_study.training.distributed import Distributed
-from lsa_study.training.evaluate import Report, evaluate
+from lsa_study.training.evaluate import Report, evaluate, numbers
 from lsa_study.training.monitor import Monitor
 from lsa_study.training.step import Stepper
 
@@ -255,7 +255,7 @@ class Trainer:
         report = evaluate(
             model, self.sets, self.settings.evaluation.batch_size,
             precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
-            held_out=held_out,
+            held_out=held_out, metrics=self.settings.evaluation.metrics,
         )  # fmt: skip
         if not math.isfinite(report.loss):
             raise Diverged(
@@ -308,6 +308,7 @@ class Trainer:
             "acc5": report.acc5, "model_acc1": report.model_acc1, "ema_acc1": report.ema_acc1,
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
+        record |= {f"metrics.{name}": value for name, value in numbers(report).items()}
         if self.stepper.scaler.is_enabled():
             scale = self.stepper.scaler.get_scale()
             record |= {"skipped_steps": self.stepper.skipped, "loss_scale": scale}

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.rows import Row
+from lsa_study.config.operators import UnifiedOp
 from lsa_study.config.study import Study
 
 LOOK = mpl.rc_params_from_file(Path(__file__).with_name("lsa.mplstyle"), use_default_template=False)
@@ -146,7 +147,7 @@ def family(study: Study, variant: str) -> str:
     """The family of layers, of ``FAMILIES``, to which a row's operator belongs."""
     op = study.variants[variant].model.op
     match op.kind:
-        case "unified":
+        case "unified" if isinstance(op, UnifiedOp):
             return "LSA" if {*op.terms} == {"qk", "bias"} else "Net1-7"
         case "dwconv" | "dwnet" | "ddwconv":
             return "DwConv"
