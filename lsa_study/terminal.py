@@ -17,7 +17,7 @@ from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import CONTROL
 
 ASCII = {
-    "−": "-", "–": "-", "—": "-", "±": "+-", "×": "x", "†": "+", "…": "...", "’": "'", "≤": "<=",
+    "−": "-", "–": "-", "—": "-", "±": "+-", "×": "x", "†": "+", "‡": "++", "…": "...", "’": "'", "≤": "<=",
     "≥": ">=", "Δ": "d", "λ": "lambda", "γ": "gamma", "³": "^3", "⁶": "^6", "⁹": "^9", "⁰": "0",
 }  # fmt: skip
 """How signs of tables are written where an encoding lacks them."""

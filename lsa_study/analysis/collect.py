@@ -211,7 +211,7 @@ class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"^(?:identity|start|variant|  seed):.*\n", re.MULTILINE)
+    OWN_LINES = re.compile(r"^(?:identity|start|reference|variant|  seed):.*\n", re.MULTILINE)
 
     tier: str
     broken: list[str]

@@ -110,5 +110,17 @@ def build(study: Study, collected: Collected) -> Table:
     if unlike:
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
         notes.append(Note(text, "†"))
+    cut = []
+    for row in rows:
+        if row.cut:
+            marks[row.variant] += ("‡",)
+            cut += [
+                f"{row.variant} seed {run.seed} in {run.reason}"
+                for run in row.runs
+                if run.outcome == "stopped early"
+            ]
+    if cut:
+        text = "Stopped early by the study's rule, so not finished and without a difference"
+        notes.append(Note(f"{text}: {'. '.join(cut)}.", "‡"))
     notes += general_notes(study, rows, collected)
     return Table(study, tuple(replace(row, marks=marks[row.variant]) for row in rows), tuple(notes))

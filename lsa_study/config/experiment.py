@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsa_study.config import names, yaml
 from lsa_study.config.find import TIERS
 from lsa_study.config.layers import known_paths
-from lsa_study.config.settings import Tier
+from lsa_study.config.settings import Stop, Tier
 from lsa_study.errors import ConfigError
 
 Number = Annotated[int, Field(gt=0, le=100_000)]
@@ -95,6 +95,8 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+    stop: Stop | None = None
+    """The same as ``runtime.stop`` in ``set``."""
 
     @property
     def factors(self) -> dict[str, tuple[str, ...]]:

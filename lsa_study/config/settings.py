@@ -231,6 +231,20 @@ class Evaluation(Group):
         return self
 
 
+class Stop(Group):
+    """When a run is given up; what stands behind is no result like another, but its own outcome.
+
+    After every epoch, all epochs are judged of which this run and the reference row's run of the
+    same seed have a record. Nothing waits for the reference row.
+    """
+
+    below: Literal["reference"]
+    at: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the epochs before which, and after the last of which, nothing is judged."""
+    margin: Annotated[float, Field(gt=0, le=100)]
+    """So many points of accuracy below the other run's at one epoch end it."""
+
+
 class Runtime(Group):
     """How a run is carried out; never part of its identity."""
 
@@ -245,6 +259,8 @@ class Runtime(Group):
     """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
+    stop: Stop | None = None
+    """null: every run is trained to its end."""
 
 
 class Settings(Group):

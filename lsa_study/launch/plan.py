@@ -177,6 +177,7 @@ def _block(
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),
         ("start", "; ".join(starts)),
+        ("stop", _rule(runs)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
@@ -186,6 +187,17 @@ def _block(
         f"baseline: {study.file.baseline}"
     )
     return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+
+
+def _rule(runs: Sequence[RunSpec]) -> str:
+    """When runs are given up, if a rule says so."""
+    rules = {run.settings.runtime.stop for run in runs if run.reference is not None} - {None}
+    return "; ".join(
+        f"early, more than {rule.margin:g} points below the reference row's same seed from "
+        f"{100 * rule.at:g} % of the epochs on"
+        for rule in rules
+        if rule is not None
+    )
 
 
 def _protocol(settings: Settings) -> str:

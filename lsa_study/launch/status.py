@@ -39,16 +39,17 @@ from lsa_study.launch.records import (
     tiers_of,
 )
 from lsa_study.launch.scheduler import SlurmJob
+from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 
 SILENT_SECONDS = 90.0
 """A heartbeat older than this is no longer believed by itself."""
 
 STYLES = {
-    "done": "green", "diverged": "yellow", "oom": "yellow", "running": "cyan", "queued": "blue",
+    "done": "green", "diverged": "yellow", "oom": "yellow", "stopped early": "yellow", "running": "cyan", "queued": "blue",
     "waiting": "", "stopped": "magenta", "failed": "red", "lost": "red",
 }  # fmt: skip
-"""The states of a run as they are counted and shown; done, diverged and oom are results."""
+"""The states of a run as they are counted and shown; the first four are results."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,8 @@ def page(rows: Sequence[RunStatus], results: Path) -> Group:
                 f"{len(held['runs'])} runs died of the same error ({held['message']}). "
                 f"Held the other {held['count']}; fix it first"
             )
+    if counts["stopped early"]:
+        lines.append("to train what was stopped early to its end: lsa retry --cause stopped-early")
     if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
         lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
     return Group(table, *map(Text, lines))
@@ -296,7 +299,7 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
 
 def _cells(row: RunStatus) -> tuple[str, ...]:
     notes = [row.cause if row.state in ("failed", "stopped") else None, row.note]
-    if row.state in ("failed", "lost", "diverged", "oom") and row.message not in row.note:
+    if row.state in ("failed", "lost", *OUTCOMES[1:]) and row.message not in row.note:
         last = row.message.strip().splitlines() or [""]
         notes.append(last[-1][:100])
     return (
