@@ -16,6 +16,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from lsa_study import rundir
+from lsa_study.config.asked import parquet_path
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
@@ -98,11 +99,6 @@ class Collected:
             )
             for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
-
-
-def parquet_path(results: Path, tier: str) -> Path:
-    """Where the collected runs of a tier are kept."""
-    return results / tier / "runs.parquet"
 
 
 def collect(results: Path, tier: str, *, folders: bool = True, update: bool = False) -> Collected:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
@@ -29,11 +29,16 @@ COLUMNS = (
 
 
 def write_tables(
-    studies: Sequence[Study], results: Path, columns: Sequence[str] = ()
+    studies: Sequence[Study],
+    results: Path,
+    columns: Sequence[str] = (),
+    *,
+    seen: Callable[[Table], object] = lambda table: None,
 ) -> list[Path]:
     """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``.
 
-    ``columns``: those that tex and md show, by title or name in files of data; else all.
+    ``columns``: those that tex and md show, by title or name in files of data; else all. ``seen``
+    is called with every table.
 
     Raises:
         ConfigError: none of the tables has such a column.
@@ -44,6 +49,7 @@ def write_tables(
         for name, text in contents(table, columns).items():
             paths.append(folder / name)
             write_whole(paths[-1], text)
+        seen(table)
     return paths
 
 

@@ -19,7 +19,7 @@ from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
-from lsa_study.terminal import Screen, guard_output
+from lsa_study.terminal import Screen, guard_output, width_of
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
@@ -194,7 +194,8 @@ def status(
     else:
         for line in about:
             typer.echo(line)
-        Screen().print(states.page(look(), results), soft_wrap=True)
+        screen = Screen()
+        screen.print(states.page(look(), results, width_of(screen)), soft_wrap=True)
 
 
 def logs(

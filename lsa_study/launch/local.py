@@ -129,9 +129,7 @@ class Queue:
             return
         self.waiting.remove(run)
         folder = self._folder(run)
-        folder.create(
-            run.settings, variant=run.variant, start=run.start, reference=run.reference
-        )
+        folder.create(run.settings, variant=run.variant, start=run.start, reference=run.reference)
         LaunchFolder.of_run(folder.root).cancelled(run.identity).unlink(missing_ok=True)
         self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
         gpu = self.gpus[place % len(self.gpus)] if self.gpus else None

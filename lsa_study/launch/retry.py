@@ -122,6 +122,7 @@ def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | N
     """The run of a row: in more parts if it was out of memory, to its end if stopped early."""
     if row.state == "stopped early":
         row.folder.reopen()
+        row.folder.change_state("stopped", cause="stopped-early")
     settings, config = row.folder.settings(), row.folder.config()
     start, reference = config.get("start"), config.get("reference")
     if row.state == "oom":
@@ -132,6 +133,4 @@ def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | N
     study = array.study if array is not None else ""
     resources = array.resources if array is not None else Resources()
     name = row.variant
-    return RunSpec(
-        study, name, name, row.seed, settings, row.identity, resources, start, reference
-    )
+    return RunSpec(study, name, name, row.seed, settings, row.identity, resources, start, reference)

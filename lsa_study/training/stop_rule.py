@@ -20,7 +20,9 @@ def why_given_up(run: RunDir, settings: Settings) -> str | None:
     first; so the same two curves give the same answer, whichever was there before the other.
     """
     rule, reference = settings.runtime.stop, run.config().get("reference")
-    if rule is None or reference is None or (other := run.sibling(reference)) is None:
+    if rule is None or reference is None or run.reopened:
+        return None
+    if (other := run.sibling(reference)) is None:
         return None
     epochs, theirs = settings.train.epochs, _accuracies(other)
     for epoch, ours in _accuracies(run).items():
