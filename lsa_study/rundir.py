@@ -281,7 +281,7 @@ class RunDir(OwnedFolder):
             write_json(self.root / "result.json", result.as_json())
 
     def reopen(self) -> None:
-        """Lay the result of a run that was stopped early aside, so that it is trained to its end."""
+        """Lay aside the result of a run that was stopped early: it is trained to its end then."""
         (self.root / "result.json").replace(self.attempts()[-1] / "result.json")
 
     @property

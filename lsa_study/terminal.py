@@ -20,8 +20,8 @@ from lsa_study.errors import EnvironmentLacks
 from lsa_study.files import CONTROL
 
 ASCII = {
-    "−": "-", "–": "-", "—": "-", "±": "+-", "×": "x", "†": "+", "‡": "++", "…": "...", "’": "'", "≤": "<=",
-    "≥": ">=", "Δ": "d", "λ": "lambda", "γ": "gamma", "³": "^3", "⁶": "^6", "⁹": "^9", "⁰": "0",
+    "−": "-", "–": "-", "—": "-", "±": "+-", "×": "x", "†": "+", "…": "...", "’": "'", "≤": "<=",
+    "‡": "++", "─": "-", "━": "=", "≥": ">=", "Δ": "d", "λ": "lambda", "γ": "gamma", "³": "^3", "⁶": "^6", "⁹": "^9", "⁰": "0",
 }  # fmt: skip
 """How signs of tables are written where an encoding lacks them."""
 
@@ -66,9 +66,9 @@ class _Shown:
 class Screen(Console):
     """A console whose own styles are obeyed, unlike what control characters its texts hold."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
-        super().__init__(file=getattr(stream, "plain", stream), soft_wrap=True)
+        super().__init__(file=getattr(stream, "plain", stream), soft_wrap=True, quiet=quiet)
 
     @override
     def render(
@@ -145,15 +145,13 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Print a table, its header first: Markdown in a pipe, aligned and coloured on a terminal."""
     screen = Screen()
     if not screen.is_terminal:
-        signs = [[re.sub(r"([\\|])", r"\\\1", cell) for cell in row] for row in rows]
+        signs = [[re.sub(r"([\\|])", r"\\\1", " ".join(c.split())) for c in row] for row in rows]
         signs.insert(1, ["---"] * len(rows[0]))
-        for row in signs:
-            sys.stdout.write(f"| {' | '.join(' '.join(cell.split()) for cell in row)} |\n")
+        sys.stdout.writelines(f"| {' | '.join(cells)} |\n" for cells in signs)
         return
     (header, *lines), gone = fitted(rows, screen.width)
-    text = Text("  ".join(header).rstrip(), "bold").append(
-        f"\n{'─' * len('  '.join(header))}", "dim"
-    )
+    text = Text().append("  ".join(header).rstrip(), "bold")
+    text.append(f"\n{'─' * cell_len('  '.join(header))}", "dim")
     for row, line in zip(rows[1:], lines, strict=True):
         text.append("\n")
         for at, cell in enumerate(line):

@@ -16,6 +16,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from lsa_study import rundir
+from lsa_study.analysis.tags import NONE, Remarks, read_remarks
 from lsa_study.config.asked import parquet_path
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
@@ -38,6 +39,8 @@ class RunRecord(Result):
     """Packed bits, one per test image: was it classified rightly; None if that is not known."""
     settings: Mapping[str, Any] = {}
     """By dotted name, such as ``model.op.norm``; lists as JSON text."""
+    remarks: Remarks = NONE
+    """What people put on it."""
 
     @property
     def accuracy(self) -> float:
@@ -53,7 +56,7 @@ DTYPES = {
     for name, column, _ in RunRecord.facts()
     for hint in [get_type_hints(RunRecord)[name]]
     # Neither has a column: one came later, the others have one each.
-    if name not in ("start", "settings")
+    if name not in ("start", "settings", "remarks")
 }
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
@@ -82,6 +85,8 @@ class Collected:
 
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
+    remarks: Mapping[str, Remarks] = field(default_factory=dict)
+    """By identity, of the runs that people have said something of."""
 
     def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
         """The runs with these identities that have ended, by identity."""
@@ -96,6 +101,7 @@ class Collected:
             identity: RunRecord.model_validate(
                 dict(zip(COLUMNS, values, strict=True))
                 | {"settings": dict(zip(short, settings[identity], strict=True))}
+                | {"remarks": self.remarks.get(identity, NONE)}
             )
             for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
@@ -139,7 +145,12 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
         content = io.BytesIO()
         runs.to_parquet(content, compression="zstd", index=False)
         write_whole(parquet_path(results, tier), content.getvalue())
-    return Collected(runs, tuple(broken))
+    remarks: Mapping[str, Remarks] = {}
+    try:
+        remarks = read_remarks(results, tier)
+    except ConfigError as error:
+        broken.append(str(error))
+    return Collected(runs, tuple(broken), remarks)
 
 
 def _sound(known: pd.DataFrame, alone: Collection[Any], broken: list[str]) -> pd.DataFrame:

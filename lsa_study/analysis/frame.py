@@ -132,8 +132,8 @@ class Finished:
             frame = found.to_pandas().rename(columns=_short)
             frames.append(frame.assign(**self._added(tier, found, self.columns)))
         every = pd.concat([one for one in frames if len(one)] or frames or [pd.DataFrame()])
-        every = every.reset_index(drop=True)
-        return every.reindex(columns=self.columns)
+        tidy: pd.DataFrame = every.reset_index(drop=True).reindex(columns=self.columns)
+        return tidy
 
     def _source(self, tier: str) -> tuple[list[str], Callable[[list[str]], pa.Table]]:
         """The columns of a tier's runs, and what reads some of them."""

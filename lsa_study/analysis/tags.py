@@ -63,11 +63,11 @@ def remark(
     text = None if note is None else " ".join(note.split())
     if text is not None and (CONTROL.search(text) or len(text) > LONGEST_NOTE):
         wanted = f"give up to {LONGEST_NOTE} signs of plain text"
-        raise ConfigError(f"--note {ascii(text[:40])}: cannot be a note; {wanted}")
+        raise ConfigError(f"--note {text[:40]!a}: cannot be a note; {wanted}")
     for tag in (*tags, *untag):
         if not GOOD.fullmatch(tag) or len(tag) > 40:
             wanted = "give up to 40 letters, digits and _ . + = -, the first a letter or digit"
-            raise ConfigError(f"--tag {ascii(tag[:60])}: cannot be a tag; {wanted}")
+            raise ConfigError(f"--tag {tag[:60]!a}: cannot be a tag; {wanted}")
     path = _path(results, tier)
     with writable(path), locked(path.with_name(".notes.lock")):
         every = read_remarks(results, tier)

@@ -146,14 +146,27 @@ def claims(
 
 
 def report(
-    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.SomeResults = opt.RESULTS
+    study: opt.MaybeStudies = None,
+    tier: opt.Tier = "toy",
+    results: opt.SomeResults = opt.RESULTS,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="show it here, built anew while runs go on")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0: a free one")] = 8765,
 ) -> None:
     """Write one self-contained HTML page: claims, tables, figures."""
     from lsa_study.analysis.html import write_report
 
-    chosen = Selection(study or ["all"], tier, results=results)
-    for path in write_report(chosen.load(recall=True), results):
-        typer.echo(path)
+    def build() -> Path:
+        chosen = Selection(study or ["all"], tier, results=results)
+        return write_report(chosen.load(recall=True), results)[0]
+
+    if not serve:
+        typer.echo(build())
+        return
+    from lsa_study.cli.serve import serve as show
+
+    show(build, results, tier, port=port, say=typer.echo)
 
 
 def evaluate(

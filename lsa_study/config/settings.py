@@ -15,6 +15,8 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -261,6 +263,14 @@ class Runtime(Group):
     """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
     stop: Stop | None = None
     """null: every run is trained to its end."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a rule a run is written as before there were any."""
+        settings: dict[str, Any] = plain(self)
+        if self.stop is None:
+            settings.pop("stop", None)
+        return settings
 
 
 class Settings(Group):

@@ -251,9 +251,9 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
     ``width``: what lines are cut to; None: they are as long as they are.
     """
     # A table of rich takes ten seconds for ten thousand runs.
-    (header, *lines), _ = fitted([COLUMNS, *map(_cells, rows)], width, numbers=(2, 3, 4))
+    (header, *aligned), _ = fitted([COLUMNS, *map(_cells, rows)], width, numbers=(2, 3, 4))
     table = Text().append("  ".join(header).rstrip(), "bold")
-    for row, line in zip(rows, lines, strict=True):
+    for row, line in zip(rows, aligned, strict=True):
         table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
         table.append("  " + "  ".join(line[2:]).rstrip())
     counts = Counter(row.state for row in rows)
