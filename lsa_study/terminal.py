@@ -148,7 +148,7 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
     if not screen.is_terminal:
         signs = [[re.sub(r"([\\|])", r"\\\1", " ".join(c.split())) for c in row] for row in rows]
         signs.insert(1, ["---"] * len(rows[0]))
-        sys.stdout.writelines(f"| {' | '.join(cells)} |\n" for cells in signs)
+        sys.stdout.write("".join(f"| {' | '.join(cells)} |\n" for cells in signs))
         return
     (header, *lines), gone = fitted(rows, screen.width)
     text = Text().append("  ".join(header).rstrip(), "bold")

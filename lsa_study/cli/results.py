@@ -69,6 +69,7 @@ def _show(table: Table, columns: Sequence[str]) -> None:
     for line, row in zip(cells[1:], table.rows, strict=True):
         line[0] += "".join(f" {mark}" for mark in row.marks)
     show_table([[line[at] for at in shown] for line in cells])
+    typer.echo()
     for note in table.notes:
         typer.echo(textwrap.fill(f"{note.mark} {note.text}".strip(), get_terminal_size().columns))
     typer.echo()

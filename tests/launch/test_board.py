@@ -7,17 +7,17 @@ import pytest
 from lsa_study.launch.board import Board
 from lsa_study.record import Status
 
+LONG = "a-run-with-a-long-name-s0-0123456789"
+
 
 def board(**fields):
     now = time.monotonic()
-    return Board(
-        2, begun={"a-run-with-a-long-name-s0-0123456789": now - 10, "b": now - 10}, **fields
-    )
+    return Board(2, begun={LONG: now - 10, "b": now - 10}, **fields)
 
 
 RUNNING = [
     (
-        "a-run-with-a-long-name-s0-0123456789",
+        LONG,
         Status(epoch=3, epochs=12, acc1=45.25, eta_seconds=30),
     ),
     ("b", Status()),
