@@ -24,7 +24,7 @@ from lsa_study.record import Status
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (80, 120)
 COMMANDS = {
-    "runs": "runs --tier toy --where 'acc1 > 85' --sort -acc1 --columns name,outcome,acc1,norm,kind",
+    "runs": "runs --tier toy --where 'acc1 > 85' --sort -acc1 --columns name,outcome,acc1,norm",
     "runs-by": "runs --tier toy --by kind,norm --sort -acc1",
     "table": "table table1 --tier toy",
 }
