@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsa_study.config import names, yaml
 from lsa_study.config.find import TIERS
 from lsa_study.config.layers import known_paths
-from lsa_study.config.settings import Stop, Tier
+from lsa_study.config.settings import Tier
+from lsa_study.config.start import Stop
 from lsa_study.errors import ConfigError
 
 Number = Annotated[int, Field(gt=0, le=100_000)]

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
-from lsa_study.config.start import Start
+from lsa_study.config.start import Start, Stop
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a setting changes; part of every identity."""
@@ -180,9 +180,11 @@ class Train(Group):
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
     start: Start | None = None
     """Fine-tuning: weights to begin from; null: random ones."""
-    precision: Literal["float32", "amp", "fp16"] = "float32"
-    """On a GPU, amp: bfloat16 autocast; fp16: float16 autocast and a loss scale that skips steps
-    whose gradients overflow, as released. On a CPU all are float32. A run records which it was."""
+    precision: Literal["float32", "amp", "fp16", "bf16"] = "float32"
+    """bf16: bfloat16 autocast on every device; one whose processor does not compute in it itself
+    refuses the run. On a GPU alone, and float32 on a CPU, are amp: the same bfloat16 autocast, and
+    fp16: float16 autocast and a loss scale that skips steps whose gradients overflow, as released.
+    A run records which it was."""
 
 
 class Augment(Group):
@@ -231,20 +233,6 @@ class Evaluation(Group):
                 "whole image; give crop_share: 1.0, or crop: centre"
             )
         return self
-
-
-class Stop(Group):
-    """When a run is given up; what stands behind is no result like another, but its own outcome.
-
-    After every epoch, all epochs are judged of which this run and the reference row's run of the
-    same seed have a record. Nothing waits for the reference row.
-    """
-
-    below: Literal["reference"]
-    at: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the epochs before which, and after the last of which, nothing is judged."""
-    margin: Annotated[float, Field(gt=0, le=100)]
-    """So many points of accuracy below the other run's at one epoch end it."""
 
 
 class Runtime(Group):
