@@ -120,7 +120,12 @@ class Condition:
 
         def holds(run: Run) -> bool:
             values = [side(run) for side in sides]
-            return all(map(_compare, kinds, values, values[1:]))
+            return all(
+                EQUAL[kind](a, b)
+                if kind in EQUAL
+                else a is not None and b is not None and ORDER[kind](a, b)
+                for kind, a, b in zip(kinds, values, values[1:], strict=False)
+            )
 
         return holds
 
@@ -133,12 +138,6 @@ class Condition:
         found = column(name, self.columns, self.asked)
         self.needed.add(found)
         return lambda run: run[found]
-
-
-def _compare(kind: type[ast.cmpop], a: Any, b: Any) -> bool:
-    if kind in EQUAL:
-        return EQUAL[kind](a, b)
-    return a is not None and b is not None and ORDER[kind](a, b)
 
 
 def _sum(sum_of: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -160,12 +160,6 @@ def load_study(
     given = asked.overrides if overrides is None else overrides
     rows = _Rows(file, document, tier, [*side.overrides, *given] if side and overrides else given)
     variants, resources = rows.resolve(chosen)
-    pairs = {name: file.variants[name].against or file.baseline for name in variants}
-    references = {
-        name: rows.settings(other)
-        for name, other in pairs.items()
-        if variants[name].runtime.stop is not None and other != name
-    }
     seen: dict[str, str] = {}
     for name, settings in variants.items():
         first = seen.setdefault(settings.identity(), name)
@@ -179,7 +173,7 @@ def load_study(
         variants, resources, rows.starts, tidy(rows.overrides),
         only if len(chosen) < len(file.variants) else None,
         str(study) if side else "", tuple(asked.declared) or rows.seeds, asked,
-        references,
+        rows.references(variants),
     )  # fmt: skip
 
 
@@ -233,6 +227,16 @@ class _Rows:
                 *(m if of == names else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
             )
         return settings, resources
+
+    def references(self, variants: Mapping[str, Settings]) -> dict[str, Settings]:
+        """The rows that a stopping rule measures these by; a baseline has none."""
+        written = self.file.variants
+        others = {name: written[name].against or self.file.baseline for name in variants}
+        return {
+            name: self.settings(other)
+            for name, other in others.items()
+            if variants[name].runtime.stop is not None and other != name
+        }
 
     def resources(self, name: str) -> Resources:
         """What a run of this row asks of a cluster."""
