@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lsa_study.errors import ConfigError
 
-Outcome = Literal["done", "diverged", "oom"]
-State = Literal["waiting", "running", "stopped", "failed", "done", "diverged", "oom"]
-"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
+Outcome = Literal["done", "diverged", "oom", "stopped early"]
+State = Literal["waiting", "running", "stopped", "failed"] | Outcome
+"""stopped: left at a step boundary, to be continued; outcomes are results."""
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """States that end a run for good: they stand in tables and are not run again."""
@@ -176,7 +176,8 @@ class Result(Facts):
     """``result.json``: how a run ended, for good; written once."""
 
     outcome: Annotated[Outcome, Fact("metrics")]
-    """done, diverged (a loss was not finite) or oom (the device's memory was too small)."""
+    """done, diverged (a loss was not finite), oom (the device's memory was too small) or stopped
+    early (given up by ``runtime.stop``)."""
     reason: Annotated[str | None, Fact("metrics", why=True)] = None
     """Why it is not done, as a message with epoch and step."""
     start: str | None = None

@@ -184,7 +184,11 @@ def _by_runs(
 def _ended(found: ClaimVerdict, row: Row, control: Row | None = None) -> ClaimVerdict:
     """Judge whether most runs of a row end so, and those of its control do not."""
     claim = found.claim
-    count, of = sum(run.outcome == claim.outcome for run in row.runs), len(row.runs)
+    # How a run that was stopped early would have ended is not known.
+    of = sum(run.outcome != "stopped early" for run in row.runs)
+    if not of:
+        return found.unresolved(row.lost)
+    count = sum(run.outcome == claim.outcome for run in row.runs)
     share = found.share(
         count, of, f"{claim.outcome} {count}/{of}", "Clopper-Pearson against one half"
     )

@@ -17,6 +17,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from lsa_study import rundir
+from lsa_study.analysis.tags import NONE, Remarks, read_remarks
+from lsa_study.config.asked import parquet_path
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
@@ -38,6 +40,8 @@ class RunRecord(Result):
     """Packed bits, one per test image: was it classified rightly; None if that is not known."""
     settings: Mapping[str, Any] = {}
     """By dotted name, such as ``model.op.norm``; lists as JSON text."""
+    remarks: Remarks = NONE
+    """What people put on it."""
 
     @property
     def accuracy(self) -> float:
@@ -53,7 +57,7 @@ DTYPES = {
     for name, column, _ in RunRecord.facts()
     for hint in [get_type_hints(RunRecord)[name]]
     # They have no column: some came later, others have one for each of their entries.
-    if name not in ("start", "settings", *LATER)
+    if name not in ("start", "settings", "remarks", *LATER)
 }
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
@@ -85,6 +89,8 @@ class Collected:
     broken: tuple[str, ...] = ()
     results: Path | None = None
     """The folder that holds them."""
+    remarks: Mapping[str, Remarks] = field(default_factory=dict)
+    """By identity, of the runs that people have said something of."""
 
     @property
     def left_out(self) -> list[str]:
@@ -107,6 +113,7 @@ class Collected:
             identity: RunRecord.model_validate(
                 dict(zip(COLUMNS, values, strict=True))
                 | _grouped(dict(zip(names, others[identity], strict=True)))
+                | {"remarks": self.remarks.get(identity, NONE)}
             )
             for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
@@ -124,11 +131,6 @@ def _grouped(columns: Mapping[str, Any]) -> dict[str, Any]:
         elif group == "metrics" and columns.get(f"settings.evaluation.{name}") is not None:
             fields["metrics"][key] = value
     return fields
-
-
-def parquet_path(results: Path, tier: str) -> Path:
-    """Where the collected runs of a tier are kept."""
-    return results / tier / "runs.parquet"
 
 
 def collect(results: Path, tier: str, *, folders: bool = True, update: bool = False) -> Collected:
@@ -167,7 +169,12 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     runs = runs.sort_values(ORDER)
     if update and len(runs) and not runs.equals(known):
         store(results, tier, runs)
-    return Collected(runs, tuple(broken), results)
+    remarks: Mapping[str, Remarks] = {}
+    try:
+        remarks = read_remarks(results, tier)
+    except ConfigError as error:
+        broken.append(str(error))
+    return Collected(runs, tuple(broken), results, remarks)
 
 
 def store(results: Path, tier: str, runs: pd.DataFrame, *others: pd.DataFrame) -> None:
@@ -244,7 +251,7 @@ class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"^(?:identity|start|variant|  seed):.*\n", re.MULTILINE)
+    OWN_LINES = re.compile(r"^(?:identity|start|reference|variant|  seed):.*\n", re.MULTILINE)
 
     tier: str
     broken: list[str]

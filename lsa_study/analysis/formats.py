@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
@@ -34,7 +34,12 @@ PAPER = ("paper", "paper_outcome", "paper_delta")
 
 
 def write_tables(
-    studies: Sequence[Study], results: Path, columns: Sequence[str] = (), pivot: Sequence[str] = ()
+    studies: Sequence[Study],
+    results: Path,
+    columns: Sequence[str] = (),
+    pivot: Sequence[str] = (),
+    *,
+    seen: Callable[[Table], object] = lambda table: None,
 ) -> list[Path]:
     """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``.
 
@@ -45,6 +50,7 @@ def write_tables(
         results: where their runs lie.
         columns: those that tex and md show, by title or name in files of data; else all.
         pivot: the factor down and that across; else a grid's first two.
+        seen: called with every table.
 
     Raises:
         ConfigError: none of the tables has such a column, or a grid no such factor.
@@ -56,6 +62,7 @@ def write_tables(
         for name, text in texts.items():
             paths.append(folder / name)
             write_whole(paths[-1], text)
+        seen(table)
     return paths
 
 

@@ -21,6 +21,7 @@ from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import Table, build
+from lsa_study.analysis.tags import NONE
 from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
@@ -189,7 +190,8 @@ def _behind(row: Row, title: str) -> list[str]:
             accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
             reason = f", {run.reason}" if run.reason else ""
             about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
-            lines.append(f"seed {run.seed}: {accuracy}, {about}")
+            said = [*run.remarks.tags, run.remarks.note] if run.remarks != NONE else []
+            lines.append(", ".join(filter(None, (f"seed {run.seed}: {accuracy}", about, *said))))
         return lines
     if title != "Δ":
         return []

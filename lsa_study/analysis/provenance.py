@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
+from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
+from lsa_study.config.asked import parquet_path
 from lsa_study.config.find import find_study, side_tiers, tiers_of
 from lsa_study.config.names import nearest
 from lsa_study.config.study import TIERS, Study, load_study

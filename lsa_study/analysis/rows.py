@@ -22,7 +22,7 @@ from lsa_study.analysis.statistics import Estimate, pooled_interval
 from lsa_study.config.contrast import differing_rows
 from lsa_study.config.study import Study
 
-ENDS = {"diverged": "diverged", "oom": "out of memory"}
+ENDS = {"diverged": "diverged", "oom": "out of memory", "stopped early": "stopped early"}
 """How the ends of runs that have no accuracy are called."""
 
 
@@ -101,9 +101,11 @@ class Row:
     def contrast(self) -> Contrast:
         """Against the reference row over shared seeds; a baseline has none.
 
-        Nor has a row that saw other images: what is not comparable has no difference.
+        Nor has a row that saw other images, as what is not comparable has no difference; nor one
+        of which seeds were stopped early: the others were chosen by their accuracy.
         """
-        theirs = () if self.base is None or self.alike.refused else self.base.done
+        unfit = self.base is None or self.alike.refused or self.cut or self.base.cut
+        theirs = () if self.base is None or unfit else self.base.done
         return compare(self.done, theirs, self.peers, self.declared)
 
     @property
@@ -140,6 +142,11 @@ class Row:
         """How many of its runs ended without an accuracy, by outcome."""
         outcomes = [run.outcome for run in self.runs]
         return {name: outcomes.count(name) for name in ENDS if name in outcomes}
+
+    @property
+    def cut(self) -> bool:
+        """Whether runs of it were stopped early, by the rule ``runtime.stop``."""
+        return "stopped early" in self.ends
 
     @property
     def outcome(self) -> str:

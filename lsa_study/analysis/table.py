@@ -136,6 +136,18 @@ def build(study: Study, collected: Collected) -> Table:
         lacking = [f"seed {r.seed}: {r.metrics_missing}" for r in row.done if r.metrics_missing]
         if lacking:
             notes.append(Note(f"Missing of {row.name}, in no mean: {'; '.join(lacking)}."))
+    cut = []
+    for row in rows:
+        if row.cut:
+            marks[row.variant] += ("‡",)
+            cut += [
+                f"{row.variant} seed {run.seed} in {run.reason}"
+                for run in row.runs
+                if run.outcome == "stopped early"
+            ]
+    if cut:
+        text = "Stopped early by the study's rule, so not finished and without a difference"
+        notes.append(Note(f"{text}: {'. '.join(cut)}.", "‡"))
     notes += general_notes(study, rows, collected)
     found = effects(study, rows)
     notes += [Note(line) for line in effect_notes(found, rows)]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +19,10 @@ from lsa_study.cli.options import Selection, selecting
 from lsa_study.config.find import own_claims
 from lsa_study.config.names import short
 from lsa_study.errors import ConfigError
+from lsa_study.terminal import show_table
+
+if TYPE_CHECKING:
+    from lsa_study.analysis.table import Table
 
 
 @selecting
@@ -48,12 +57,29 @@ def table(
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    written = formats.write_tables(loaded, chosen.results, names, factors)
+    terminal = sys.stdout.isatty()
+    show = partial(_show, columns=names) if terminal else (lambda table: None)
+    written = formats.write_tables(loaded, chosen.results, names, factors, seen=show)
     for path in written:
-        if path.suffix == ".md":
+        if path.suffix == ".md" and not terminal:
             typer.echo(path.read_text("utf-8"))
     for folder in dict.fromkeys(path.parent for path in written):
         typer.echo(f"written to {folder}")
+
+
+def _show(table: Table, columns: Sequence[str]) -> None:
+    from lsa_study.analysis.latex import places
+
+    typer.echo(table.caption)
+    shown = places(table, columns)
+    cells = [table.header(), *table.texts()]
+    for line, row in zip(cells[1:], table.rows, strict=True):
+        line[0] += "".join(f" {mark}" for mark in row.marks)
+    show_table([[line[at] for at in shown] for line in cells])
+    typer.echo()
+    for note in table.notes:
+        typer.echo(textwrap.fill(f"{note.mark} {note.text}".strip(), get_terminal_size().columns))
+    typer.echo()
 
 
 def plots(
@@ -156,14 +182,27 @@ def collect_from(
 
 
 def report(
-    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.SomeResults = opt.RESULTS
+    study: opt.MaybeStudies = None,
+    tier: opt.Tier = "toy",
+    results: opt.SomeResults = opt.RESULTS,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="show it here, built anew while runs go on")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0: a free one")] = 8765,
 ) -> None:
     """Write one self-contained HTML page: claims, tables, figures."""
     from lsa_study.analysis.html import write_report
 
-    chosen = Selection(study or ["all"], tier, results=results)
-    for path in write_report(chosen.load(recall=True), results):
-        typer.echo(path)
+    def build() -> Path:
+        chosen = Selection(study or ["all"], tier, results=results)
+        return write_report(chosen.load(recall=True), results)[0]
+
+    if not serve:
+        typer.echo(build())
+        return
+    from lsa_study.cli.serve import serve as show
+
+    show(build, results, tier, port=port, say=typer.echo)
 
 
 def evaluate(

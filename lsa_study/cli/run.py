@@ -17,13 +17,14 @@ from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
 from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
-from lsa_study.launch import plan as planning
 from lsa_study.launch.track import require
-from lsa_study.terminal import Screen, guard_output, wrapped
+from lsa_study.terminal import Screen, guard_output, width_of, wrapped
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     """The distinct runs, once their tracker is installed and what they take from outside works."""
+    from lsa_study.launch import plan as planning
+
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:
         require(tracker)
@@ -56,6 +57,7 @@ def plan(
 ) -> None:
     """Show what would run, and check everything; write nothing."""
     from lsa_study.analysis.sheet import sheet_of
+    from lsa_study.launch import plan as planning
 
     if listed:
         typer.echo("\n".join(planning.known_studies(chosen.results)))
@@ -207,7 +209,8 @@ def status(
     else:
         for line in (line for one in about for line in wrapped(one)):
             typer.echo(line)
-        Screen().print(states.page(look(), results), soft_wrap=True)
+        screen = Screen()
+        screen.print(states.page(look(), results, width_of(screen)), soft_wrap=True)
 
 
 def logs(

@@ -44,6 +44,11 @@ class Asked(BaseModel):
     """Of what was put together from several files: those that could not be read."""
 
 
+def parquet_path(results: Path, tier: str) -> Path:
+    """Where the collected runs of a tier are kept."""
+    return results / tier / "runs.parquet"
+
+
 def memory(results: Path, tier: str, name: str) -> Path:
     """Where is written what was asked for."""
     return results / tier / "studies" / f"{name}.json"
@@ -119,7 +124,7 @@ def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
         for path in (results / tier / "runs").glob("*")
     )
     found = {end[2]: int(end[1]) for end in ends if end}
-    path = results / tier / "runs.parquet"
+    path = parquet_path(results, tier)
     if path.is_file():
         from pyarrow import parquet
 

@@ -13,6 +13,7 @@ from lsa_study.config.layers import known_paths
 from lsa_study.config.ledger import OwnClaims
 from lsa_study.config.outside import argument_paths
 from lsa_study.config.settings import Tier
+from lsa_study.config.start import Stop
 from lsa_study.errors import ConfigError
 
 ELSEWHERE = "rows of another study are no rows here; copy its settings into a row of this file"
@@ -118,6 +119,8 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+    stop: Stop | None = None
+    """The same as ``runtime.stop`` in ``set``."""
 
     @field_validator("title")
     @classmethod

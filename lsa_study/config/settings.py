@@ -14,7 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from lsa_study.config.imports import ImportPath
 from lsa_study.config.operators import Group, Op, OutsideOp, Weight, science_of, shell_of
-from lsa_study.config.start import Start
+from lsa_study.config.start import Start, Stop
 from lsa_study.config.values import (
     IMAGES,
     RANGE,
@@ -221,6 +221,16 @@ class Runtime(Group):
     """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
+    stop: Stop | None = None
+    """null: every run is trained to its end."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a rule a run is written as before there were any."""
+        settings: dict[str, Any] = plain(self)
+        if self.stop is None:
+            settings.pop("stop", None)
+        return settings
 
 
 class Settings(Group):

@@ -1,10 +1,10 @@
-"""Trained weights that a run begins from: of another row, or of a file."""
+"""Trained weights that a run begins from, of another row or of a file; when it is given up."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from lsa_study.config.operators import Group
 
@@ -67,3 +67,17 @@ class Start(Group):
                 "drop map"
             )
         return self
+
+
+class Stop(Group):
+    """When a run is given up; what stands behind is no result like another, but its own outcome.
+
+    After every epoch, all epochs are judged of which this run and the reference row's run of the
+    same seed have a record. Nothing waits for the reference row.
+    """
+
+    below: Literal["reference"]
+    at: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the epochs before which, and after the last of which, nothing is judged."""
+    margin: Annotated[float, Field(gt=0, le=100)]
+    """So many points of accuracy below the other run's at one epoch end it."""

@@ -211,6 +211,7 @@ def _block(
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),
         ("start", "; ".join(starts)),
+        ("stop", _rule(runs)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
@@ -225,6 +226,17 @@ def _block(
         # Others hold commands, which must stay whole.
         shown += wrapped(text, further=12) if topic == "about" else [text]
     return "\n".join(shown)
+
+
+def _rule(runs: Sequence[RunSpec]) -> str:
+    """When runs are given up, if a rule says so."""
+    rules = {run.settings.runtime.stop for run in runs if run.reference is not None} - {None}
+    return "; ".join(
+        f"early, more than {rule.margin:g} points below the reference row's same seed from "
+        f"{100 * rule.at:g} % of the epochs on"
+        for rule in rules
+        if rule is not None
+    )
 
 
 def _protocol(settings: Settings) -> str:

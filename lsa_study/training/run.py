@@ -26,6 +26,7 @@ from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Distributed
 from lsa_study.training.evaluate import Report, numbers
 from lsa_study.training.monitor import Monitor, job
+from lsa_study.training.stop_rule import GivenUp
 from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
 
@@ -112,6 +113,8 @@ class _Attempt:
                 report = loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
+            except GivenUp as error:
+                return self._end("stopped early", str(error))
             except torch.OutOfMemoryError as error:  # on a GPU
                 at, cut = self.progress, settings.runtime.accumulate
                 return self._end(
@@ -189,7 +192,7 @@ class _Attempt:
         if not self.ranks.first:
             return outcome
         run_dir, at, done = self.run_dir, self.progress, outcome == "done"
-        report = report or at.last
+        report, after = report or at.last, done or outcome == "stopped early"
         missing = [f"{n} {said}" for n, said in report.metrics.items() if isinstance(said, str)]
         if done and report.bits is not None:
             run_dir.write_correct(report.bits.numpy())
@@ -207,7 +210,7 @@ class _Attempt:
                 metrics=numbers(report) if done else {},
                 metrics_missing="; ".join(missing) or None if done else None,
                 best_acc1=at.best.acc1 if at.best.epoch else None,
-                epoch=report.epoch if done else at.epoch + 1,
+                epoch=report.epoch if after else at.epoch + 1,
                 seconds=at.seconds,
                 seconds_per_epoch=at.seconds / max(1, at.epoch),
                 peak_memory_bytes=max(at.peak_memory, environment.peak_memory(self.device)),
