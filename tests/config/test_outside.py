@@ -216,3 +216,16 @@ def test_no_study_of_ours_imports_torch():
         "check_outside(load_study('fig2').runs()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_argument_can_stand_in_a_grid(lab, tmp_path):
+    path = write_study(tmp_path, {"own": op(lab)}, factor="model.op.gate")
+    text = path.read_text().replace("baseline: own\n", "").split("variants:")[0]
+    text = text.replace("set: {", f"set: {{{op(lab)}, ")
+    path.write_text(f'{text}grid: {{model.op.gate: [own, "none"], model.op.share: [0.5, 1.0]}}\n')
+    study = load_study(path)
+    check_contrast(study)
+    given = [one.model.op.arguments for one in study.variants.values()]
+    assert {(one["gate"], one["share"]) for one in given} == {
+        ("own", 0.5), ("own", 1.0), ("none", 0.5), ("none", 1.0)
+    }  # fmt: skip
