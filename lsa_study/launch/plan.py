@@ -91,7 +91,7 @@ def known_studies(results: Path) -> list[str]:
         for name, asked in every_asked(results, tier)[0].items():
             if asked.study:
                 of = f"side study of {asked.of}"
-                said = about(of, asked.overrides, asked.only, asked.seeds)
+                said = about(of, [*asked.overrides, *asked.grid], asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
     return lines + [f"{name}  {path}" for name, path in remembered(results).items()]
 
@@ -167,7 +167,8 @@ def _block(
     stem, only = short(study.file.study), [f"--only={study.only}"] if study.only else []
     if list_studies().get(stem) is None:
         stem = shlex.quote(str(study.document.path))
-    given = shlex.join([*(f"--set={one}" for one in study.overrides), *only])
+    flags = [f"--grid={one}" for one in study.flags]
+    given = shlex.join([*(f"--set={one}" for one in study.overrides), *flags, *only])
     options = f" {given}" if given else ""
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
