@@ -66,10 +66,7 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
-    last = [
-        f"{counted(len(runs), 'distinct run')}, {counted(epochs, 'epoch')} in all, "
-        f"{len(todo)} to do"
-    ]
+    last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
     if len(studies) > 1:
         # The studies' own costs count a shared run in each.
         costs = rehearse.predicted(todo, rehearsed)
@@ -216,8 +213,8 @@ def _block(
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
     head = (
-        f"{study.name} ({study.tier}): {counted(len(study.variants), 'variant')} x "
-        f"{counted(len(study.seeds), 'seed')} = {counted(len(runs), 'run')}   "
+        f"{study.name} ({study.tier}): {len(study.variants)} variants x "
+        f"{counted(len(study.seeds), 'seed')} = {len(runs)} runs   "
         f"baseline: {study.file.baseline}"
     )
     shown = [head]

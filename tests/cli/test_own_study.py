@@ -255,8 +255,8 @@ def test_what_is_said_of_a_side_study_keeps_to_the_width(lsa):
     assert told[:2] == [f"{'x' * 60} is a side study of", "  ksize: seeds 0-2"]
     long = "train.epochs=1 --set train.lr=0.001 --set augment.label_smoothing=0.05"
     told = lsa(f"plan ksize --set {long} --only k3")
-    assert "1 variant x 1 seed = 1 run " in told
+    assert "1 variants x 1 seed = 1 runs" in told
     assert ", 1 epoch, batch" in told
     assert max(map(len, told.split("  contrast")[0].splitlines()[1:])) <= 80
-    assert told.endswith("1 distinct run, 1 epoch in all, 1 to do\n")
+    assert told.endswith("1 distinct runs, 1 epoch in all, 1 to do\n")
     assert "lsa rehearse own.yaml --tier toy" in told, "no command knows its name by heart"
