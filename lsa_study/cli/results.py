@@ -61,7 +61,7 @@ def table(
     show = partial(_show, columns=names) if terminal else (lambda table: None)
     written = formats.write_tables(loaded, chosen.results, names, factors, seen=show)
     for path in written:
-        if path.suffix == ".md" and not terminal:
+        if path.suffix == ".md" and (not terminal or path.stem.endswith("-pivot")):
             typer.echo(path.read_text("utf-8"))
     for folder in dict.fromkeys(path.parent for path in written):
         typer.echo(f"written to {folder}")
