@@ -23,22 +23,26 @@ class Resources(_Written):
     """What one run asks of a cluster; never part of its identity."""
 
     nodes: Number = 1
+    """Machines that train one run together."""
     gpus: Number = 1
     """GPUs per node."""
     cpus: Number = 8
     """CPU cores per GPU."""
     memory_gb: Number = 32
+    """Gigabytes of each node."""
     hours: Annotated[float, Field(gt=0, le=100_000)] = 24.0
+    """After which the scheduler ends the job; a run saves itself before and is queued again."""
 
 
 class Variant(_Written):
     """One row: what it sets, and which row of the article's table it stands beside."""
 
     label: str
-    """The article's name of the row."""
+    """The row's name for readers, such as the article's."""
     use: list[str] = []
-    """Presets that come before ``set``; see :class:`StudyFile`."""
+    """Presets that come before ``set``."""
     set: dict[str, Any] = {}
+    """Settings of this row by their dotted paths, after those of ``use``."""
     against: str | None = None
     """The row it is compared with where that is not the study's baseline."""
     paper: dict[str, str | int | float] = {}
@@ -51,6 +55,7 @@ class Variant(_Written):
     network: str | None = None
     """Its name in the study's benchmark, whose figures then stand in its row."""
     resources: dict[str, Any] = {}
+    """What its runs ask of a cluster, where that is not what the study asks."""
 
 
 class Article(_Written):
@@ -59,7 +64,9 @@ class Article(_Written):
     csv: str
     """Path relative to the experiment file."""
     column: str = "acc1"
+    """The column of that file that stands beside ours."""
     source: str
+    """What readers are shown as its place, such as Table 4."""
 
 
 class StudyFile(_Written):
@@ -72,22 +79,31 @@ class StudyFile(_Written):
     """
 
     study: names.Name
+    """Its name, by which commands and files know it."""
     title: str
+    """Above its tables and figures."""
     question: str
+    """What the study is to answer, in one sentence."""
     factor: list[str] = Field(min_length=1)
     """What may differ between the rows: settings, ``model.op`` (the whole layer), or ``groups``. A
     row may differ from the one that it is compared with in one of them, and in nothing else."""
     groups: dict[names.Name, list[str]] = {}
     """Settings that have no meaning one without the other, by the name of their factor."""
     baseline: str
+    """The row that the others are compared with."""
     tiers: list[Tier] = list(TIERS)
+    """At which it can be run; the first is shown where none is asked for."""
     seeds: list[int] = []
     """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
     over them all is one of a single look. Over others it holds at every look, and is wider."""
     use: list[str] = []
+    """Presets that every row begins with."""
     set: dict[str, Any] = {}
+    """Settings of every row by their dotted paths, such as ``train.epochs: 5``."""
     variants: dict[names.Name, Variant] = Field(min_length=1)
+    """The rows, by name; a table shows them in this order."""
     article: Article
+    """The numbers that stand beside ours."""
     benchmark: str | None = None
     """What ``lsa bench`` wrote, as a path relative to the experiment file."""
     costs: str | None = None
@@ -95,6 +111,7 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+    """What its runs ask of a cluster, over what the tier asks."""
 
     @property
     def factors(self) -> dict[str, tuple[str, ...]]:

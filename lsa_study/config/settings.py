@@ -78,6 +78,7 @@ class Data(Group):
     """Which images, and how large."""
 
     name: Literal["digits", "cifar10", "imagenet"]
+    """The data set; digits comes with scikit-learn, the others lie under ``root``."""
     image_size: Annotated[int, Field(ge=8, le=4096)]
     """Side of the square the network sees, in pixels."""
     train_limit: Limit | None = None
@@ -113,7 +114,9 @@ class Model(Group):
     """The network: a backbone that receives an operator."""
 
     backbone: Backbone
+    """Which network, and its size; micro and mini are this project's, for small images."""
     op: Op
+    """What stands where attention stood; its settings depend on its ``kind``."""
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
 
@@ -137,10 +140,11 @@ class TokenLabels(Group):
     """plain: every token gets its image's class; maps: a trained network's answers for each place,
     from the data's folder; maps_and_truth: the image's own target also takes in its class."""
     class_weight: Annotated[Weight, Field(gt=0)] = 1.0
+    """Of the loss of the whole image's class."""
     dense_weight: Weight = 0.5
-    """Of the mean over all tokens."""
+    """Of the loss of the tokens, the mean over all."""
     boxes: Literal["upright", "transposed"] = "upright"
-    """transposed: as the released code, which takes rows of the cut box for columns when it looks
+    """upright: labels are cut where the picture is; transposed: as the released code, which takes rows of the cut box for columns when it looks
     up its labels."""
     mix_token: Weight = 1.0
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
@@ -156,8 +160,11 @@ class Train(Group):
     lr: Annotated[Rate, Field(gt=0)]
     """Peak learning rate at ``lr_batch`` images a step; scaled linearly to ``batch_size``."""
     lr_batch: Images = 1024
+    """Images a step at which the peak rate is ``lr`` itself."""
     min_lr: Rate
+    """Rate at the end of the cosine, whatever the batch."""
     warmup_lr: Rate
+    """Rate that warm-up begins with, whatever the batch."""
     warmup_epochs: Epochs
     """Linear. If it and the cool-down pass half of ``epochs``, both shrink in proportion."""
     cooldown_epochs: Epochs
@@ -165,15 +172,18 @@ class Train(Group):
     schedule: Literal["epoch", "step"]
     """Whether the rate moves once an epoch (the article) or at every step."""
     weight_decay: Weight
+    """AdamW's, on all that ``no_decay`` does not spare."""
     no_decay: Literal["timm", "swin"] = "timm"
     """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
     code of ELSA and VOLO); swin: nor are position tables."""
     clip_grad: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Largest norm of all gradients of a step together; null: as they are."""
     norm_batch: Images | None = None
     """Images over which batch norm takes its statistics in training, and which share a box of
     MixToken, such as what one GPU of the article held: on fewer or larger devices these stay the
     same, which have to compute whole groups (``config.parts``). null: all images of a part."""
     ema_decay: Share | None = None
+    """Of the moving average of the weights, at every step; null: no average is kept."""
     tokens: TokenLabels | None = None
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
     start: Start | None = None
@@ -187,21 +197,35 @@ class Augment(Group):
     """What is done to training images and labels."""
 
     crop: Literal["none", "pad", "random_resized"]
+    """none: the centre; pad: any square of the image and a border around it; random_resized: a part
+    of the image, resized."""
     crop_pad: Annotated[int, Field(ge=0, le=1000)] = 4
+    """Pixels of that border; for ``crop: pad``."""
     crop_scale: Annotated[tuple[Share, Share], *RANGE] = (0.08, 1.0)
+    """Least and largest share of the image's area; for ``crop: random_resized``."""
     crop_ratio: Annotated[tuple[float, float], *RANGE] = (0.75, 1.3333333333333333)
+    """Least and largest width over height; for ``crop: random_resized``."""
     hflip: Share = 0.0
+    """How often an image is mirrored."""
     rand_augment: Policy | None = None
+    """A policy as timm writes it, such as rand-m9-mstd0.5-inc1."""
     color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Strength of random brightness, contrast and saturation; not read beside ``rand_augment``."""
     erasing: Share = 0.0
+    """How often a box of the image is replaced by noise."""
     mixup: Weight = 0.0
+    """Both parameters of the beta draw of two images' shares; 0: off."""
     cutmix: Weight = 0.0
+    """Both parameters of the beta draw of the pasted box's area; 0: off."""
     mix_prob: Share = 1.0
+    """How often a step is mixed at all."""
     mix_switch: Share = 0.5
+    """How often by cutmix where mixup is on too."""
     order: Literal["erase_first", "mix_first"] = "erase_first"
     """erase_first: normalised images are erased, then mixed (Swin's code); mix_first: pixels are
     mixed and rounded, then normalised and erased, so that erased boxes stay whole (ELSA's)."""
     label_smoothing: Share = 0.0
+    """Share of a target that is spread over all classes."""
 
     @property
     def mixes(self) -> bool:
@@ -215,11 +239,13 @@ class Evaluation(Group):
     crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
     crop: Literal["centre", "none"] = "centre"
-    """none: the whole image is resized to the square, whatever its shape (Swin at 384)."""
+    """centre: see ``crop_share``; none: the whole image is resized to the square, whatever its shape (Swin at 384)."""
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
+    """Which epoch is reported; best of the images of ``data.validation``, else of the test set."""
     batch_size: Images = 256
+    """Images at once; moves no number but by rounding."""
 
     @model_validator(mode="after")
     def _share_of_a_crop(self) -> Self:
@@ -235,12 +261,17 @@ class Runtime(Group):
     """How a run is carried out; never part of its identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     workers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Processes that load images; 0: the main process does."""
     accumulate: Images = 1
     """Split every step in this many parts; the effective batch stays."""
     compile: bool = False
+    """Whether torch.compile makes the network."""
     log_seconds: Seconds = 30.0
+    """Between two lines of the log."""
     checkpoint_seconds: Seconds = 60.0
+    """Between two checkpoints; one is written at every epoch's end besides."""
     trace_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -251,7 +282,9 @@ class Settings(Group):
     """Everything that says what a run is."""
 
     tier: Tier
+    """toy: does the pipeline work; proxy: small images; paper: the article's recipe."""
     seed: Seed = 0
+    """Of everything that is random: initial weights, order, crops, mixing, drop path."""
     data: Data
     model: Model
     train: Train

@@ -1,0 +1,94 @@
+"""What can be written in experiment files, as data: meanings of fields, and their JSON Schema."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import ModelSchema
+
+from lsa_study.config.experiment import Resources, StudyFile
+from lsa_study.config.layers import every_field
+from lsa_study.config.settings import Settings
+
+Schema = dict[str, Any]
+
+
+@functools.cache
+def _classes(module: str) -> dict[str, list[ast.stmt]]:
+    """What stands in the classes of a module; it is parsed once for all of them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {one.name: one.body for one in tree.body if isinstance(one, ast.ClassDef)}
+
+
+@functools.cache
+def meanings(kind: type[BaseModel]) -> dict[str, str]:
+    """Field -> the text that stands under it in the source, as one line, marked up as Markdown."""
+    found: dict[str, str] = {}
+    for of in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
+        body = _classes(of.__module__).get(of.__name__, [])
+        for field, text in zip(body, body[1:], strict=False):
+            match field, text:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(said))),
+                ):
+                    found[name] = " ".join(said.replace("``", "`").split())
+    return found
+
+
+class _Described(GenerateJsonSchema):
+    """Pydantic's schema, with the texts that stand under fields as their descriptions."""
+
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        made = super().model_schema(schema)
+        for name, field in made.get("properties", {}).items():
+            field.pop("title", None)  # the name again
+            if text := meanings(schema["cls"]).get(name):
+                field["description"] = text
+        return made
+
+
+def schema_of(kind: type[BaseModel]) -> Schema:
+    """The JSON Schema of a group of settings, each with its meaning."""
+    return kind.model_json_schema(schema_generator=_Described)
+
+
+@functools.cache
+def properties_of(kind: type[BaseModel]) -> dict[str, Schema]:
+    """The schema of each field of a group; references lead into that of ``Settings``."""
+    found: dict[str, Schema] = schema_of(kind)["properties"]
+    return found
+
+
+def study_schema() -> Schema:
+    """The JSON Schema of experiment files, for editors and validators.
+
+    ``set`` takes any dotted setting, and a group as far as it is written: other layers may hold
+    the rest. What settings forbid together only ``lsa plan`` can say.
+    """
+    made, settings = schema_of(StudyFile), schema_of(Settings)
+    groups: dict[str, Schema] = settings["$defs"]
+    for group in groups.values():
+        group["required"] = [name for name in ("kind",) if name in group["properties"]]
+    fields: dict[str, list[Schema]] = {}
+    for path, owner, name in every_field():
+        one = properties_of(owner)[name]
+        if one not in fields.setdefault(path, []):
+            fields[path].append(one)
+    dotted = {path: ones[0] if len(ones) == 1 else {"anyOf": ones} for path, ones in fields.items()}
+    groups["Dotted"] = {
+        "description": "Settings by their dotted paths; `lsa explain` names them all.",
+        "type": "object", "properties": dotted, "additionalProperties": False,
+    }  # fmt: skip
+    groups["Resources"] = schema_of(Resources)
+    for of in (made, made["$defs"]["Variant"]):
+        of["properties"]["set"]["$ref"] = "#/$defs/Dotted"
+        of["properties"]["resources"]["$ref"] = "#/$defs/Resources"
+    made["$defs"] |= groups
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
