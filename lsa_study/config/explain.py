@@ -27,10 +27,11 @@ APART = ("tier", "data.root", "runtime")
 HEAD = """\
 # Settings
 
-Written by `lsa explain --markdown`; `lsa explain KEY` shows one. Settings stand in the tiers of
-`experiments/base`, under `set:` in a study, and behind `--set`; each layer replaces what those before
-it say. *In the identity* means that another value is another run. Sources are those of the article's
-rows at the tier `paper`; where several are given, `where` says which rows each is for.
+Written by `lsa explain --markdown`; `lsa explain KEY` shows one. A setting stands in the tiers of
+`experiments/base`, under `set:` in a study or its row, or behind `--set`; each layer replaces what
+those before it say. *Identity: yes* means that another value is another run. Sources are those of
+the article's rows at the tier `paper`; where there are several, each names its rows. What stands
+below under `variants.` is written under the name of a row.
 """
 
 

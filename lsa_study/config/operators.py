@@ -165,7 +165,8 @@ class DwNetOp(Group):
     """Depthwise convolution as DWNet has it; ``dwconv`` in the shell ``dwnet`` is the same."""
 
     kind: Literal["dwnet", "ddwconv"] = "dwnet"
-    """dwnet: the same filters for every image; ddwconv: with filters made from the image, one per image and channel (D-DwConv)."""
+    """dwnet: the same filters for every image; ddwconv: filters made from the image, one per image
+    and channel (D-DwConv)."""
     kernel_size: OddSize = 7
     """Side of the neighborhood in pixels of the stage's map."""
     shell: Shell = "dwnet"

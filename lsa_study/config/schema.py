@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import sys
 from typing import Any
 
@@ -32,7 +33,7 @@ def meanings(kind: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     for of in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
         body = _classes(of.__module__).get(of.__name__, [])
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             match field, text:
                 case (
                     ast.AnnAssign(target=ast.Name(id=name)),

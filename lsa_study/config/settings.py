@@ -144,8 +144,8 @@ class TokenLabels(Group):
     dense_weight: Weight = 0.5
     """Of the loss of the tokens, the mean over all."""
     boxes: Literal["upright", "transposed"] = "upright"
-    """upright: labels are cut where the picture is; transposed: as the released code, which takes rows of the cut box for columns when it looks
-    up its labels."""
+    """upright: labels are cut where the picture is; transposed: as the released code, which takes
+    rows of the cut box for columns when it looks up its labels."""
     mix_token: Weight = 1.0
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
@@ -239,7 +239,8 @@ class Evaluation(Group):
     crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
     crop: Literal["centre", "none"] = "centre"
-    """centre: see ``crop_share``; none: the whole image is resized to the square, whatever its shape (Swin at 384)."""
+    """centre: see ``crop_share``; none: the whole image is resized to the square, whatever its
+    shape (Swin at 384)."""
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
