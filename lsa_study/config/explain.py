@@ -158,7 +158,7 @@ def _ranged(noun: str, schema: Schema) -> str:
 
 def set_by(path: str) -> list[tuple[str, str]]:
     """The tiers and presets that set it, with their values."""
-    found = []
+    found: list[tuple[str, str]] = []
     for tier in TIERS:
         value: Any = yaml.read(shipped.find(f"experiments/base/{tier}.yaml")).data
         for name in path.split("."):

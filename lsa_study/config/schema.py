@@ -48,9 +48,11 @@ class _Described(GenerateJsonSchema):
 
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
         made = super().model_schema(schema)
+        kind: type[BaseModel] = schema["cls"]
+        said = meanings(kind)
         for name, field in made.get("properties", {}).items():
             field.pop("title", None)  # the name again
-            if text := meanings(schema["cls"]).get(name):
+            if text := said.get(name):
                 field["description"] = text
         return made
 
