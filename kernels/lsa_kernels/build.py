@@ -140,8 +140,7 @@ def _build(sources: Path, lanes: str) -> Path:
                 return path
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / "made.so"
-            # It takes a minute, for which nothing else would be seen.
-            sys.stderr.write(f"lsa_kernels: compiling {name} for this processor, once...\n")
+            sys.stderr.write(f"lsa_kernels: compiling {name}, once: about a minute...\n")
             _compile(command, sources, part)
             # Where loading crashes, it is not this process that does.
             failed = f"what was compiled cannot be loaded; {ANOTHER}"
