@@ -1,6 +1,7 @@
 """Machines that are not the one this was written on: a Mac, Windows, failing drivers, quotas."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -180,3 +181,36 @@ def test_what_a_gpu_can_do_is_said(capability, words, monkeypatch):
     found = doctor.about_gpu(0)
     assert all(part in found for part in words)
     assert ("not usable" in found) == ("not usable" in " ".join(words))
+
+
+FREED_AND_TAKEN = """
+import resource, sys, torch
+from lsa_study import machine
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    assert machine.keep_memory()
+def step():
+    torch.ones(16 << 20)
+for _ in range(16):  # until a gap of every alignment is there
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_memory_of_freed_tensors_is_kept():
+    def faults(how):
+        found = subprocess.run(
+            [sys.executable, "-c", FREED_AND_TAKEN, how], capture_output=True, text=True, check=True
+        )
+        return int(found.stdout)
+
+    assert faults("kept") < 100 < faults("returned")
+
+
+def test_memory_is_left_alone_where_there_is_no_glibc(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert machine.keep_memory() is False

@@ -88,35 +88,31 @@ class UnifiedSpatialOp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         check_maps(x, self.dim)
-        height, width = x.shape[1:3]
-        rows, columns = sides(self.size)
-        shifts = (0, 0)
-        if self.application == "window":
-            shifts = (self.shift * (height > rows), self.shift * (width > columns))
-        whole = height % rows == 0 and width % columns == 0
-        if self.application == "neighboring" or (whole and shifts[0] == shifts[1]):
-            q, k, v = self._project(x)
-            mixed = spatial_attention(
-                q, k, v, rel_k=self.rel_k, rel_q=self.rel_q, rel_bias=self.rel_bias,
-                use_qk="qk" in self.terms, norm=self.norm, application=self.application,
-                size=self.size, shift=shifts[0], border=self.border, scale=self.scale,
-                implementation=self.implementation,
-            )  # fmt: skip
-            mixed = mixed.permute(0, 2, 3, 1, 4).reshape(x.shape)
-        else:
-            mixed = self._attend_padded(x, shifts)
+        mixed = self._neighboring(x) if self.application == "neighboring" else self._windows(x)
         out: Tensor = self.proj(mixed)
         return out
 
-    def _attend_padded(self, x: Tensor, shifts: tuple[int, int]) -> Tensor:
+    def _neighboring(self, x: Tensor) -> Tensor:
+        q, k, v = self._project(x)
+        mixed = spatial_attention(
+            q, k, v, rel_k=self.rel_k, rel_q=self.rel_q, rel_bias=self.rel_bias,
+            use_qk="qk" in self.terms, norm=self.norm, application="neighboring", size=self.size,
+            border=self.border, scale=self.scale, implementation=self.implementation,
+        )  # fmt: skip
+        return mixed.permute(0, 2, 3, 1, 4).reshape(x.shape)
+
+    def _windows(self, x: Tensor) -> Tensor:
         # Rolled before it is padded, each axis by itself, and padded before the projection, so
         # that padded keys and values are the projection's bias: all of it as timm does.
         height, width = x.shape[1:3]
-        rolled = x.roll((-shifts[0], -shifts[1]), (1, 2)) if any(shifts) else x
         rows, columns = sides(self.size)
-        padded = F.pad(rolled, (0, 0, 0, -width % columns, 0, -height % rows))
-        q, k, v = self._project(padded)
-        tall, wide = padded.shape[1:3]
+        shifts = self.shift * (height > rows), self.shift * (width > columns)
+        if any(shifts):
+            x = x.roll((-shifts[0], -shifts[1]), (1, 2))
+        if height % rows or width % columns:
+            x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+        q, k, v = self._project(x)
+        tall, wide = x.shape[1:3]
         excluded = shift_bands(tall, wide, self.size, shifts, x.device)
         given = Eq4Inputs(q, k, v, self.rel_k, self.rel_q, self.rel_bias, "qk" in self.terms)
         out = rolled_window(given, self.norm, self.size, excluded, self.scale, self.implementation)

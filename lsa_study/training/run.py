@@ -17,7 +17,7 @@ from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Datasets
 from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of, explained
-from lsa_study.machine import cpu_name
+from lsa_study.machine import cpu_name, keep_memory
 from lsa_study.ops import sdpa
 from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
@@ -93,6 +93,8 @@ class _Attempt:
         settings, ranks = self.settings, self.ranks
         device = environment.choose_device(settings.runtime, local_rank=ranks.local)
         self.device = device
+        if device.type == "cpu":
+            keep_memory()
         environment.forget_peak_memory(device)
         with environment.deterministic(device):
             sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
