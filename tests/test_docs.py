@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = [page for page in PAGES if page.name != "settings.md"]
 """Those that people write."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+STUDY = re.compile(r"^study: (\w+)", re.MULTILINE)
 LATER = ("launch", "retry", "cancel", "gc", "status")
 """Commands that need a cluster or runs under way."""
 SHORT = ["--seeds", "0", "--set", "train.epochs=1", "--set", "data.train_limit=64"]
@@ -130,15 +131,17 @@ def test_the_table_on_the_first_page_is_the_committed_one():
 def test_every_yaml_block_is_read(page, tmp_path):
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
     (tmp_path / "experiments").mkdir()
+    before, path = "", tmp_path / "experiments/block.yaml"
     for text in blocks(page, "yaml"):
-        path = tmp_path / "experiments/block.yaml"
-        if not re.search(r"^study:", text, re.MULTILINE):
-            path.write_text(text)
+        whole = STUDY.search(text) is not None
+        before = text if whole else before
+        of_study = whole or text.startswith("claims:")
+        path.write_text(text if whole or not of_study else f"{before}{text}")
+        if of_study:
+            assert load_study(path).variants
+        else:
             document = yaml.read(path)
             validate(Cluster, document.data, document.where)
-            continue
-        path.write_text(text)
-        assert load_study(path).variants
 
 
 def typed(folder, program, *given):
@@ -163,13 +166,16 @@ def test_a_page_can_be_followed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tier in ("paper", "toy", "proxy"):
         shutil.copytree(ROOT / "results" / tier, tmp_path / "results" / tier)
-    names = {}
+    names, study = {}, None
     for language, text in BLOCK.findall(page.read_text("utf-8")):
-        study = re.search(r"^study: (\w+)", text, re.MULTILINE)
         if language == "python":
             exec(compile(ast.parse(text), page.name, "exec"), names)
-        elif language == "yaml" and study and study[1] != "table4":
-            (tmp_path / f"{study[1]}.yaml").write_text(text)
+        elif language == "yaml" and (found := STUDY.search(text)):
+            study = tmp_path / f"{found[1]}.yaml"
+            if found[1] != "table4":  # which is there
+                study.write_text(text)
+        elif language == "yaml" and text.startswith("claims:"):
+            study.write_text(f"{study.read_text()}{text}")
         elif language == "sh":
             for program, *given in (shlex.split(line, comments=True) for line in text.splitlines()):
                 if program == "lsa" and given[0] not in LATER and "paper" not in given:
