@@ -186,8 +186,7 @@ def _call(command: list[str], failed: str = "") -> str:
 def _key(compiler: list[str], sources: Path, command: list[str]) -> str:
     version = _call([*compiler, "--version"])
     parts = [version, *command, platform.machine(), _processor()]
-    files = [path for path in sorted(sources.iterdir()) if path.is_file()]
-    parts += [path.read_text("utf-8") for path in files]
+    parts += [path.read_text("utf-8") for path in sorted(sources.iterdir()) if path.is_file()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
