@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from lsa_study.config import shipped, yaml
 from lsa_study.config.experiment import Resources, StudyFile
-from lsa_study.config.fidelity import Source, recorded, shown
+from lsa_study.config.fidelity import recorded, shown
 from lsa_study.config.find import TIERS
 from lsa_study.config.layers import every_field
 from lsa_study.config.names import nearest
@@ -41,10 +41,24 @@ class Form:
 
     kinds: tuple[str, ...]
     """The operators that have it so; empty: it is no operator's."""
-    type: str
+    takes: str
+    """Its type and range, in words."""
     default: str | None
     """None: it has to be given."""
     meaning: str
+
+    @classmethod
+    def of(cls, owner: type[BaseModel], name: str) -> Form:
+        """The field of this name of a group."""
+        schema, field = properties_of(owner)[name], owner.model_fields[name]
+        default = None if field.is_required() else shown(schema.get("default"))
+        if field.default_factory or isinstance(field.default, BaseModel):
+            default = "those of its settings"
+        meaning = meanings(owner).get(name)
+        if meaning is None and isinstance(field.annotation, type):  # a group says it of itself
+            meaning = " ".join((field.annotation.__doc__ or "").split())
+        kinds = tuple(kind for kind, of in OP_KINDS.items() if of is owner)
+        return cls(kinds, worded(schema), default, meaning or "")
 
 
 @dataclass(frozen=True)
@@ -75,16 +89,34 @@ class Key:
         for form in self.forms:
             default = "no default" if form.default is None else f"default {form.default}"
             whose = f"{', '.join(form.kinds)}: " * (len(self.forms) > 1)
-            lines.append(("type", f"{whose}{form.type}; {default}"))
+            lines.append(("type", f"{whose}{form.takes}; {default}"))
         if self.of_file:
             return lines
         apart = any(self.path == one or self.path.startswith(f"{one}.") for one in APART)
         says = "no: it can move no number" if apart else "yes: another value is another run"
         lines.append(("identity", says))
-        if layers := set_by(self.path):
+        if layers := self.set_by():
             lines.append(("set by", "; ".join(f"{who}: {value}" for who, value in layers)))
-        lines += [("source", _sourced(one)) for one in recorded(self.path)]
+        lines += [("source", one.text) for one in recorded(self.path)]
         return lines
+
+    def set_by(self) -> list[tuple[str, str]]:
+        """The tiers and presets that set it, with their values."""
+        found: list[tuple[str, str]] = []
+        for tier in TIERS:
+            value: Any = yaml.read(shipped.find(f"experiments/base/{tier}.yaml")).data
+            for name in self.path.split("."):
+                value = value.get(name, ...) if isinstance(value, dict) else ...
+            if value is not ... and not isinstance(value, dict):
+                found.append((tier, shown(value)))
+        presets = yaml.read(shipped.find("experiments/base/presets.yaml")).data
+        for name, settings in presets.items():
+            for at, value in settings.items():
+                rest = self.path.removeprefix(at).lstrip(".")
+                inner = value.get(rest, {}) if isinstance(value, dict) and rest else value
+                if f"{self.path}.".startswith(f"{at}.") and not isinstance(inner, dict):
+                    found.append((f"preset {name}", shown(inner)))
+        return found
 
 
 @functools.cache
@@ -97,7 +129,7 @@ def keys() -> dict[str, Key]:
         (False, (*every_field(Settings),)),
     ):
         for path, owner, name in fields:
-            forms, new = found.setdefault((path, of_file), []), _form(owner, name)
+            forms, new = found.setdefault((path, of_file), []), Form.of(owner, name)
             alike = [one for one in forms if one == Form(one.kinds, *_said(new))]
             if alike:
                 forms[forms.index(alike[0])] = Form(alike[0].kinds + new.kinds, *_said(new))
@@ -107,19 +139,7 @@ def keys() -> dict[str, Key]:
 
 
 def _said(form: Form) -> tuple[str, str | None, str]:
-    return form.type, form.default, form.meaning
-
-
-def _form(owner: type[BaseModel], name: str) -> Form:
-    schema, field = properties_of(owner)[name], owner.model_fields[name]
-    default = None if field.is_required() else shown(schema.get("default"))
-    if field.default_factory or isinstance(field.default, BaseModel):
-        default = "those of its settings"
-    meaning = meanings(owner).get(name)
-    if meaning is None and isinstance(field.annotation, type):  # a group says it of itself
-        meaning = " ".join((field.annotation.__doc__ or "").split())
-    kinds = tuple(kind for kind, of in OP_KINDS.items() if of is owner)
-    return Form(kinds, worded(schema), default, meaning or "")
+    return form.takes, form.default, form.meaning
 
 
 def worded(schema: Schema) -> str:
@@ -154,33 +174,6 @@ def _ranged(noun: str, schema: Schema) -> str:
     low = None if above is not None else low
     words = ("from", low), ("above", above), ("up to", high)
     return " ".join([noun, *(f"{word} {end:,}" for word, end in words if end is not None)])
-
-
-def set_by(path: str) -> list[tuple[str, str]]:
-    """The tiers and presets that set it, with their values."""
-    found: list[tuple[str, str]] = []
-    for tier in TIERS:
-        value: Any = yaml.read(shipped.find(f"experiments/base/{tier}.yaml")).data
-        for name in path.split("."):
-            value = value.get(name, ...) if isinstance(value, dict) else ...
-        if value is not ... and not isinstance(value, dict):
-            found.append((tier, shown(value)))
-    presets = yaml.read(shipped.find("experiments/base/presets.yaml")).data
-    for name, settings in presets.items():
-        for at, value in settings.items():
-            rest = path.removeprefix(at).lstrip(".")
-            inner = value.get(rest, {}) if isinstance(value, dict) and rest else value
-            if f"{path}.".startswith(f"{at}.") and not isinstance(inner, dict):
-                found.append((f"preset {name}", shown(inner)))
-    return found
-
-
-def _sourced(source: Source) -> str:
-    value = "any value" if source.any else shown(source.value)
-    kind = {"article": "the article, ", "code": "released code, ", "ours": "ours: "}[source.kind]
-    where = ", ".join(f"{key} {shown(value)}" for key, value in source.where.items())
-    why = f" ({source.why})" if source.why else ""
-    return f"{value}: {kind}{source.place}{why}{f'; where {where}' if where else ''}"
 
 
 def find_keys(asked: str) -> list[Key]:

@@ -64,6 +64,15 @@ class Source(Group):
         """Where it is found there; of ours, the reason."""
         return str(getattr(self, self.kind))
 
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        value = "any value" if self.any else shown(self.value)
+        whose = {"article": "the article, ", "code": "released code, ", "ours": "ours: "}[self.kind]
+        where = ", ".join(f"{key} {shown(globs)}" for key, globs in self.where.items())
+        why = f" ({self.why})" if self.why else ""
+        return f"{value}: {whose}{self.place}{why}{f'; where {where}' if where else ''}"
+
 
 class _Remark(Group):
     """What is known to differ from the article or is assumed, and of which rows."""

@@ -57,7 +57,7 @@ class _Described(GenerateJsonSchema):
         return made
 
 
-def schema_of(kind: type[BaseModel]) -> Schema:
+def _schema_of(kind: type[BaseModel]) -> Schema:
     """The JSON Schema of a group of settings, each with its meaning."""
     return kind.model_json_schema(schema_generator=_Described)
 
@@ -65,7 +65,7 @@ def schema_of(kind: type[BaseModel]) -> Schema:
 @functools.cache
 def properties_of(kind: type[BaseModel]) -> dict[str, Schema]:
     """The schema of each field of a group; references lead into that of ``Settings``."""
-    found: dict[str, Schema] = schema_of(kind)["properties"]
+    found: dict[str, Schema] = _schema_of(kind)["properties"]
     return found
 
 
@@ -75,7 +75,7 @@ def study_schema() -> Schema:
     ``set`` takes any dotted setting, and a group as far as it is written: other layers may hold
     the rest. What settings forbid together only ``lsa plan`` can say.
     """
-    made, settings = schema_of(StudyFile), schema_of(Settings)
+    made, settings = _schema_of(StudyFile), _schema_of(Settings)
     groups: dict[str, Schema] = settings["$defs"]
     for group in groups.values():
         group["required"] = [name for name in ("kind",) if name in group["properties"]]
@@ -89,7 +89,7 @@ def study_schema() -> Schema:
         "description": "Settings by their dotted paths; `lsa explain` names them all.",
         "type": "object", "properties": dotted, "additionalProperties": False,
     }  # fmt: skip
-    groups["Resources"] = schema_of(Resources)
+    groups["Resources"] = _schema_of(Resources)
     for of in (made, made["$defs"]["Variant"]):
         of["properties"]["set"]["$ref"] = "#/$defs/Dotted"
         of["properties"]["resources"]["$ref"] = "#/$defs/Resources"

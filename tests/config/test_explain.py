@@ -12,7 +12,7 @@ from in_process import answer
 from lsa_study.config import explain, yaml
 from lsa_study.config.find import list_studies
 from lsa_study.config.layers import every_field, known_paths
-from lsa_study.config.schema import meanings, schema_of, study_schema
+from lsa_study.config.schema import meanings, properties_of, study_schema
 from lsa_study.config.settings import Settings, flatten
 from lsa_study.config.study import load_study
 
@@ -144,7 +144,7 @@ def test_an_editor_is_shown_meanings():
     assert set(dotted) == set(known_paths())
     assert dotted["train.lr"]["description"].startswith("Peak learning rate")
     owners = {owner for _, owner, _ in every_field()}
-    assert all(meanings(one).keys() <= schema_of(one)["properties"].keys() for one in owners)
+    assert all(meanings(one).keys() <= properties_of(one).keys() for one in owners)
 
 
 def test_a_copy_to_edit_has_the_schema_too(tmp_path, capfd):
