@@ -15,7 +15,9 @@ from typer.main import get_command
 
 from lsa_study import cli
 from lsa_study.config import yaml
+from lsa_study.config.experiment import StudyFile
 from lsa_study.config.layers import validate
+from lsa_study.config.schema import study_schema
 from lsa_study.config.study import find_study, load_study
 from lsa_study.launch.cluster import Cluster
 
@@ -129,54 +131,69 @@ def test_the_table_on_the_first_page_is_the_committed_one():
 
 @pytest.mark.parametrize("page", WRITTEN, ids=by_name)
 def test_every_yaml_block_is_read(page, tmp_path):
+    """As a study, as a part of one, or as a cluster's file."""
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
     (tmp_path / "experiments").mkdir()
-    before, path = "", tmp_path / "experiments/block.yaml"
+    path = tmp_path / "experiments/block.yaml"
     for text in blocks(page, "yaml"):
-        whole = STUDY.search(text) is not None
-        before = text if whole else before
-        of_study = whole or text.startswith("claims:")
-        path.write_text(text if whole or not of_study else f"{before}{text}")
-        if of_study:
+        path.write_text(text)
+        document = yaml.read(path)
+        if "study" in document.data:
             assert load_study(path).variants
+        elif document.data.keys() <= StudyFile.model_fields.keys() - {"resources"}:
+            jsonschema = pytest.importorskip("jsonschema")
+            part = {**study_schema(), "required": []}
+            jsonschema.Draft202012Validator(part).validate(document.data)
         else:
-            document = yaml.read(path)
             validate(Cluster, document.data, document.where)
 
 
-def typed(folder, program, *given):
-    """Run a line of a block in a folder; what it prints may be sent to a file."""
+def typed(folder, paths, *given):
+    """Run ``lsa`` in a folder; what it prints may be sent to a file."""
     given, target = (list(given), None) if ">" not in given else (list(given[:-2]), given[-1])
     if given[0] == "run":
         given += SHORT
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(
         [sys.executable, "-m", "lsa_study.cli", *given], cwd=folder, env=environment, text=True,
         capture_output=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{program} {' '.join(given)}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"lsa {' '.join(given)}\n{done.stdout}{done.stderr}"
     if target:
         (folder / target).write_text(done.stdout)
+
+
+def save(study, text, folder):
+    """Save a block of YAML under its study's name, or add claims to the study before it."""
+    if found := STUDY.search(text):
+        study = folder / f"{found[1]}.yaml"
+        if found[1] != "table4":  # which is there
+            study.write_text(text)
+    elif text.startswith("claims:"):
+        study.write_text(f"{study.read_text()}{text}")
+    return study
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WRITTEN, ids=by_name)
 def test_a_page_can_be_followed(page, tmp_path):
-    """Its blocks from the top down: YAML is saved as a study, commands run."""
-    study = tmp_path / "none.yaml"
+    """Its blocks from the top down: YAML is saved, commands run, each block's in the first folder.
+
+    What it would install is put on Python's path.
+    """
+    study, paths = None, [ROOT, ROOT / "kernels"]
     for tier in ("paper", "toy", "proxy"):
         shutil.copytree(ROOT / "results" / tier, tmp_path / "results" / tier)
     for language, text in BLOCK.findall(page.read_text("utf-8")):
-        if language == "yaml" and (found := STUDY.search(text)):
-            study = tmp_path / f"{found[1]}.yaml"
-            if found[1] != "table4":  # which is there
-                study.write_text(text)
-        elif language == "yaml" and text.startswith("claims:"):
-            study.write_text(f"{study.read_text()}{text}")
-        lines = text.splitlines() if language == "sh" else []
+        study = save(study, text, tmp_path) if language == "yaml" else study
+        folder, lines = tmp_path, text.splitlines() if language == "sh" else []
         for program, *given in (shlex.split(line, comments=True) for line in lines):
-            if program == "lsa" and given[0] not in LATER and "paper" not in given:
-                typed(tmp_path, program, *given)
+            if program == "cd":
+                folder /= given[0]
+            elif program == "pip":
+                paths.append(folder)
+            elif program == "lsa" and given[0] not in LATER and "paper" not in given:
+                typed(folder, paths, *given)
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=by_name)
