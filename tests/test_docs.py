@@ -29,8 +29,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 STUDY = re.compile(r"^study: (\w+)", re.MULTILINE)
 LATER = ("launch", "retry", "cancel", "gc", "status")
 """Commands that need a cluster or runs under way."""
-SHORT = ["--seeds", "0", "--set", "train.epochs=1", "--set", "data.train_limit=64"]
-"""What a page's runs are trained with here."""
+SHORT = ["--seeds", "0", "--set", "data.train_limit=64"]
+"""What a page's runs are trained with here, and one epoch unless the page says how many."""
 
 
 def by_name(page):
@@ -152,7 +152,8 @@ def typed(folder, paths, *given):
     """Run ``lsa`` in a folder; what it prints may be sent to a file."""
     given, target = (list(given), None) if ">" not in given else (list(given[:-2]), given[-1])
     if given[0] == "run":
-        given += SHORT
+        epochs = [] if any("train.epochs" in one for one in given) else ["--set", "train.epochs=1"]
+        given += [*SHORT, *epochs]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(
         [sys.executable, "-m", "lsa_study.cli", *given], cwd=folder, env=environment, text=True,
