@@ -80,7 +80,7 @@ class Key:
         of: dict[str, list[str]] = {}
         for form in self.forms:
             of.setdefault(form.meaning, []).extend(form.kinds)
-        return [f"{', '.join(kinds)}: {text}" if of.keys() - {text} else text
+        return [f"{', '.join(kinds) or 'others'}: {text}" if of.keys() - {text} else text
                 for text, kinds in of.items()]  # fmt: skip
 
     def facts(self) -> list[tuple[str, str]]:
@@ -88,7 +88,7 @@ class Key:
         lines: list[tuple[str, str]] = []
         for form in self.forms:
             default = "no default" if form.default is None else f"default {form.default}"
-            whose = f"{', '.join(form.kinds)}: " * (len(self.forms) > 1)
+            whose = f"{', '.join(form.kinds) or 'others'}: " * (len(self.forms) > 1)
             lines.append(("type", f"{whose}{form.takes}; {default}"))
         if self.of_file:
             return lines
@@ -145,7 +145,7 @@ def _said(form: Form) -> tuple[str, str | None, str]:
 def worded(schema: Schema) -> str:
     """A type and its range in words, from its JSON Schema."""
     match schema:
-        case {"anyOf": [*ways]}:
+        case {"anyOf": [*ways]} | {"oneOf": [{"enum": _}, *_] as ways}:
             return " or ".join(map(worded, ways))
         case {"oneOf": _}:
             return f"a layer; its kind is one of {', '.join(OP_KINDS)}"
