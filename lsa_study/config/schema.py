@@ -85,7 +85,7 @@ def study_schema() -> Schema:
         one = properties_of(owner)[name]
         if one not in fields.setdefault(path, []):
             fields[path].append(one)
-    arguments = {  # of layers that take any
+    arguments: Schema = {  # of layers that take any
         f"^{path.replace('.', r'[.]').rpartition('[.]')[0]}[.]": {}
         for path, owner, _ in every_field()
         if owner.model_config.get("extra") == "allow"
