@@ -51,9 +51,11 @@ class Form:
     def of(cls, owner: type[BaseModel], name: str) -> Form:
         """The field of this name of a group."""
         schema, field = properties_of(owner)[name], owner.model_fields[name]
-        default = None if field.is_required() else shown(schema.get("default"))
-        if field.default_factory or isinstance(field.default, BaseModel):
+        default = None
+        if isinstance(field.default, BaseModel):
             default = "those of its settings"
+        elif not field.is_required():
+            default = shown(field.get_default(call_default_factory=True))
         meaning = meanings(owner).get(name)
         if meaning is None and isinstance(field.annotation, type):  # a group says it of itself
             meaning = " ".join((field.annotation.__doc__ or "").split())
