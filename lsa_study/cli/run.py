@@ -17,13 +17,13 @@ from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
 from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
-from lsa_study.launch.track import require
 from lsa_study.terminal import Screen, guard_output, width_of, wrapped
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
     """The distinct runs, once their tracker is installed and what they take from outside works."""
     from lsa_study.launch import plan as planning
+    from lsa_study.launch.track import require
 
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:

@@ -28,12 +28,15 @@ class Resources(_Written):
     """What one run asks of a cluster; never part of its identity."""
 
     nodes: Number = 1
+    """Machines that train one run together."""
     gpus: Number = 1
     """GPUs per node."""
     cpus: Number = 8
     """CPU cores per GPU."""
     memory_gb: Number = 32
+    """Gigabytes of each node."""
     hours: Annotated[float, Field(gt=0, le=100_000)] = 24.0
+    """After which the scheduler ends the job; a run saves itself before and is queued again."""
 
 
 class Variant(_Written):
@@ -42,8 +45,9 @@ class Variant(_Written):
     label: str = ""
     """The row's name in tables, such as the article's; empty: its key."""
     use: list[str] = []
-    """Presets that come before ``set``; see :class:`StudyFile`."""
+    """Presets that come before ``set``."""
     set: dict[str, Any] = {}
+    """Settings of this row by their dotted paths, after those of ``use``."""
     against: str | None = None
     """The row it is compared with where that is not the study's baseline."""
     paper: dict[str, str | int | float] = {}
@@ -56,6 +60,7 @@ class Variant(_Written):
     network: str | None = None
     """Its name in the study's benchmark, whose figures then stand in its row."""
     resources: dict[str, Any] = {}
+    """What its runs ask of a cluster, where that is not what the study asks."""
 
 
 class Article(_Written):
@@ -64,7 +69,9 @@ class Article(_Written):
     csv: str
     """Path relative to the experiment file."""
     column: str = "acc1"
+    """The column of that file that stands beside ours."""
     source: str
+    """What readers are shown as its place, such as Table 4."""
 
 
 def _with_grids(schema: dict[str, Any]) -> None:
@@ -87,29 +94,36 @@ class StudyFile(_Written):
     model_config = ConfigDict(json_schema_extra=_with_grids)
 
     study: names.Name
+    """Its name, by which commands and files know it."""
     title: str = Field("", validate_default=True)
-    """Empty: the study's name."""
+    """Above its tables and figures; empty: the study's name."""
     question: str = ""
+    """What the study is to answer, in one sentence."""
     factor: list[str] = Field(min_length=1)
     """What may differ between the rows: settings, ``model.op`` (the whole layer), or ``groups``. A
     row may differ from the one that it is compared with in one of them, and in nothing else."""
     groups: dict[names.Name, list[str]] = {}
     """Settings that have no meaning one without the other, by the name of their factor."""
     baseline: str
+    """The row that the others are compared with."""
     tiers: list[Tier] = list(TIERS)
+    """At which it can be run; the first is shown where none is asked for."""
     seeds: list[int] = []
     """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
     over them all is one of a single look. Over others it holds at every look, and is wider."""
     use: list[str] = []
+    """Presets that every row begins with."""
     set: dict[str, Any] = {}
+    """Settings of every row by their dotted paths, such as ``train.epochs: 5``."""
     variants: dict[names.Name, Variant] = Field(min_length=1)
+    """The rows, by name; a table shows them in this order."""
     grid: dict[str, list[Any]] = {}
     """Settings and the values that each takes: a row for every point of their product."""
     sample: dict[str, Any] = {}
     """``n`` rows drawn at random with ``seed``: of each setting a list of values to choose from, or
     ``{low, high}``, evenly or with ``log: true`` on a logarithmic scale."""
     article: Article | None = None
-    """None: a study of your own, whose outputs have no column of it."""
+    """The numbers that stand beside ours; null: a study of your own, whose outputs name none."""
     claims: OwnClaims = []
     """What the study is to show, as in ``claims.yaml``; rows of this study go by their key."""
     benchmark: str | None = None
@@ -119,6 +133,7 @@ class StudyFile(_Written):
     notes: dict[str, str] = {}
     """Texts that the notes of several rows hold, by name."""
     resources: dict[str, Any] = {}
+    """What its runs ask of a cluster, over what the tier asks."""
     stop: Stop | None = None
     """The same as ``runtime.stop`` in ``set``."""
 

@@ -11,7 +11,7 @@ import copy
 import difflib
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -181,9 +181,19 @@ def _groups(spec: FieldInfo) -> list[type[BaseModel]]:
     return [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
 
 
-def known_paths(kind: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """List every dotted path that can be set, a group of settings included."""
-    paths = {f"{prefix}{name}" for name in kind.model_fields}
+def every_field(
+    kind: type[BaseModel] = Settings, prefix: str = ""
+) -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Every dotted path that can be set, the group that holds it, and its name there.
+
+    A path of several operators comes once for each.
+    """
     for name, spec in kind.model_fields.items():
-        paths.update(*(known_paths(group, f"{prefix}{name}.") for group in _groups(spec)))
-    return sorted(paths)
+        yield f"{prefix}{name}", kind, name
+        for group in _groups(spec):
+            yield from every_field(group, f"{prefix}{name}.")
+
+
+def known_paths() -> list[str]:
+    """List every dotted path that can be set, a group of settings included."""
+    return sorted({path for path, _, _ in every_field()})

@@ -25,8 +25,9 @@ class Start(Group):
     source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
     """Whose layout the file has: lsa is this project's, the others are releases."""
     head: Literal["kept", "drawn", "mapped"] = "kept"
-    """drawn: the classifier is initialised at random, as it must be for other classes; mapped: it
-    takes the rows of the file's that ``map`` names, as Swin's code from ImageNet-21K."""
+    """kept: the classifier of the weights goes on; drawn: it is initialised at random, as it has
+    to be for other classes; mapped: it takes the rows of the file's that ``map`` names, as Swin's
+    code from ImageNet-21K."""
     map: str | None = None
     """A file under ``weights/`` with a line for every class here: its row in the file's classifier.
 
