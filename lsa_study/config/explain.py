@@ -51,9 +51,11 @@ class Form:
     def of(cls, owner: type[BaseModel], name: str) -> Form:
         """The field of this name of a group."""
         schema, field = properties_of(owner)[name], owner.model_fields[name]
-        default = None if field.is_required() else shown(schema.get("default"))
-        if field.default_factory or isinstance(field.default, BaseModel):
+        default = None
+        if isinstance(field.default, BaseModel):
             default = "those of its settings"
+        elif not field.is_required():
+            default = shown(field.get_default(call_default_factory=True))
         meaning = meanings(owner).get(name)
         if meaning is None and isinstance(field.annotation, type):  # a group says it of itself
             meaning = " ".join((field.annotation.__doc__ or "").split())
@@ -80,7 +82,7 @@ class Key:
         of: dict[str, list[str]] = {}
         for form in self.forms:
             of.setdefault(form.meaning, []).extend(form.kinds)
-        return [f"{', '.join(kinds)}: {text}" if of.keys() - {text} else text
+        return [f"{', '.join(kinds) or 'others'}: {text}" if of.keys() - {text} else text
                 for text, kinds in of.items()]  # fmt: skip
 
     def facts(self) -> list[tuple[str, str]]:
@@ -88,7 +90,7 @@ class Key:
         lines: list[tuple[str, str]] = []
         for form in self.forms:
             default = "no default" if form.default is None else f"default {form.default}"
-            whose = f"{', '.join(form.kinds)}: " * (len(self.forms) > 1)
+            whose = f"{', '.join(form.kinds) or 'others'}: " * (len(self.forms) > 1)
             lines.append(("type", f"{whose}{form.takes}; {default}"))
         if self.of_file:
             return lines
@@ -145,7 +147,7 @@ def _said(form: Form) -> tuple[str, str | None, str]:
 def worded(schema: Schema) -> str:
     """A type and its range in words, from its JSON Schema."""
     match schema:
-        case {"anyOf": [*ways]}:
+        case {"anyOf": [*ways]} | {"oneOf": [{"enum": _}, *_] as ways}:
             return " or ".join(map(worded, ways))
         case {"oneOf": _}:
             return f"a layer; its kind is one of {', '.join(OP_KINDS)}"

@@ -15,6 +15,7 @@ from pydantic_core.core_schema import ModelSchema
 
 from lsa_study.config.experiment import Resources, StudyFile
 from lsa_study.config.layers import every_field
+from lsa_study.config.operators import OP_KINDS
 from lsa_study.config.settings import Settings
 
 Schema = dict[str, Any]
@@ -84,14 +85,42 @@ def study_schema() -> Schema:
         one = properties_of(owner)[name]
         if one not in fields.setdefault(path, []):
             fields[path].append(one)
+    arguments: Schema = {  # of layers that take any
+        f"^{path.replace('.', r'[.]').rpartition('[.]')[0]}[.]": {}
+        for path, owner, _ in every_field()
+        if owner.model_config.get("extra") == "allow"
+    }
     dotted = {path: ones[0] if len(ones) == 1 else {"anyOf": ones} for path, ones in fields.items()}
     groups["Dotted"] = {
         "description": "Settings by their dotted paths; `lsa explain` names them all.",
         "type": "object", "properties": dotted, "additionalProperties": False,
+        "patternProperties": arguments,
     }  # fmt: skip
     groups["Resources"] = _schema_of(Resources)
     for of in (made, made["$defs"]["Variant"]):
         of["properties"]["set"]["$ref"] = "#/$defs/Dotted"
         of["properties"]["resources"]["$ref"] = "#/$defs/Resources"
     made["$defs"] |= groups
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    whole: Schema = _alternatives(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    )
+    return whole
+
+
+def _alternatives(node: Any) -> Any:
+    """The schema with unions of which several alternatives may fit a value.
+
+    Beside names that are known, text is an import path, and an operator's kind none of those.
+    """
+    if isinstance(node, list):
+        return [_alternatives(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _alternatives(one) for key, one in node.items() if key != "oneOf"}
+    if "oneOf" in node:
+        text = {"type": "string"}
+        ways = [text | {"pattern": ":"} if one == text else one for one in node["oneOf"]]
+        found["anyOf"] = _alternatives(ways)
+    if node.get("additionalProperties") is True and "kind" in node.get("properties", {}):
+        found["properties"]["kind"]["not"] = {"enum": [*OP_KINDS]}
+    return found
