@@ -199,6 +199,7 @@ def test_a_page_can_be_followed(page, tmp_path):
 
 @pytest.mark.parametrize("page", WRITTEN, ids=by_name)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "results" / "toy", tmp_path / "results" / "toy")
     monkeypatch.chdir(tmp_path)
     names = {}
     for text in blocks(page, "python"):

@@ -51,7 +51,9 @@ class Claim(BaseModel):
     pairs: list[list[str]] = []
     """Of 'signs': the first of each is said to be above."""
     relation: Relation
+    """What is said of the rows: above, within, near, trend, signs or ends."""
     metric: Metric = "acc1"
+    """Accuracy, or a cost: params, macs, speed, memory or inference."""
     margin: float | int = 0.0
     """Points for accuracies, else percent of the second row."""
     value: float | int = 0.0

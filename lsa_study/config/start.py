@@ -78,6 +78,7 @@ class Stop(Group):
     """
 
     below: Literal["reference"]
+    """What a run is measured by: the row that it is compared with."""
     at: Annotated[float, Field(gt=0, lt=1)]
     """Share of the epochs before which, and after the last of which, nothing is judged."""
     margin: Annotated[float, Field(gt=0, le=100)]
