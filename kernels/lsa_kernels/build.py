@@ -21,11 +21,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import torch
+Answer = TypeVar("Answer", bound=Callable[[], object])
 
 SOURCES = Path(__file__).parent / "csrc"
 """Of the attention kernels."""
@@ -91,13 +93,23 @@ def library(sources: Path = SOURCES) -> ctypes.CDLL:
     return found.loaded
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_in_graphs(function: Answer) -> Answer:
+    """Mark a function whose answer torch.compile may keep; it is not asked again in the graph.
+
+    Does what ``torch.compiler.assume_constant_result`` does, which would import all of the
+    compiler: twice the time of torch's own import, for those who never compile.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
 def why_missing() -> str | None:
     """Why there are no kernels here, or None; a constant to a compiled graph."""
     return built().reason
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def window_lanes() -> int:
     """How many windows the window kernel works on together; it pads to a multiple of them.
 

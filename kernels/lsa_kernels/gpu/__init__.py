@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 
-import torch
 from torch import Tensor
+
+from lsa_kernels.build import constant_in_graphs
 
 # The first whose kernels take tuples.
 OLDEST = (3, 3)
@@ -14,7 +15,7 @@ OLDEST = (3, 3)
 DEEPEST = 128
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def why_missing() -> str | None:
     """Say why there are no kernels for GPUs here, or None; looked up once in a process."""
     return _missing()
