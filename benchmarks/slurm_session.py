@@ -64,16 +64,10 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with running(max_array_size=1001) as site, tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        lsa(
-            "launch",
-            "all",
-            "--tier",
-            "toy",
-            "--cluster",
-            "slurm",
-            "--set",
-            f"train.epochs={epochs}",
-        )
+        # The GPUs of that cluster are names only.
+        on_cpu = ("--set", "runtime.device=cpu")
+        lsa("launch", "all", "--tier", "toy", "--cluster", "slurm",
+            "--set", f"train.epochs={epochs}", *on_cpu)  # fmt: skip
         wait_for(lambda: done() >= 5, 600, lambda: "five runs")
         frame("status", "--watch")
         wait_for(lambda: not site.jobs(), 1800, lambda: "an empty queue")

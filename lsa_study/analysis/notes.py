@@ -54,7 +54,11 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             f"Article: the values printed in {study.place}. Δ, and the article's value in "
             "brackets: difference to the reference row (–), in points."
         )
-    reading = "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
+    reading = ""
+    if ran:
+        reading = (
+            "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
+        )
     if any(row.accuracy.n > 1 for row in rows):
         reading = (
             "Acc@1: mean over n seeds ± half of the 95 % t interval, its deviation pooled over the "

@@ -122,7 +122,7 @@ def why_text(found: dict[str, Any]) -> str:
         lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
         facts = {name: run[name] for name in ("files", *FACTS)} | run.get("metrics", {})
         facts["metrics_missing"] = run.get("metrics_missing")
-        known = {name: value for name, value in facts.items() if value is not None}
+        known = {name: value for name, value in facts.items() if value not in (None, "")}
         shown = {name: "yes" if v is True else v for name, v in known.items() if v is not False}
         lines += [f"  {name}: {value}" for name, value in shown.items()]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable
@@ -75,7 +76,7 @@ class Key:
     @property
     def summary(self) -> str:
         """The first sentence of its meaning."""
-        return self.forms[0].meaning.partition(". ")[0].rstrip(".") + "."
+        return re.split(r"(?<!Fig)(?<!Eq)\. ", self.forms[0].meaning)[0].rstrip(".") + "."
 
     def meant(self) -> list[str]:
         """What it means, to each operator that gives it a meaning of its own."""

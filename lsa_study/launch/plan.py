@@ -171,6 +171,7 @@ def _block(
     site: Cluster,
 ) -> str:
     runs, groups = study.runs(), study.file.groups
+    differ = f"differ{'s' * (len(study.file.factor) == 1)}"
     factors = ", ".join(
         f"{one} ({', '.join(groups[one])})" if one in groups else one for one in study.file.factor
     )
@@ -203,7 +204,7 @@ def _block(
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("about", study.about),
-        ("contrast", "; ".join(also) or f"ok: only {factors} differs"),
+        ("contrast", "; ".join(also) or f"ok: only {factors} {differ}"),
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),

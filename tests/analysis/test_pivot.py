@@ -239,6 +239,7 @@ def test_the_map_names_every_cell(place):
     assert "Acc@1 (%) by size (down) and norm (across): 6 of 6 rows, best size 7, norm softmax" in (
         figure.get_label()
     )
+    assert "Acc@1 (%)" in shown
     again = table_of(place, grid=["model.op.heads=2x,C"])
     assert "heads 2x" in style.svg(figures([(again.study, again.rows)])[f"{again.study.name}-heat"])
 

@@ -22,6 +22,13 @@ STUDIES = [path for path in sorted((ROOT / "experiments").glob("*.yaml"))
            if path.stem not in ("claims", "cluster")]  # fmt: skip
 
 
+def test_a_summary_is_a_whole_sentence():
+    heads = explain.keys()["model.op.heads"].summary
+    assert heads == "Heads per stage against the backbone's own (Fig. 2): 1, 1x, 2x, or one per channel."
+    for key in explain.keys().values():
+        assert key.summary.count("(") == key.summary.count(")"), key.path
+
+
 def test_every_key_has_a_meaning():
     unsaid = [key.path for key in explain.keys().values() for f in key.forms if not f.meaning]
     assert not unsaid, f"write a sentence under these fields: {unsaid}"
