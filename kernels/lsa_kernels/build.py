@@ -21,13 +21,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-Answer = TypeVar("Answer", bound=Callable[[], object])
+Answer = TypeVar("Answer")
 
 SOURCES = Path(__file__).parent / "csrc"
 """Of the attention kernels."""
@@ -94,12 +93,8 @@ def library(sources: Path = SOURCES) -> ctypes.CDLL:
 
 
 def constant_in_graphs(function: Answer) -> Answer:
-    """Mark a function whose answer torch.compile may keep; it is not asked again in the graph.
-
-    Does what ``torch.compiler.assume_constant_result`` does, which would import all of the
-    compiler: twice the time of torch's own import, for those who never compile.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    """Mark as torch.compiler.assume_constant_result does; that imports all of the compiler."""
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 

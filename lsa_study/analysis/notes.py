@@ -54,11 +54,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             f"Article: the values printed in {study.place}. Δ, and the article's value in "
             "brackets: difference to the reference row (–), in points."
         )
-    reading = ""
-    if ran:
-        reading = (
-            "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
-        )
+    reading = "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
     if any(row.accuracy.n > 1 for row in rows):
         reading = (
             "Acc@1: mean over n seeds ± half of the 95 % t interval, its deviation pooled over the "
@@ -156,7 +152,7 @@ def _shells(study: Study) -> str:
     """What stands around the rows of filters, which the article prints as one layer."""
     inside: dict[str, list[str]] = {"dwnet": [], "linear": []}
     for name, row in study.variants.items():
-        if isinstance(row.model.op, DwConvOp | DwNetOp | DdfOp):
+        if isinstance(row.model.op, DwConvOp | DwNetOp | DdfOp) and row.model.op.shell in inside:
             inside[row.model.op.shell].append(name)
     dwnet, linear = map(", ".join, inside.values())
     parts = []

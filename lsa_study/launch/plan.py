@@ -171,10 +171,9 @@ def _block(
     site: Cluster,
 ) -> str:
     runs, groups = study.runs(), study.file.groups
-    differ = f"differ{'s' * (len(study.file.factor) == 1)}"
-    factors = ", ".join(
-        f"{one} ({', '.join(groups[one])})" if one in groups else one for one in study.file.factor
-    )
+    factor = study.file.factor
+    names = [f"{one} ({', '.join(groups[one])})" if one in groups else one for one in factor]
+    alike = f"ok: only {', '.join(names)} differ{'s' * (len(names) == 1)}"
     also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
@@ -204,7 +203,7 @@ def _block(
     done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("about", study.about),
-        ("contrast", "; ".join(also) or f"ok: only {factors} {differ}"),
+        ("contrast", "; ".join(also) or alike),
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),

@@ -242,8 +242,7 @@ def test_every_study_is_written_four_times_and_the_runs_once(tmp_path):
 
 
 def test_a_table_without_runs_is_still_a_table(tmp_path):
-    (path, *others) = write_tables([study.load_study("table5")], tmp_path)
-    assert not [one for one in others if "seed" in one.read_text("utf-8").split("Data:")[0]]
+    (path, *_) = write_tables([study.load_study("table5")], tmp_path)
     assert [row["outcome"] for row in rows_of_csv(path.read_text())] == ["not run"] * 4
 
 
