@@ -54,6 +54,12 @@ def padded(columns):
 
 
 @gluon.constexpr_function
+def in_line():
+    """How one number a pixel of the halo lies in shared memory."""
+    return gl.SwizzledSharedLayout(1, 1, 1, [0])
+
+
+@gluon.constexpr_function
 def loose(warps):
     """How threads hold one number a pixel of the halo."""
     return gl.BlockedLayout([1], [32], [warps], [0])
@@ -90,52 +96,30 @@ def on_map(y, x, height, width):
 
 
 @gluon.jit
-def start_copy(room, plane, steps, y, x, height, width, DEPTH: gl.constexpr, WIDE: gl.constexpr):
-    """Start to copy pixels of a map into a room (pixels, WIDE): zero off the map.
-
-    Args:
-        plane: an image's head in the map. steps: of the map, in groups of 8 numbers.
-        y, x: rows and columns of the pixels.
-    """
-    channel = gl.arange(0, WIDE, gl.SliceLayout(0, lines(WIDE, gl.num_warps())))
-    address = plane + (y * (steps[2] * 8) + x * (steps[3] * 8))[:, None] + channel[None, :]
-    mask = on_map(y, x, height, width)[:, None] & (channel < DEPTH)[None, :]
-    async_copy.async_load(room, address, mask)
-
-
-@gluon.jit
 def plane_of(base, steps, image, head):
     """An image's head in a map. 64 bits: a batch may hold more numbers than 32 can count."""
     return base + image.to(gl.int64) * steps[0] * 8 + head.to(gl.int64) * steps[1] * 8
 
 
 @gluon.jit
-def copy_tile(
-    room, base, steps, image, head, top, left, height, width, DEPTH: gl.constexpr,
-    WIDE: gl.constexpr,
-):  # fmt: skip
-    """Start to copy a tile whose first pixel is (top, left), if the map is there."""
-    if base is not None:
-        n = gl.arange(0, 64, gl.SliceLayout(1, lines(WIDE, gl.num_warps())))
-        plane = plane_of(base, steps, image, head)
-        start_copy(room, plane, steps, top + n // 8, left + n % 8, height, width, DEPTH, WIDE)
-
-
-@gluon.jit
-def copy_halo(
-    room, base, steps, image, head, top, left, height, width, SIDE: gl.constexpr,
+def start_copy(
+    room, base, steps, image, head, top, left, height, width, BROAD: gl.constexpr,
     DEPTH: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
-    """Start to copy the halo of that tile into a room (4, 64, WIDE), if the map is there."""
+    """Start to copy BROAD x BROAD pixels of a map, if it is there, into a room (pixels, WIDE).
+
+    The first pixel is (top, left); what is off the map becomes zero.
+    """
     if base is not None:
-        m = gl.arange(0, 64, gl.SliceLayout(1, lines(WIDE, gl.num_warps())))
-        plane = plane_of(base, steps, image, head)
-        y = top - SIDE // 2 + m // 16
-        x = left - SIDE // 2 + m % 16
-        for part in gl.static_range(4):
-            start_copy(
-                room.index(part), plane, steps, y + 4 * part, x, height, width, DEPTH, WIDE
-            )
+        form: gl.constexpr = lines(WIDE, gl.num_warps())
+        pixel = gl.arange(0, BROAD * BROAD, gl.SliceLayout(1, form))
+        channel = gl.arange(0, WIDE, gl.SliceLayout(0, form))
+        y = top + pixel // BROAD
+        x = left + pixel % BROAD
+        place = y * (steps[2] * 8) + x * (steps[3] * 8)
+        address = plane_of(base, steps, image, head) + place[:, None] + channel[None, :]
+        mask = on_map(y, x, height, width)[:, None] & (channel < DEPTH)[None, :]
+        async_copy.async_load(room, address, mask)
 
 
 @gluon.jit
@@ -176,7 +160,7 @@ def times(left, right, total):
 
 @gluon.jit
 def met(tile, halo, place, PARTS: gl.constexpr):
-    """Products of every pixel with what it meets, compact: tile (64, WIDE), halo (4, 64, WIDE).
+    """Products of every pixel with what it meets, compact: tile (64, WIDE), halo (256, WIDE).
 
     All pairs lie in shared memory, a share of 1 / PARTS at a time.
     """
@@ -188,7 +172,7 @@ def met(tile, halo, place, PARTS: gl.constexpr):
     found = gl.zeros([64, 64], gl.float32, form)
     for part in gl.static_range(PARTS):
         for chunk in gl.static_range(4 // PARTS):
-            right = halo.index(4 // PARTS * part + chunk).permute((1, 0)).load(factor(1, warps))
+            right = halo.slice(pairs * part + 64 * chunk, 64).permute((1, 0)).load(factor(1, warps))
             product = mma_v2(left, right, gl.zeros([64, 64], gl.float32, form))
             room.slice(64 * chunk, 64, dim=1).store(product)
         if PARTS == 1:
@@ -209,7 +193,7 @@ def met_rows(halo, table, place, PARTS: gl.constexpr):
     found = gl.zeros([64, 64], gl.float32, form)
     for part in gl.static_range(PARTS):
         for chunk in gl.static_range(4 // PARTS):
-            left = halo.index(4 // PARTS * part + chunk).load(factor(0, warps))
+            left = halo.slice(pairs * part + 64 * chunk, 64).load(factor(0, warps))
             product = mma_v2(left, right, gl.zeros([64, 64], gl.float32, form))
             room.slice(64 * chunk, 64, dim=0).store(product)
         if PARTS == 1:
@@ -228,7 +212,7 @@ def logits(
 
     Args:
         tile, tile_table: shared (64, WIDE), and the table whose rows the tile is multiplied with,
-            BY_TILE if there is one. halo, halo_table: likewise, (4, 64, WIDE) and BY_HALO.
+            BY_TILE if there is one. halo, halo_table: likewise, (256, WIDE) and BY_HALO.
         bias: as ``bias_of`` gives it.
     """
     total = gl.zeros([64, 64], gl.float32, products(gl.num_warps()))
@@ -244,22 +228,20 @@ def logits(
 @gluon.jit
 def of_halo(numbers, place):
     """One number a pixel of the halo (256,), compact."""
-    room = gl.allocate_shared_memory(
-        gl.float32, [256], gl.SwizzledSharedLayout(1, 1, 1, [0]), numbers
-    )
+    room = gl.allocate_shared_memory(gl.float32, [256], in_line(), numbers)
     found = room.gather(gl.reshape(place, [4096]), 0)
     return gl.convert_layout(gl.reshape(found, [64, 64]), products(gl.num_warps()))
 
 
 @gluon.jit
 def gathered_sum(weights, halo, place, total):
-    """``total`` plus every pixel's sum of what it meets (4, 64, WIDE), by compact weights."""
+    """``total`` plus every pixel's sum of what it meets (256, WIDE), by compact weights."""
     warps: gl.constexpr = gl.num_warps()
     band = gl.allocate_shared_memory(halo.dtype, [64, 256], swizzled(256))
     band.store(gl.zeros([64, 256], halo.dtype, lines(256, warps)))
     band.scatter(weights.to(halo.dtype), place, 1)
     for part in gl.static_range(4):
-        total = times(band.slice(64 * part, 64, dim=1), halo.index(part), total)
+        total = times(band.slice(64 * part, 64, dim=1), halo.slice(64 * part, 64), total)
     return total
 
 

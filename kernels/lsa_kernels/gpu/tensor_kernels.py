@@ -31,8 +31,6 @@ from lsa_kernels.gpu import norms as of_norms
 from lsa_kernels.gpu.halo import (
     bias_of,
     compact_room,
-    copy_halo,
-    copy_tile,
     gathered_sum,
     known_taps,
     logits,
@@ -45,6 +43,7 @@ from lsa_kernels.gpu.halo import (
     put_share,
     put_table,
     put_tile,
+    start_copy,
     swizzled,
     table_rows,
     times,
@@ -141,8 +140,8 @@ def forward_kernel(
     plane, image, head, begin, end, across, _ = _work(heads, height, width, walk)
     place = positions()
     queries = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    keys = gl.allocate_shared_memory(kind, [4, 64, WIDE], swizzled(WIDE))
-    values = gl.allocate_shared_memory(kind, [4, 64, WIDE], swizzled(WIDE))
+    keys = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
+    values = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
     by_query = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     by_key = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     put_table(by_query, rel_k, head, SIDE, False, DEPTH, WIDE)
@@ -151,12 +150,14 @@ def forward_kernel(
     for tile in range(begin, end):
         top = tile // across * 8
         left = tile % across * 8
+        high = top - SIDE // 2
+        low = left - SIDE // 2
         # What was read of the last tile is no longer needed by any warp.
         gl.barrier()
-        copy_tile(queries, q, map_steps[0], image, head, top, left, height, width, DEPTH, WIDE)
-        copy_halo(keys, k, map_steps[1], image, head, top, left, height, width, SIDE, DEPTH, WIDE)
+        start_copy(queries, q, map_steps[0], image, head, top, left, height, width, 8, DEPTH, WIDE)
+        start_copy(keys, k, map_steps[1], image, head, high, low, height, width, 16, DEPTH, WIDE)
         async_copy.commit_group()
-        copy_halo(values, v, map_steps[2], image, head, top, left, height, width, SIDE, DEPTH, WIDE)
+        start_copy(values, v, map_steps[2], image, head, high, low, height, width, 16, DEPTH, WIDE)
         async_copy.commit_group()
         async_copy.wait_group(1)
         gl.barrier()
@@ -206,8 +207,8 @@ def queries_kernel(
     place = positions()
     queries = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     grads = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    keys = gl.allocate_shared_memory(kind, [4, 64, WIDE], swizzled(WIDE))
-    values = gl.allocate_shared_memory(kind, [4, 64, WIDE], swizzled(WIDE))
+    keys = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
+    values = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
     by_query = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     by_key = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     put_table(by_query, rel_k, head, SIDE, False, DEPTH, WIDE)
@@ -218,12 +219,14 @@ def queries_kernel(
     for tile in range(begin, end):
         top = tile // across * 8
         left = tile % across * 8
+        high = top - SIDE // 2
+        low = left - SIDE // 2
         gl.barrier()
-        copy_tile(queries, q, map_steps[0], image, head, top, left, height, width, DEPTH, WIDE)
-        copy_halo(keys, k, map_steps[1], image, head, top, left, height, width, SIDE, DEPTH, WIDE)
+        start_copy(queries, q, map_steps[0], image, head, top, left, height, width, 8, DEPTH, WIDE)
+        start_copy(keys, k, map_steps[1], image, head, high, low, height, width, 16, DEPTH, WIDE)
         async_copy.commit_group()
-        copy_tile(grads, to_out, to_out_steps, image, head, top, left, height, width, DEPTH, WIDE)
-        copy_halo(values, v, map_steps[2], image, head, top, left, height, width, SIDE, DEPTH, WIDE)
+        start_copy(grads, to_out, to_out_steps, image, head, top, left, height, width, 8, DEPTH, WIDE)
+        start_copy(values, v, map_steps[2], image, head, high, low, height, width, 16, DEPTH, WIDE)
         async_copy.commit_group()
         async_copy.wait_group(1)
         gl.barrier()
@@ -288,8 +291,8 @@ def keys_kernel(
     place = positions()
     keys = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     values = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    queries = gl.allocate_shared_memory(kind, [4, 64, WIDE], swizzled(WIDE))
-    grads = gl.allocate_shared_memory(kind, [4, 64, WIDE], swizzled(WIDE))
+    queries = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
+    grads = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
     by_query = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     by_key = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
     put_table(by_query, rel_k, head, SIDE, True, DEPTH, WIDE)
@@ -299,16 +302,14 @@ def keys_kernel(
     for tile in range(begin, end):
         top = tile // across * 8
         left = tile % across * 8
+        high = top - SIDE // 2
+        low = left - SIDE // 2
         gl.barrier()
-        copy_tile(keys, k, map_steps[1], image, head, top, left, height, width, DEPTH, WIDE)
-        copy_halo(
-            queries, q, map_steps[0], image, head, top, left, height, width, SIDE, DEPTH, WIDE
-        )
+        start_copy(keys, k, map_steps[1], image, head, top, left, height, width, 8, DEPTH, WIDE)
+        start_copy(queries, q, map_steps[0], image, head, high, low, height, width, 16, DEPTH, WIDE)
         async_copy.commit_group()
-        copy_tile(values, v, map_steps[2], image, head, top, left, height, width, DEPTH, WIDE)
-        copy_halo(
-            grads, to_out, to_out_steps, image, head, top, left, height, width, SIDE, DEPTH, WIDE
-        )
+        start_copy(values, v, map_steps[2], image, head, top, left, height, width, 8, DEPTH, WIDE)
+        start_copy(grads, to_out, to_out_steps, image, head, high, low, height, width, 16, DEPTH, WIDE)
         async_copy.commit_group()
         async_copy.wait_group(1)
         gl.barrier()
