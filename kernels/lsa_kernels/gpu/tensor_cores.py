@@ -23,7 +23,6 @@ DEPTHS = range(16, 65, 8)
 """Channels of a head, copied in groups of 8, and at most as many as registers hold."""
 WALK = 8
 """Tiles that a program works on one after the other, with one share of the tables' gradients."""
-WARPS = {"forward_kernel": 4, "queries_kernel": 8, "keys_kernel": 8}
 
 
 class Case(NamedTuple):
@@ -127,13 +126,19 @@ def shared_memory(wide: int, cut: int) -> int:
     return 2 * wide * (2 * 64 + 2 * 256 + 2 * 64) + 4 * 64 * (256 // cut + 8) + 1024
 
 
+def warps(kernel: str, wide: int, cut: int = 1) -> int:
+    """Warps of a program: as few as hold it in registers."""
+    return 4 if kernel == "forward_kernel" and wide <= 32 and cut == 1 else 8
+
+
 def start(kernel: str, programs: int, on: Tensor, *given: Any, **constants: Any) -> None:
     """Start a kernel of ``tensor_kernels`` by name."""
     from lsa_kernels.gpu import tensor_kernels
 
     with torch.cuda.device_of(on):
         getattr(tensor_kernels, kernel)[(programs,)](
-            *given, **constants, num_warps=WARPS[kernel], enable_fp_fusion=True
+            *given, **constants, num_warps=warps(kernel, constants["WIDE"], constants["PARTS"]),
+            enable_fp_fusion=True,
         )
 
 
