@@ -58,7 +58,7 @@ class Shared:
     """Shared memory."""
 
     def __init__(self, tensor):
-        self.tensor, self.dtype = tensor, tensor.dtype
+        self.tensor, self.dtype, self.shape = tensor, tensor.dtype, tensor.shape
 
     def index(self, at):
         return Shared(self.tensor[at])

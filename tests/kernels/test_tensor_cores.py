@@ -42,6 +42,10 @@ def emulation(monkeypatch):
     monkeypatch.setattr(tensor_cores, "why_not", lambda *given: None)
     monkeypatch.setattr(tensor_cores, "room_of", lambda device: PLENTY)
     monkeypatch.setattr(tensor_cores, "start", start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make(seed, batch, heads, height, width, depth, offsets):

@@ -103,12 +103,13 @@ def plane_of(base, steps, image, head):
 
 @gluon.jit
 def start_copy(
-    room, base, steps, image, head, top, left, height, width, BROAD: gl.constexpr,
-    DEPTH: gl.constexpr, WIDE: gl.constexpr,
+    room, base, steps, where, top, left, BROAD: gl.constexpr, DEPTH: gl.constexpr,
+    WIDE: gl.constexpr,
 ):  # fmt: skip
     """Start to copy BROAD x BROAD pixels of a map, if it is there, into a room (pixels, WIDE).
 
-    The first pixel is (top, left); what is off the map becomes zero.
+    The first pixel is (top, left); what is off the map becomes zero. ``where`` is an image, a head,
+    and the map's height and width.
     """
     if base is not None:
         form: gl.constexpr = lines(WIDE, gl.num_warps())
@@ -117,8 +118,8 @@ def start_copy(
         y = top + pixel // BROAD
         x = left + pixel % BROAD
         place = y * (steps[2] * 8) + x * (steps[3] * 8)
-        address = plane_of(base, steps, image, head) + place[:, None] + channel[None, :]
-        mask = on_map(y, x, height, width)[:, None] & (channel < DEPTH)[None, :]
+        address = plane_of(base, steps, where[0], where[1]) + place[:, None] + channel[None, :]
+        mask = on_map(y, x, where[2], where[3])[:, None] & (channel < DEPTH)[None, :]
         async_copy.async_load(room, address, mask)
 
 
@@ -234,12 +235,13 @@ def of_halo(numbers, place):
 
 
 @gluon.jit
-def gathered_sum(weights, halo, place, total):
-    """``total`` plus every pixel's sum of what it meets (256, WIDE), by compact weights."""
+def gathered_sum(weights, halo, place):
+    """Every pixel's sum of what it meets (256, WIDE), by compact weights: (64, WIDE)."""
     warps: gl.constexpr = gl.num_warps()
     band = gl.allocate_shared_memory(halo.dtype, [64, 256], swizzled(256))
     band.store(gl.zeros([64, 256], halo.dtype, lines(256, warps)))
     band.scatter(weights.to(halo.dtype), place, 1)
+    total = gl.zeros([64, halo.shape[1]], gl.float32, products(warps))
     for part in gl.static_range(4):
         total = times(band.slice(64 * part, 64, dim=1), halo.slice(64 * part, 64), total)
     return total
@@ -252,14 +254,12 @@ def compact_room(numbers, like):
 
 
 @gluon.jit
-def put_tile(
-    base, steps, image, head, y, x, real, numbers, DEPTH: gl.constexpr, WIDE: gl.constexpr
-):  # fmt: skip
-    """Write a tile's numbers (64, WIDE) to where they are ``real``."""
+def put_tile(base, steps, where, y, x, numbers, DEPTH: gl.constexpr, WIDE: gl.constexpr):
+    """Write a tile's numbers (64, WIDE) to its pixels, as far as they are on the map."""
     channel = gl.arange(0, WIDE, gl.SliceLayout(0, products(gl.num_warps())))
     pixel = y * (steps[2] * 8) + x * (steps[3] * 8)
-    address = plane_of(base, steps, image, head) + pixel[:, None] + channel[None, :]
-    mask = real[:, None] & (channel < DEPTH)[None, :]
+    address = plane_of(base, steps, where[0], where[1]) + pixel[:, None] + channel[None, :]
+    mask = on_map(y, x, where[2], where[3])[:, None] & (channel < DEPTH)[None, :]
     gl.store(address, numbers.to(base.dtype.element_ty), mask=mask)
 
 
@@ -268,10 +268,20 @@ def put_share(
     to_table, share, numbers, SIDE: gl.constexpr, TURNED: gl.constexpr, DEPTH: gl.constexpr,
     WIDE: gl.constexpr,
 ):  # fmt: skip
-    """Write a program's share (64, WIDE) of a table's gradient."""
-    form: gl.constexpr = products(gl.num_warps())
-    t = gl.arange(0, 64, gl.SliceLayout(1, form))
-    channel = gl.arange(0, WIDE, gl.SliceLayout(0, form))
-    row = share * (SIDE * SIDE) + table_rows(t, SIDE, TURNED)
-    mask = known_taps(t, SIDE)[:, None] & (channel < DEPTH)[None, :]
-    gl.store(to_table + row[:, None] * DEPTH + channel[None, :], numbers, mask=mask)
+    """Write a program's share (64, WIDE) of a table's gradient, if it is asked for."""
+    if to_table is not None:
+        form: gl.constexpr = products(gl.num_warps())
+        t = gl.arange(0, 64, gl.SliceLayout(1, form))
+        channel = gl.arange(0, WIDE, gl.SliceLayout(0, form))
+        row = share.to(gl.int64) * (SIDE * SIDE) + table_rows(t, SIDE, TURNED)
+        mask = known_taps(t, SIDE)[:, None] & (channel < DEPTH)[None, :]
+        gl.store(to_table + row[:, None] * DEPTH + channel[None, :], numbers, mask=mask)
+
+
+@gluon.jit
+def put_bias_share(to_bias, share, numbers, SIDE: gl.constexpr):
+    """Write a program's share of the bias's gradient, if it is asked for: of compact numbers."""
+    if to_bias is not None:
+        t = gl.arange(0, 64, gl.SliceLayout(0, products(gl.num_warps())))
+        row = share.to(gl.int64) * (SIDE * SIDE) + table_rows(t, SIDE, False)
+        gl.store(to_bias + row, gl.sum(numbers, 0), mask=known_taps(t, SIDE))

@@ -8,17 +8,18 @@ For a query i, its taps j, and whichever terms there are,
 
 With dw_ij = do_i v_j, and dL from it by the norm's slope,
 
-    dq_i = scale sum_j dL_ij (k_j + r^k_ij)     dk_j = scale sum_i dL_ij (q_i + r^q_ij)
-    dv_j = sum_i w_ij do_i                      dr^k_t = scale sum_i dL_it q_i
-    db_t = sum_i dL_it                          dr^q_t = scale sum_j dL_jt k_j.
+    dq_i = scale sum_j dL_ij (k_j + r^k_ij)     dr^k_t = scale sum_i dL_it q_i
+    dk_j = scale sum_i dL_ij (q_i + r^q_ij)     dr^q_t = scale sum_j dL_jt k_j
+    dv_j = sum_i w_ij do_i                      db_t = sum_i dL_it.
 
 A program walks ``walk`` tiles of an image's head (``halo`` says what a tile is, and the compact
 form). Gradients of tables stay in its registers; torch adds up the programs' shares, so every sum
-has one order. Products are of 16-bit numbers, with float32 sums; norms are in float32.
+has one order. Factors of products are rounded to the maps' 16 bits, sums and norms are in float32.
 
-Maps are (B, h, H, W, DEPTH) with steps in groups of 8 numbers; ``x`` is q, k, v, rel_k, rel_q and
-bias, ``map_steps`` those of the first three. ``kept`` (B, h, 2, H, W) is as in ``norms``; so is
-``norms`` itself, which the queries' kernel writes for the keys': what the norm takes off.
+``x`` is q, k, v (B, h, H, W, DEPTH), rel_k, rel_q (h, SIDE ** 2, DEPTH) and bias (h, SIDE ** 2);
+q, k or a table may be None. ``steps`` of maps are in groups of 8 numbers, ``map_steps`` those of
+the first three. ``kept`` and ``norms`` (B, h, 2, H, W) are two numbers a pixel: what the forward
+found out (as in ``lsa_kernels.gpu.norms``), and what the norm takes off gradients of weights.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from lsa_kernels.gpu.halo import (
     bias_of,
     compact_room,
     gathered_sum,
-    known_taps,
     logits,
     loose,
     met,
@@ -40,12 +40,12 @@ from lsa_kernels.gpu.halo import (
     on_map,
     positions,
     products,
+    put_bias_share,
     put_share,
     put_table,
     put_tile,
     start_copy,
     swizzled,
-    table_rows,
     times,
 )
 
@@ -56,7 +56,10 @@ filter_pull = gluon.jit(of_norms.filter_pull.fn)
 
 @gluon.jit
 def _work(heads, height, width, walk):
-    """A program's plane, image, head, first tile, end, tiles of a row, and share of the tables."""
+    """What a program works on: its place, its tiles, and its share of the tables' gradients.
+
+    Returns the image, head, height and width; the plane; first tile, end, and tiles of a row; share.
+    """
     across = gl.cdiv(width, 8)
     tiles = gl.cdiv(height, 8) * across
     spans = gl.cdiv(tiles, walk)
@@ -64,27 +67,51 @@ def _work(heads, height, width, walk):
     span = gl.program_id(0) % spans
     first = span * walk
     share = span * (gl.num_programs(0) // spans) + plane
-    return plane, plane // heads, plane % heads, first, gl.minimum(first + walk, tiles), across, share
+    where = (plane // heads, plane % heads, height, width)
+    return where, plane, first, gl.minimum(first + walk, tiles), across, share
 
 
 @gluon.jit
-def _own(plane, top, left, height, width):
+def _rooms(kind: gl.constexpr, WIDE: gl.constexpr):
+    """Shared memory for two tiles, two halos and two tables."""
+    tile = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
+    other_tile = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
+    halo = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
+    other_halo = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
+    table = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
+    other_table = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
+    return tile, other_tile, halo, other_halo, table, other_table
+
+
+@gluon.jit
+def _tile(plane, top, left, height, width):
     """Rows and columns of a tile's pixels, which are on the map, and where their numbers lie."""
     n = gl.arange(0, 64, gl.SliceLayout(1, products(gl.num_warps())))
-    y = top + n // 8
-    x = left + n % 8
-    pixel = plane.to(gl.int64) * 2 * height * width + y * width + x
-    return y, x, on_map(y, x, height, width), pixel
+    row = top + n // 8
+    column = left + n % 8
+    pixel = plane.to(gl.int64) * 2 * height * width + row * width + column
+    return row, column, on_map(row, column, height, width), pixel
 
 
 @gluon.jit
-def _around(plane, top, left, height, width, SIDE: gl.constexpr):
-    """The same of its halo: which pixels are on the map, and where their numbers lie."""
+def _halo(plane, top, left, height, width):
+    """Which of a halo's pixels are on the map, and where their numbers lie."""
     m = gl.arange(0, 256, loose(gl.num_warps()))
-    y = top - SIDE // 2 + m // 16
-    x = left - SIDE // 2 + m % 16
-    pixel = plane.to(gl.int64) * 2 * height * width + y * width + x
-    return on_map(y, x, height, width), pixel
+    row = top + m // 16
+    column = left + m % 16
+    pixel = plane.to(gl.int64) * 2 * height * width + row * width + column
+    return on_map(row, column, height, width), pixel
+
+
+@gluon.jit
+def _hidden(plane, top, left, height, width, place, MASK: gl.constexpr):
+    """What taps off the map add to their logits, compact: minus infinity if the border is masked."""
+    if MASK:
+        there, _ = _halo(plane, top, left, height, width)
+        found = of_halo(gl.where(there, 0.0, float("-inf")), place)
+    else:
+        found = 0.0
+    return found
 
 
 @gluon.jit
@@ -112,19 +139,26 @@ def _slope(to_weight, weight, seen, rate, pull, push, NORM: gl.constexpr):
 
 
 @gluon.jit
-def _query_logits(
-    queries, keys, by_query, by_key, bias_row, place, plane, top, left, height, width, scale,
-    USE_QK: gl.constexpr, BY_QUERY: gl.constexpr, BY_KEY: gl.constexpr, MASK: gl.constexpr,
-    SIDE: gl.constexpr, PARTS: gl.constexpr,
-):  # fmt: skip
-    """Logits of a tile of queries, minus infinity for taps that have no say."""
-    found = logits(
-        queries, keys, by_query, by_key, bias_row, place, scale, USE_QK, BY_QUERY, BY_KEY, PARTS
-    )
-    if MASK:
-        there, _ = _around(plane, top, left, height, width, SIDE)
-        found += of_halo(gl.where(there, 0.0, float("-inf")), place)
-    return found
+def _normalise(logit, NORM: gl.constexpr, SIDE: gl.constexpr):
+    """Weights of a tile's pixels, and the two numbers that the backward finds them by."""
+    seen = logit != float("-inf")
+    first = gl.zeros([64], gl.float32, gl.SliceLayout(1, products(gl.num_warps())))
+    second = first
+    if NORM == "softmax":
+        first = gl.max(logit, 1)
+        weight = gl.exp(logit - first[:, None])
+        second = 1.0 / gl.sum(weight, 1)
+        weight *= second[:, None]
+    elif NORM == "filter_norm":
+        count = gl.maximum(gl.sum(seen.to(gl.float32), 1), 1.0)
+        first = gl.sum(gl.where(seen, logit, 0.0), 1) / count
+        apart = gl.where(seen, logit - first[:, None], 0.0)
+        squares = gl.sum(apart * apart, 1)
+        second = gl.sqrt_rn(squares / gl.maximum(count - 1, 1.0)) + EPSILON
+        weight = apart * (GAIN / SIDE / second)[:, None]
+    else:
+        weight = gl.where(seen, logit, 0.0)
+    return weight, first, second
 
 
 @gluon.jit
@@ -135,58 +169,36 @@ def forward_kernel(
 ):  # fmt: skip
     """Output, and the two numbers a pixel that the backward needs, if ``kept`` is there."""
     q, k, v, rel_k, rel_q, bias = x[0], x[1], x[2], x[3], x[4], x[5]
-    kind: gl.constexpr = v.dtype.element_ty
-    form: gl.constexpr = products(gl.num_warps())
-    plane, image, head, begin, end, across, _ = _work(heads, height, width, walk)
+    where, plane, begin, end, across, _ = _work(heads, height, width, walk)
+    reach: gl.constexpr = SIDE // 2
     place = positions()
-    queries = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    keys = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
-    values = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
-    by_query = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    by_key = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    put_table(by_query, rel_k, head, SIDE, False, DEPTH, WIDE)
-    put_table(by_key, rel_q, head, SIDE, False, DEPTH, WIDE)
-    bias_row = bias_of(bias, head, SIDE, False)
+    queries, _, keys, values, by_query, by_key = _rooms(v.dtype.element_ty, WIDE)
+    put_table(by_query, rel_k, where[1], SIDE, False, DEPTH, WIDE)
+    put_table(by_key, rel_q, where[1], SIDE, False, DEPTH, WIDE)
+    bias_row = bias_of(bias, where[1], SIDE, False)
     for tile in range(begin, end):
         top = tile // across * 8
         left = tile % across * 8
-        high = top - SIDE // 2
-        low = left - SIDE // 2
-        # What was read of the last tile is no longer needed by any warp.
+        # No warp may still be reading the last tile.
         gl.barrier()
-        start_copy(queries, q, map_steps[0], image, head, top, left, height, width, 8, DEPTH, WIDE)
-        start_copy(keys, k, map_steps[1], image, head, high, low, height, width, 16, DEPTH, WIDE)
+        start_copy(queries, q, map_steps[0], where, top, left, 8, DEPTH, WIDE)
+        start_copy(keys, k, map_steps[1], where, top - reach, left - reach, 16, DEPTH, WIDE)
         async_copy.commit_group()
-        start_copy(values, v, map_steps[2], image, head, high, low, height, width, 16, DEPTH, WIDE)
+        start_copy(values, v, map_steps[2], where, top - reach, left - reach, 16, DEPTH, WIDE)
         async_copy.commit_group()
         async_copy.wait_group(1)
         gl.barrier()
-        logit = _query_logits(
-            queries, keys, by_query, by_key, bias_row, place, plane, top, left, height, width,
-            scale, USE_QK, rel_k is not None, rel_q is not None, MASK, SIDE, PARTS,
+        logit = logits(
+            queries, keys, by_query, by_key, bias_row, place, scale, USE_QK, rel_k is not None,
+            rel_q is not None, PARTS,
         )  # fmt: skip
-        seen = logit != float("-inf")
-        first = gl.zeros([64], gl.float32, gl.SliceLayout(1, form))
-        second = gl.zeros([64], gl.float32, gl.SliceLayout(1, form))
-        if NORM == "softmax":
-            first = gl.max(logit, 1)
-            weight = gl.exp(logit - first[:, None])
-            second = 1.0 / gl.sum(weight, 1)
-            weight *= second[:, None]
-        elif NORM == "filter_norm":
-            count = gl.sum(seen.to(gl.float32), 1)
-            first = gl.sum(gl.where(seen, logit, 0.0), 1) / gl.maximum(count, 1.0)
-            apart = gl.where(seen, logit - first[:, None], 0.0)
-            squares = gl.sum(apart * apart, 1)
-            second = gl.sqrt_rn(squares / gl.maximum(count - 1, 1.0)) + EPSILON
-            weight = apart * (GAIN / SIDE / second)[:, None]
-        else:
-            weight = gl.where(seen, logit, 0.0)
+        logit += _hidden(plane, top - reach, left - reach, height, width, place, MASK)
+        weight, first, second = _normalise(logit, NORM, SIDE)
         async_copy.wait_group(0)
         gl.barrier()
-        total = gathered_sum(weight, values, place, gl.zeros([64, WIDE], gl.float32, form))
-        y, z, real, pixel = _own(plane, top, left, height, width)
-        put_tile(out, out_steps, image, head, y, z, real, total, DEPTH, WIDE)
+        total = gathered_sum(weight, values, place)
+        row, column, real, pixel = _tile(plane, top, left, height, width)
+        put_tile(out, out_steps, where, row, column, total, DEPTH, WIDE)
         if kept is not None:
             gl.store(kept + pixel, first, mask=real)
             gl.store(kept + height * width + pixel, second, mask=real)
@@ -201,43 +213,37 @@ def queries_kernel(
 ):  # fmt: skip
     """Gradients of the queries, of rel_k and of the bias; and ``norms``, which the keys need."""
     q, k, v, rel_k, rel_q, bias = x[0], x[1], x[2], x[3], x[4], x[5]
-    kind: gl.constexpr = v.dtype.element_ty
     form: gl.constexpr = products(gl.num_warps())
-    plane, image, head, begin, end, across, share = _work(heads, height, width, walk)
+    where, plane, begin, end, across, share = _work(heads, height, width, walk)
+    reach: gl.constexpr = SIDE // 2
     place = positions()
-    queries = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    grads = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    keys = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
-    values = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
-    by_query = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    by_key = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    put_table(by_query, rel_k, head, SIDE, False, DEPTH, WIDE)
-    put_table(by_key, rel_q, head, SIDE, False, DEPTH, WIDE)
-    bias_row = bias_of(bias, head, SIDE, False)
+    queries, grads, keys, values, by_query, by_key = _rooms(v.dtype.element_ty, WIDE)
+    put_table(by_query, rel_k, where[1], SIDE, False, DEPTH, WIDE)
+    put_table(by_key, rel_q, where[1], SIDE, False, DEPTH, WIDE)
+    bias_row = bias_of(bias, where[1], SIDE, False)
     table_total = gl.zeros([64, WIDE], gl.float32, form)
     bias_total = gl.zeros([64, 64], gl.float32, form)
     for tile in range(begin, end):
         top = tile // across * 8
         left = tile % across * 8
-        high = top - SIDE // 2
-        low = left - SIDE // 2
         gl.barrier()
-        start_copy(queries, q, map_steps[0], image, head, top, left, height, width, 8, DEPTH, WIDE)
-        start_copy(keys, k, map_steps[1], image, head, high, low, height, width, 16, DEPTH, WIDE)
+        start_copy(queries, q, map_steps[0], where, top, left, 8, DEPTH, WIDE)
+        start_copy(keys, k, map_steps[1], where, top - reach, left - reach, 16, DEPTH, WIDE)
         async_copy.commit_group()
-        start_copy(grads, to_out, to_out_steps, image, head, top, left, height, width, 8, DEPTH, WIDE)
-        start_copy(values, v, map_steps[2], image, head, high, low, height, width, 16, DEPTH, WIDE)
+        start_copy(grads, to_out, to_out_steps, where, top, left, 8, DEPTH, WIDE)
+        start_copy(values, v, map_steps[2], where, top - reach, left - reach, 16, DEPTH, WIDE)
         async_copy.commit_group()
         async_copy.wait_group(1)
         gl.barrier()
-        logit = _query_logits(
-            queries, keys, by_query, by_key, bias_row, place, plane, top, left, height, width,
-            scale, USE_QK, rel_k is not None, rel_q is not None, MASK, SIDE, PARTS,
+        logit = logits(
+            queries, keys, by_query, by_key, bias_row, place, scale, USE_QK, rel_k is not None,
+            rel_q is not None, PARTS,
         )  # fmt: skip
-        y, z, real, pixel = _own(plane, top, left, height, width)
+        logit += _hidden(plane, top - reach, left - reach, height, width, place, MASK)
+        row, column, real, pixel = _tile(plane, top, left, height, width)
         first = gl.load(kept + pixel, mask=real, other=0.0)
-        rate = gl.load(kept + height * width + pixel, mask=real, other=1.0)
-        second = rate
+        second = gl.load(kept + height * width + pixel, mask=real, other=1.0)
+        rate = second
         if NORM == "filter_norm":
             rate = GAIN / SIDE / second
         # Pixels off the map have no say, though their logits may be anything.
@@ -257,23 +263,19 @@ def queries_kernel(
         to_logit = _slope(
             to_weight, weight, seen, rate[:, None], pull[:, None], push[:, None], NORM
         )
-        if to_bias is not None:
-            bias_total += to_logit
+        bias_total += to_logit
         if to_q is not None:
             compact = compact_room(to_logit, queries)
-            total = gl.zeros([64, WIDE], gl.float32, form)
+            if USE_QK:
+                total = gathered_sum(to_logit, keys, place)
+            else:
+                total = gl.zeros([64, WIDE], gl.float32, form)
             if rel_k is not None:
                 total = times(compact, by_query, total)
                 table_total = times(compact.permute((1, 0)), queries, table_total)
-            if USE_QK:
-                total = gathered_sum(to_logit, keys, place, total)
-            put_tile(to_q, to_q_steps, image, head, y, z, real, total * scale, DEPTH, WIDE)
-    if to_rel_k is not None:
-        put_share(to_rel_k, share, table_total * scale, SIDE, False, DEPTH, WIDE)
-    if to_bias is not None:
-        t = gl.arange(0, 64, gl.SliceLayout(0, form))
-        at = to_bias + share * (SIDE * SIDE) + table_rows(t, SIDE, False)
-        gl.store(at, gl.sum(bias_total, 0), mask=known_taps(t, SIDE))
+            put_tile(to_q, to_q_steps, where, row, column, total * scale, DEPTH, WIDE)
+    put_share(to_rel_k, share, table_total * scale, SIDE, False, DEPTH, WIDE)
+    put_bias_share(to_bias, share, bias_total, SIDE)
 
 
 @gluon.jit
@@ -285,31 +287,24 @@ def keys_kernel(
 ):  # fmt: skip
     """Gradients of keys, values and rel_q: what the queries whose taps they are send to them."""
     q, k, v, rel_k, rel_q, bias = x[0], x[1], x[2], x[3], x[4], x[5]
-    kind: gl.constexpr = v.dtype.element_ty
     form: gl.constexpr = products(gl.num_warps())
-    plane, image, head, begin, end, across, share = _work(heads, height, width, walk)
+    where, plane, begin, end, across, share = _work(heads, height, width, walk)
+    reach: gl.constexpr = SIDE // 2
     place = positions()
-    keys = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    values = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    queries = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
-    grads = gl.allocate_shared_memory(kind, [256, WIDE], swizzled(WIDE))
-    by_query = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    by_key = gl.allocate_shared_memory(kind, [64, WIDE], swizzled(WIDE))
-    put_table(by_query, rel_k, head, SIDE, True, DEPTH, WIDE)
-    put_table(by_key, rel_q, head, SIDE, True, DEPTH, WIDE)
-    bias_row = bias_of(bias, head, SIDE, True)
+    keys, values, queries, grads, by_key, by_query = _rooms(v.dtype.element_ty, WIDE)
+    put_table(by_query, rel_k, where[1], SIDE, True, DEPTH, WIDE)
+    put_table(by_key, rel_q, where[1], SIDE, True, DEPTH, WIDE)
+    bias_row = bias_of(bias, where[1], SIDE, True)
     table_total = gl.zeros([64, WIDE], gl.float32, form)
     for tile in range(begin, end):
         top = tile // across * 8
         left = tile % across * 8
-        high = top - SIDE // 2
-        low = left - SIDE // 2
         gl.barrier()
-        start_copy(keys, k, map_steps[1], image, head, top, left, height, width, 8, DEPTH, WIDE)
-        start_copy(queries, q, map_steps[0], image, head, high, low, height, width, 16, DEPTH, WIDE)
+        start_copy(keys, k, map_steps[1], where, top, left, 8, DEPTH, WIDE)
+        start_copy(queries, q, map_steps[0], where, top - reach, left - reach, 16, DEPTH, WIDE)
         async_copy.commit_group()
-        start_copy(values, v, map_steps[2], image, head, top, left, height, width, 8, DEPTH, WIDE)
-        start_copy(grads, to_out, to_out_steps, image, head, high, low, height, width, 16, DEPTH, WIDE)
+        start_copy(values, v, map_steps[2], where, top, left, 8, DEPTH, WIDE)
+        start_copy(grads, to_out, to_out_steps, where, top - reach, left - reach, 16, DEPTH, WIDE)
         async_copy.commit_group()
         async_copy.wait_group(1)
         gl.barrier()
@@ -317,40 +312,40 @@ def keys_kernel(
             keys, queries, by_key, by_query, bias_row, place, scale, USE_QK, rel_q is not None,
             rel_k is not None, PARTS,
         )  # fmt: skip
-        y, z, real, _ = _own(plane, top, left, height, width)
-        there, pixel = _around(plane, top, left, height, width, SIDE)
-        first = gl.load(kept + pixel, mask=there, other=float("inf"))
-        second = gl.load(kept + height * width + pixel, mask=there, other=1.0)
+        row, column, real, _ = _tile(plane, top, left, height, width)
+        there, pixel = _halo(plane, top - reach, left - reach, height, width)
         seen = (logit != float("-inf")) & real[:, None]
         # A query off the map sends nothing: its weights are 0, or its gradient of the output is.
         base = 0.0
         rate = 1.0
         pull = 0.0
         push = 0.0
+        if NORM != "identity":
+            first = gl.load(kept + pixel, mask=there, other=0.0)
+            second = gl.load(kept + height * width + pixel, mask=there, other=1.0)
+            pull = of_halo(gl.load(norms + pixel, mask=there, other=0.0), place)
         if NORM == "softmax":
-            base = of_halo(first - gl.log(second), place)
+            base = of_halo(gl.where(there, first - gl.log(second), float("inf")), place)
         if NORM == "filter_norm":
-            base = of_halo(gl.where(there, first, 0.0), place)
+            base = of_halo(first, place)
             rate = of_halo(gl.where(there, GAIN / SIDE / second, 0.0), place)
             numbers = gl.load(norms + height * width + pixel, mask=there, other=0.0)
             push = of_halo(numbers, place)
-        if NORM != "identity":
-            pull = of_halo(gl.load(norms + pixel, mask=there, other=0.0), place)
         weight = _weigh(logit, seen, base, rate, NORM)
         async_copy.wait_group(0)
         gl.barrier()
-        to_value = gathered_sum(weight, grads, place, gl.zeros([64, WIDE], gl.float32, form))
-        put_tile(to_v, to_v_steps, image, head, y, z, real, to_value, DEPTH, WIDE)
+        to_value = gathered_sum(weight, grads, place)
+        put_tile(to_v, to_v_steps, where, row, column, to_value, DEPTH, WIDE)
         if to_k is not None:
             to_weight = met(values, grads, place, PARTS)
             to_logit = _slope(to_weight, weight, seen, rate, pull, push, NORM)
             compact = compact_room(to_logit, keys)
-            total = gl.zeros([64, WIDE], gl.float32, form)
+            if USE_QK:
+                total = gathered_sum(to_logit, queries, place)
+            else:
+                total = gl.zeros([64, WIDE], gl.float32, form)
             if rel_q is not None:
                 total = times(compact, by_key, total)
                 table_total = times(compact.permute((1, 0)), keys, table_total)
-            if USE_QK:
-                total = gathered_sum(to_logit, queries, place, total)
-            put_tile(to_k, to_k_steps, image, head, y, z, real, total * scale, DEPTH, WIDE)
-    if to_rel_q is not None:
-        put_share(to_rel_q, share, table_total * scale, SIDE, True, DEPTH, WIDE)
+            put_tile(to_k, to_k_steps, where, row, column, total * scale, DEPTH, WIDE)
+    put_share(to_rel_q, share, table_total * scale, SIDE, True, DEPTH, WIDE)
