@@ -13,8 +13,7 @@ import torch
 import triton
 
 PASSED = {
-    name: getattr(torch, name)
-    for name in ("exp", "log", "where", "reshape", "int64", "float32")
+    name: getattr(torch, name) for name in ("exp", "log", "where", "reshape", "int64", "float32")
 }
 
 
@@ -49,7 +48,8 @@ def load(pointer, mask=True, other=0.0):
 
 def store(pointer, numbers, mask=True):
     mask, places = pointer.chosen(mask)
-    assert not pointer.written[places].any() and len(places.unique()) == len(places), "twice"
+    assert not pointer.written[places].any(), "written by two"
+    assert len(places.unique()) == len(places), "written twice"
     pointer.written[places] = True
     pointer.memory[places] = numbers.expand(mask.shape)[mask].to(pointer.memory.dtype)
 
@@ -80,7 +80,9 @@ class Shared:
         return self.tensor.gather(axis, places)
 
     def scatter(self, numbers, places, axis):
-        assert (torch.zeros(self.tensor.shape).scatter_add(axis, places, torch.ones(places.shape)) < 2).all()
+        assert (
+            torch.zeros(self.tensor.shape).scatter_add(axis, places, torch.ones(places.shape)) < 2
+        ).all()
         self.tensor.scatter_(axis, places, numbers)
 
 
@@ -92,7 +94,7 @@ def allocate_shared_memory(kind, shape, layout, value=None):
 
 
 def mma_v2(left, right, total):
-    assert left.dtype == right.dtype and total.dtype == torch.float32
+    assert (left.dtype, total.dtype) == (right.dtype, torch.float32)
     return total + left.float() @ right.float()
 
 
@@ -143,9 +145,7 @@ def translated(kernel, names, modules):
             elif isinstance(value, triton.language.constexpr):
                 module[name] = value.value
         module.update(names)
-    return types.FunctionType(
-        function.__code__, module, function.__name__, function.__defaults__
-    )
+    return types.FunctionType(function.__code__, module, function.__name__, function.__defaults__)
 
 
 def start(kernel, programs, warps, *given, **constants):
@@ -162,4 +162,4 @@ def start(kernel, programs, warps, *given, **constants):
     run = translated(kernel, names, {})
     for at[0] in range(programs):
         run(*given, **constants)
-        assert not copies.open and not copies.groups, "a copy that nobody waited for"
+        assert not [*copies.open, *copies.groups], "a copy that nobody waited for"

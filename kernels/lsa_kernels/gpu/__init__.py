@@ -31,6 +31,21 @@ def _missing() -> str | None:
     return None
 
 
+def why_no_tensor_cores() -> str | None:
+    """Say why neighborhoods are not computed by tensor cores on this device, or None.
+
+    The first call of a process compiles and tries their kernels, which takes seconds.
+    """
+    if (reason := _missing()) is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    from lsa_kernels.gpu import tensor_cores
+
+    here = torch.device("cuda", torch.cuda.current_device())
+    return tensor_cores.why_not_proven(tensor_cores.USUAL, here)
+
+
 def too_large(*tensors: Tensor | None) -> str | None:
     """Say which tensor has an image that 32 bits cannot address, or None."""
     for t in (t for t in tensors if t is not None):

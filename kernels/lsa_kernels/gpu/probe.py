@@ -25,9 +25,7 @@ def definition(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) ->
     def taps(t: Tensor) -> Tensor:
         wide = F.pad(t, (0, 0, *(reach,) * 4))
         places = ((dy, dx) for dy in range(size) for dx in range(size))
-        return torch.stack(
-            [wide[:, :, dy : dy + height, dx : dx + width] for dy, dx in places], -2
-        )
+        return torch.stack([wide[:, :, dy : dy + height, dx : dx + width] for dy, dx in places], -2)
 
     logits = x.v.new_zeros(*x.v.shape[:4], size**2)
     keys = None if x.k is None else taps(x.k)
@@ -60,24 +58,23 @@ def compare(
 ) -> str | None:  # fmt: skip
     """Say which result of a pair of functions differs from the definition, or None."""
     draw = torch.Generator().manual_seed(0)
-    batch, heads, height, width = SHAPE
+    heads = SHAPE[1]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw).to(device, case.kind)
 
-    shapes = [(batch, heads, height, width, case.depth)] * 3
-    shapes += [(heads, case.size**2, case.depth)] * 2 + [(heads, case.size**2)]  # type: ignore[list-item]
+    maps, tables = (*SHAPE, case.depth), (heads, case.size**2, case.depth)
+    shapes: list[tuple[int, ...]] = [maps, maps, maps, tables, tables, tables[:2]]
     *there, use_qk = case.terms
     present = (*there[:2], True, *there[2:])
-    given = [normal(*shape) if is_there else None for shape, is_there in zip(shapes, present, strict=True)]
-    grad, scale = normal(*shapes[0]), case.depth**-0.5
-    x = Eq4Inputs(*given, use_qk)  # type: ignore[misc]
-    options = (case.norm, case.size, case.border, scale)
+    given = [normal(*s) if here else None for s, here in zip(shapes, present, strict=True)]
+    grad, options = normal(*maps), (case.norm, case.size, case.border, case.depth**-0.5)
+    x = _inputs(given, use_qk)
     out, kept, _ = forward(x, *options, True)
     found = [out, *backward(grad, kept, x, *options)]
     leaves = [None if t is None else t.float().requires_grad_() for t in given]
-    want = definition(Eq4Inputs(*leaves, use_qk), *options)  # type: ignore[misc]
-    want.backward(grad.float())
+    want = definition(_inputs(leaves, use_qk), *options)
+    torch.autograd.backward(want, grad.float())
     wanted = [want, *(None if leaf is None else leaf.grad for leaf in leaves)]
     names = ("output", "dq", "dk", "dv", "drel_k", "drel_q", "dbias")
     for name, got, right in zip(names, found, wanted, strict=True):
@@ -86,3 +83,8 @@ def compare(
             if not error <= ALLOWED:
                 return f"{name} is off by {error:.1%} of its largest number"
     return None
+
+
+def _inputs(given: Sequence[Any], use_qk: bool) -> Eq4Inputs:
+    q, k, v, rel_k, rel_q, rel_bias = given
+    return Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias, use_qk)

@@ -36,6 +36,18 @@ class Case(NamedTuple):
     terms: tuple[bool, ...]
     """Which of q, k, rel_k, rel_q and the bias are there, and whether q.k is in."""
 
+    def __str__(self) -> str:
+        """The same for a reader; the terms by their number."""
+        kind, terms = str(self.kind).removeprefix("torch."), sum(self.terms[2:])
+        return (
+            f"neighborhoods of {self.size} x {self.size}, {self.norm}, border {self.border}, "
+            f"{terms} terms, {self.depth} channels, {kind}"
+        )
+
+
+USUAL = Case(torch.bfloat16, 32, 7, "softmax", "zero", (True,) * 6)
+"""What stands for all cases where none is given."""
+
 
 def case_of(x: Eq4Inputs, norm: str, size: int, border: str) -> Case:
     """What these inputs need."""
@@ -56,7 +68,9 @@ def why_not(x: Eq4Inputs, norm: str, size: int, border: str) -> str | None:
 def why_never(case: Case) -> str | None:
     """Say why no device has this case, or None."""
     if case.kind not in (torch.bfloat16, torch.float16):
-        return f"maps are {case.kind}, tensor cores multiply bfloat16 and float16".replace("torch.", "")
+        return f"maps are {case.kind}, tensor cores multiply bfloat16 and float16".replace(
+            "torch.", ""
+        )
     if case.size not in SIZES:
         return f"size={case.size} does not fit a tile's halo; known: {', '.join(map(str, SIZES))}"
     if case.depth not in DEPTHS:
@@ -101,7 +115,7 @@ def _tried(case: Case, device: torch.device) -> str | None:
         try:
             with torch.cuda.device(device):
                 return probe.compare(case, device, forward, backward)
-        except Exception as error:  # noqa: BLE001 - whatever it is, there are other kernels
+        except Exception as error:  # whatever it is, there are other kernels
             return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
     # A thread has none of its caller's modes: of gradients, autocast or dispatch.
@@ -126,6 +140,11 @@ def shared_memory(wide: int, cut: int) -> int:
     return 2 * wide * (2 * 64 + 2 * 256 + 2 * 64) + 4 * 64 * (256 // cut + 8) + 1024
 
 
+def padded(depth: int) -> int:
+    """Channels with those that fill them up to a power of two."""
+    return 1 << (depth - 1).bit_length()
+
+
 def warps(kernel: str, wide: int, cut: int = 1) -> int:
     """Warps of a program: as few as hold it in registers."""
     return 4 if kernel == "forward_kernel" and wide <= 32 and cut == 1 else 8
@@ -135,22 +154,25 @@ def start(kernel: str, programs: int, on: Tensor, *given: Any, **constants: Any)
     """Start a kernel of ``tensor_kernels`` by name."""
     from lsa_kernels.gpu import tensor_kernels
 
-    with torch.cuda.device_of(on):
+    with torch.cuda.device(on.device):
         getattr(tensor_kernels, kernel)[(programs,)](
-            *given, **constants, num_warps=warps(kernel, constants["WIDE"], constants["PARTS"]),
+            *given,
+            **constants,
+            num_warps=warps(kernel, constants["WIDE"], constants["PARTS"]),
             enable_fp_fusion=True,
         )
 
 
 def room_of(device: torch.device) -> int:
     """Bytes of shared memory that a program may have."""
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def constants(x: Eq4Inputs, norm: str, size: int) -> dict[str, Any]:
     """What all kernels are compiled for."""
     depth = x.v.shape[-1]
-    wide = 1 << (depth - 1).bit_length()
+    wide = padded(depth)
     return {
         "USE_QK": x.use_qk, "NORM": norm, "SIDE": size, "DEPTH": depth, "WIDE": wide,
         "PARTS": parts(wide, room_of(x.v.device)),

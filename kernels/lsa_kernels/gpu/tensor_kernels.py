@@ -4,7 +4,9 @@
 
 For a query i, its taps j, and whichever terms there are,
 
-    L_ij = scale (q_i k_j + q_i r^k_ij + r^q_ij k_j) + b_ij,   w_i = norm(L_i),   o_i = sum_j w_ij v_j.
+    L_ij = scale (q_i k_j + q_i r^k_ij + r^q_ij k_j) + b_ij
+    w_i = norm(L_i)
+    o_i = sum_j w_ij v_j.
 
 With dw_ij = do_i v_j, and dL from it by the norm's slope,
 
@@ -56,9 +58,10 @@ filter_pull = gluon.jit(of_norms.filter_pull.fn)
 
 @gluon.jit
 def _work(heads, height, width, walk):
-    """What a program works on: its place, its tiles, and its share of the tables' gradients.
+    """What a program works on.
 
-    Returns the image, head, height and width; the plane; first tile, end, and tiles of a row; share.
+    Returns an image, a head, height and width; the plane; the first tile, the end, and how many
+    make a row; and the number of the program's share of the tables' gradients.
     """
     across = gl.cdiv(width, 8)
     tiles = gl.cdiv(height, 8) * across
@@ -105,7 +108,7 @@ def _halo(plane, top, left, height, width):
 
 @gluon.jit
 def _hidden(plane, top, left, height, width, place, MASK: gl.constexpr):
-    """What taps off the map add to their logits, compact: minus infinity if the border is masked."""
+    """What taps off the map add to logits, compact: minus infinity if the border is masked."""
     if MASK:
         there, _ = _halo(plane, top, left, height, width)
         found = of_halo(gl.where(there, 0.0, float("-inf")), place)
