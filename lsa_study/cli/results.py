@@ -120,6 +120,18 @@ def claims(
     typer.echo(shown or ledger.claims_text(found, tier))
 
 
+def collect_from(
+    source: Annotated[Path, typer.Option("--from", help="another results folder")],
+    tier: opt.Tier = "toy",
+    results: opt.Results = opt.RESULTS,
+) -> None:
+    """Take the finished runs of another results folder into runs.parquet here."""
+    from lsa_study.analysis.merge import merge
+
+    for line in merge(results, source, tier):
+        typer.echo(line, err=line.startswith("left out"))
+
+
 def report(
     study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.SomeResults = opt.RESULTS
 ) -> None:
