@@ -1,4 +1,4 @@
-"""The same operators for GPUs, in Triton, which is imported when a kernel is first asked for."""
+"""The same operators for GPUs, in Triton (and its Gluon), imported when a kernel is asked for."""
 
 from __future__ import annotations
 
