@@ -8,7 +8,6 @@ import warnings
 from functools import partial
 from unittest import mock
 
-import ahead
 import emulated
 import pytest
 import torch
@@ -294,50 +293,3 @@ def test_parts_follow_shared_memory():
     assert tensor_cores.parts(32, 99 * 1024) == 2
     with pytest.raises(ValueError, match="101376 bytes of shared memory, two parts need"):
         tensor_cores.parts(64, 99 * 1024)
-
-
-MOST = {"forward_kernel": 7_000, "queries_kernel": 11_000, "keys_kernel": 13_000}
-"""Instructions of all warps a tile, at softmax, 7 x 7 and 32 channels."""
-
-
-def judge(name, folder, **options):
-    made, warps = ahead.compiled(name, **options)
-    found = ahead.count(made, warps, folder)
-    print(name, options, found)  # noqa: T201
-    assert found.stack == 0, f"{name} {options} spills: {found}"
-    assert found.products >= 256, f"{name} {options} has few matrix instructions: {found}"
-    wide = tensor_cores.padded(options.get("depth", 32))
-    assert found.shared <= tensor_cores.shared_memory(wide, options.get("cut", 1))
-    return found
-
-
-@pytest.mark.parametrize("name", ahead.KERNELS)
-def test_machine_code(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    assert judge(name, tmp_path).loop <= MOST[name]
-
-
-FEW_TERMS = [
-    ("rel_k", "rel_q", "bias"),
-    ("q", "k", "rel_k", "rel_q"),
-    ("k", "rel_q"),
-    ("q", "rel_k"),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"norm": norm, "border": border} for norm, border in WAYS[1:]),
-        *({"architecture": 80, "depth": depth, "dtype": "fp16"} for depth in (16, 24, 32, 64)),
-        *({"size": 3, "absent": few, "use_qk": few == FEW_TERMS[0]} for few in FEW_TERMS),
-        {"absent": ("kept",)},
-    ],
-    ids=str,
-)
-def test_all_machine_code(options, monkeypatch, tmp_path):
-    """Norms and borders, types and architectures, channels, and what may be absent."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ahead.KERNELS if "kept" not in options.get("absent", ()) else ahead.KERNELS[:1]:
-        judge(name, tmp_path, **options)
