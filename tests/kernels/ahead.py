@@ -106,6 +106,15 @@ def compiled(
     return made, warps
 
 
+def waits(made):
+    """What follows in the code on every wait for copies, and what is before the first copy."""
+    found = re.findall(
+        r"cp\.async\.(?:cg|wait_group)|bar\.sync|ldmatrix|ld\.shared", made.asm["ptx"]
+    )
+    before = found[found.index("cp.async.cg") - 1]
+    return before, [b for a, b in itertools.pairwise(found) if a == "cp.async.wait_group"]
+
+
 def count(made, warps, folder):
     """Count the instructions of the loop over tiles."""
     usage, assembly = used(made, folder)

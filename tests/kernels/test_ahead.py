@@ -6,14 +6,15 @@ import torch
 from ahead import NORMS
 
 from lsa_kernels import Eq4Inputs, gpu, operators
+from lsa_kernels.gpu import tensor_cores
 
-if gpu.why_missing() is not None:
-    pytest.skip(str(gpu.why_missing()), allow_module_level=True)
+if reason := gpu.why_missing() or tensor_cores.why_untested():
+    pytest.skip(reason, allow_module_level=True)
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from lsa_kernels.gpu import tensor_cores, tensor_kernels
+from lsa_kernels.gpu import tensor_kernels
 
 WAYS = [(norm, border) for norm in NORMS for border in ("zero", "mask")][1:]
 MOST = {"forward_kernel": 7_000, "queries_kernel": 11_000, "keys_kernel": 13_000}
@@ -28,6 +29,8 @@ def judge(name, folder, **options):
     assert found.products >= 256, f"{name} {options} has few matrix instructions: {found}"
     wide = tensor_cores.padded(options.get("depth", 32))
     assert found.shared <= tensor_cores.shared_memory(wide, options.get("cut", 1))
+    # All warps have read the last tile before its place is taken, and see all of the next one.
+    assert ahead.waits(made) == ("bar.sync", ["bar.sync"] * 2)
     return found
 
 

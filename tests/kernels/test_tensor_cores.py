@@ -15,12 +15,13 @@ from exactness import BITS, chosen, hold, spoiled, terms_of_eq4
 
 import lsa_kernels
 from lsa_kernels import gpu, operators
+from lsa_kernels.gpu import probe, tensor_cores
 from lsa_study.ops import functional, reference
 
-if gpu.why_missing() is not None:
-    pytest.skip(str(gpu.why_missing()), allow_module_level=True)
+if reason := gpu.why_missing() or tensor_cores.why_untested():
+    pytest.skip(reason, allow_module_level=True)
 
-from lsa_kernels.gpu import halo, probe, tensor_cores, tensor_kernels
+from lsa_kernels.gpu import halo, tensor_kernels
 
 TERMS = ("qk", "q_rk", "rq_k", "bias")
 SETS = [c for n in range(1, 5) for c in itertools.combinations(TERMS, n)]
@@ -201,11 +202,18 @@ def test_what_is_left_to_other_kernels(change, words):
 
 
 def test_the_newest_triton_is_not_trusted(monkeypatch):
-    tensor_cores.why_not_here.cache_clear()
     monkeypatch.setattr(tensor_cores.importlib.metadata, "version", lambda name: "3.99.0")
-    found = tensor_cores.why_not_here(torch.device("cuda", 7))
+    found = tensor_cores.why_untested()
     assert found == "triton 3.99.0 is installed, its Gluon was tested in 3.8"
+
+
+@pytest.mark.parametrize(("capability", "words"), [((7, 5), "older than sm_80"), ((12, 0), None)])
+def test_old_gpus_are_left_to_other_kernels(capability, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     tensor_cores.why_not_here.cache_clear()
+    found = tensor_cores.why_not_here(torch.device("cuda", 7))
+    tensor_cores.why_not_here.cache_clear()
+    assert found == words or words in found
 
 
 def fake_maps(dtype=torch.bfloat16):

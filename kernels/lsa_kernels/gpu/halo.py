@@ -236,7 +236,10 @@ def of_halo(numbers, place):
 
 @gluon.jit
 def gathered_sum(weights, halo, place):
-    """Every pixel's sum of what it meets (256, WIDE), by compact weights: (64, WIDE)."""
+    """Every pixel's sum of what it meets (256, WIDE), by compact weights: (64, WIDE).
+
+    The band is 0 where a pixel does not reach; what is not finite there spreads to the whole tile.
+    """
     warps: gl.constexpr = gl.num_warps()
     band = gl.allocate_shared_memory(halo.dtype, [64, 256], swizzled(256))
     band.store(gl.zeros([64, 256], halo.dtype, lines(256, warps)))

@@ -99,13 +99,18 @@ def _proven(device: int) -> dict[Case, str | None]:
 @functools.cache
 def why_not_here(device: torch.device) -> str | None:
     """Say why no case can work on this device, or None."""
-    version = importlib.metadata.version("triton")
-    if tuple(map(int, version.split(".")[:2])) not in TESTED:
-        tested = ", ".join(".".join(map(str, each)) for each in TESTED)
-        return f"triton {version} is installed, its Gluon was tested in {tested}"
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than sm_80, or not NVIDIA's"
-    return None
+    return why_untested()
+
+
+def why_untested() -> str | None:
+    """Say that these kernels were not compiled with the Triton that is installed, or None."""
+    version = importlib.metadata.version("triton")
+    if tuple(map(int, version.split(".")[:2])) in TESTED:
+        return None
+    tested = ", ".join(".".join(map(str, each)) for each in TESTED)
+    return f"triton {version} is installed, its Gluon was tested in {tested}"
 
 
 def _tried(case: Case, device: torch.device) -> str | None:
