@@ -68,14 +68,15 @@ def _merge_asked(results: Path, source: Path, tier: str) -> list[str]:
     found, broken = every_asked(source, tier)
     for name, there in found.items():
         here = known.get(name, there)
-        same = ("overrides", "study", "of", "only")
+        same = ("overrides", "study", "of", "only", "grid")
         if any(getattr(here, one) != getattr(there, one) for one in same):
             lines.append(f"left out: study {name} was asked for otherwise there: {there.overrides}")
             continue
         seeds = sorted({*here.seeds, *there.seeds})
         merged = here.model_copy(update={"seeds": seeds})
         if name not in known or merged != here:
-            apart = None if merged.study else {"study", "of", "only"}
+            apart = set() if merged.study else {"study", "of", "only"}
+            apart |= set() if merged.grid else {"grid"}
             write_json(
                 memory(results, tier, name), merged.model_dump(exclude=apart), make_folder=True
             )

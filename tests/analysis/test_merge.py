@@ -84,3 +84,12 @@ def test_versions_of_the_code_are_counted(two_machines):
     for run in study.load_study("table4", seeds=[2]).runs():
         write_run(there, run, changes={"code": "f" * 64})
     assert merge(here, there, "toy")[-1].endswith("9 in all, of 2 versions of the code")
+
+
+def test_another_grid_under_the_same_name_is_left_out(two_machines):
+    here, there = two_machines
+    for results, sizes in ((here, "3,5"), (there, "3,7")):
+        asked = study.load_study("table4", grid=[f"model.op.kernel_size={sizes}"], only="elsa")
+        remember.remember(results, [remember.named(asked, results, "sizes")])
+    assert "left out: study sizes was asked for otherwise there: []" in merge(here, there, "toy")
+    assert study.load_study("sizes", recall=here).flags == ("model.op.kernel_size=3,5",)
