@@ -21,11 +21,11 @@ MOST = {"forward_kernel": 7_000, "queries_kernel": 11_000, "keys_kernel": 13_000
 """Instructions of all warps a tile, at softmax, 7 x 7 and 32 channels."""
 
 
-def judge(name, folder, **options):
+def judge(name, folder, stack=0, **options):
     made, warps = ahead.compiled(name, **options)
     found = ahead.count(made, warps, folder)
     print(name, options, found)  # noqa: T201
-    assert found.stack == 0, f"{name} {options} spills: {found}"
+    assert found.stack <= stack, f"{name} {options} spills: {found}"
     assert found.products >= 256, f"{name} {options} has few matrix instructions: {found}"
     wide = tensor_cores.padded(options.get("depth", 32))
     assert found.shared <= tensor_cores.shared_memory(wide, options.get("cut", 1))
@@ -99,6 +99,8 @@ FEW_TERMS = [
         *({"architecture": 80, "depth": depth, "dtype": "fp16"} for depth in (16, 24, 32, 64)),
         *({"size": 3, "absent": few, "use_qk": few == FEW_TERMS[0]} for few in FEW_TERMS),
         {"absent": ("kept",)},
+        # GPUs of 99 KB a program: a few numbers go through the stack.
+        {"architecture": 86, "cut": 2, "stack": 64},
     ],
     ids=str,
 )

@@ -141,8 +141,9 @@ def parts(wide: int, room: int) -> int:
 
 
 def shared_memory(wide: int, cut: int) -> int:
-    """Bytes that the backward needs: four maps and two tables, and all pairs."""
-    return 2 * wide * (2 * 64 + 2 * 256 + 2 * 64) + 4 * 64 * (256 // cut + 8) + 1024
+    """Bytes that the backward needs: four maps and two tables, and all pairs or a band."""
+    pairs, band = 4 * 64 * (256 // cut + 8), 2 * 64 * (256 + 64)
+    return 2 * wide * (2 * 64 + 2 * 256 + 2 * 64) + max(pairs, band)
 
 
 def padded(depth: int) -> int:
