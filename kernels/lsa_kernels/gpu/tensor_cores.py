@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lsa_kernels.gpu import probe
-from lsa_kernels.operators import Eq4Inputs, eq4_outputs, heads_last, packed
+from lsa_kernels.operators import Eq4Inputs, eq4_outputs, heads_last
 
 TESTED = ((3, 8),)
 """Versions of Triton whose Gluon these kernels were compiled with; it is experimental."""
@@ -198,6 +198,11 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def ready(tables: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tables as the kernels read them, of one type, so that a case is compiled once."""
+    return [None if t is None else t.float().contiguous() for t in tables]
+
+
 def steps(tensor: Tensor | None) -> tuple[int, ...]:
     """Steps of a (B, h, H, W, d) in groups of 8 numbers, the last left out."""
     return (0, 0, 0, 0) if tensor is None else tuple(s // 8 for s in tensor.stride()[:4])
@@ -212,7 +217,7 @@ def forward(
         batch, heads, height, width, _ = x.v.shape
         maps = [None if t is None else aligned(t) for t in x[:3]]
         start(
-            "forward_kernel", batch * heads * spans(x.v), x.v, (*maps, *packed(*x.tables)), out,
+            "forward_kernel", batch * heads * spans(x.v), x.v, (*maps, *ready(x.tables)), out,
             kept if keep else None, tuple(map(steps, maps)), steps(out), heads, height, width,
             scale, WALK, MASK=border == "mask", **constants(x, norm, size),
         )  # fmt: skip
@@ -223,11 +228,11 @@ def backward(
     grad: Tensor, kept: Tensor, x: Eq4Inputs, norm: str, size: int, border: str, scale: float
 ) -> Sequence[Tensor | None]:
     """Gradients of q, k, v and the three tables; None where the input is absent."""
-    v, tables = x.v, packed(*x.tables)
+    v, tables = x.v, ready(x.tables)
     to_q, to_k = (None if t is None else heads_last(t) for t in x[:2])
     to_v = heads_last(v)
     if not v.numel():
-        return (to_q, to_k, to_v, *(None if t is None else torch.zeros_like(t) for t in tables))
+        return (to_q, to_k, to_v, *(None if t is None else torch.zeros_like(t) for t in x.tables))
     batch, heads, height, width, _ = v.shape
     maps = [None if t is None else aligned(t) for t in x[:3]]
     grad, norms = aligned(grad), torch.empty_like(kept)
@@ -248,6 +253,6 @@ def backward(
     )  # fmt: skip
     to_tables = (
         None if share is None or t is None else share.sum((0, 1)).to(t.dtype)
-        for share, t in zip(shares, tables, strict=True)
+        for share, t in zip(shares, x.tables, strict=True)
     )
     return (to_q, to_k, to_v, *to_tables)
