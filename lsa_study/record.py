@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lsa_study.errors import ConfigError
 
-Outcome = Literal["done", "diverged", "oom"]
-State = Literal["waiting", "running", "stopped", "failed", "done", "diverged", "oom"]
-"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
+Outcome = Literal["done", "diverged", "oom", "stopped early"]
+State = Literal["waiting", "running", "stopped", "failed"] | Outcome
+"""stopped: left at a step boundary, to be continued; outcomes are results."""
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """States that end a run for good: they stand in tables and are not run again."""
@@ -168,11 +168,16 @@ class Facts(_Record):
         return str(value)[:10] if name == "code" else str(value)
 
 
+LATER = ("metrics", "metrics_missing")
+"""Fields of a result that the runs of most studies have no use for."""
+
+
 class Result(Facts):
     """``result.json``: how a run ended, for good; written once."""
 
     outcome: Annotated[Outcome, Fact("metrics")]
-    """done, diverged (a loss was not finite) or oom (the device's memory was too small)."""
+    """done, diverged (a loss was not finite), oom (the device's memory was too small) or stopped
+    early (given up by ``runtime.stop``)."""
     reason: Annotated[str | None, Fact("metrics", why=True)] = None
     """Why it is not done, as a message with epoch and step."""
     start: str | None = None
@@ -189,6 +194,11 @@ class Result(Facts):
     """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
+    metrics: dict[str, Number] = {}
+    """Of functions from outside, by name, of the same weights on the same images; None where one
+    gave no number."""
+    metrics_missing: str | None = None
+    """Why numbers of ``metrics`` are missing, as a message."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
     """The reported epoch, or the one in which the run ended, from 1."""
     seconds: Annotated[Number, Fact("metrics")] = None
@@ -200,6 +210,11 @@ class Result(Facts):
     """How often the run was started."""
     finished: Annotated[str | None, Fact("metrics", why=True)] = None
     """When, in UTC as ISO 8601 writes it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds; of metrics, only where there are some."""
+        found = super().as_json()
+        return found if self.metrics else {k: v for k, v in found.items() if k not in LATER}
 
     @classmethod
     def facts(cls) -> Iterator[tuple[str, str, Fact | None]]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lsa_study.config.operators import shell_of
-from lsa_study.config.settings import IMAGES, Model, Settings
+from lsa_study.config.settings import Model, Settings
+from lsa_study.config.values import IMAGES
 from lsa_study.errors import ConfigError
 
 FEWEST = 2
@@ -43,9 +44,12 @@ class Smaller:
 def batch_norms(model: Model) -> bool:
     """Whether a network has batch norms.
 
-    VOLO's stem has one, DWNet's shell around a layer, and what makes D-DwConv's filters.
+    VOLO's stem has one, DWNet's shell around a layer, and what makes D-DwConv's filters. What comes
+    from outside may.
     """
     shell, kind = shell_of(model.op), model.op.kind
+    if ":" in kind or ":" in model.backbone:
+        return True
     return model.backbone.startswith("volo") or shell == "dwnet" or kind == "ddwconv"
 
 
@@ -124,7 +128,8 @@ def _grain(settings: Settings) -> int:
 def _fills_no_step(settings: Settings, parts: int) -> bool:
     """Whether there are fewer images than a step wants, which then is as large as parts allow."""
     data, pair = settings.data, 2 if settings.augment.mixes else 1
-    images = min(IMAGES[data.name][0], data.train_limit or math.inf) - (data.validation or 0)
+    known = IMAGES[data.name][0] if data.name in IMAGES else math.inf
+    images = min(known, data.train_limit or math.inf) - (data.validation or 0)
     enough = parts * pair <= images < settings.train.batch_size
     return enough and not _grouped(settings)
 

@@ -17,10 +17,11 @@ from torch import nn
 from lsa_study.config import layers
 from lsa_study.config.names import nearest
 from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp, ElsaOp, Op, UnifiedOp
-from lsa_study.config.settings import Backbone, Model
+from lsa_study.config.settings import Model
+from lsa_study.config.values import Backbone
 from lsa_study.errors import ConfigError
-from lsa_study.models import swin, volo
-from lsa_study.models.operators import LSA
+from lsa_study.models import outside, swin, volo
+from lsa_study.models.operators import LSA, BlockContext, build_operator
 from lsa_study.vocabulary import Application, Term
 
 DROP_PATH: dict[Backbone, float] = {
@@ -87,8 +88,13 @@ def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Modu
 
     Raises:
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its
-            channels.
+            channels, or a class from outside is not what it should be.
     """
+    if ":" in model.backbone:
+        return outside.build_backbone(
+            model, lambda *place: build_operator(model.op, BlockContext(*place)),
+            image_size=image_size, num_classes=num_classes,
+        )  # fmt: skip
     kind, size = _backbone(model)
     network: nn.Module = kind(
         size,
