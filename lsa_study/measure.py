@@ -146,6 +146,12 @@ def _depthwise(op: Any, inputs: Shape, output: Shape) -> Products:
     return math.prod(output) * op.kernel_size**2, 0
 
 
+def _decoupled(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Filters of pixels, combined with those of channels where there are both, then applied."""
+    once = math.prod(output) * op.kernel_size**2
+    return {"both": (0, 2 * once), "spatial": (0, once), "channel": (once, 0)}[op.branches]
+
+
 def _attention(op: Any, inputs: Shape, output: Shape) -> Products:
     """Every pixel with every pixel: timm's Swin windows (windows, pixels, C) and VOLO's maps."""
     batch, *sides, channels = inputs
@@ -167,8 +173,10 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     ops.DwConv: _depthwise,
     ops.DepthwiseConv: _conv,
     ops.DynamicDwConv: _depthwise,
+    ops.Conv: _conv,
+    ops.DDF: _decoupled,
     # Combined with the channels' filters, then applied.
-    ops.DDF: lambda op, _, output: (0, 2 * math.prod(output) * op.kernel_size**2),
+    ops.DDFUp: lambda op, _, output: (0, 2 * math.prod(output) * op.kernel_size**2),
     ops.Involution: lambda op, _, output: (0, math.prod(output) * op.kernel_size**2),
     ops.OutlookAttention: _outlook,
     swin_transformer.WindowAttention: _attention,

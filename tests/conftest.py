@@ -21,7 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).resolve().parent / "golden"
-FOLDERS = (HERE, HERE.parent.parent.parent / "shared" / "golden")
+SHARED = HERE.parent.parent.parent / "shared" / "golden"
+FOLDERS = (HERE, SHARED, SHARED / "seeds")
 
 
 def golden_file(name: str) -> Path | None:

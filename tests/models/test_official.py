@@ -18,6 +18,7 @@ from lsa_study.models.blocks import SpatialBlock
 from lsa_study.ops import (
     DDF,
     ELSA,
+    DDFUp,
     DepthwiseConv,
     DwNetShell,
     DynamicDwConv,
@@ -131,11 +132,37 @@ def test_convolutions_of_dwnet(golden):
 @pytest.mark.golden("ddfpack*")
 def test_ddf_layer(golden):
     meta = golden.meta
+    dim, heads, size = (
+        (meta["dim"], meta["heads"], meta["kernel_size"])
+        if "dim" in meta
+        else (meta["channels"], meta["head"], meta["kernel"])
+    )
     op = DDF(
-        meta["channels"], num_heads=meta["head"], kernel_size=meta["kernel"],
-        combine=meta["combine"], reduction=meta["se_ratio"],
+        dim, num_heads=heads, kernel_size=size, combine=meta["combine"],
+        reduction=meta["se_ratio"], stride=meta.get("stride", 1), dilation=meta.get("dilation", 1),
     )  # fmt: skip
     check(golden, op, "ddf", channels_first)
+
+
+@pytest.mark.golden("ddfup_*")
+def test_ddf_up(golden):
+    """The gradient of the guide, too."""
+    meta = golden.meta
+    op = DDFUp(
+        meta["dim"], scale=meta["scale"], kernel_size=meta["kernel_size"],
+        num_heads=meta["heads"], combine=meta["combine"], reduction=meta["se_ratio"],
+        guide_dim=meta["guide"],
+    )  # fmt: skip
+    if meta["guide"] is None:
+        check(golden, op, "ddf", channels_first)
+        return
+    guide = torch.from_numpy(golden["guide"]).requires_grad_()
+
+    def guided(op, x):
+        return op(*(t.permute(0, 2, 3, 1) for t in (x, guide))).permute(0, 3, 1, 2)
+
+    check(golden, op, "ddf", guided)
+    close(guide.grad, golden["gguide"])
 
 
 @pytest.mark.golden("involution*")
