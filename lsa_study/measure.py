@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import attention
 from timm.models import swin_transformer, volo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -181,6 +182,7 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     ops.OutlookAttention: _outlook,
     swin_transformer.WindowAttention: _attention,
     volo.Attention: _attention,
+    attention.Attention: _attention,
     # The class token's query with all tokens (images, tokens, C).
     volo.ClassAttention: lambda op, x, _: (2 * x[0] * x[1] * op.head_dim * op.num_heads, 0),
     volo.OutlookAttention: _outlook,

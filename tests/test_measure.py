@@ -133,7 +133,9 @@ def test_involution_by_hand():
     assert found.macs - found.macs_raw == pixels * 25 * 16
 
 
-@pytest.mark.parametrize("name", ["volo_d1_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["volo_d1_224", "swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "resnet50"]
+)
 def test_networks_of_timm(name):
     model = on_meta(timm.create_model, name)
     found = count(model, IMAGE)

@@ -102,6 +102,10 @@ class StudyFile(_Written):
         return {one: tuple(self.groups.get(one, [one])) for one in self.factor}
 
 
+ONE_CHOICE = ("model.op", "model.stem", "train.optimizer")
+"""Groups of settings that are one thing, such as a whole layer."""
+
+
 def check_names(file: StudyFile, document: yaml.Document) -> None:
     """Check that an experiment file names rows and settings that there are.
 
@@ -117,7 +121,7 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
         if row is not None and row not in file.variants
     ]
     paths = known_paths()
-    inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
+    inside = {path.rpartition(".")[0] for path in paths} - {"", *ONE_CHOICE}
     for place, settings in [("factor", file.factor), *file.groups.items()]:
         where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))
         for one in settings:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lsa_study.config.operators import shell_of
+from lsa_study.config.networks import has_batch_norms
 from lsa_study.config.settings import IMAGES, Model, Settings
 from lsa_study.errors import ConfigError
 
@@ -41,12 +41,8 @@ class Smaller:
 
 
 def batch_norms(model: Model) -> bool:
-    """Whether a network has batch norms.
-
-    VOLO's stem has one, DWNet's shell around a layer, and what makes D-DwConv's filters.
-    """
-    shell, kind = shell_of(model.op), model.op.kind
-    return model.backbone.startswith("volo") or shell == "dwnet" or kind == "ddwconv"
+    """Whether a network has batch norms."""
+    return has_batch_norms(model.backbone, model.op, model.stem)
 
 
 def why_not(settings: Settings, processes: int = 1) -> str | None:

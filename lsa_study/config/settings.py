@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from lsa_study.config.networks import Stem, science_of_stem, why_not_network
 from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
+from lsa_study.config.optimizer import Optimizer, science_of_optimizer
 from lsa_study.config.start import Start
 
 SCHEMA_VERSION = 1
@@ -28,6 +30,9 @@ Tier = Literal["toy", "proxy", "paper"]
 Backbone = Literal[
     "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
+    "deit_micro", "deit_mini", "deit_tiny", "deit_small", "deit_base",
+    "resnet_micro", "resnet_micro_deep", "resnet_mini", "resnet_mini_deep",
+    "resnet50", "resnet101", "resnet152",
 ]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_SEED = 2**31 - 1
@@ -116,6 +121,14 @@ class Model(Group):
     op: Op
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    stem: Stem | None = None
+    """null: the backbone's own."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if reason := why_not_network(self.backbone, self.op, self.stem):
+            raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _last_stage_is_read(self) -> Self:
@@ -151,6 +164,7 @@ class Train(Group):
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
     """All epochs: warm-up, cosine and cool-down together."""
+    optimizer: Optimizer = Optimizer()
     batch_size: Images
     """Effective batch: images per optimiser step over all devices and accumulation steps."""
     lr: Annotated[Rate, Field(gt=0)]
@@ -313,12 +327,15 @@ class Settings(Group):
         """The settings that can move a number: all but how and where the run is carried out."""
         settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
         settings["model"]["op"] = science_of(self.model.op)
+        settings["model"]["stem"] = science_of_stem(self.model.backbone, self.model.stem)
+        settings["train"]["optimizer"] = science_of_optimizer(self.train.optimizer)
         del settings["data"]["root"]
         # Left out where they are off: the identities of runs made before there were such settings
         # stand.
         for group, name in (
             ("train", "tokens"), ("train", "start"), ("train", "norm_batch"),
-            ("data", "test_limit"), ("data", "validation"),
+            ("data", "test_limit"), ("data", "validation"), ("model", "stem"),
+            ("train", "optimizer"),
         ):  # fmt: skip
             if settings[group][name] is None:
                 del settings[group][name]

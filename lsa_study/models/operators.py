@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config.operators import DwConvOp, DwNetOp, ElsaOp, Heads, Op, Shell, UnifiedOp
+from lsa_study.config.operators import AnyShell, DwConvOp, DwNetOp, ElsaOp, Heads, Op, UnifiedOp
 from lsa_study.errors import ConfigError
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
@@ -27,7 +27,8 @@ class BlockContext:
 
     ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``map_size``: height and
     width of the stage's map in pixels; ``odd``: every second block of a stage, whose windows are
-    shifted; ``last_stage`` of the backbone; ``qkv_bias``: whether its projections have a bias.
+    shifted; ``last_stage`` of the backbone; ``qkv_bias``: whether its projections have a bias;
+    ``stride``: pixels between two that leave the operator, where that can stride.
     """
 
     dim: int
@@ -36,6 +37,7 @@ class BlockContext:
     odd: bool
     last_stage: bool
     qkv_bias: bool = True
+    stride: int = 1
 
 
 def build_block(
@@ -51,7 +53,7 @@ def build_block(
     if place.last_stage and isinstance(op, ElsaOp | DwConvOp) and op.last_stage == "lsa":
         size = op.last_stage_window if isinstance(op, ElsaOp) else LSA.size
         op = LSA.model_copy(update={"size": size, "heads": op.heads})
-    spatial = BUILDERS[op.kind](op, place)
+    spatial = build_layer(op, place)
     shell = isinstance(spatial, ops.DwNetShell)
     return SpatialBlock(
         place.dim,
@@ -61,6 +63,11 @@ def build_block(
         mlp_ratio=mlp_ratio,
         drop_path=drop_path,
     )
+
+
+def build_layer(op: Op, place: BlockContext) -> nn.Module:
+    """Build the operator alone, (B, H, W, C) to (B, H, W, C), or to what ``place.stride`` keeps."""
+    return BUILDERS[op.kind](op, place)
 
 
 def _unified(op: UnifiedOp, place: BlockContext) -> nn.Module:
@@ -104,9 +111,10 @@ def _depthwise(op: DwConvOp | DwNetOp, place: BlockContext, heads: int) -> nn.Mo
     return ops.DwConv(place.dim, num_heads=heads, **_options(op))
 
 
-SHELLS: dict[Shell, Callable[[int, nn.Module], nn.Module]] = {
+SHELLS: dict[AnyShell, Callable[[int, nn.Module], nn.Module]] = {
     "linear": ops.LinearShell,
     "dwnet": ops.DwNetShell,
+    "none": lambda dim, layer: layer,
 }
 """What stands around a layer that brings no projections of its own."""
 BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
@@ -120,7 +128,11 @@ BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
         place.dim, ops.DynamicDwConv(place.dim, **_options(op))
     ),
     "ddf": lambda op, place: SHELLS[op.shell](
-        place.dim, ops.DDF(place.dim, num_heads=_heads(op.heads, place), **_options(op))
+        place.dim,
+        ops.DDF(place.dim, num_heads=_heads(op.heads, place), stride=place.stride, **_options(op)),
+    ),
+    "conv": lambda op, place: SHELLS[op.shell](
+        place.dim, ops.Conv(place.dim, stride=place.stride, **_options(op))
     ),
     "outlook": lambda op, place: ops.OutlookAttention(
         place.dim, _heads(op.heads, place), **_options(op)

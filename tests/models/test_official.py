@@ -10,11 +10,12 @@ import timm
 import torch
 from layouts import as_released_by_elsa, as_released_by_swin
 
-from lsa_study.config.operators import DwNetOp, ElsaOp
+from lsa_study.config.operators import DdfOp, DwNetOp, ElsaOp
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official, read_checkpoint
 from lsa_study.models.blocks import SpatialBlock
+from lsa_study.models.resnet import Resnet, ResnetSize
 from lsa_study.ops import (
     DDF,
     ELSA,
@@ -38,9 +39,10 @@ def close(got, want, name=""):
     np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=1e-9, err_msg=name)
 
 
-def check(golden, module, source, call=lambda module, x: module(x)):
+def check(golden, module, source, call=lambda module, x: module(x), *, training=None):
     """Output, input gradient and the given weight gradients to 1e-9, from the released weights."""
-    module = module.double().train(golden.name.endswith("_train"))
+    training = golden.name.endswith("_train") if training is None else training
+    module = module.double().train(training)
     load_official(module, released(golden), source=source)
     x = torch.from_numpy(golden["x"]).requires_grad_()
     y = call(module, x)
@@ -163,6 +165,17 @@ def test_ddf_up(golden):
 
     check(golden, op, "ddf", guided)
     close(guide.grad, golden["gguide"])
+
+
+@pytest.mark.golden("ddfresnet_*")
+def test_ddf_networks(golden):
+    meta = golden.meta
+    size = ResnetSize(tuple(meta["layers"]), tuple(meta["channels"]))
+    op = DdfOp(kernel_size=3, combine=meta["combine"], shell="none")
+    network = Resnet(size, op, num_classes=meta["num_classes"])
+    # The one that is called after training was made in evaluation: all its numbers, gradients
+    # included, are those of running statistics.
+    check(golden, network, "ddf", training=False)
 
 
 @pytest.mark.golden("involution*")
