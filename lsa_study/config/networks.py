@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lsa_study.config.operators import AttentionOp, ConvOp, DdfOp, Group, Op, shell_of
 
@@ -42,6 +42,17 @@ class Stem(Group):
                 "kind: conv"
             )
         return self
+
+
+class Stemmed(Group):
+    """A group of settings with a stem, which is left out where it is the backbone's own."""
+
+    stem: Stem | None = None
+    """null: the backbone's own."""
+
+    @model_serializer(mode="wrap")
+    def _without_own(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "stem" or v is not None}
 
 
 OWN_STEMS = {

@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from lsa_study.config.networks import Stem, science_of_stem, why_not_network
+from lsa_study.config.networks import Stemmed, science_of_stem, why_not_network
 from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
-from lsa_study.config.optimizer import Optimizer, science_of_optimizer
+from lsa_study.config.optimizer import Optimised, science_of_optimizer
 from lsa_study.config.start import Start
 
 SCHEMA_VERSION = 1
@@ -114,15 +114,13 @@ class Data(Group):
         raise ValueError(f"validation={self.validation} {wrong}; {fits}, or null to hold out none")
 
 
-class Model(Group):
+class Model(Stemmed):
     """The network: a backbone that receives an operator."""
 
     backbone: Backbone
     op: Op
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
-    stem: Stem | None = None
-    """null: the backbone's own."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -159,12 +157,11 @@ class TokenLabels(Group):
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
 
-class Train(Group):
+class Train(Optimised):
     """The optimisation protocol; the same for every row of a table."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
     """All epochs: warm-up, cosine and cool-down together."""
-    optimizer: Optimizer = Optimizer()
     batch_size: Images
     """Effective batch: images per optimiser step over all devices and accumulation steps."""
     lr: Annotated[Rate, Field(gt=0)]

@@ -187,6 +187,7 @@ class _Rows:
         self, file: StudyFile, document: yaml.Document, tier: str, overrides: Sequence[str]
     ) -> None:
         self.file, self.document, self.overrides = file, document, overrides
+        self.tier = tier
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
@@ -199,7 +200,7 @@ class _Rows:
         self._settings.set("tier", tier, str(base.path))
         self._settings.add(base, data)
         if file.use:
-            self._settings.use(self._presets, file.use, document.where("use"))
+            self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
         self._settings.add(document, file.set, ("set",))
 
     def resolve(self, names: Sequence[str]) -> tuple[dict[str, Settings], dict[str, Resources]]:
@@ -231,7 +232,8 @@ class _Rows:
         """One row; where it begins from another, that one first, and so on to ``later``."""
         layers, variant = self._settings.copy(), self.file.variants[name]
         if variant.use:
-            layers.use(self._presets, variant.use, self.document.where("variants", name, "use"))
+            place = self.document.where("variants", name, "use")
+            layers.use(self._presets, variant.use, place, tier=self.tier)
         layers.add(self.document, variant.set, ("variants", name, "set"))
         for override in self.overrides:
             key, equals, text = override.partition("=")
