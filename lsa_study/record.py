@@ -189,6 +189,9 @@ class Result(Facts):
     """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
+    token_cosine: Annotated[Number, Fact("metrics", why=True)] = None
+    """Mean cosine of two tokens behind the stem, by the reported weights on the first test images;
+    of runs that set ``model.stem`` alone."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
     """The reported epoch, or the one in which the run ended, from 1."""
     seconds: Annotated[Number, Fact("metrics")] = None
@@ -200,6 +203,11 @@ class Result(Facts):
     """How often the run was started."""
     finished: Annotated[str | None, Fact("metrics", why=True)] = None
     """When, in UTC as ISO 8601 writes it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds; the cosine of tokens only where it was measured."""
+        found = super().as_json()
+        return {k: v for k, v in found.items() if k != "token_cosine" or v is not None}
 
     @classmethod
     def facts(cls) -> Iterator[tuple[str, str, Fact | None]]:

@@ -72,6 +72,8 @@ class StudyFile(_Written):
     """
 
     study: names.Name
+    work: str = ""
+    """The work whose tables it re-runs, by which studies are listed; empty: ELSA's."""
     title: str
     question: str
     factor: list[str] = Field(min_length=1)
