@@ -55,6 +55,22 @@ def keep_memory() -> bool:
     )
 
 
+def need_bfloat16() -> None:
+    """See that this machine's processor multiplies bfloat16 itself, rather than by float32.
+
+    Raises:
+        EnvironmentLacks: it does not.
+    """
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    if {b"avx512_bf16", b"amx_bf16", b"bf16"}.isdisjoint(content.split()):
+        raise EnvironmentLacks(
+            f"train.precision='bf16': {cpu_name()} does not compute in bfloat16 itself (it has "
+            "none of avx512_bf16, amx_bf16, bf16); run on a processor that does or on a GPU, or "
+            "ask for another study: --set train.precision=float32",
+            cause="node",
+        )
+
+
 def visible_gpus() -> list[str]:
     """The GPUs this process may use; raises as ``device_kind`` where their driver fails."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:

@@ -20,6 +20,9 @@ from slurm_summary import pytest_terminal_summary as pytest_terminal_summary
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+GPU = os.environ.get("LSA_GPU_TESTS_ON", "cuda")
+"""Where tests marked ``gpu`` compute; cpu shows that the tests themselves work."""
+
 HERE = Path(__file__).resolve().parent / "golden"
 SHARED = HERE.parent.parent.parent / "shared" / "golden"
 FOLDERS = (HERE, SHARED, SHARED / "seeds")
@@ -96,6 +99,11 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     real = item.get_closest_marker("real_process") is not None
     subprocess.Popen = zygote.Real if real else zygote.Popen
+    if item.get_closest_marker("gpu") is not None and GPU == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here")
 
 
 def lacks_its_file(item) -> bool:
@@ -119,6 +127,14 @@ def pytest_generate_tests(metafunc):
         here = [name for name in chosen if golden_file(name)]
         # An empty list would leave a test that skips; one of None is taken out below.
         metafunc.parametrize("golden", here or [None], indirect=True)
+
+
+@pytest.fixture
+def gpu():
+    """The device of a test marked ``gpu``."""
+    import torch
+
+    return torch.device(GPU)
 
 
 @pytest.fixture

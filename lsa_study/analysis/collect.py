@@ -140,10 +140,17 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
         runs = _typed(pd.concat([kept, runs])) if len(kept) else runs
     runs = runs.sort_values(ORDER)
     if update and len(runs) and not runs.equals(known):
-        content = io.BytesIO()
-        runs.to_parquet(content, compression="zstd", index=False)
-        write_whole(parquet_path(results, tier), content.getvalue())
+        store(results, tier, runs)
     return Collected(runs, tuple(broken))
+
+
+def store(results: Path, tier: str, runs: pd.DataFrame, *others: pd.DataFrame) -> None:
+    """Write these runs as what is kept of a tier; those of ``others`` beside them."""
+    if others:
+        runs = _typed(pd.concat([one for one in (runs, *others) if len(one)])).sort_values(ORDER)
+    content = io.BytesIO()
+    runs.to_parquet(content, compression="zstd", index=False)
+    write_whole(parquet_path(results, tier), content.getvalue(), make_folder=True)
 
 
 def _sound(known: pd.DataFrame, alone: Collection[Any], broken: list[str]) -> pd.DataFrame:

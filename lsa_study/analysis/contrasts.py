@@ -17,6 +17,9 @@ from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.inference import ALPHA, BESIDE, NORMAL_EDGE, Noise
 from lsa_study.analysis.statistics import Estimate
 
+FEW = 8
+"""Rows whose pairs are looked at one by one."""
+
 
 @dataclass(frozen=True)
 class ByImage:
@@ -154,6 +157,10 @@ def _image_noise(
     than there is.
     """
     tests = {(run.data_fingerprint, run.correct_count) for of in runs for run in of}
+    if len(tests) == 1 and next(iter(tests))[1] is not None and len(weights) > FEW:
+        # Pairs of rows would be too many.
+        each = np.array([np.asarray(weights) @ correct(of) for of in runs])
+        return inference.image_noise(each.sum(1), np.square(each).sum(1), each.sum(0))
     if len(tests) == 1 and next(iter(tests))[1] is not None:
         rows = [
             (w, row, _packed(row)) for w, row in zip(weights, zip(*runs, strict=True), strict=True)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from lsa_study.analysis.latex import check_columns, latex, one_line, places
+from lsa_study.analysis.latex import check_columns, latex, latex_pivot, one_line, places
+from lsa_study.analysis.pivot import Pivot, facts, pivot_of
 from lsa_study.analysis.rows import COSTS, Row, with_runs
 from lsa_study.analysis.statistics import rounded
 from lsa_study.analysis.table import Table, build
@@ -29,19 +30,26 @@ COLUMNS = (
 
 
 def write_tables(
-    studies: Sequence[Study], results: Path, columns: Sequence[str] = ()
+    studies: Sequence[Study], results: Path, columns: Sequence[str] = (), pivot: Sequence[str] = ()
 ) -> list[Path]:
     """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``.
 
-    ``columns``: those that tex and md show, by title or name in files of data; else all.
+    That of a grid of two factors or more also by two of them, as ``<study>-pivot``.
+
+    Args:
+        studies: those whose tables are written.
+        results: where their runs lie.
+        columns: those that tex and md show, by title or name in files of data; else all.
+        pivot: the factor down and that across; else a grid's first two.
 
     Raises:
-        ConfigError: none of the tables has such a column.
+        ConfigError: none of the tables has such a column, or a grid no such factor.
     """
     paths = []
     for folder, table in _tables(studies, results, columns):
+        texts = contents(table, columns, pivot)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents(table, columns).items():
+        for name, text in texts.items():
             paths.append(folder / name)
             write_whole(paths[-1], text)
     return paths
@@ -60,10 +68,13 @@ def _tables(
     return tables
 
 
-def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
+def contents(
+    table: Table, columns: Sequence[str] = (), pivot: Sequence[str] = ()
+) -> dict[str, str]:
     """The text of each file, by its name; accuracies in percent, rounded to four decimals.
 
-    ``columns``: those that tex and md show; files of data hold all.
+    ``columns``: those that tex and md show; files of data hold all. ``pivot``: the factor down and
+    that across of a grid.
     """
     file = table.study.file
     document = {
@@ -78,6 +89,8 @@ def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
         "rows": [_facts(row) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
+    if table.effects:
+        document["effects"] = [one.facts() for one in table.effects]
     as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     # In CSV one line per row, one number per cell; lists are separated by spaces.
     records = []
@@ -97,7 +110,39 @@ def contents(table: Table, columns: Sequence[str] = ()) -> dict[str, str]:
         "md": markdown(table, columns),
         "json": as_json,
     }
-    return {f"{table.study.name}.{kind}": text for kind, text in texts.items()}
+    files = {f"{table.study.name}.{kind}": text for kind, text in texts.items()}
+    if (found := pivot_of(table.study, table.rows, pivot)) is not None:
+        texts = _pivot_texts(table, found)
+        files |= {f"{table.study.name}-pivot.{kind}": text for kind, text in texts.items()}
+    return files
+
+
+def _pivot_texts(table: Table, pivot: Pivot) -> dict[str, str]:
+    """A grid by two factors in each format."""
+    study, records = table.study, facts(pivot)
+    document = {
+        "study": study.file.study,
+        **study.apart,
+        "tier": study.tier,
+        "down": pivot.down,
+        "across": pivot.across,
+        "columns": [*pivot.columns],
+        "rows": records,
+    }
+    lines = [f"**{escape(f'{table.caption}: {pivot.about}')}**"]
+    for block, of_block in pivot.blocks.items():
+        cells = [[f"{pivot.down} / {pivot.across}", *pivot.columns]]
+        cells += [[value, *map(pivot.shown, found)] for value, found in of_block.items()]
+        rows = [f"| {' | '.join(map(escape, line))} |" for line in cells]
+        rule = f"| --- |{' ---: |' * len(pivot.columns)}"
+        lines += ["", *([f"{escape(block)}:", ""] if block else []), rows[0], rule, *rows[1:]]
+    flat = [flatten(record) for record in records]
+    return {
+        "csv": pd.DataFrame(flat, dtype=object).to_csv(index=False, lineterminator="\n"),
+        "tex": latex_pivot(table, pivot),
+        "md": "\n".join(lines) + "\n",
+        "json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
+    }
 
 
 def _facts(row: Row) -> dict[str, Any]:
@@ -152,10 +197,12 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~$&^])", r"\\\1", one_line(text))
 
 
-def check_tables(studies: Sequence[Study], results: Path, columns: Sequence[str] = ()) -> list[str]:
+def check_tables(
+    studies: Sequence[Study], results: Path, columns: Sequence[str] = (), pivot: Sequence[str] = ()
+) -> list[str]:
     """Rebuild the studies' tables from ``runs.parquet`` alone and compare them with the files.
 
-    ``columns``: the choice they were written with.
+    ``columns`` and ``pivot``: the choices they were written with.
 
     Returns:
         A line for every cell that differs, such as
@@ -165,7 +212,7 @@ def check_tables(studies: Sequence[Study], results: Path, columns: Sequence[str]
     for tier, pairs in with_runs(studies, results, folders=False).items():
         found += pairs[0][1].broken
         for study, runs in pairs:
-            for name, text in contents(build(study, runs), columns).items():
+            for name, text in contents(build(study, runs), columns, pivot).items():
                 found += _differences(results / tier / "tables" / name, text)
     return found
 
@@ -198,14 +245,14 @@ def _cells(text: str, suffix: str) -> dict[str, str]:
     """The cells of a CSV or JSON file by their places, such as ``row net6, acc1.mean``."""
     if suffix == ".csv":
         return {
-            f"row {row['variant']}, {name}": value
+            f"row {row.get('variant') or row['row']}, {name}": value
             for row in csv.DictReader(io.StringIO(text))
             for name, value in row.items()
         }
     document = json.loads(text)
     cells: dict[str, Any] = {}
     for row in document.pop("rows"):
-        cells |= flatten(row, f"row {row.pop('variant')}, ")
+        cells |= flatten(row, f"row {row.pop('variant', None) or row.pop('row')}, ")
     cells |= flatten(document)
     return {place: json.dumps(value, ensure_ascii=False) for place, value in cells.items()}
 

@@ -6,9 +6,11 @@ columns it takes one of them where it fits, else the page (``table*``).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
+from lsa_study.analysis.pivot import Pivot
 from lsa_study.analysis.rows import COSTS, Row
 from lsa_study.analysis.table import Table
 from lsa_study.config.names import nearest
@@ -160,6 +162,37 @@ def latex(table: Table, columns: Sequence[str] = ()) -> str:
     else:
         lines += [r"  \par\smallskip", r"  \begin{minipage}{\linewidth}\raggedright\scriptsize"]
         lines += [*under, r"  \end{minipage}", end]
+    return "\n".join(lines) + "\n"
+
+
+def latex_pivot(table: Table, pivot: Pivot) -> str:
+    """A grid by two factors, with a rule above each block of the other factors' values."""
+    blocks = {
+        name: [[value, *map(pivot.shown, cells)] for value, cells in lines.items()]
+        for name, lines in pivot.blocks.items()
+    }
+    titles = [pivot.down, *pivot.columns]
+    size, widths, _ = _fit([titles, *itertools.chain(*blocks.values())], 1)
+    star = "*" if sum(widths) > COLUMN else ""
+    label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
+    number = len(pivot.columns)
+    lines = [
+        rf"\begin{{table{star}}}",
+        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{SEPARATION:.0f}pt}}",
+        rf"  \caption{{{escape(f'{table.caption}: {pivot.about}')}}}",
+        rf"  \label{{tab:lsa-{label}-pivot}}",
+        rf"  \begin{{tabular}}{{l{'r' * number}}}",
+        r"    \toprule",
+        rf"    & \multicolumn{{{number}}}{{c}}{{{escape(pivot.across)}}} \\",
+        rf"    \cmidrule(l){{2-{number + 1}}}",
+        rf"    {' & '.join(map(escape, titles))} \\",
+    ]
+    for name, cells in blocks.items():
+        lines.append(r"    \midrule")
+        if name:
+            lines.append(rf"    \multicolumn{{{number + 1}}}{{l}}{{{escape(name)}}} \\")
+        lines += [rf"    {' & '.join(map(escape, line))} \\" for line in cells]
+    lines += [r"    \bottomrule", r"  \end{tabular}", rf"\end{{table{star}}}"]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,8 @@ from lsa_study.config.study import Study
 WIDTH = 80
 HIDDEN = ("tier", "seed", "data.root", "runtime", "train.start.recipe")
 """Settings that a sheet leaves out; what it says of seeds is a remark."""
+MEANT = ("model.op.scale",)
+"""Settings of which null is a value; others are off with it."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def sheet_of(study: Study) -> Sheet:
     for variant, settings in study.variants.items():
         science, sourced = flatten(settings.science()), sources(study, variant)
         for setting, value in flatten(settings.model_dump(mode="json")).items():
-            off = value is None and setting not in science
+            off = value is None and setting not in (*science, *MEANT)
             if not off and not under(setting, HIDDEN):
                 one = sourced[setting]
                 key = (setting, shown(value), one.kind, one.place, one.why)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lsa_study.analysis.collect import Collected
+from lsa_study.analysis.effects import Effect, effect_notes, effects
 from lsa_study.analysis.notes import Note, general_notes
 from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import decimals, signed
@@ -22,6 +23,8 @@ class Table:
     study: Study
     rows: tuple[Row, ...]
     notes: tuple[Note, ...]
+    effects: tuple[Effect, ...] = ()
+    """Of a grid."""
 
     @property
     def caption(self) -> str:
@@ -111,4 +114,7 @@ def build(study: Study, collected: Collected) -> Table:
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
         notes.append(Note(text, "†"))
     notes += general_notes(study, rows, collected)
-    return Table(study, tuple(replace(row, marks=marks[row.variant]) for row in rows), tuple(notes))
+    found = effects(study, rows)
+    notes += [Note(line) for line in effect_notes(found, rows)]
+    marked = tuple(replace(row, marks=marks[row.variant]) for row in rows)
+    return Table(study, marked, tuple(notes), found)

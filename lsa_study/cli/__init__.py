@@ -42,6 +42,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 for one in (*run.COMMANDS, *results.COMMANDS):
     app.command()(_guarded(one))
 app.command("eval")(_guarded(results.evaluate))  # the bare word is Python's own
+app.command("collect")(_guarded(results.collect_from))
 
 
 def _version(asked: bool) -> None:

@@ -18,6 +18,7 @@ from lsa_study.config import study
 from lsa_study.config.asked import every_asked
 from lsa_study.config.contrast import check_contrast
 from lsa_study.config.find import find_asked, side_tiers
+from lsa_study.config.grid import MANY
 from lsa_study.config.names import nearest
 from lsa_study.config.parts import check_parts
 from lsa_study.config.remember import named
@@ -46,6 +47,10 @@ FirstTier = Annotated[
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
+Grid = Annotated[
+    list[str] | None, typer.Option("--grid", help="a.b=c,d: a row for each value; again: products")
+]
+Many = Annotated[bool, typer.Option("--yes", help=f"more than {MANY} rows of a grid are meant")]
 As = Annotated[str | None, typer.Option("--as", help="name of a side study; else derived")]
 RESULTS = Path("results")
 
@@ -118,6 +123,7 @@ class Selection:
     only: Only = None
     overrides: Overrides = None
     results: Results = RESULTS
+    grid: Grid = None
 
     def load(
         self,
@@ -125,6 +131,7 @@ class Selection:
         *,
         recall: bool = False,
         alias: str | None = None,
+        many: bool = False,
     ) -> list[Study]:
         """Read the studies, each held to its contract; ``--only`` may spare some of several.
 
@@ -132,6 +139,7 @@ class Selection:
             allowed: settings that may differ beside the factor.
             recall: as asked for before in ``results``; else side studies alone are known there.
             alias: the name of the side study that this is; None: a derived one, if it is one.
+            many: more rows of a grid are meant than one is likely to.
         """
         wanted, loaded = parse_seeds(self.seeds), []
         unmatched: list[str] = []
@@ -144,7 +152,7 @@ class Selection:
             try:
                 one = study.load_study(
                     name, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
-                    recall=known,
+                    recall=known, grid=self.grid or (), many=many,
                 )  # fmt: skip
             except study.NoVariant as error:
                 unmatched += error.mistakes

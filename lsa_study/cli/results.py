@@ -14,6 +14,7 @@ from lsa_study.cli.options import Selection, selecting
 from lsa_study.config.find import side_tiers
 from lsa_study.config.names import short
 from lsa_study.config.study import load_study
+from lsa_study.errors import ConfigError
 
 
 @selecting
@@ -28,20 +29,27 @@ def table(
     columns: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="what tex and md show; else all")
     ] = None,
+    pivot: Annotated[
+        str | None,
+        typer.Option(metavar="DOWN,ACROSS", help="two factors of a grid; else its first"),
+    ] = None,
 ) -> None:
     """Write the tables of finished runs (csv, tex, md, json) and print them."""
     from lsa_study.analysis import formats
 
     loaded = chosen.load(allow_confound, recall=True)
     names = [name.strip() for name in columns.split(",")] if columns else []
+    factors = [name.strip() for name in pivot.split(",")] if pivot else []
+    if len(factors) not in (0, 2):
+        raise ConfigError(f"--pivot {pivot}: {len(factors)} factors; give two, as down,across")
     if check:
-        differing = formats.check_tables(loaded, chosen.results, names)
+        differing = formats.check_tables(loaded, chosen.results, names, factors)
         for line in differing:
             typer.echo(line)
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    written = formats.write_tables(loaded, chosen.results, names)
+    written = formats.write_tables(loaded, chosen.results, names, factors)
     for path in written:
         if path.suffix == ".md":
             typer.echo(path.read_text("utf-8"))
@@ -118,6 +126,18 @@ def claims(
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))
+
+
+def collect_from(
+    source: Annotated[Path, typer.Option("--from", help="another results folder")],
+    tier: opt.Tier = "toy",
+    results: opt.Results = opt.RESULTS,
+) -> None:
+    """Take the finished runs of another results folder into runs.parquet here."""
+    from lsa_study.analysis.merge import merge
+
+    for line in merge(results, source, tier):
+        typer.echo(line, err=line.startswith("left out"))
 
 
 def report(

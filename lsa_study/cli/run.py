@@ -45,6 +45,7 @@ def plan(
     chosen: Selection,
     study: opt.MaybeStudies = None,
     allow_confound: opt.Confound = None,
+    yes: opt.Many = False,
     as_json: opt.AsJson = False,
     listed: Annotated[bool, typer.Option("--list", help="name all studies and stop")] = False,
     sheet: Annotated[
@@ -59,7 +60,7 @@ def plan(
         return
     if not study:
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
-    loaded = chosen.load(allow_confound)
+    loaded = chosen.load(allow_confound, many=yes)
     planning.check_starts(loaded)
     sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper"]
     if sheet:
@@ -86,13 +87,16 @@ def rehearse(
     only: opt.Only = None,
     overrides: opt.Overrides = None,
     results: opt.Results = opt.RESULTS,
+    grid: opt.Grid = None,
+    yes: opt.Many = False,
     allow_confound: opt.Confound = None,
 ) -> None:
     """Train a few steps of every row, kill it, resume it, compare; predict what the grid costs."""
     from lsa_study.launch.rehearse import Rehearsal
 
     guard_output(needed=False)
-    loaded = Selection(study, tier, None, only, overrides, results).load(allow_confound)
+    chosen = Selection(study, tier, None, only, overrides, results, grid)
+    loaded = chosen.load(allow_confound, many=yes)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
     plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
@@ -104,6 +108,7 @@ def rehearse(
 def run(
     chosen: Selection,
     jobs: opt.Jobs = None,
+    yes: opt.Many = False,
     allow_confound: opt.Confound = None,
     alias: opt.As = None,
 ) -> None:
@@ -111,7 +116,7 @@ def run(
     from lsa_study.launch.local import Queue
 
     guard_output(needed=False)
-    loaded = chosen.load(allow_confound, alias=alias)
+    loaded = chosen.load(allow_confound, alias=alias, many=yes)
     console = Screen()
     summary = Queue(chosen.results, jobs=jobs, console=console).work(
         _asked_for(loaded),
@@ -145,6 +150,7 @@ def launch(
         bool, typer.Option(help="on fewer GPUs, steps in more parts: the same memory for each")
     ] = False,
     throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
+    yes: opt.Many = False,
     allow_confound: opt.Confound = None,
     dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
     alias: opt.As = None,
@@ -155,7 +161,7 @@ def launch(
 
     if cluster != "slurm":
         raise ConfigError(f"--cluster {cluster}: no such cluster; known: slurm")
-    loaded = chosen.load(allow_confound, alias=alias)
+    loaded = chosen.load(allow_confound, alias=alias, many=yes)
     flags = {
         "partition": partition, "account": account, "qos": qos, "constraint": constraint,
         "nice": nice, "throttle": throttle, "resources.nodes": nodes, "resources.gpus": gpus,

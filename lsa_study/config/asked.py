@@ -35,6 +35,8 @@ class Asked(BaseModel):
     of: str = ""
     """Of a side study: its study's own name."""
     only: str | None = None
+    grid: list[str] = []
+    """Each ``--grid``."""
     broken: tuple[str, ...] = Field((), exclude=True)
     """Of what was put together from several files: those that could not be read."""
 
@@ -85,7 +87,7 @@ def plain_asked(
         return Asked()
     found, broken = every_asked(results, tier)
     own = found.get(stem)
-    sides = [one for one in found.values() if one.of == stem]
+    sides = [one for one in found.values() if one.of == stem and not one.grid]
     if own is not None and (own.study or own.overrides):
         # Older versions kept the last overrides as the study's own.
         sides += [] if own.study else [own]

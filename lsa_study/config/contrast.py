@@ -1,4 +1,9 @@
-"""The contrast contract: two rows that are compared differ in one declared factor and no more."""
+"""The contrast contract: two rows that are compared differ in one declared factor and no more.
+
+The settings of a grid are factors; a row of it is compared with the one that has the baseline's
+value of one of them and else the same values. What a sample draws is one factor together. See
+:mod:`lsa_study.config.grid`.
+"""
 
 from __future__ import annotations
 

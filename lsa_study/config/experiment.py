@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +63,11 @@ class Article(_Written):
     source: str
 
 
+def _with_grids(schema: dict[str, Any]) -> None:
+    """Say in the JSON Schema what need not be given beside a grid or a sample."""
+    schema["required"] = sorted({*schema["required"]} - {"factor", "baseline", "variants"})
+
+
 class StudyFile(_Written):
     """An experiment file as written.
 
@@ -69,7 +75,12 @@ class StudyFile(_Written):
     row, then ``--set``. ``use`` names presets: mappings of dotted settings that several rows share,
     in ``base/presets.yaml`` beside the file, else in ``experiments``. Two presets of one ``use``
     may not set the same setting, or one inside the other, to different values.
+
+    ``grid`` and ``sample`` make rows beside ``variants``, or in their place; then ``factor`` and
+    ``baseline`` may be left out too: see :mod:`lsa_study.config.grid`.
     """
+
+    model_config = ConfigDict(json_schema_extra=_with_grids)
 
     study: names.Name
     work: str = ""
@@ -89,6 +100,11 @@ class StudyFile(_Written):
     use: list[str] = []
     set: dict[str, Any] = {}
     variants: dict[names.Name, Variant] = Field(min_length=1)
+    grid: dict[str, list[Any]] = {}
+    """Settings and the values that each takes: a row for every point of their product."""
+    sample: dict[str, Any] = {}
+    """``n`` rows drawn at random with ``seed``: of each setting a list of values to choose from, or
+    ``{low, high}``, evenly or with ``log: true`` on a logarithmic scale."""
     article: Article
     benchmark: str | None = None
     """What ``lsa bench`` wrote, as a path relative to the experiment file."""
@@ -108,6 +124,24 @@ ONE_CHOICE = ("model.op", "model.stem", "train.optimizer")
 """Groups of settings that are one thing, such as a whole layer."""
 
 
+def why_no_factor(setting: str, paths: Sequence[str] = (), also: Iterable[str] = ()) -> str | None:
+    """Why rows cannot differ in a setting by itself, and what would be right; None if they can.
+
+    ``paths``: all settings; else those of :class:`Settings`. ``also``: other names that could have
+    been meant.
+    """
+    paths = paths or known_paths()
+    if setting not in paths:
+        return f"is not a setting; {names.nearest(setting, [*paths, *also])}"
+    inside = {path.rpartition(".")[0] for path in paths} - {"", *ONE_CHOICE}
+    if any(path == setting or path.startswith(f"{setting}.") for path in inside):
+        return (
+            "is many settings at once; give one of them, or name those that belong together in "
+            "groups"
+        )
+    return None
+
+
 def check_names(file: StudyFile, document: yaml.Document) -> None:
     """Check that an experiment file names rows and settings that there are.
 
@@ -122,21 +156,14 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
         for keys, row in named.items()
         if row is not None and row not in file.variants
     ]
-    paths = known_paths()
-    inside = {path.rpartition(".")[0] for path in paths} - {"", *ONE_CHOICE}
+    paths, checked = known_paths(), {*file.grid, *file.sample}
     for place, settings in [("factor", file.factor), *file.groups.items()]:
         where = document.where(*(("factor",) if settings is file.factor else ("groups", place)))
         for one in settings:
-            if settings is file.factor and one in file.groups:
+            if (settings is file.factor and one in file.groups) or one in checked:
                 continue
-            if one not in paths:
-                hint = names.nearest(one, [*paths, *file.groups])
-                mistakes.append(f"{where}: {place} {one!r} is not a setting; {hint}")
-            elif any(path == one or path.startswith(f"{one}.") for path in inside):
-                mistakes.append(
-                    f"{where}: {place} {one!r} is many settings at once; give one of them, or name "
-                    "those that belong together in groups"
-                )
+            if wrong := why_no_factor(one, paths, file.groups):
+                mistakes.append(f"{where}: {place} {one!r} {wrong}")
     mistakes += [
         f"{document.where('groups', one)}: {one!r} is a setting; give the group another name"
         for one in file.groups

@@ -25,7 +25,8 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     """The study under the name of the side study that it is; itself if it is none.
 
     A side study is what is asked for with ``--set`` of a setting that can change a run, with
-    ``--only``, with ``--seeds`` of which the study does not declare all, or with ``--as NAME``.
+    ``--only``, ``--grid`` or ``--as NAME``, or with ``--seeds`` of which the study does not declare
+    all.
     Its tables are about its own rows, settings and seeds. The table of the study itself is about
     the settings of its file, with every seed that they were trained with, whoever asked for it.
     Runs are shared by identity, so nothing is trained twice. To give a study more seeds of its
@@ -41,13 +42,14 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     """
     before, declared = study.asked, {*study.declared}
     same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
+    same = same and [*study.flags] == before.grid
     if alias is None and same and declared.union(before.seeds).issuperset(study.seeds):
         return study
     seeds = () if declared.issuperset(study.seeds) else tuple(sorted(study.seeds))
     stem = short(study.file.study)
     name = alias
     if name is None:
-        name = derived_name(stem, study.overrides, study.only, seeds)
+        name = derived_name(stem, [*study.overrides, *study.flags], study.only, seeds)
     if len(name) > LONGEST_NAME or not GOOD.fullmatch(name) or name in ("all", "claims", "cluster"):
         raise ConfigError(
             f"--as {ascii(name)[1:-1]:.80}: cannot be a name; give up to {LONGEST_NAME} letters, "
@@ -60,7 +62,7 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     else:
         raise ConfigError(f"--as {name}: is the study {path}; give another name")
     other, asked = read_asked(results, study.tier, name), _asked(side, results)
-    parts = {"study", "of", "overrides", "only"}
+    parts = {"study", "of", "overrides", "only", "grid"}
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
@@ -82,7 +84,8 @@ def remember(results: Path, studies: Iterable[Study]) -> None:
         seeds = sorted({*asked.seeds, *(before.seeds if again else ())})
         declared = before.declared or asked.declared
         asked = asked.model_copy(update={"seeds": seeds, "declared": declared})
-        apart = None if study.alias else {"study", "of", "only"}
+        apart = set() if study.alias else {"study", "of", "only"}
+        apart |= set() if study.flags else {"grid"}
         write_json(path, asked.model_dump(exclude=apart), make_folder=True)
 
 
@@ -94,6 +97,7 @@ def _asked(study: Study, results: Path) -> Asked:
         declared=sorted(study.declared),
         of=short(study.file.study),
         only=study.only,
+        grid=[*study.flags],
     )
     if not study.alias:
         return asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from lsa_study.config.find import expand_names as expand_names
 from lsa_study.config.find import find_asked
 from lsa_study.config.find import find_study as find_study
 from lsa_study.config.find import tiers_of as tiers_of
+from lsa_study.config.grid import Grid, expand
 from lsa_study.config.layers import Layers, validate
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
@@ -67,6 +68,10 @@ class Study:
     """Name of the side study that this is; empty: the study itself."""
     declared: tuple[int, ...] = ()
     """The seeds of its file, or of its tier, when it was first asked for in the results folder."""
+    grid: Grid | None = None
+    """The product that its rows are, if they are one."""
+    flags: tuple[str, ...] = ()
+    """Each ``--grid``."""
     asked: Asked = field(default_factory=Asked)
     """What the results folder remembers of it."""
 
@@ -78,11 +83,11 @@ class Study:
     @property
     def about(self) -> str:
         """One line for readers that names the overrides; empty for the study itself."""
-        if not (self.alias or self.overrides or self.only):
+        if not (self.alias or self.overrides or self.only or self.flags):
             return ""
         own = names.short(self.file.study)
         begin = f"side study of {own}" if self.alias else f"{own} as it was asked for here"
-        return about(begin, self.overrides, self.only, self.seeds)
+        return about(begin, [*self.overrides, *self.flags], self.only, self.seeds)
 
     @property
     def apart(self) -> dict[str, Any]:
@@ -90,6 +95,7 @@ class Study:
         if not self.about:
             return {}
         side = {"side_study": self.alias or None, "overrides": [*self.overrides]}
+        side |= {"grid": [*self.flags]} if self.flags else {}
         return side | {"only": self.only, "about": self.about}
 
     def runs(self) -> list[RunSpec]:
@@ -118,6 +124,8 @@ def load_study(
     only: str | None = None,
     overrides: Sequence[str] | None = None,
     recall: Path | None = None,
+    grid: Sequence[str] = (),
+    many: bool = False,
 ) -> Study:
     """Read an experiment file and resolve every variant at a tier.
 
@@ -129,7 +137,9 @@ def load_study(
         overrides: ``key=value`` for every variant, over all that is written.
         recall: a results folder: seeds and overrides that are None are those that the study was
             asked for with there, if it was; names of its side studies are known too, to whose
-            overrides those given are added.
+            overrides and grids those given are added.
+        grid: ``key=value,value`` whose product makes rows; see :mod:`lsa_study.config.grid`.
+        many: more rows of a grid are meant than one is likely to; always with ``recall``.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
@@ -138,23 +148,46 @@ def load_study(
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path, side = find_asked(str(study), tier, recall)
     only = side.only if side and only is None else only
-    document = yaml.read(path)
-    file = validate(StudyFile, document.data, document.where)
-    check_names(file, document)
-    if tier not in file.tiers:
-        raise ConfigError(
-            f"{path}: {file.study} has no tier {tier}; it has {', '.join(file.tiers)}"
-        )
+    flags = [*(side.grid if side else ()), *grid]
+    expanded = expand(yaml.read(path), flags, many=many or recall is not None)
+    document = expanded.document
+    with expanded.checked():
+        file = validate(StudyFile, document.data, document.where)
+        check_names(file, document)
+        if tier not in file.tiers:
+            has = ", ".join(file.tiers)
+            raise ConfigError(f"{path}: {file.study} has no tier {tier}; it has {has}")
+        chosen = _chosen(file, only, expanded.origin)
+        stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
+        asked = side or plain_asked(recall, tier, stem, ran)
+        given = asked.overrides if overrides is None else overrides
+        given = [*side.overrides, *given] if side and overrides else given
+        rows = _Rows(file, document, tier, given)
+        variants, resources = rows.resolve(chosen)
+        _check_distinct(variants, document)
+    return Study(
+        file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
+        variants, resources, rows.starts, tidy(rows.overrides),
+        only if len(chosen) < len(file.variants) else None,
+        str(study) if side else "", tuple(asked.declared) or rows.seeds, expanded.grid,
+        tuple(dict.fromkeys(flags)), asked,
+    )  # fmt: skip
+
+
+def _chosen(file: StudyFile, only: str | None, origin: Mapping[str, str]) -> list[str]:
+    """The rows that ``--only`` keeps, by their names or those that ``--grid`` repeats."""
     globs = ("*",) if only is None else only.split(",")
-    chosen = [v for v in file.variants if any(fnmatch.fnmatchcase(v, glob) for glob in globs)]
+    chosen = [
+        row for row in file.variants
+        if any(fnmatch.fnmatchcase(n, glob) for n in {row, origin.get(row, row)} for glob in globs)
+    ]  # fmt: skip
     if not chosen:
         hint = names.nearest(str(only), file.variants)
         raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
-    stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
-    asked = side or plain_asked(recall, tier, stem, ran)
-    given = asked.overrides if overrides is None else overrides
-    rows = _Rows(file, document, tier, [*side.overrides, *given] if side and overrides else given)
-    variants, resources = rows.resolve(chosen)
+    return chosen
+
+
+def _check_distinct(variants: Mapping[str, Settings], document: yaml.Document) -> None:
     seen: dict[str, str] = {}
     for name, settings in variants.items():
         first = seen.setdefault(settings.identity(), name)
@@ -163,12 +196,6 @@ def load_study(
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
-    return Study(
-        file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
-        variants, resources, rows.starts, tidy(rows.overrides),
-        only if len(chosen) < len(file.variants) else None,
-        str(study) if side else "", tuple(asked.declared) or rows.seeds, asked,
-    )  # fmt: skip
 
 
 def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | None) -> bool:
@@ -217,7 +244,7 @@ class _Rows:
                     mistakes.setdefault(mistake, []).append(name)
         if mistakes:
             raise ConfigError(
-                *(m if of == names else f"{m} (in {', '.join(of)})" for m, of in mistakes.items())
+                *(m if of == names else f"{m} (in {_some(of)})" for m, of in mistakes.items())
             )
         return settings, resources
 
@@ -268,6 +295,10 @@ class _Rows:
         file = Path("base") / f"{name}.yaml"
         beside = self.document.path.parent / file
         return yaml.read(beside if beside.exists() else shipped.find(f"experiments/{file}"))
+
+
+def _some(rows: Sequence[str]) -> str:
+    return ", ".join(rows[:5]) + f" and {len(rows) - 5} more" * (len(rows) > 5)
 
 
 def distinct(studies: Iterable[Study]) -> list[RunSpec]:

@@ -39,13 +39,15 @@ class Document:
 
     path: Path
     data: dict[str, Any]
-    lines: dict[Keys, int] = field(default_factory=dict)
+    lines: dict[Keys, int | str] = field(default_factory=dict)
+    """A text is a place that is not in the file."""
 
     def where(self, *keys: str) -> str:
         """Name the place of a key, ``file:line``; the nearest known parent if it is not there."""
         for end in range(len(keys), 0, -1):
             if keys[:end] in self.lines:
-                return f"{self.path}:{self.lines[keys[:end]]}"
+                line = self.lines[keys[:end]]
+                return line if isinstance(line, str) else f"{self.path}:{line}"
         return str(self.path)
 
 
@@ -105,7 +107,7 @@ class _Reader:
 
     def __init__(self, text: str, place: Callable[[int], str]) -> None:
         self.text, self.place = text, place
-        self.lines: dict[Keys, int] = {}
+        self.lines: dict[Keys, int | str] = {}
         self.mistakes: list[str] = []
         self.anchors: dict[str, tuple[Any, int, int]] = {}
         """What an alias stands for: its value, how many values those are, how deep."""

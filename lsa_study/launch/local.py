@@ -19,7 +19,7 @@ from lsa_study.config.study import RunSpec
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
-from lsa_study.machine import visible_gpus
+from lsa_study.machine import need_bfloat16, visible_gpus
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
@@ -77,8 +77,8 @@ class Queue:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
 
         Raises:
-            LsaError: the data are missing, a GPU's driver fails or the results folder cannot be
-                written; nothing ran.
+            LsaError: the data are missing, a GPU's driver fails, the processor cannot compute in
+                the precision asked for, or the results folder cannot be written; nothing ran.
         """
         self.known: dict[str, RunDir] = {}
         for tier in {run.settings.tier for run in runs}:
@@ -91,6 +91,8 @@ class Queue:
             return self
         wanted = any(run.settings.runtime.device != "cpu" for run in self.waiting)
         self.gpus = visible_gpus() if wanted else []
+        if not self.gpus and any(run.settings.train.precision == "bf16" for run in self.waiting):
+            need_bfloat16()
         self.places = range(self.jobs or max(1, len(self.gpus)))
         with StopOnSignals(self._kill_all) as stop, Server(len(self.places)) as self.server:
             self.server.check_data(self.waiting, stop)

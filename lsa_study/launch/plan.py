@@ -104,7 +104,7 @@ def known_studies(results: Path) -> list[str]:
         for name, asked in every_asked(results, tier)[0].items():
             if asked.study:
                 of = f"side study of {asked.of}"
-                said = about(of, asked.overrides, asked.only, asked.seeds)
+                said = about(of, [*asked.overrides, *asked.grid], asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
     return lines
 
@@ -178,7 +178,8 @@ def _block(
     costs = rehearse.predicted(todo, rehearsed)
     # No command need know a side study's name yet.
     stem, only = short(study.file.study), [f"--only={study.only}"] if study.only else []
-    given = shlex.join([*(f"--set={one}" for one in study.overrides), *only])
+    flags = [f"--grid={one}" for one in study.flags]
+    given = shlex.join([*(f"--set={one}" for one in study.overrides), *flags, *only])
     options = f" {given}" if given else ""
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"

@@ -127,7 +127,9 @@ def join() -> Iterator[Distributed]:
         yield ALONE
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # NCCL wants a GPU for each process.
+    own = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and own else "gloo"
     with _peers():
         torch_distributed.init_process_group(backend, rank=rank, world_size=count)
     try:

@@ -19,7 +19,7 @@ import torch
 import lsa_kernels
 import lsa_study
 from lsa_study.config.settings import Runtime, Train
-from lsa_study.machine import device_kind
+from lsa_study.machine import device_kind, need_bfloat16
 from lsa_study.ops.functional import kernels_on
 
 ROOMS = ("config", "ops", "models", "data", "training")
@@ -42,9 +42,18 @@ def choose_device(runtime: Runtime, *, local_rank: int = 0) -> torch.device:
 
 
 def precision(train: Train, device: torch.device) -> torch.dtype:
-    """The type of the matrix products, by the setting, on a GPU; on a CPU float32."""
-    kinds = {"amp": torch.bfloat16, "fp16": torch.float16}
-    return kinds.get(train.precision, torch.float32) if device.type == "cuda" else torch.float32
+    """The type of the matrix products: by the setting; on a CPU float32 unless bf16 is asked for.
+
+    Raises:
+        EnvironmentLacks: bf16 is asked for on a processor that does not compute in it itself.
+    """
+    kinds = {"amp": torch.bfloat16, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if device.type == "cuda":
+        return kinds.get(train.precision, torch.float32)
+    if train.precision != "bf16":
+        return torch.float32
+    need_bfloat16()
+    return torch.bfloat16
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -107,8 +107,10 @@ class Stepper:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self.skipped = state["scaler"].pop("skipped")
-        self.scaler.load_state_dict(state["scaler"])
+        scaler = state["scaler"]
+        self.skipped = scaler.pop("skipped")
+        if scaler:  # empty where a device without float16 saved it
+            self.scaler.load_state_dict(scaler)
 
     def _gradients(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
         """Gradients of this process's parts of a step; returns their mean loss."""

@@ -47,6 +47,16 @@ def test_every_setting_of_every_row_stands_there_once_with_its_value(name):
         assert found[variant]["model.backbone"] == values["model.backbone"]
 
 
+def test_the_scale_of_products_stands_there_though_it_is_null():
+    found = sheet_of(study.load_study("table1", tier="paper")).entries
+    scales = {(e.rows, e.kind): e.value for e in found if e.setting == "model.op.scale"}
+    assert scales == {
+        ("swin", "code"): "null",
+        ("net4", "ours"): "null",
+        ("every row but swin, net4", "ours"): "null",
+    }
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_fits_a_terminal_and_says_what_is_shared_once(name):
     lines = sheet_of(study.load_study(name, tier="paper")).text().splitlines()
@@ -80,6 +90,10 @@ def test_remarks_stand_with_the_rows_they_concern():
     assert rows("table3", "as unfold leaves") == {"swin_n, net4_n, net6_n, net7_n_unfold"}
     assert rows("table7", "timed by unfold") == {"net7_n"}
     assert rows("table8", "VOLO-D4 are in neither") == {"volo_d4, volo_d4_448"}
+    assert rows("table6", "every picture were square") == {
+        "volo_lsa, volo_dwconv, volo_outlooker, volo_elsa"
+    }
+    assert rows("table6", "in Swin-T of Tables 6 and 7") == {"volo_dwconv"}
     assert rows("table8", "same as Swin") == {"swin, elsa"}
     assert rows("table6", "No code was released for DDF") == {"ddf"}, "a row's own note"
 

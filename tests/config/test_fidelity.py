@@ -112,6 +112,22 @@ def test_a_mistake_in_the_file_is_refused(tmp_path, old, new, told):
     assert "fidelity.yaml" in str(refused.value)
 
 
+def test_sizes_without_a_released_command_do_not_borrow_one():
+    """VOLO's commands are for D1 to D3; what D4 and D5 take from them is our choice."""
+    one = study.load_study("table8", tier="paper")
+    rows = [name for name, s in one.variants.items() if s.model.backbone in ("volo_d4", "volo_d5")]
+    assert len(rows) == 6
+    borrowed = [
+        (row, setting)
+        for row in rows
+        for setting, source in fidelity.sources(one, row).items()
+        if source.place == "VOLO's command"
+    ]
+    assert borrowed == []
+    assert fidelity.sources(one, "volo_d5_512")["train.batch_size"].kind == "ours"
+    assert fidelity.sources(one, "volo_d3_448")["train.batch_size"].kind == "code"
+
+
 def test_what_is_set_otherwise_has_no_source_of_the_article():
     """The command line's and an own study's values do not borrow the article's word."""
     one = study.load_study("table1", tier="paper", overrides=["train.epochs=30", "train.lr=1.0e-3"])

@@ -11,7 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
-from lsa_study import rundir
+from lsa_study import machine, rundir
 from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
 from lsa_study.launch.local import Queue
@@ -48,6 +48,16 @@ def test_missing_data_is_told_before_anything_is_made(tmp_path):
         "table1", tier="proxy", only="swin", overrides=[f"data.root={tmp_path}/none"]
     ).runs()
     with pytest.raises(EnvironmentLacks, match="none"):
+        Queue(tmp_path / "results", jobs=1, console=quiet()).work(asked)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_precision_that_this_processor_lacks_is_reported_before_anything_is_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machine, "read_whole", lambda path: b"model name : Old CPU\nflags : avx2")
+    asked = runs("swin", "train.precision=bf16", "runtime.device=cpu")
+    with pytest.raises(EnvironmentLacks, match="Old CPU does not compute in bfloat16 itself"):
         Queue(tmp_path / "results", jobs=1, console=quiet()).work(asked)
     assert not (tmp_path / "results").exists()
 

@@ -176,10 +176,13 @@ def erasing(settings, *, images=3000, side=24):
     for batch in (mine, other):
         covered = (batch != 0).all(1).float().mean((1, 2))
         erased, noise = covered[covered > 0], batch[batch != 0]
-        measured.append((len(erased) / images, erased.mean().item(), noise.std().item()))
+        shown = (batch != 0).any(1)
+        rows, columns = (shown.any(axis).sum(1)[covered > 0] for axis in (2, 1))
+        shape = (rows / columns).log().std().item()
+        measured.append((len(erased) / images, erased.mean().item(), shape, noise.std().item()))
     for what, one, released, near in zip(
-        ("share of pictures", "area", "deviation of noise"), *measured, (0.03, 0.015, 0.02),
-        strict=True,
+        ("share of pictures", "area", "spread of shapes", "deviation of noise"), *measured,
+        (0.03, 0.015, 0.08, 0.02), strict=True,
     ):  # fmt: skip
         if not math.isclose(one, released, abs_tol=near):
             found.append(f"erasing, {what}: {one:.3f}, released {released:.3f}")

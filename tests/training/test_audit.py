@@ -142,11 +142,16 @@ def test_erasing_and_what_deviates(monkeypatch):
     found = audit.erasing(settings_of("table1", "swin", augment__erasing=0.4))
     assert [line.partition(":")[0] for line in found] == ["erasing, share of pictures"]
     original = augment.boxes
-    monkeypatch.setattr(
-        augment, "boxes", lambda *given, **how: original(*given, **how | {"area": (0.02, 0.6)})
-    )
-    found = audit.erasing(settings_of("table1", "swin"))
-    assert [line.partition(":")[0] for line in found] == ["erasing, area"]
+    for option, pair, told in (
+        ("area", (0.02, 0.6), "erasing, area"),
+        ("ratio", (0.9, 1 / 0.9), "erasing, spread of shapes"),
+    ):
+        changed = {option: pair}
+        monkeypatch.setattr(
+            augment, "boxes", lambda *given, now=changed, **how: original(*given, **how | now)
+        )
+        found = audit.erasing(settings_of("table1", "swin"))
+        assert [line.partition(":")[0] for line in found] == [told]
 
 
 @pytest.mark.parametrize("variant", ["swin", "elsa"])

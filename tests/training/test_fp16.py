@@ -84,6 +84,15 @@ def test_scale_and_count_are_resumed_exactly(make_run, overflowing):
             assert mine[key] == theirs[key], key
 
 
+def test_a_run_begun_on_a_processor_goes_on_with_a_scale_of_its_own(make_run, monkeypatch):
+    """Without a GPU it is float32 and has no loss scale; a GPU that goes on begins with one."""
+    folder = make_run("moved", **FP16, train__epochs=2)
+    assert train(folder, stop=StopAfter(2)) == "stopped"
+    monkeypatch.setattr(environment, "precision", lambda train, device: torch.float16)
+    assert train(folder) == "done"
+    assert folder.metrics()[-1]["loss_scale"] > 0
+
+
 def test_a_run_that_no_scale_saves_has_diverged(make_run, overflowing):
     overflowing.update((epoch, step) for epoch in range(40) for step in range(40))
     folder = make_run("lost", **FP16, train__epochs=40)

@@ -27,7 +27,12 @@ def together(start, folder: RunDir, count=2, prepare=(None, None)) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     processes = [
         start(live, folder.root, prepare[rank], RANK=str(rank), LOCAL_RANK=str(rank), **common)
         for rank in range(count)

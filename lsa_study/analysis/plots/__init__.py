@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.claims import ClaimVerdict, judge_tier
-from lsa_study.analysis.plots import costs, curves, forest, rows, style
+from lsa_study.analysis.plots import costs, curves, forest, heat, rows, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
@@ -43,13 +43,17 @@ def figures(
     The label of each is a sentence that says what it shows, also for those who cannot see it.
     """
     drawn: dict[str, Figure] = {}
+    figure: Figure | None
     with style.styled():
         for study, of_study in pairs:
             made = {"accuracy": rows.accuracy(study, of_study)}
             if any(row.reference != row.variant for row in of_study):
                 made["differences"] = rows.differences(study, of_study)
-            if (figure := forest.agreement(study, of_study)) is not None:
-                made["agreement"] = figure
+            of_some = {
+                "agreement": forest.agreement(study, of_study),
+                "heat": heat.heat(study, of_study),
+            }
+            made |= {kind: figure for kind, figure in of_some.items() if figure is not None}
             made["curves"] = curves.curves(study, of_study)
             if any(row.accuracy.n > 1 for row in of_study):
                 made["seeds"] = rows.seeds(study, of_study)
