@@ -189,7 +189,7 @@ class Result(Facts):
     """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
-    token_cosine: Annotated[Number, Fact("metrics", why=True)] = None
+    token_cosine: Annotated[Number, Fact("metrics")] = None
     """Mean cosine of two tokens behind the stem, by the reported weights on the first test images;
     of runs that set ``model.stem`` alone."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
