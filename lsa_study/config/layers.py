@@ -91,6 +91,10 @@ class Layers:
             at: Keys = (name,)
             if preset and preset.keys() <= set(TIERS):
                 at, preset = (name, tier), preset.get(tier, {})
+                if not isinstance(preset, dict):
+                    raise ConfigError(
+                        f"{presets.where(*at)}: {name}.{tier} = {preset!r}; give it settings"
+                    )
             for path, value in preset.items():
                 for other, (source, theirs) in used.items():
                     inside = path.startswith(f"{other}.") or other.startswith(f"{path}.")

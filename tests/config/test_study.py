@@ -192,6 +192,10 @@ wrong:
   train.lr: 0.1
   train.epohcs: 3
 word: text
+sized:
+  toy: {model.op.norm: softmax, train.epochs: 3}
+  paper: {model.op.norm: filter_norm, train.lr: 0.25}
+torn: {toy: text}
 """
 
 
@@ -217,17 +221,31 @@ def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
     assert used(tmp_path, soft=["soft", "fast"]).variants["soft"].train.lr == 0.5
 
 
+def test_a_preset_may_hold_other_settings_at_each_tier(tmp_path):
+    """At a tier that it does not name it sets nothing."""
+    toy = used(tmp_path, soft=["sized"], row={"train.lr": 0.5}).variants["soft"]
+    assert (toy.model.op.norm, toy.train.epochs) == ("softmax", 3)
+    paper = used(tmp_path, soft=["sized"], row={"train.lr": 0.5}, tier="paper", only="soft")
+    paper = paper.variants["soft"]
+    assert (paper.model.op.norm, paper.train.lr) == ("filter_norm", 0.25)
+    assert paper.train.epochs == used(tmp_path, tier="paper").variants["soft"].train.epochs
+    with pytest.raises(ConfigError, match=r"model\.op\.norm is missing"):
+        used(tmp_path, soft=["sized"], tier="proxy")
+
+
 @pytest.mark.parametrize(
     ("names", "place", "message"),
     [
         (["sotf"], "mine.yaml:", "sotf is no preset of "),
         (["sotf"], "mine.yaml:", "presets.yaml; did you mean soft?"),
-        (["xyz"], "mine.yaml:", "known: soft, filter, fast, whole, wrong, word"),
+        (["xyz"], "mine.yaml:", "known: soft, filter, fast, whole, wrong, word, "),
         (["word"], "presets.yaml:9: ", "word = 'text'; give it settings"),
         (["soft", "filter"], "mine.yaml:", "presets soft and filter disagree on model.op.norm ("),
         (["soft", "filter"], "presets.yaml:3", "use one of them"),
         (["soft", "whole"], "presets.yaml:5", "disagree on model.op ("),
         (["whole", "soft"], "presets.yaml:5", "disagree on model.op.norm ("),
+        (["torn"], "presets.yaml:13: ", "torn.toy = 'text'; give it settings"),
+        (["filter", "sized"], "presets.yaml:11", "filter and sized disagree on model.op.norm ("),
         (["wrong"], "presets.yaml:8: ", "train.epohcs is not a setting; did you mean train.epochs"),
     ],
 )
