@@ -218,6 +218,14 @@ def _filters(
     return FLOPS_PER_PRODUCT * combined * math.prod(values) * size**2
 
 
+def _strided(
+    values: Shape, given: Shape, mul: Any, add: Any, size: int, *_: Any, **out: Any
+) -> int:
+    """The same where a stride keeps a pixel."""
+    combined = 1 + sum(part is not None for part in (mul, add))
+    return FLOPS_PER_PRODUCT * combined * math.prod(given[:3]) * values[3] * size**2
+
+
 def _grouped_conv(x: Shape, weight: Shape, bias: Any, **out: Any) -> int:
     """Every tap of every channel of the group."""
     return FLOPS_PER_PRODUCT * math.prod(x) * math.prod(weight[1:])
@@ -230,6 +238,8 @@ KERNEL_FLOPS: dict[str, Callable[..., int]] = {
     "window_backward": lambda grad, weights, spreads, *x, **out: 2 * _window(*x),
     "filters": _filters,
     "filters_backward": lambda grad, *x, **out: 2 * _filters(*x),
+    "strided_filters": _strided,
+    "strided_filters_backward": lambda grad, *x, **out: 2 * _strided(*x),
     "grouped_conv": _grouped_conv,
     "grouped_conv_backward": lambda grad, *x, **out: 2 * _grouped_conv(*x),
 }

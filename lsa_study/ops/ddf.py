@@ -52,6 +52,10 @@ def apply_decoupled(
     if stride == 1 and min(values.shape) > 0:
         return _by_phases(values, spatial, channel, combine, kernel_size, dilation)
     mul, add = (channel, None) if combine == "mul" else (None, channel)
+    if not lsa_kernels.why_not_strided(values, spatial, mul, add):
+        return lsa_kernels.apply_strided(
+            values, spatial, mul=mul, add=add, size=kernel_size, stride=stride, dilation=dilation
+        )
     return reference.apply_filters(values, spatial, mul, add, kernel_size, dilation, stride)
 
 
