@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where `make study` writes; git ignores it.
+RESULTS ?= out
 # Runs trained side by side, each on its share of the cores; a toy run takes about 1 GB.
 JOBS ?= 2
 # Processes that test: one for each core and one more, since some tests wait; a further one where
@@ -18,15 +20,24 @@ setup: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo 'Setting up $(VENV): some minutes, 6 GB, of which 5 are torch for NVIDIA GPUs.'
+	@command -v nvidia-smi >/dev/null || echo 'No GPU here: README.md says how to take the smaller torch.'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@echo 'Compiling the C++ kernels: a minute.'
 	$(BIN)/python -c 'import lsa_kernels; print(lsa_kernels.build_info())'
-	touch $@
+	@touch $@
 
 study: setup
-	$(BIN)/lsa run all --tier toy --jobs $(JOBS)
-	$(BIN)/lsa table all --tier toy
-	$(BIN)/lsa plots all --tier toy
-	$(BIN)/lsa report all --tier toy
+	$(BIN)/lsa run all --tier toy --jobs $(JOBS) --results $(RESULTS)
+	$(BIN)/lsa table all --tier toy --results $(RESULTS)
+	$(BIN)/lsa plots all --tier toy --results $(RESULTS)
+	$(BIN)/lsa report all --tier toy --results $(RESULTS)
+	@echo
+	@echo 'All is in $(RESULTS)/toy; open $(RESULTS)/toy/report.html in a browser. To go on:'
+	@echo '  . $(BIN)/activate'
+	@echo '  lsa why table3 net6_n --results $(RESULTS)       # what one row rests on'
+	@echo '  lsa run table1 --set train.epochs=4 --as short --results $(RESULTS)'
+	@echo '  lsa explain train.epochs                   # and any other setting'
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from lsa_study.analysis.article import network_key
-from lsa_study.analysis.ledger import Claims
 from lsa_study.analysis.measured import COUNTED
 from lsa_study.config import study
+from lsa_study.config.ledger import Claims
 from lsa_study.files import write_json
 from lsa_study.measure import count
 from lsa_study.models import from_settings

@@ -1,4 +1,4 @@
-"""A study on a SLURM cluster from launch to tables: the session that README.md shows.
+"""A study on a SLURM cluster from launch to tables: the session that docs/cluster.md shows.
 
 Run: python benchmarks/slurm_session.py [EPOCHS]     Starts the tests' cluster (needs slurm-wlm and
 munge), trains the toy tier there and prints what a user sees; keeps nothing.

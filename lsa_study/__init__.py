@@ -8,8 +8,16 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``load_results`` and ``curves``, see ``analysis.frame``; pandas is imported when asked."""
+    if name in ("load_results", "curves"):
+        return getattr(importlib.import_module("lsa_study.analysis.frame"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _TimmFinder(importlib.abc.MetaPathFinder):

@@ -19,7 +19,7 @@ from timm.layers import attention
 from timm.models import swin_transformer, volo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 import lsa_kernels
 from lsa_study import ops
@@ -70,14 +70,23 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
         found = dict.fromkeys(parts, (0, 0))
 
         def add(name: str, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            raw, filters = FORMULAS[type(part)](part, inputs[0].shape, output.shape)
+            if type(part) in OUTSIDE:
+                raw, filters = _outside(part, inputs[0]), 0
+            else:
+                raw, filters = FORMULAS[type(part)](part, inputs[0].shape, output.shape)
             found[name] = (found[name][0] + raw, found[name][1] + filters)
 
         for name, part in parts.items():
             part.register_forward_hook(partial(add, name))
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
-        meta(torch.empty(shape, device="meta", dtype=dtype))
-    idle = [f"{name} ({type(parts[name]).__name__})" for name in parts if not any(found[name])]
+        place = "cpu" if OUTSIDE.intersection(map(type, meta.modules())) else "meta"
+        with torch.random.fork_rng(devices=[]):
+            meta(torch.zeros(shape, device=place, dtype=dtype))
+    idle = [
+        f"{name} ({type(part).__name__})"
+        for name, part in parts.items()
+        if not any(found[name]) and type(part) not in OUTSIDE
+    ]
     if idle:
         raise ValueError(
             f"count: {', '.join(idle)} cost nothing on an input of {shape}; every such part should "
@@ -89,7 +98,12 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> Count:
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy for evaluation, whose operators run as meta tensors can, with few calls of torch."""
+    """A copy for evaluation, whose operators run as meta tensors can, with few calls of torch.
+
+    What holds code from outside stays where it is: not every operator can run without numbers.
+    """
+    if OUTSIDE.intersection(map(type, module.modules())):
+        return copy.deepcopy(module).to("cpu").eval()
     known: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     known |= {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in module.parameters()}
     meta = copy.deepcopy(module, known).eval()
@@ -102,8 +116,9 @@ def _on_meta(module: nn.Module) -> nn.Module:
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """Walk the parts that have a formula."""
     # ELSA reads the weights of its convolutions without calling them: its formula holds them.
-    children = [] if isinstance(module, ops.ELSA) else list(module.named_children())
-    if type(module) in FORMULAS:
+    whole = isinstance(module, ops.ELSA) or type(module) in OUTSIDE
+    children = [] if whole else list(module.named_children())
+    if type(module) in FORMULAS or type(module) in OUTSIDE:
         yield name or type(module).__name__, module
     elif not children and list(module.parameters()) and not isinstance(module, FREE):
         raise ValueError(
@@ -135,6 +150,15 @@ def _elsa(op: Any, inputs: Shape, output: Shape) -> Products:
     raw = pixels * (channels * op.pre_proj.out_channels + logits + channels**2)
     ghosts = bool(op.ghost_mul) + bool(op.ghost_add)
     return raw, pixels * taps * channels * (1 + ghosts)
+
+
+def _outside(part: Any, given: Tensor) -> int:
+    """What a part from outside says of itself by ``macs(shape)``, else what torch counts."""
+    if hasattr(part, "macs"):
+        return int(part.macs(tuple(given.shape)))
+    with FlopCounterMode(display=False) as counter:
+        part.forward(given)
+    return int(counter.get_total_flops()) // FLOPS_PER_PRODUCT
 
 
 def _conv(conv: Any, inputs: Shape, output: Shape) -> Products:
@@ -188,6 +212,10 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     volo.OutlookAttention: _outlook,
 }
 """(module, input shape, output shape) -> products of the module beside those of its parts."""
+
+OUTSIDE: set[type[nn.Module]] = set()
+"""Operators and networks from outside, each counted as one part: by ``macs(shape)`` if they have
+it, else by torch's counter, which leaves out all element-wise products."""
 
 FREE = (nn.LayerNorm, _BatchNorm, ChannelFilterNorm)
 """Parts with parameters whose cost the convention leaves out."""

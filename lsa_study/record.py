@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lsa_study.errors import ConfigError
 
-Outcome = Literal["done", "diverged", "oom"]
-State = Literal["waiting", "running", "stopped", "failed", "done", "diverged", "oom"]
-"""stopped: left at a step boundary, to be continued; done, diverged and oom are results."""
+Outcome = Literal["done", "diverged", "oom", "stopped early"]
+State = Literal["waiting", "running", "stopped", "failed"] | Outcome
+"""stopped: left at a step boundary, to be continued; outcomes are results."""
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """States that end a run for good: they stand in tables and are not run again."""
@@ -168,11 +168,16 @@ class Facts(_Record):
         return str(value)[:10] if name == "code" else str(value)
 
 
+LATER = ("metrics", "metrics_missing")
+"""Fields of a result that the runs of most studies have no use for."""
+
+
 class Result(Facts):
     """``result.json``: how a run ended, for good; written once."""
 
     outcome: Annotated[Outcome, Fact("metrics")]
-    """done, diverged (a loss was not finite) or oom (the device's memory was too small)."""
+    """done, diverged (a loss was not finite), oom (the device's memory was too small) or stopped
+    early (given up by ``runtime.stop``)."""
     reason: Annotated[str | None, Fact("metrics", why=True)] = None
     """Why it is not done, as a message with epoch and step."""
     start: str | None = None
@@ -192,6 +197,11 @@ class Result(Facts):
     token_cosine: Annotated[Number, Fact("metrics")] = None
     """Mean cosine of two tokens behind the stem, by the reported weights on the first test images;
     of runs that set ``model.stem`` alone."""
+    metrics: dict[str, Number] = {}
+    """Of functions from outside, by name, of the same weights on the same images; None where one
+    gave no number."""
+    metrics_missing: str | None = None
+    """Why numbers of ``metrics`` are missing, as a message."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
     """The reported epoch, or the one in which the run ended, from 1."""
     seconds: Annotated[Number, Fact("metrics")] = None
@@ -205,9 +215,11 @@ class Result(Facts):
     """When, in UTC as ISO 8601 writes it."""
 
     def as_json(self) -> dict[str, Any]:
-        """What the file holds; the cosine of tokens only where it was measured."""
+        """What the file holds; of metrics and the cosine of tokens, only where there are some."""
         found = super().as_json()
-        return {k: v for k, v in found.items() if k != "token_cosine" or v is not None}
+        idle = {*(() if self.metrics else LATER)}
+        idle |= {"token_cosine"} if self.token_cosine is None else set()
+        return {k: v for k, v in found.items() if k not in idle}
 
     @classmethod
     def facts(cls) -> Iterator[tuple[str, str, Fact | None]]:

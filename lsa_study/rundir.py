@@ -23,14 +23,7 @@ from lsa_study.config import names
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.config.yaml import parse
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.files import (
-    foreign_link,
-    plain_file,
-    read_whole,
-    writable,
-    write_json,
-    write_whole,
-)
+from lsa_study.files import foreign_link, plain_file, read_whole, writable, write_json, write_whole
 from lsa_study.ownership import OwnedFolder
 from lsa_study.record import Attempt, Result, State, Status
 
@@ -95,12 +88,13 @@ class RunDir(OwnedFolder):
             raise ConfigError(f"{self.root}: begins from {identity[:20]!r}; give an identity")
         return next((RunDir(path) for path in self.root.parent.glob(f"*-{identity}")), None)
 
-    def create(self, settings: Settings, *, variant: str, start: str | None = None) -> None:
+    def create(self, settings: Settings, *, variant: str, **others: str | None) -> None:
         """Make the folder for these settings. Safe to call again after a preemption.
 
         Args:
             variant: the row that asked for it first.
-            start: identity of the run whose weights it begins from, if it does.
+            others: identities of the run whose weights it begins from (``start``) and of the one
+                that ``runtime.stop`` measures it by (``reference``), if they are.
 
         Raises:
             ConfigError: the row cannot be called so; see ``config.names``.
@@ -121,7 +115,7 @@ class RunDir(OwnedFolder):
             "schema": SCHEMA_VERSION,
             "variant": variant,
             "settings": settings.model_dump(mode="json"),
-        } | ({} if start is None else {"start": start})
+        } | {key: identity for key, identity in others.items() if identity is not None}
         with writable(self.root):
             for folder in (self.root, self.root / "checkpoint", self.root / "attempts"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -285,6 +279,15 @@ class RunDir(OwnedFolder):
         """End the run. Written once."""
         with self.writing():
             write_json(self.root / "result.json", result.as_json())
+
+    def reopen(self) -> None:
+        """Lay aside the result of a run that was stopped early: it is trained to its end then."""
+        (self.root / "result.json").replace(self.attempts()[-1] / "result.json")
+
+    @property
+    def reopened(self) -> bool:
+        """Whether that was done: no rule stops the run again."""
+        return any((one / "result.json").exists() for one in self.attempts())
 
     def write_correct(self, right: npt.NDArray[np.uint8]) -> None:
         """Record per-image correctness: 1 or 0 for each test image, in the data set's order."""

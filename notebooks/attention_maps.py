@@ -20,7 +20,7 @@ rows = {"table1": "net7", "table3": "net7_n_unfold", "table4": "elsa", "table5":
 
 # %% [markdown]
 # ## Trained networks
-# After `make study` the run folders hold the weights. A fresh clone has none: then a few steps of
+# After `lsa run all` the run folders hold the weights. A fresh clone has none: then a few steps of
 # training stand in for them, enough to see how the maps are made but not what the networks learned.
 
 # %%

@@ -3,12 +3,11 @@
 # What differs between them, how they learned, and which test pictures changed sides.
 
 # %%
-import json
-
 import numpy as np
 import pandas as pd
 from IPython.display import SVG
 
+import lsa_study
 from lsa_study import data
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.contrasts import by_image, correct
@@ -31,15 +30,9 @@ print(diff_text(diff(results, *names, tier)))
 # ## Learning curves
 
 # %%
-collected = collect(results, tier)
-every = collected.of(collected.runs.index).values()
-by_name = {f"{run.variant}-s{run.seed}": run for run in every}
-one, other = (by_name[name] for name in names)
-curves = pd.DataFrame(
-    {name: pd.DataFrame(json.loads(run.curve)).set_index("epoch")["acc1"]
-     for name, run in zip(names, (one, other), strict=True)}
-)  # fmt: skip
-curves.tail(3)
+epochs = lsa_study.curves(results, tier=tier)
+epochs["run"] = epochs["variant"] + "-s" + epochs["seed"].astype(str)
+epochs[epochs["run"].isin(names)].pivot(index="epoch", columns="run", values="acc1").tail(3)
 
 # %% [markdown]
 # ## The test pictures
@@ -48,6 +41,9 @@ curves.tail(3)
 # know how much another seed would move them.
 
 # %%
+runs = lsa_study.load_results(results, tier=tier)
+chosen = [runs[runs["name"].str.startswith(f"{name}-")]["identity"].item() for name in names]
+one, other = collect(results, tier).of(chosen).values()
 by_image([(other, one)])
 
 # %%

@@ -7,6 +7,7 @@
 import pandas as pd
 from IPython.display import SVG, Markdown
 
+import lsa_study
 from lsa_study.analysis import claims
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.formats import contents
@@ -17,16 +18,16 @@ from lsa_study.analysis.table import build
 from lsa_study.config import shipped, study
 
 results, tier = shipped.find("results"), "toy"
-collected = collect(results, tier)
-facts = ["variant", "seed", "outcome", "acc1", "params", "macs", "seconds", "commit"]
-collected.runs[facts].sort_values("acc1", ascending=False).head(8)
+runs = lsa_study.load_results(results, tier=tier)
+facts = ["name", "study", "outcome", "acc1", "params", "macs", "seconds", "commit"]
+runs[facts].sort_values("acc1", ascending=False).head(8)
 
 # %% [markdown]
 # ## A table, as `lsa table` writes it
 # The same object gives CSV, LaTeX, Markdown and JSON.
 
 # %%
-table1 = study.load_study("table1", tier=tier)
+table1, collected = study.load_study("table1", tier=tier), collect(results, tier)
 table = build(table1, collected)
 Markdown(contents(table)["table1.md"])
 
@@ -55,7 +56,12 @@ verdicts = claims.judge_tier(results, tier, collected=collected)
 pd.DataFrame([one.as_json() for one in verdicts])[["id", "verdict", "estimate", "low", "high"]]
 
 # %% [markdown]
-# Any setting is a column of the runs, so any other question is one line of pandas.
+# Any setting is a column of the runs, so any other question is one line of pandas; and so are those
+# about epochs.
 
 # %%
-collected.runs.groupby("settings.model.op.application")["acc1"].agg(["mean", "count"])
+runs.groupby("model.op.application")["acc1"].agg(["mean", "count"])
+
+# %%
+epochs = lsa_study.curves(results, tier=tier)
+epochs[epochs["acc1"] > 75].groupby("variant")["epoch"].min().sort_values().head(8)

@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 20_350,
+    "lines": 24_900,
     "kernel_lines": 2_400,
-    "public": 485,
-    "single": 164,
+    "public": 580,
+    "single": 205,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
@@ -18,7 +18,8 @@ LIMITS = {
 learnt since of other machines, clusters and damaged folders took 2,000, and verdicts that hold
 (inference, comparability, side studies, the ledger and its figures) 2,000 more; the rest came with
 the article's own protocol (float16, label maps that move, parts and batch norm, the fidelity
-sheet). A change that needs more says what it removed instead.
+sheet). Studies of one's own took 4,300: without an article, by grids and samples, with code of
+other packages; pages for settings, one table of runs, a stopping rule, templates. A change that needs more says what it removed instead.
 """
 
 

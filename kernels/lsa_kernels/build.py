@@ -140,6 +140,7 @@ def _build(sources: Path, lanes: str) -> Path:
                 return path
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / "made.so"
+            sys.stderr.write(f"lsa_kernels: compiling {name}, once: about a minute...\n")
             _compile(command, sources, part)
             # Where loading crashes, it is not this process that does.
             failed = f"what was compiled cannot be loaded; {ANOTHER}"
@@ -185,8 +186,7 @@ def _call(command: list[str], failed: str = "") -> str:
 def _key(compiler: list[str], sources: Path, command: list[str]) -> str:
     version = _call([*compiler, "--version"])
     parts = [version, *command, platform.machine(), _processor()]
-    files = [path for path in sorted(sources.iterdir()) if path.is_file()]
-    parts += [path.read_text("utf-8") for path in files]
+    parts += [path.read_text("utf-8") for path in sorted(sources.iterdir()) if path.is_file()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -39,10 +39,10 @@ class ArticleRow:
         Raises:
             ConfigError: the CSV is missing, or the keys of ``paper`` do not single out one row.
         """
-        keys, column = study.file.variants[variant].paper, study.file.article.column
-        if not keys:
+        keys, article = study.file.variants[variant].paper, study.file.article
+        if not keys or article is None:
             return cls()
-        path = study.document.path.parent / study.file.article.csv
+        path, column = study.document.path.parent / article.csv, article.column
         place = study.document.where("variants", variant, "paper")
         try:
             table = read_csv(path)
@@ -115,8 +115,12 @@ def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | 
     columns, counts = dict(written.columns), {}
     if study.file.costs is not None and study.tier == "paper":
         counts = _counts(study, variant, study.document.path.parent / study.file.costs)
-        columns["Params (article)"] = "{params} M ({article_params} M)".format(**counts)
-        columns["GMACs (article)"] = "{gmacs} ({article_gmacs})".format(**counts)
+        if study.file.article is None:
+            columns["Params (counted)"] = "{params} M".format(**counts)
+            columns["GMACs (counted)"] = "{gmacs}".format(**counts)
+        else:
+            columns["Params (article)"] = "{params} M ({article_params} M)".format(**counts)
+            columns["GMACs (article)"] = "{gmacs} ({article_gmacs})".format(**counts)
 
     def fill(note: str, texts: dict[str, str], *keys: str) -> str:
         if unknown := [name for name in re.findall(NAME, note) if name not in texts]:

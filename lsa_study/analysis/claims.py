@@ -1,15 +1,14 @@
-"""The article's findings as inequalities between rows, and what the collected runs say of each."""
+"""What the collected runs say of claims: the article's, and those of studies of your own."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lsa_study.analysis import measured
 from lsa_study.analysis.article import ArticleRow
@@ -17,24 +16,23 @@ from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.comparability import comparability, paired
 from lsa_study.analysis.contrasts import Contrast, contrast
 from lsa_study.analysis.inference import ALPHA, holm, t_test
-from lsa_study.analysis.ledger import RULE, Claim, Claims
-from lsa_study.analysis.notes import MEANING
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import t_interval
-from lsa_study.analysis.verdict import DECIDED, NEAR, Differing, Word, wrapped
+from lsa_study.analysis.verdict import DECIDED, Differing, Word
+from lsa_study.analysis.verdict import GROUPS as GROUPS
+from lsa_study.analysis.verdict import NEAR as NEAR
 from lsa_study.analysis.verdict import ClaimVerdict as ClaimVerdict
+from lsa_study.analysis.verdict import claims_json as claims_json
+from lsa_study.analysis.verdict import claims_text as claims_text
+from lsa_study.analysis.verdict import families as families
+from lsa_study.analysis.verdict import of_study as of_study
 from lsa_study.config import study as studies
 from lsa_study.config.contrast import beyond, differing_rows, under
-from lsa_study.config.names import nearest, short
+from lsa_study.config.ledger import Claim, Claims
+from lsa_study.config.names import short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
-GROUPS: Mapping[str, str] = {
-    "decided": "Decided",
-    "near": f"Nearest to being decided: at most {NEAR} more seeds",
-    "open": "Open",
-    "not run": "Not run",
-}
 RUN_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
     "speed": lambda run: 1 / run.seconds_per_epoch if run.seconds_per_epoch else None,
     "memory": lambda run: run.peak_memory_bytes if run.device_kind == "cuda" else None,
@@ -46,40 +44,55 @@ Side = tuple[Study, Row]
 
 def judge_tier(
     results: Path, tier: str, *, path: Path | None = None, collected: Collected | None = None,
-    side: Study | None = None,
+    side: Study | None = None, own: bool = False,
 ) -> list[ClaimVerdict]:  # fmt: skip
-    """Judge every claim by the finished runs of a tier.
+    """Judge every claim of the article, or of a file or a study, by the finished runs of a tier.
 
-    Studies are read as asked for under ``results``, a ``side`` study in place of its own; one that
-    has no such tier, or is not there, leaves its claims ``not run``. ``collected`` holds the runs,
-    if they were read. Parameters, operations and inference are judged by committed figures of the
-    paper tier's networks, without a run.
+    Studies are read as asked for under ``results``; one that has no such tier, or is not there,
+    leaves its claims ``not run``. Parameters, operations and inference are judged by committed
+    figures of the paper tier's networks, without a run; in claims of a study of your own the runs
+    say them, but for inference.
+
+    Args:
+        path: a file of claims; None: those of the article.
+        collected: the runs, if they were read.
+        side: a study that stands in place of that of its name, such as a side study.
+        own: the claims are those of ``side``, in ``path`` or else in its own file; its rows need
+            not name it.
     """
-    claims, runs = Claims.read(path), collected or collect(results, tier, update=True)
-    tiers: dict[str, Sequence[str]] = {}
-    for stem in _stems(claims):
-        try:
-            path_of = studies.find_study(stem)
-        except ConfigError:
-            # Claims on a study that is not there stay ``not run``.
-            tiers[stem] = ()
-        else:
-            tiers[stem] = studies.tiers_of(str(path_of))
-    sides: dict[str, Side] = {}
-    for stem in (stem for stem, known in tiers.items() if tier in known):
-        mine = side is not None and stem == short(side.file.study)
-        study = side if side and mine else studies.load_study(stem, tier=tier, recall=results)
-        sides |= {f"{stem}/{row.variant}": (study, row) for row in rows_of(study, runs)}
-    by_figures = [claim for claim in claims if claim.metric in measured.CELLS]
-    papers = {
-        stem: studies.load_study(stem, tier="paper")
-        for stem in _stems(by_figures)
-        if "paper" in tiers[stem]
+    stem = short(side.file.study) if side else ""
+    claims: Sequence[Claim] = side.claims if side and own and path is None else ()
+    claims = claims or Claims.read(path, stem if own else "")
+    runs = collected or collect(results, tier, update=True)
+    given = {stem: side} if side else {}
+    near = path.parent if path else side.document.path.parent if side else None
+    files: dict[str, Path] = {}
+    for name in (name for name in studies_of(claims) if name not in given):
+        with contextlib.suppress(ConfigError):  # claims on it stay ``not run``
+            files[name] = studies.find_study(name, results, near)
+    tiers = {name: studies.tiers_of(str(file)) for name, file in files.items()}
+    known = given | {
+        name: studies.load_study(file, tier=tier, recall=results)
+        for name, file in files.items()
+        if tier in tiers[name]
     }
+    sides = {
+        f"{name}/{row.variant}": (study, row)
+        for name, study in known.items()
+        for row in rows_of(study, runs)
+    }
+    figures = ("inference",) if own else measured.CELLS
+    by_figures = [claim for claim in claims if claim.metric in figures]
+    papers = known
+    if not own:
+        timed = (name for name in studies_of(by_figures) if "paper" in tiers.get(name, ()))
+        papers = {name: studies.load_study(files[name], tier="paper") for name in timed}
     found = [
         _by_figures(claim, papers) if claim in by_figures else _by_runs(claim, sides, tiers, tier)
         for claim in claims
     ]
+    if own and side:
+        found = [replace(one, family=side.name, article=None) for one in found]
     if tier == "toy":
         # A check of the pipeline is no evidence: numbers are shown, and nothing is judged.
         return [
@@ -91,7 +104,29 @@ def judge_tier(
     return [one.after_holm(p, tested) for one, p in zip(found, adjusted, strict=True)]
 
 
-def _stems(claims: Sequence[Claim]) -> list[str]:
+def judge_studies(
+    studies: Sequence[Study], results: Path, collected: Collected | None = None
+) -> list[ClaimVerdict]:
+    """Judge the claims that belong to studies of one tier, by its finished runs.
+
+    They are the article's, all together, where one of the studies has rows in them; of a side study
+    alone those that its runs can judge. And each study's own, which are a family of their own.
+    """
+    tier, about = studies[0].tier, {short(one.file.study) for one in studies}
+    side = studies[0] if len(studies) == 1 and studies[0].alias else None
+    runs = collected or collect(results, tier, update=True)
+    found: list[ClaimVerdict] = []
+    if about & {*studies_of(Claims.read())}:
+        found = judge_tier(results, tier, collected=runs, side=side)
+        found = [one for one in found if side is None or side.about in one.overrides]
+    for one in studies:
+        if one.file.claims:
+            found += judge_tier(results, tier, collected=runs, side=one, own=True)
+    return found
+
+
+def studies_of(claims: Sequence[Claim]) -> list[str]:
+    """The names of the studies whose rows claims are about."""
     return list(dict.fromkeys(row.split("/")[0] for claim in claims for row in claim.sides))
 
 
@@ -133,7 +168,7 @@ def _by_runs(
         return replace(found, reason=f"has a meaning at tier {' and '.join(claim.tiers)} only")
     if absent := [name for name in claim.sides if name not in sides]:
         # A study without the tier is no mistake; a row that no study has may be one.
-        there = all(tier not in tiers[name.split("/")[0]] != () for name in absent)
+        there = all(tier not in tiers.get(name.split("/")[0], (tier,)) for name in absent)
         at = f" at tier {tier}" if there else ""
         return replace(found, reason=f"{', '.join(absent)}: no such row{at}")
     lacking = [name for name in claim.sides if not sides[name][1].runs]
@@ -149,7 +184,11 @@ def _by_runs(
 def _ended(found: ClaimVerdict, row: Row, control: Row | None = None) -> ClaimVerdict:
     """Judge whether most runs of a row end so, and those of its control do not."""
     claim = found.claim
-    count, of = sum(run.outcome == claim.outcome for run in row.runs), len(row.runs)
+    # How a run that was stopped early would have ended is not known.
+    of = sum(run.outcome != "stopped early" for run in row.runs)
+    if not of:
+        return found.unresolved(row.lost)
+    count = sum(run.outcome == claim.outcome for run in row.runs)
     share = found.share(
         count, of, f"{claim.outcome} {count}/{of}", "Clopper-Pearson against one half"
     )
@@ -171,8 +210,10 @@ def _ended(found: ClaimVerdict, row: Row, control: Row | None = None) -> ClaimVe
 def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
     """Judge inequalities between rows, over the seeds they share."""
     claim = found.claim
-    found = _held_together(found, sides, claim.compared)
     rows = [sides[name][1] for name in claim.sides]
+    if claim.metric in measured.COUNTED:
+        return _of_counts(found, sides)
+    found = _held_together(found, sides, claim.compared)
     lost = [f"{name}: {sides[name][1].lost}" for name in claim.sides if sides[name][1].ends]
     if found.word == "not comparable":
         return found
@@ -237,6 +278,19 @@ def _differing(
 ) -> tuple[Differing, ...]:
     found = differing_rows(one, other).items()
     return tuple(Differing(names, key, both) for key, both in found if key != "seed")
+
+
+def _of_counts(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
+    """Judge what the runs counted of their networks, in percent of the second row's."""
+    cost = {"params": "params_m", "macs": "gmacs"}[found.claim.metric]
+    (study, ours), (other, theirs) = (sides[name] for name in found.claim.rows)
+    rows = (study, ours.variant), (other, theirs.variant)
+    found = replace(found, differs=_differing(found.claim.compared[0], *rows))
+    one, two = ours.costs[cost], theirs.costs[cost]
+    if one is None or not two:
+        return replace(found, reason=f"no {found.claim.metric} recorded of both rows")
+    ratio = measured.Ratio(100 * (one / two - 1)).estimate
+    return replace(found, method="as the runs counted it").decided(ratio)
 
 
 def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
@@ -332,54 +386,3 @@ def _signs(found: ClaimVerdict, sides: Mapping[str, Side], lacking: Sequence[str
     if left := len(found.claim.pairs) - len(signs):
         reason += f"; {left} without a difference or not run"
     return found.share(sum(signs), len(signs), reason, "exact binomial test against one half")
-
-
-def of_study(found: Sequence[ClaimVerdict], study: str) -> list[ClaimVerdict]:
-    """The claims that read a row of a study; they were tested together with all others.
-
-    Raises:
-        ConfigError: no claim is about it.
-    """
-    known = sorted({row.split("/")[0] for one in found for row in one.claim.sides})
-    if study not in known:
-        raise ConfigError(f"--study {study}: no claim is about it; {nearest(study, known)}")
-    return [one for one in found if any(r.startswith(f"{study}/") for r in one.claim.sides)]
-
-
-def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
-    """All verdicts as data, with what the tier's results may be taken for."""
-    return {
-        "tier": tier,
-        "caution": MEANING[tier],
-        "margins": RULE,
-        "counts": dict(Counter(verdict.word for verdict in found)),
-        "claims": [verdict.as_json() for verdict in found],
-    }
-
-
-def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
-    """All verdicts as lines for a terminal: decided ones first, then those nearest to it."""
-    counts = Counter(verdict.word for verdict in found)
-    lines = wrapped(MEANING[tier], further=0)
-    lines += [*dict.fromkeys(about for one in found for about in one.overrides)]
-    if tier == "toy":
-        lines += wrapped("So no claim gets a verdict here; the numbers show what would be judged.")
-    lines += wrapped(RULE, further=0)
-    for group, title in GROUPS.items():
-        listed = sorted(
-            (one for one in found if one.grouped == group),
-            key=lambda one: one.wanted or math.inf,
-        )
-        shown = "What would be judged" if (group, tier) == ("open", "toy") else title
-        lines += ["", f"{shown} ({len(listed)})"] if listed else []
-        if group != "not run":
-            lines += [line for one in listed for line in one.as_text()]
-            continue
-        by_reason: dict[str, list[str]] = {}
-        for one in listed:
-            nothing = one.reason == f"{', '.join(one.claim.sides)}: not run"
-            reason = "none of their rows was run" if nothing else one.reason
-            by_reason.setdefault(reason, []).append(one.claim.id)
-        for reason, ids in by_reason.items():
-            lines += [*wrapped(f"{reason}:", "  "), *wrapped(", ".join(ids), "    ", 4)]
-    return "\n".join([*lines, "", ", ".join(f"{n} {word}" for word, n in counts.items())])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ import pandas as pd
 from pydantic import ValidationError
 
 from lsa_study import rundir
+from lsa_study.analysis.tags import NONE, Remarks, read_remarks
+from lsa_study.config.asked import parquet_path
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
-from lsa_study.record import Count, Result
+from lsa_study.record import LATER, Count, Result
 from lsa_study.rundir import RunDir
 
 
@@ -37,6 +40,8 @@ class RunRecord(Result):
     """Packed bits, one per test image: was it classified rightly; None if that is not known."""
     settings: Mapping[str, Any] = {}
     """By dotted name, such as ``model.op.norm``; lists as JSON text."""
+    remarks: Remarks = NONE
+    """What people put on it."""
 
     @property
     def accuracy(self) -> float:
@@ -51,8 +56,8 @@ DTYPES = {
     column: next((NUMERIC[kind] for kind in (hint, *get_args(hint)) if kind in NUMERIC), "object")
     for name, column, _ in RunRecord.facts()
     for hint in [get_type_hints(RunRecord)[name]]
-    # Neither has a column: one came later, the others have one each.
-    if name not in ("start", "settings")
+    # They have no column: some came later, others have one for each of their entries.
+    if name not in ("start", "settings", "remarks", *LATER)
 }
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
@@ -75,12 +80,26 @@ class Collected:
     """The finished runs of a tier, and a message for each file that could not be read.
 
     ``runs`` has one row per run, indexed by identity: the result's facts, the settings as
-    ``settings.model.op.norm`` and so on (lists as JSON text), ``correct`` (packed bits, one per
+    ``settings.model.op.norm`` and so on (lists as JSON text), ``metrics.NAME`` of functions from
+    outside (``metrics_missing`` says why one is), ``correct`` (packed bits, one per
     test image; ``correct_count`` says how many) and ``curve`` (JSON text of the epochs' records).
     """
 
     runs: pd.DataFrame
     broken: tuple[str, ...] = ()
+    results: Path | None = None
+    """The folder that holds them."""
+    remarks: Mapping[str, Remarks] = field(default_factory=dict)
+    """By identity, of the runs that people have said something of."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """The messages of ``broken`` for pages that others read: paths begin at the tier."""
+        return [self.plain(line) for line in self.broken]
+
+    def plain(self, line: str) -> str:
+        """A message whose paths in the results folder begin at the tier."""
+        return line.replace(f"{self.results}{os.sep}", "") if self.results else line
 
     def of(self, identities: Iterable[str]) -> dict[str, RunRecord]:
         """The runs with these identities that have ended, by identity."""
@@ -89,20 +108,29 @@ class Collected:
     @cached_property
     def _every(self) -> dict[str, RunRecord]:
         names = [str(name) for name in self.runs if name not in COLUMNS]
-        short = [name.removeprefix("settings.") for name in names]
-        settings = _by_identity(self.runs, names)
+        others = _by_identity(self.runs, names)
         return {
             identity: RunRecord.model_validate(
                 dict(zip(COLUMNS, values, strict=True))
-                | {"settings": dict(zip(short, settings[identity], strict=True))}
+                | _grouped(dict(zip(names, others[identity], strict=True)))
+                | {"remarks": self.remarks.get(identity, NONE)}
             )
             for identity, values in _by_identity(self.runs, COLUMNS).items()
         }
 
 
-def parquet_path(results: Path, tier: str) -> Path:
-    """Where the collected runs of a tier are kept."""
-    return results / tier / "runs.parquet"
+def _grouped(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns such as ``settings.seed`` as fields that are mappings."""
+    fields: dict[str, Any] = {"settings": {}, "metrics": {}}
+    for name, value in columns.items():
+        group, _, key = name.partition(".")
+        if group == "settings":
+            fields["settings"][key] = value
+        elif name == "metrics_missing":
+            fields[name] = value
+        elif group == "metrics" and columns.get(f"settings.evaluation.{name}") is not None:
+            fields["metrics"][key] = value
+    return fields
 
 
 def collect(results: Path, tier: str, *, folders: bool = True, update: bool = False) -> Collected:
@@ -141,7 +169,12 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
     runs = runs.sort_values(ORDER)
     if update and len(runs) and not runs.equals(known):
         store(results, tier, runs)
-    return Collected(runs, tuple(broken))
+    remarks: Mapping[str, Remarks] = {}
+    try:
+        remarks = read_remarks(results, tier)
+    except ConfigError as error:
+        broken.append(str(error))
+    return Collected(runs, tuple(broken), results, remarks)
 
 
 def store(results: Path, tier: str, runs: pd.DataFrame, *others: pd.DataFrame) -> None:
@@ -218,7 +251,7 @@ class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
 
     # YAML takes half a millisecond a file, and the runs of a row differ in these lines only.
-    OWN_LINES = re.compile(r"^(?:identity|start|variant|  seed):.*\n", re.MULTILINE)
+    OWN_LINES = re.compile(r"^(?:identity|start|reference|variant|  seed):.*\n", re.MULTILINE)
 
     tier: str
     broken: list[str]
@@ -265,6 +298,8 @@ class _Reader:
             "correct": bits,
             "correct_count": None if bits is None else result.test_images,
             **columns,
+            **{f"metrics.{name}": value for name, value in result.metrics.items()},
+            **({"metrics_missing": result.metrics_missing} if result.metrics_missing else {}),
             "settings.seed": result.seed,
         }
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
@@ -23,14 +23,23 @@ from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
+METRIC = "metrics.{}"
+"""How a metric from outside is called in files of data."""
 COLUMNS = (
     "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
 )  # fmt: skip
 """What the JSON names as the columns of every table, after the labels."""
+PAPER = ("paper", "paper_outcome", "paper_delta")
+"""Those that only a study with an article has, but for the first: null in every other JSON."""
 
 
 def write_tables(
-    studies: Sequence[Study], results: Path, columns: Sequence[str] = (), pivot: Sequence[str] = ()
+    studies: Sequence[Study],
+    results: Path,
+    columns: Sequence[str] = (),
+    pivot: Sequence[str] = (),
+    *,
+    seen: Callable[[Table], object] = lambda table: None,
 ) -> list[Path]:
     """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``.
 
@@ -41,6 +50,7 @@ def write_tables(
         results: where their runs lie.
         columns: those that tex and md show, by title or name in files of data; else all.
         pivot: the factor down and that across; else a grid's first two.
+        seen: called with every table.
 
     Raises:
         ConfigError: none of the tables has such a column, or a grid no such factor.
@@ -52,6 +62,7 @@ def write_tables(
         for name, text in texts.items():
             paths.append(folder / name)
             write_whole(paths[-1], text)
+        seen(table)
     return paths
 
 
@@ -77,16 +88,19 @@ def contents(
     that across of a grid.
     """
     file = table.study.file
+    lacking = () if file.article else PAPER
+    metrics = map(METRIC.format, table.metrics)
+    columns_of_data = ["model", *table.label_columns, *COLUMNS, *metrics]
     document = {
         "study": file.study,
         **table.study.apart,
         "tier": table.study.tier,
         "title": file.title,
         "question": file.question,
-        "source": file.article.source,
+        **({"source": file.article.source} if file.article else {}),
         "baseline": file.baseline,
-        "columns": ["model", *table.label_columns, *COLUMNS],
-        "rows": [_facts(row) for row in table.rows],
+        "columns": [name for name in columns_of_data if name not in lacking],
+        "rows": [_without(lacking[1:], _facts(row)) for row in table.rows],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
     if table.effects:
@@ -94,7 +108,7 @@ def contents(
     as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     # In CSV one line per row, one number per cell; lists are separated by spaces.
     records = []
-    for row in map(_facts, table.rows):
+    for row in (_without(lacking, _facts(row)) for row in table.rows):
         record = {"study": file.study, "tier": table.study.tier, "variant": row["variant"]}
         record |= {"about": table.study.about} if table.study.about else {}
         record |= {name: row.get(name, "") for name in ("model", *table.label_columns)}
@@ -145,6 +159,10 @@ def _pivot_texts(table: Table, pivot: Pivot) -> dict[str, str]:
     }
 
 
+def _without(names: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in names}
+
+
 def _facts(row: Row) -> dict[str, Any]:
     """A row as data: what CSV and JSON hold of it."""
     acc1 = row.accuracy
@@ -176,6 +194,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "comparable": row.alike.text or True,
         "outcome": row.outcome,
         **{name: rounded(row.costs[name], cost.exact) for name, cost in COSTS.items()},
+        **{METRIC.format(name): rounded(value, 6) for name, value in row.metrics.items()},
         "runs": row.identities,
         "marks": list(row.marks),
     }

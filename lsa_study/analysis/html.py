@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -14,12 +15,14 @@ from matplotlib.figure import Figure
 from lsa_study.analysis import claims
 from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
-from lsa_study.analysis.notes import MEANING
-from lsa_study.analysis.plots import figures, style
+from lsa_study.analysis.notes import meaning
+from lsa_study.analysis.plots import claims_name, figures, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import signed
 from lsa_study.analysis.table import Table, build
+from lsa_study.analysis.tags import NONE
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 from lsa_study.files import write_whole
 
@@ -30,14 +33,15 @@ SHOWN = 4
 def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
     """Write ``DIR/<tier>/report.html``, a page of claims, tables and figures, for each tier.
 
-    That of one side study alone is ``report-NAME.html``, with the claims that its runs can judge.
+    It holds the article's claims where one of the studies is the article's, and those of studies of
+    your own. That of one side study alone is ``report-NAME.html``, with the claims that its runs
+    can judge.
     The page needs no network and no other file.
     """
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         side = pairs[0][0] if len(pairs) == 1 and pairs[0][0].alias else None
-        judged = claims.judge_tier(results, tier, collected=pairs[0][1], side=side)
-        judged = [one for one in judged if side is None or side.about in one.overrides]
+        judged = claims.judge_studies([one for one, _ in pairs], results, pairs[0][1])
         paths.append(results / tier / (f"report-{side.name}.html" if side else "report.html"))
         write_whole(paths[-1], page(pairs, judged))
     return paths
@@ -49,8 +53,14 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     tables = [build(study, collected) for study, collected in pairs]
     made = figures([(table.study, table.rows) for table in tables], judged)
     drawn = {name: _picture(name, figure) for name, figure in made.items()}
-    groups = list(claims.GROUPS)
-    names = [study.name for study, _ in pairs]
+    studies = [study for study, _ in pairs]
+    sections = [
+        _section(family, of, drawn.pop(claims_name(family, studies), None), tier)
+        for family, of in claims.families(judged).items()
+    ]
+    article = any(study.file.article for study in studies)
+    titles = "; ".join(study.file.title for study in studies)
+    names = [study.name for study in studies]
     owners = {
         one: max((name for name in names if one.startswith(f"{name}-")), key=len, default="")
         for one in drawn
@@ -71,27 +81,45 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
     environment.globals.update(zip=zip, signed=signed, behind=_behind, sort_key=sort_key)
     return environment.get_template("report.html.j2").render(
         tier=tier,
-        meaning=MEANING[tier],
+        title="What limits local self-attention?" if article else titles,
+        meaning=meaning(tier, article=article),
         summary=summary(tables, judged),
-        verdicts=sorted(judged, key=lambda one: (groups.index(one.grouped), one.wanted or 0)),
-        groups={
-            group: (title.partition(":")[0], number)
-            for group, title in claims.GROUPS.items()
-            if (number := sum(one.grouped == group for one in judged))
-        },
-        forest=drawn.pop("claims", None),
-        abouts=[*dict.fromkeys(about for one in judged for about in one.overrides)],
-        counts=claims.claims_json(judged, tier)["counts"],
+        sections=sections,
         tables=tables,
-        sheets={table.study.name: sheet_of(table.study) for table in tables if tier == "paper"},
+        sheets={
+            study.name: sheet_of(study)
+            for study in studies
+            if tier == "paper" and study.file.article
+        },
         pictures={
             name: [picture for one, picture in drawn.items() if owners[one] == name]
             for name in names
         },
         overview=[picture for one, picture in drawn.items() if not owners[one]],
-        broken=sorted({line for _, collected in pairs for line in collected.broken}),
+        broken=sorted({line for _, collected in pairs for line in collected.left_out}),
         colours={f"figure-{light[1:]}": (light, dark) for light, dark in style.DARK.items()},
     )
+
+
+def _section(
+    family: str, judged: Sequence[ClaimVerdict], forest: tuple[Markup, str] | None, tier: str
+) -> dict[str, Any]:
+    """What the page shows of claims that were tested together."""
+    groups = list(claims.GROUPS)
+    return {
+        "name": f"{family}-claims" if family else "claims",
+        "title": f"Claims of {family}" if family else "The article's claims",
+        "article": not family,
+        "verdicts": sorted(judged, key=lambda one: (groups.index(one.grouped), one.wanted or 0)),
+        "groups": {
+            group: (title.partition(":")[0], number)
+            for group, title in claims.GROUPS.items()
+            if (number := sum(one.grouped == group for one in judged))
+        },
+        "forest": forest,
+        "abouts": [*dict.fromkeys(about for one in judged for about in one.overrides)],
+        "counts": claims.claims_json(judged, tier)["counts"],
+    }
 
 
 def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str]:
@@ -106,9 +134,9 @@ def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str
     devices = sorted({run.device or "an unknown device" for run in runs})
     lost = sum(run.outcome != "done" for run in runs)
     ran = (
-        f"What was run: {style.counted(len(runs), 'run')} at tier {tier}, for "
+        f"What was run: {counted(len(runs), 'run')} at tier {tier}, for "
         f"{sum(bool(row.runs) for row in rows)} of the {len(rows)} rows of "
-        f"{', '.join(table.study.file.article.source for table in tables)}"
+        f"{', '.join(table.study.place for table in tables)}"
         + (f"; seeds: {seeds}; on {', '.join(devices)}" if runs else "")
         + (f"; {lost} ended without an accuracy" if lost else "")
     )
@@ -120,7 +148,7 @@ def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str
             f"{ran}.",
             "What is decided: nothing, as results of tier toy check the pipeline and are never "
             "evidence.",
-            f"What is not: all {style.counted(len(judged), 'claim')}; {shown} have numbers that "
+            f"What is not: all {counted(len(judged), 'claim')}; {shown} have numbers that "
             "show what would be judged, and a verdict takes runs at tier proxy or paper.",
         ]
     decided = [one for one in judged if one.grouped == "decided"]
@@ -139,7 +167,7 @@ def summary(tables: Sequence[Table], judged: Sequence[ClaimVerdict]) -> list[str
     ]
     return [
         f"{ran}.",
-        f"What is decided: {len(decided)} of {style.counted(len(judged), 'claim')}"
+        f"What is decided: {len(decided)} of {counted(len(judged), 'claim')}"
         f"{'; ' * bool(found)}{found}{more}.",
         f"What is not: {'; '.join(filter(None, parts)) or 'nothing'}.",
     ]
@@ -162,7 +190,8 @@ def _behind(row: Row, title: str) -> list[str]:
             accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
             reason = f", {run.reason}" if run.reason else ""
             about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
-            lines.append(f"seed {run.seed}: {accuracy}, {about}")
+            said = [*run.remarks.tags, run.remarks.note] if run.remarks != NONE else []
+            lines.append(", ".join(filter(None, (f"seed {run.seed}: {accuracy}", about, *said))))
         return lines
     if title != "Δ":
         return []

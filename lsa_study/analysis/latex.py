@@ -41,6 +41,7 @@ ESCAPES: Mapping[str, str] = {
     "×": r"\ensuremath{\times}",
     "Δ": r"\ensuremath{\Delta}",
     "†": r"\ensuremath{\dagger}",
+    "‡": r"\ensuremath{\ddagger}",
     "≥": r"\ensuremath{\geq}",
     "≤": r"\ensuremath{\leq}",
     "–": "--",

@@ -22,6 +22,13 @@ MEANING: Mapping[str, str] = {
     "paper": "Tier paper: the article's data set and protocol.",
 }
 """What the results of a tier may be taken for."""
+OWN: Mapping[str, str] = {
+    "toy": "Tier toy: a check that the pipeline works, never evidence.",
+    "proxy": "Tier proxy: small images and a small network; what holds here need not hold for "
+    "large ones.",
+    "paper": "Tier paper: ImageNet-1K, large networks, a full training.",
+}
+"""The same of a study without an article."""
 COSTS_NOTE = (
     "Costs: parameters; 10⁹ multiply-adds of one image; seconds of training an epoch (median "
     "over seeds); peak memory in 2³⁰ bytes."
@@ -39,10 +46,14 @@ class Note:
 def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> list[Note]:
     """Notes on the whole table: what its numbers are, and what they rest on."""
     ran = [run for row in rows for run in row.runs]
-    article = (
-        f"Article: the values printed in {study.file.article.source}. Δ, and the article's value "
-        "in brackets: difference to the reference row (–), in points."
-    )
+    reference = "Δ: difference to the reference row (–), in points."
+    if not any(row.reference != row.variant for row in rows):
+        reference = ""
+    if study.file.article:
+        reference = (
+            f"Article: the values printed in {study.place}. Δ, and the article's value in "
+            "brackets: difference to the reference row (–), in points."
+        )
     reading = "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
     if any(row.accuracy.n > 1 for row in rows):
         reading = (
@@ -65,24 +76,33 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     broken = ""
     if number := len(collected.broken):
         plural, verb = ("s", "are") if number > 1 else ("", "is")
-        shown = "; ".join(collected.broken[:3]) + "; ..." * (number > 3)
+        shown = "; ".join(collected.left_out[:3]) + "; ..." * (number > 3)
         broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
     texts = [
-        MEANING[study.tier],
+        meaning(study.tier, article=study.file.article is not None),
         f"About: {study.about}." if study.about else "",
-        *study.asked.broken,
-        article,
+        *map(collected.plain, study.asked.broken),
+        reference,
         reading,
         _noise(rows),
         _order(rows),
-        _best(rows),
+        _best(study, rows),
         *_basis(study, ran),
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
         broken,
         rates_of(study)[1],
-        *([_shells(study), sheet_of(study).note] if study.tier == "paper" else []),
+        *(
+            [_shells(study), sheet_of(study).note]
+            if study.tier == "paper" and study.file.article
+            else []
+        ),
     ]
     return [Note(text) for text in texts if text]
+
+
+def meaning(tier: str, *, article: bool) -> str:
+    """What the results of a tier may be taken for, of studies with an article or without one."""
+    return (MEANING if article else OWN)[tier]
 
 
 def _noise(rows: Sequence[Row]) -> str:
@@ -146,7 +166,7 @@ def _shells(study: Study) -> str:
     return f"Shell: {'; '.join(parts)}." if parts else ""
 
 
-def _best(rows: Sequence[Row]) -> str:
+def _best(study: Study, rows: Sequence[Row]) -> str:
     """What the best epochs by the test set would give in place of the last ones."""
     higher, known = [], False
     for row in rows:
@@ -162,10 +182,9 @@ def _best(rows: Sequence[Row]) -> str:
     if not known:
         return ""
     found = f"would give {', '.join(higher)}" if higher else "is the same one in every run"
-    return (
-        f"Acc@1 is the last epoch's; the best by the test set {found}. The article does not say "
-        "which it reports, its released code tracks the best."
-    )
+    article = " The article does not say which it reports, its released code tracks the best."
+    said = f"Acc@1 is the last epoch's; the best by the test set {found}."
+    return said + article * (study.file.article is not None)
 
 
 def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.analysis.collect import Collected, RunRecord, collect, parquet_path
+from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import signed
+from lsa_study.config.asked import parquet_path
+from lsa_study.config.find import find_study, side_tiers, tiers_of
 from lsa_study.config.names import nearest
-from lsa_study.config.study import TIERS, Study
+from lsa_study.config.study import TIERS, Study, load_study
 from lsa_study.errors import ConfigError
-from lsa_study.record import Result
+from lsa_study.record import LATER, Result
 
 Sections = dict[str, dict[str, tuple[Any, Any]]]
 
@@ -29,7 +32,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     Raises:
         ConfigError: the study has no such row, or several with that label.
     """
-    found = _find(study, row, rows_of(study, collected))
+    found = _find(study.name, row, rows_of(study, collected))
     contrast = found.contrast
     difference = {
         "seeds": list(contrast.seeds),
@@ -53,7 +56,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "mean": found.accuracy.mean,
         "low": found.accuracy.low,
         "high": found.accuracy.high,
-        "article": found.article.value,
+        **({"article": found.article.value} if study.file.article else {}),
         "reference": found.reference,
         "difference": difference if contrast.seeds else None,
         "comparable": found.alike.text or True,
@@ -64,6 +67,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
                 "seed": seed,
                 "identity": identity,
                 **{name: ran[seed][name] if seed in ran else None for name in FACTS},
+                **{n: ran[seed][n] for n in LATER if seed in ran and n in ran[seed]},
                 "outcome": ran[seed]["outcome"] if seed in ran else "not run",
                 "files": str(here[identity].root) if identity in here else stored.get(seed),
             }
@@ -72,16 +76,16 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
     }
 
 
-def _find(study: Study, name: str, rows: Sequence[Row]) -> Row:
+def _find(study: str, name: str, rows: Sequence[Row]) -> Row:
     exact = [row for row in rows if row.variant == name]
     named = exact or [row for row in rows if name.lower() in (row.label.lower(), row.name.lower())]
     if len(named) == 1:
         return named[0]
     if named:
         known = ", ".join(row.variant for row in named)
-        raise ConfigError(f"{name}: is {len(named)} rows of {study.name}; known: {known}")
+        raise ConfigError(f"{name}: is {len(named)} rows of {study}; known: {known}")
     hint = nearest(name, [row.variant for row in rows])
-    raise ConfigError(f"{name}: is no row of {study.name}; {hint}")
+    raise ConfigError(f"{name}: is no row of {study}; {hint}")
 
 
 def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
@@ -103,7 +107,7 @@ def why_text(found: dict[str, Any]) -> str:
     if found["mean"] is not None:
         values = ", ".join(f"{r['acc1']:.4f}" for r in found["runs"] if r["outcome"] == "done")
         lines.append(f"acc1      {found['mean']:.4f} = mean of {values}")
-    if found["article"] is not None:
+    if found.get("article") is not None:
         lines.append(f"article   {found['article']}")
     if (difference := found["difference"]) is not None:
         p = "" if difference["p"] is None else f", p = {difference['p']:.3g}"
@@ -116,7 +120,9 @@ def why_text(found: dict[str, Any]) -> str:
         lines.append(f"not alike {found['comparable']}")
     for run in found["runs"]:
         lines += ["", f"seed {run['seed']}    {run['identity']}  {run['outcome']}"]
-        known = {name: run[name] for name in ("files", *FACTS) if run[name] is not None}
+        facts = {name: run[name] for name in ("files", *FACTS)} | run.get("metrics", {})
+        facts["metrics_missing"] = run.get("metrics_missing")
+        known = {name: value for name, value in facts.items() if value is not None}
         shown = {name: "yes" if v is True else v for name, v in known.items() if v is not False}
         lines += [f"  {name}: {value}" for name, value in shown.items()]
     return "\n".join(lines)
@@ -125,7 +131,8 @@ def why_text(found: dict[str, Any]) -> str:
 def diff(results: Path, one: str, other: str, tier: str | None = None) -> Sections:
     """Compare two finished runs of a tier, or of any.
 
-    Each is the start of a run's name (``net7-s0``) or of its identity, if only one run has it.
+    Each is the start of a run's name (``net7-s0``) or of its identity, if only one run has it; or a
+    row of a study, by path or name (``mine.yaml/net7``): of its first seed, or ``mine/net7-s1``.
 
     Returns:
         ``config``, ``code``, ``environment`` and ``metrics``: what differs, with both values;
@@ -135,12 +142,14 @@ def diff(results: Path, one: str, other: str, tier: str | None = None) -> Sectio
         ConfigError: no finished run is called so, or several are.
     """
     known: dict[str, RunRecord | None] = {}
+    collected: dict[str, Collected] = {}
     for at in TIERS if tier is None else [tier]:
         known |= {run.root.name: None for run in rundir.existing(results, at).values()}
-        ended = collect(results, at)
+        ended = collected[at] = collect(results, at)
         found = ended.of(ended.runs.index).values()
         known |= {f"{run.variant}-s{run.seed}-{run.identity}": run for run in found}
-    ours, theirs = (_find_run(known, start, results) for start in (one, other))
+    starts = [_of_row(results, start, collected) for start in (one, other)]
+    ours, theirs = (_find_run(known, start, results) for start in starts)
     differing: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
     for name in sorted({*ours.settings, *theirs.settings}):
         values = ours.settings.get(name), theirs.settings.get(name)
@@ -151,6 +160,29 @@ def diff(results: Path, one: str, other: str, tier: str | None = None) -> Sectio
         if fact is not None and values[0] != values[1]:
             differing[fact.section][shown] = values
     return differing
+
+
+def _of_row(results: Path, text: str, collected: Mapping[str, Collected]) -> str:
+    """The identity of a row's run that has ended, where a study and a row are named."""
+    name, slash, row = text.rpartition("/")
+    parts = re.fullmatch(r"(.+?)(?:-s(\d{1,10}))?", row)
+    if not slash or parts is None:
+        return text
+    found: dict[str, str] = {}
+    tiers = side_tiers(results, name) or tiers_of(str(find_study(name, results)))
+    for tier, ended in ((tier, collected[tier]) for tier in tiers if tier in collected):
+        rows = rows_of(load_study(name, tier=tier, recall=results), ended)
+        exact = any(one.variant == row for one in rows)
+        runs = _find(name, row if exact else parts[1], rows).runs
+        seeds = [run for run in runs if exact or parts[2] in (None, str(run.seed))]
+        if seeds:
+            found[tier] = seeds[0].identity
+    if len(found) > 1:
+        places = ", ".join(found)
+        raise ConfigError(f"{text}: was run at tiers {places}; choose one with --tier")
+    if not found:
+        raise ConfigError(f"{text}: no run of it has ended under {results}; see lsa status {name}")
+    return found.popitem()[1]
 
 
 def _find_run(known: Mapping[str, RunRecord | None], start: str, results: Path) -> RunRecord:

@@ -22,7 +22,7 @@ from lsa_study.analysis.statistics import Estimate, pooled_interval
 from lsa_study.config.contrast import differing_rows
 from lsa_study.config.study import Study
 
-ENDS = {"diverged": "diverged", "oom": "out of memory"}
+ENDS = {"diverged": "diverged", "oom": "out of memory", "stopped early": "stopped early"}
 """How the ends of runs that have no accuracy are called."""
 
 
@@ -46,7 +46,7 @@ COSTS: Mapping[str, Cost] = {
     "peak_memory_gib": Cost("GiB", lambda run: run.peak_memory_bytes, 2**30, 2),
 }
 """By their names in files of data."""
-MEASURED = ("(article)", "(images/s)", "(measured)")
+MEASURED = ("(article)", "(counted)", "(images/s)", "(measured)")
 """Ends of the titles of columns that hold figures, and so no part of a row's name."""
 
 
@@ -101,9 +101,11 @@ class Row:
     def contrast(self) -> Contrast:
         """Against the reference row over shared seeds; a baseline has none.
 
-        Nor has a row that saw other images: what is not comparable has no difference.
+        Nor has a row that saw other images, as what is not comparable has no difference; nor one
+        of which seeds were stopped early: the others were chosen by their accuracy.
         """
-        theirs = () if self.base is None or self.alike.refused else self.base.done
+        unfit = self.base is None or self.alike.refused or self.cut or self.base.cut
+        theirs = () if self.base is None or unfit else self.base.done
         return compare(self.done, theirs, self.peers, self.declared)
 
     @property
@@ -129,10 +131,22 @@ class Row:
         return found
 
     @cached_property
+    def metrics(self) -> dict[str, float | None]:
+        """Means of the metrics from outside over the runs with an accuracy; None where unknown."""
+        names = dict.fromkeys(name for run in self.done for name in run.metrics)
+        values = {n: [v for r in self.done if (v := r.metrics.get(n)) is not None] for n in names}
+        return {name: statistics.fmean(of) if of else None for name, of in values.items()}
+
+    @cached_property
     def ends(self) -> dict[str, int]:
         """How many of its runs ended without an accuracy, by outcome."""
         outcomes = [run.outcome for run in self.runs]
         return {name: outcomes.count(name) for name in ENDS if name in outcomes}
+
+    @property
+    def cut(self) -> bool:
+        """Whether runs of it were stopped early, by the rule ``runtime.stop``."""
+        return "stopped early" in self.ends
 
     @property
     def outcome(self) -> str:

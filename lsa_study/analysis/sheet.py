@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ from lsa_study.config.contrast import under
 from lsa_study.config.fidelity import KINDS, remarks, shown, sources
 from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
+from lsa_study.terminal import wrapped
 
-WIDTH = 80
 HIDDEN = ("tier", "seed", "data.root", "runtime", "train.start.recipe")
 """Settings that a sheet leaves out; what it says of seeds is a remark."""
 MEANT = ("model.op.scale",)
@@ -54,7 +53,7 @@ class Sheet:
     @property
     def title(self) -> str:
         """What it is the sheet of."""
-        return f"Fidelity sheet of {self.study.file.article.source}"
+        return f"Fidelity sheet of {self.study.place}"
 
     def remarks(self) -> dict[str, tuple[tuple[str, str], ...]]:
         """What differs and what is assumed by their headings; an empty one is left out."""
@@ -76,13 +75,13 @@ class Sheet:
             place = f"{one.kind}, {one.place}"
             groups.setdefault(one.rows, {}).setdefault(place, []).append(one.text)
         for rows, places in groups.items():
-            lines += _wrapped(rows, "  ")
+            lines += wrapped(rows, "  ")
             for place, settings in places.items():
-                lines += _wrapped(f"{place}: {', '.join(settings)}", "    ")
+                lines += wrapped(f"{place}: {', '.join(settings)}", "    ")
         for title, listed in self.remarks().items():
             lines.append(f"  {title.lower()}")
             for rows, remark in listed:
-                lines += _wrapped(f"{rows}: {remark}", "    ")
+                lines += wrapped(f"{rows}: {remark}", "    ")
         return "\n".join(lines)
 
     def markdown(self) -> str:
@@ -155,10 +154,3 @@ def _rows(some: Sequence[str], every: Sequence[str]) -> str:
         return "every row"
     named, but = (others, "every row but ") if len(others) < len(some) / 2 else (some, "")
     return but + ", ".join(named)
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ",
-        break_on_hyphens=False,
-    )  # fmt: skip

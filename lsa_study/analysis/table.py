@@ -29,8 +29,8 @@ class Table:
     @property
     def caption(self) -> str:
         """The title with its tier and place in the article."""
-        file = self.study.file
-        return f"{file.title} ({file.article.source}; tier {self.study.tier})"
+        source = f"{self.study.place}; " if self.study.file.article else ""
+        return f"{self.study.file.title} ({source}tier {self.study.tier})"
 
     @cached_property
     def label_columns(self) -> list[str]:
@@ -41,7 +41,8 @@ class Table:
     def cost_columns(self) -> list[str]:
         """The names of the costs that have a column: known of a row, and in no column of words."""
         # Tables 6 and 8 bring their own columns of counted costs beside the article's.
-        counted = {title.split()[0] for title in self.label_columns if "(article)" in title}
+        ends = ("(article)", "(counted)")
+        counted = {title.split()[0] for title in self.label_columns if title.endswith(ends)}
         return [
             name
             for name, cost in COSTS.items()
@@ -49,10 +50,26 @@ class Table:
             and any(row.costs[name] is not None for row in self.rows)
         ]
 
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of the metrics from outside, each a column."""
+        of = self.study.variants.values()
+        return list(dict.fromkeys(name for one in of for name in one.evaluation.metrics))
+
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""
         costs = [COSTS[name].title for name in self.cost_columns]
-        return ["Model", *self.label_columns, "Acc@1 (%)", "n", "Δ", "Article", *costs]
+        compared = self._compared
+        return [
+            "Model", *self.label_columns, "Acc@1 (%)", "n", *compared, *self.metrics, *costs,
+        ]  # fmt: skip
+
+    @cached_property
+    def _compared(self) -> list[str]:
+        """The columns of what rows are held against: a reference row, the article, if there are."""
+        several = any(row.reference != row.variant for row in self.rows)
+        article = self.study.file.article is not None
+        return ["Δ"] * (several or article) + ["Article"] * article
 
     def texts(self) -> list[list[str]]:
         """The cells as shown, row by row; the model's marks are not among them."""
@@ -68,8 +85,10 @@ class Table:
             n = str(row.accuracy.n) if row.runs else ""
             words = [row.columns.get(name, "") for name in self.label_columns]
             costs = [self._cost(row, name) for name in self.cost_columns]
-            article = f"{row.article.text}{change}"
-            texts.append([row.label, *words, accuracy, n, delta, article, *costs])
+            beside = [delta, f"{row.article.text}{change}"][: len(self._compared)]
+            found = [row.metrics.get(name) for name in self.metrics]
+            metrics = ["" if value is None else f"{value:.4g}" for value in found]
+            texts.append([row.label, *words, accuracy, n, *beside, *metrics, *costs])
         return texts
 
     def _cost(self, row: Row, name: str) -> str:
@@ -113,6 +132,22 @@ def build(study: Study, collected: Collected) -> Table:
     if unlike:
         text = f"Not made as the row it is compared with, beside the factor. {'. '.join(unlike)}."
         notes.append(Note(text, "†"))
+    for row in rows:
+        lacking = [f"seed {r.seed}: {r.metrics_missing}" for r in row.done if r.metrics_missing]
+        if lacking:
+            notes.append(Note(f"Missing of {row.name}, in no mean: {'; '.join(lacking)}."))
+    cut = []
+    for row in rows:
+        if row.cut:
+            marks[row.variant] += ("‡",)
+            cut += [
+                f"{row.variant} seed {run.seed} in {run.reason}"
+                for run in row.runs
+                if run.outcome == "stopped early"
+            ]
+    if cut:
+        text = "Stopped early by the study's rule, so not finished and without a difference"
+        notes.append(Note(f"{text}: {'. '.join(cut)}.", "‡"))
     notes += general_notes(study, rows, collected)
     found = effects(study, rows)
     notes += [Note(line) for line in effect_notes(found, rows)]

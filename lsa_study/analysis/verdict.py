@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -11,8 +12,12 @@ from typing import Any, Literal
 from scipy import stats
 
 from lsa_study.analysis.inference import ALPHA, proportion
-from lsa_study.analysis.ledger import Claim
+from lsa_study.analysis.notes import meaning
 from lsa_study.analysis.statistics import Estimate, rounded, signed
+from lsa_study.config.ledger import RULE, Claim
+from lsa_study.config.names import nearest
+from lsa_study.errors import ConfigError
+from lsa_study.terminal import wrapped
 
 Word = Literal["supported", "contradicted", "unresolved", "not comparable", "no verdict", "not run"]
 """no verdict: what the toy tier gives, whose results are never evidence."""
@@ -32,7 +37,12 @@ UNITS: Mapping[str, str] = {
     "ends": "share of runs",
     "signs": "share of pairs",
 }
-WIDTH = 80
+GROUPS: Mapping[str, str] = {
+    "decided": "Decided",
+    "near": f"Nearest to being decided: at most {NEAR} more seeds",
+    "open": "Open",
+    "not run": "Not run",
+}
 HIDDEN = {"outcome", "besides", "tiers", "control", "precision", "device"}
 Seeds = tuple[int, int | None, int | None] | None
 """About how many more would decide, the fewest and the most."""
@@ -82,6 +92,8 @@ class ClaimVerdict:
     """How many more seeds would decide it at a level."""
     differs: tuple[Differing, ...] = ()
     """All settings in which its rows differ."""
+    family: str = ""
+    """The study whose own claim it is, tested together with its others; empty: the article's."""
 
     @property
     def grouped(self) -> str:
@@ -201,7 +213,7 @@ class ClaimVerdict:
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
-        return self.claim.model_dump(exclude=HIDDEN) | {
+        found = self.claim.model_dump(exclude=HIDDEN) | {
             "verdict": self.verdict,
             "estimate": rounded(self.estimate.mean),
             "low": rounded(self.estimate.low),
@@ -225,12 +237,14 @@ class ClaimVerdict:
                 for one in self.differs
             ],
         }
+        return {key: value for key, value in found.items() if key != "paper" or not self.family}
 
     def as_text(self) -> list[str]:
         """The verdict as lines for a terminal."""
         mark = " †" if self.comparable and self.word in DECIDED else ""
         lines = [f"{self.claim.id}: {self.verdict}{mark}"]
-        lines += [f"{self.claim.text} [{self.claim.source}]", self.numbers]
+        source = f" [{self.claim.source}]" if self.claim.source else ""
+        lines += [f"{self.claim.text}{source}", self.numbers]
         if differs := self.differing:
             lines.append(f"differ in {differs}")
         lines += [f"note: {self.claim.note}"] * bool(self.claim.note)
@@ -260,10 +274,71 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def wrapped(text: str, indent: str = "", further: int | None = None) -> list[str]:
-    """Lines of a terminal's usual width; those after the first start ``further`` to the right."""
-    later = indent + "  " if further is None else " " * further
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False,
-        break_long_words=False,
-    )  # fmt: skip
+def families(found: Sequence[ClaimVerdict]) -> dict[str, list[ClaimVerdict]]:
+    """Verdicts by the claims that were tested together: the article's, then each study's own."""
+    return {
+        family: [one for one in found if one.family == family]
+        for family in dict.fromkeys(one.family for one in found)
+    }
+
+
+def of_study(found: Sequence[ClaimVerdict], study: str) -> list[ClaimVerdict]:
+    """The claims that read a row of a study; they were tested together with all others.
+
+    Raises:
+        ConfigError: no claim is about it.
+    """
+    known = sorted({row.split("/")[0] for one in found for row in one.claim.sides})
+    if study not in known and not any(one.family for one in found):
+        raise ConfigError(f"--study {study}: no claim is about it; {nearest(study, known)}")
+    return [
+        one
+        for one in found
+        if one.family or any(r.startswith(f"{study}/") for r in one.claim.sides)
+    ]
+
+
+def claims_json(found: Sequence[ClaimVerdict], tier: str) -> dict[str, Any]:
+    """All verdicts as data, with what the tier's results may be taken for."""
+    article = not all(one.family for one in found)
+    return {
+        "tier": tier,
+        "caution": meaning(tier, article=article),
+        **({"margins": RULE} if article else {}),
+        "counts": dict(Counter(verdict.word for verdict in found)),
+        "claims": [verdict.as_json() for verdict in found],
+    }
+
+
+def claims_text(found: Sequence[ClaimVerdict], tier: str) -> str:
+    """All verdicts as lines for a terminal: decided ones first, then those nearest to it."""
+    return "\n\n".join(_family_text(family, of, tier) for family, of in families(found).items())
+
+
+def _family_text(family: str, found: Sequence[ClaimVerdict], tier: str) -> str:
+    counts = Counter(verdict.word for verdict in found)
+    lines = [f"Claims of {family}"] if family else []
+    lines += wrapped(meaning(tier, article=not family), further=0)
+    for about in dict.fromkeys(about for one in found for about in one.overrides):
+        lines += wrapped(about)
+    if tier == "toy":
+        lines += wrapped("So no claim gets a verdict here; the numbers show what would be judged.")
+    lines += wrapped(RULE, further=0) if not family else []
+    for group, title in GROUPS.items():
+        listed = sorted(
+            (one for one in found if one.grouped == group),
+            key=lambda one: one.wanted or math.inf,
+        )
+        shown = "What would be judged" if (group, tier) == ("open", "toy") else title
+        lines += ["", f"{shown} ({len(listed)})"] if listed else []
+        if group != "not run":
+            lines += [line for one in listed for line in one.as_text()]
+            continue
+        by_reason: dict[str, list[str]] = {}
+        for one in listed:
+            nothing = one.reason == f"{', '.join(one.claim.sides)}: not run"
+            reason = "none of their rows was run" if nothing else one.reason
+            by_reason.setdefault(reason, []).append(one.claim.id)
+        for reason, ids in by_reason.items():
+            lines += [*wrapped(f"{reason}:", "  "), *wrapped(", ".join(ids), "    ", 4)]
+    return "\n".join([*lines, "", ", ".join(f"{n} {word}" for word, n in counts.items())])

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lsa_study import __version__
-from lsa_study.cli import results, run
+from lsa_study.cli import explain, new, results, run, runs
 from lsa_study.errors import LsaError
 from lsa_study.terminal import guard_output
 
@@ -39,8 +39,9 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run_guarded
 
 
-for one in (*run.COMMANDS, *results.COMMANDS):
+for one in (*run.COMMANDS, *results.COMMANDS, *runs.COMMANDS, *explain.COMMANDS):
     app.command()(_guarded(one))
+app.command()(_guarded(new.new))
 app.command("eval")(_guarded(results.evaluate))  # the bare word is Python's own
 app.command("collect")(_guarded(results.collect_from))
 

@@ -14,7 +14,6 @@ import typer
 
 from lsa_study.cli import options as opt
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.launch.track import TRACKERS
 from lsa_study.machine import cores, visible_gpus
 
 
@@ -22,6 +21,7 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
     """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
     import torch
 
+    from lsa_study.launch.track import TRACKERS
     from lsa_study.ops import functional
 
     here = results if results.exists() else Path()

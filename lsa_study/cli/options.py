@@ -16,14 +16,14 @@ import typer
 
 from lsa_study.config import study
 from lsa_study.config.asked import every_asked
-from lsa_study.config.contrast import check_contrast
-from lsa_study.config.find import find_asked, side_tiers
+from lsa_study.config.contrast import check_claims, check_contrast
+from lsa_study.config.find import find_asked, find_study, side_tiers
 from lsa_study.config.grid import MANY
 from lsa_study.config.names import nearest
 from lsa_study.config.parts import check_parts
 from lsa_study.config.remember import named
-from lsa_study.config.settings import MOST_SEEDS
 from lsa_study.config.study import Study
+from lsa_study.config.values import MOST_SEEDS
 from lsa_study.errors import ConfigError
 
 Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="stem, path, or all")]
@@ -149,9 +149,10 @@ class Selection:
         for name in asked:
             tier = self.tier or self._only_tier(name)
             known = self.results if recall or side_tiers(self.results, name, [tier]) else None
+            path = name if known else find_study(name, self.results)
             try:
                 one = study.load_study(
-                    name, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
+                    path, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
                     recall=known, grid=self.grid or (), many=many,
                 )  # fmt: skip
             except study.NoVariant as error:
@@ -160,6 +161,7 @@ class Selection:
             check_contrast(one, allowed or ())
             check_parts(one.variants, partial(one.document.where, "variants"))
             found = named(one, self.results, alias)
+            check_claims(found, self.results)
             if recall and found is one:  # fewer seeds are no other study
                 seeds = sorted({*one.seeds, *one.asked.seeds})
                 found = replace(one, seeds=tuple(seeds))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import Selection, selecting
-from lsa_study.config.find import side_tiers
+from lsa_study.config.find import own_claims
 from lsa_study.config.names import short
-from lsa_study.config.study import load_study
 from lsa_study.errors import ConfigError
+from lsa_study.terminal import show_table
+
+if TYPE_CHECKING:
+    from lsa_study.analysis.table import Table
 
 
 @selecting
@@ -49,12 +57,29 @@ def table(
         number = "1 cell differs" if len(differing) == 1 else f"{len(differing)} cells differ"
         typer.echo(number if differing else "all cells rebuilt")
         raise typer.Exit(1 if differing else 0)
-    written = formats.write_tables(loaded, chosen.results, names, factors)
+    terminal = sys.stdout.isatty()
+    show = partial(_show, columns=names) if terminal else (lambda table: None)
+    written = formats.write_tables(loaded, chosen.results, names, factors, seen=show)
     for path in written:
-        if path.suffix == ".md":
+        if path.suffix == ".md" and (not terminal or path.stem.endswith("-pivot")):
             typer.echo(path.read_text("utf-8"))
     for folder in dict.fromkeys(path.parent for path in written):
         typer.echo(f"written to {folder}")
+
+
+def _show(table: Table, columns: Sequence[str]) -> None:
+    from lsa_study.analysis.latex import places
+
+    typer.echo(table.caption)
+    shown = places(table, columns)
+    cells = [table.header(), *table.texts()]
+    for line, row in zip(cells[1:], table.rows, strict=True):
+        line[0] += "".join(f" {mark}" for mark in row.marks)
+    show_table([[line[at] for at in shown] for line in cells])
+    typer.echo()
+    for note in table.notes:
+        typer.echo(textwrap.fill(f"{note.mark} {note.text}".strip(), get_terminal_size().columns))
+    typer.echo()
 
 
 def plots(
@@ -111,18 +136,34 @@ def claims(
     ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Judge the article's claims by the finished runs of a tier."""
+    """Judge claims by the finished runs of a tier: the article's, or those of a study or a file."""
     from lsa_study.analysis import claims as ledger
     from lsa_study.analysis.collect import collect
+    from lsa_study.config.ledger import Claims
 
-    side = None
-    if study and side_tiers(results, study):
-        side = load_study(study, tier=tier, recall=results)
-        study = short(side.file.study)
+    one = None
+    if study:
+        try:
+            (one,) = Selection([study], tier, results=results).load(recall=True)
+        except ConfigError:
+            # The article's claims are also about studies that are not here, or not at this tier.
+            if study not in ledger.studies_of(Claims.read()):
+                raise
+        study = short(one.file.study) if one else study
     collected = collect(results, tier, update=True)
     for line in collected.broken:
         typer.echo(f"left out: {line}", err=True)
-    found = ledger.judge_tier(results, tier, path=file, collected=collected, side=side)
+    if one is not None and file is None:
+        found = ledger.judge_studies([one], results, collected)
+        if not found:
+            raise ConfigError(f"--study {study}: has no claims; write claims: into its file")
+    else:
+        own = one if one and not one.file.article else None
+        found = ledger.judge_tier(
+            results, tier, path=file, collected=collected, side=own, own=own is not None
+        )
+    for name in own_claims(results) if not study and not file else ():
+        typer.echo(f"{name} has claims of its own: lsa claims --study {name}", err=True)
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))
@@ -141,14 +182,27 @@ def collect_from(
 
 
 def report(
-    study: opt.MaybeStudies = None, tier: opt.Tier = "toy", results: opt.SomeResults = opt.RESULTS
+    study: opt.MaybeStudies = None,
+    tier: opt.Tier = "toy",
+    results: opt.SomeResults = opt.RESULTS,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="show it here, built anew while runs go on")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0: a free one")] = 8765,
 ) -> None:
     """Write one self-contained HTML page: claims, tables, figures."""
     from lsa_study.analysis.html import write_report
 
-    chosen = Selection(study or ["all"], tier, results=results)
-    for path in write_report(chosen.load(recall=True), results):
-        typer.echo(path)
+    def build() -> Path:
+        chosen = Selection(study or ["all"], tier, results=results)
+        return write_report(chosen.load(recall=True), results)[0]
+
+    if not serve:
+        typer.echo(build())
+        return
+    from lsa_study.cli.serve import serve as show
+
+    show(build, results, tier, port=port, say=typer.echo)
 
 
 def evaluate(

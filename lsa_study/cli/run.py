@@ -17,16 +17,18 @@ from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
 from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
-from lsa_study.launch import plan as planning
-from lsa_study.launch.track import require
-from lsa_study.terminal import Screen, guard_output
+from lsa_study.terminal import Screen, guard_output, width_of, wrapped
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
-    """The distinct runs, once it is known that their tracker is installed."""
+    """The distinct runs, once their tracker is installed and what they take from outside works."""
+    from lsa_study.launch import plan as planning
+    from lsa_study.launch.track import require
+
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:
         require(tracker)
+    planning.check_outside(runs)
     return runs
 
 
@@ -36,7 +38,8 @@ def _noted(chosen: Selection, loaded: Sequence[studies.Study]) -> None:
     where = "" if chosen.results == opt.RESULTS else f" --results {chosen.results}"
     for one in loaded:
         if one.alias:
-            typer.echo(f"{one.alias} is a {one.about}")
+            for line in wrapped(f"{one.alias} is a {one.about}"):
+                typer.echo(line)
             typer.echo(f"  read it: lsa table {one.alias} --tier {one.tier}{where}")
 
 
@@ -54,6 +57,7 @@ def plan(
 ) -> None:
     """Show what would run, and check everything; write nothing."""
     from lsa_study.analysis.sheet import sheet_of
+    from lsa_study.launch import plan as planning
 
     if listed:
         typer.echo("\n".join(planning.known_studies(chosen.results)))
@@ -62,14 +66,19 @@ def plan(
         raise ConfigError("lsa plan: Missing argument 'STUDY...'; give one, or see --list")
     loaded = chosen.load(allow_confound, many=yes)
     planning.check_starts(loaded)
-    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper"]
+    sheets = [sheet_of(one) for one in loaded if chosen.tier == "paper" and one.file.article]
     if sheet:
         if not sheets:
+            if chosen.tier == "paper":
+                raise ConfigError("--sheet: only a study with an article has a sheet; drop it")
             raise ConfigError(f"--sheet: tier {chosen.tier} has no sheet; give --tier paper")
         typer.echo("\n".join(one.markdown() for one in sheets), nl=False)
         return
-    # Days of GPUs hang on this tier: its networks are built before anybody waits for them.
-    models = planning.check_models(loaded) if chosen.tier == "paper" else None
+    planning.check_outside(studies.distinct(loaded))
+    # Days of GPUs hang on this tier: its networks are built before anybody waits for them. Options
+    # of an operator from outside are nobody's but its author's.
+    own = [":" in of.model.op.kind for one in loaded for of in one.variants.values()]
+    models = planning.check_models(loaded) if chosen.tier == "paper" or any(own) else None
     if not as_json:
         typer.echo(planning.plan_text(loaded, chosen.results))
         if models:
@@ -198,9 +207,10 @@ def status(
     elif watch:
         states.watch(look, results, Screen())
     else:
-        for line in about:
+        for line in (line for one in about for line in wrapped(one)):
             typer.echo(line)
-        Screen().print(states.page(look(), results), soft_wrap=True)
+        screen = Screen()
+        screen.print(states.page(look(), results, width_of(screen)), soft_wrap=True)
 
 
 def logs(

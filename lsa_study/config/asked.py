@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lsa_study.config import names
-from lsa_study.config.settings import MOST_SEED, MOST_SEEDS
+from lsa_study.config.values import MOST_SEED, MOST_SEEDS
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_whole
 
@@ -37,8 +38,15 @@ class Asked(BaseModel):
     only: str | None = None
     grid: list[str] = []
     """Each ``--grid``."""
+    path: str = ""
+    """Of a study itself: its file, as in ``study``; empty: it came with the package."""
     broken: tuple[str, ...] = Field((), exclude=True)
     """Of what was put together from several files: those that could not be read."""
+
+
+def parquet_path(results: Path, tier: str) -> Path:
+    """Where the collected runs of a tier are kept."""
+    return results / tier / "runs.parquet"
 
 
 def memory(results: Path, tier: str, name: str) -> Path:
@@ -116,7 +124,7 @@ def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
         for path in (results / tier / "runs").glob("*")
     )
     found = {end[2]: int(end[1]) for end in ends if end}
-    path = results / tier / "runs.parquet"
+    path = parquet_path(results, tier)
     if path.is_file():
         from pyarrow import parquet
 
@@ -132,10 +140,18 @@ def good_seeds(found: Any, place: str) -> tuple[int, ...]:
     Raises:
         ConfigError: they are none, or too many.
     """
-    few = isinstance(found, list | tuple | range) and 0 < len(found) <= MOST_SEEDS
-    if few and all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in found):
-        return tuple(dict.fromkeys(found))
-    raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
+    if not isinstance(found, list | tuple | range) or not 0 < len(found) <= MOST_SEEDS:
+        raise ConfigError(f"{place}: not up to {MOST_SEEDS} seeds; give a list like [0, 1, 2]")
+    mistakes = [
+        f"{place}: {seed!r:.40} is no seed; give whole numbers from 0 to {MOST_SEED}"
+        for seed in found
+        if type(seed) is not int or not 0 <= seed <= MOST_SEED
+    ]
+    times = Counter(map(repr, found))
+    mistakes += [f"{place}: {one} stands {n} times; keep one" for one, n in times.items() if n > 1]
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return tuple(found)
 
 
 def shown(seeds: Sequence[int]) -> str:

@@ -8,10 +8,14 @@ value of one of them and else the same values. What a sample draws is one factor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from lsa_study.config.study import Study
-from lsa_study.errors import Refused
+from lsa_study.config.find import find_study, tiers_of
+from lsa_study.config.ledger import Claim
+from lsa_study.config.names import nearest, short
+from lsa_study.config.study import Study, load_study
+from lsa_study.errors import ConfigError, Refused
 
 START = "train.start: "
 """Stands before a setting in which not two rows differ but the rows that they begin from."""
@@ -79,3 +83,47 @@ def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
     ]
     if lines:
         raise Refused("\n".join(lines))
+
+
+def check_claims(study: Study, results: Path) -> None:
+    """Check that a study's own claims can be judged: their rows are there, and are comparable.
+
+    Raises:
+        ConfigError: rows of other studies that there are not, and rows that differ in more than one
+            factor and what the claim names in ``besides``.
+    """
+    known: dict[str, Study | None] = {short(study.file.study): study}
+    mistakes: list[str] = []
+    for at, claim in enumerate(study.claims):
+        where = f"{study.document.where('claims', str(at))}: claim {claim.id}:"
+        for stem in (row.split("/")[0] for row in claim.sides):
+            if stem in known:
+                continue
+            try:
+                path = str(find_study(stem, results, study.document.path.parent))
+                here = study.tier in tiers_of(path)
+                known[stem] = load_study(path, tier=study.tier) if here else None
+            except ConfigError as error:
+                known[stem] = None
+                mistakes += [f"{where} {line}" for line in error.mistakes]
+        found = {row: (known[row.split("/")[0]], row.split("/")[1]) for row in claim.sides}
+        for other, row in found.values():
+            if other is not None and other is not study and row not in other.file.variants:
+                hint = nearest(row, other.file.variants)
+                mistakes.append(f"{where} {row!r} is not a variant of {other.name}; {hint}")
+        mistakes += [f"{where} {line}" for line in _apart(claim, found)]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _apart(claim: Claim, rows: dict[str, tuple[Study | None, str]]) -> list[str]:
+    """Pairs of a claim's rows that would never be compared."""
+    found = []
+    for pair in claim.compared if claim.metric in ("acc1", "speed", "memory") else ():
+        sides = [(s, row) for s, row in map(rows.__getitem__, pair) if s and row in s.variants]
+        if len(sides) == 2 and (more := beyond(sides[0], sides[1], claim.besides)):
+            found.append(
+                f"{' and '.join(pair)} also differ in {', '.join(more)}, so they are never "
+                "compared; name other rows, or what may differ in besides"
+            )
+    return found

@@ -64,6 +64,15 @@ class Source(Group):
         """Where it is found there; of ours, the reason."""
         return str(getattr(self, self.kind))
 
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        value = "any value" if self.any else shown(self.value)
+        whose = {"article": "the article, ", "code": "released code, ", "ours": "ours: "}[self.kind]
+        where = ", ".join(f"{key} {shown(globs)}" for key, globs in self.where.items())
+        why = f" ({self.why})" if self.why else ""
+        return f"{value}: {whose}{self.place}{why}{f'; where {where}' if where else ''}"
+
 
 class _Remark(Group):
     """What is known to differ from the article or is assumed, and of which rows."""
@@ -142,9 +151,7 @@ def sources(study: Study, variant: str) -> dict[str, Source]:
     values = _values(study.variants[variant])
     sourced = {}
     for setting, value in values.items():
-        groups = [setting]
-        while "." in groups[-1]:
-            groups.append(groups[-1].rpartition(".")[0])
+        groups = _around(setting)
         fitting = (
             one
             for group in groups
@@ -154,6 +161,18 @@ def sources(study: Study, variant: str) -> dict[str, Source]:
         )
         sourced[setting] = COMMAND if given.intersection(groups) else next(fitting, UNKNOWN)
     return sourced
+
+
+def recorded(setting: str) -> list[Source]:
+    """All that the file with the package says of a setting, or of a group around it."""
+    settings = _load(shipped.find(f"experiments/{FILE}")).settings
+    return [one for group in _around(setting) for one in settings.get(group, ())]
+
+
+def _around(setting: str) -> list[str]:
+    """A setting, and the groups that it stands in."""
+    parts = setting.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def remarks(study: Study) -> dict[str, dict[str, list[str]]]:

@@ -1,7 +1,8 @@
-"""Where the file of a study is: by its path, its stem, or the name of a side study of it."""
+"""Where the file of a study is: by its path, its stem, or a name that a results folder knows."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -16,20 +17,67 @@ ARTICLE = ("table1", "table2", "table3", "table4", "table5", "fig2")
 """What ``all`` means: the studies whose rows are trained."""
 
 
-def find_study(study: str) -> Path:
-    """Find an experiment file by path or stem.
+def find_study(study: str, recall: Path | None = None, beside: Path | None = None) -> Path:
+    """Find an experiment file by its path, its stem, or its name in a results folder.
+
+    Args:
+        study: any of these.
+        recall: a results folder: names of studies that were run there from a path are known.
+        beside: a folder whose files are known by their stems too.
 
     Raises:
-        ConfigError: there is none; the message names the nearest, or those that exist.
+        ConfigError: there is none; the message names the nearest, or those that exist. Or the file
+            that was run is gone, or holds another study now.
     """
     path = Path(study)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
+    home = home_of(recall, study)
+    if home is not None and home.is_file():
+        if (held := yaml.read(home).data.get("study")) != study and names.short(str(held)) != study:
+            raise ConfigError(f"{study}: its file {home} is of study {held} now; give a path")
+        return home
     known = list_studies()
     if study in known:
         return known[study]
-    hint = names.nearest(study, ["all", *known])
+    if beside is not None and (near := beside / f"{study}.yaml").is_file():
+        return near
+    if home is not None:
+        raise ConfigError(f"{study}: its file {home} is gone; put it back, or give its new path")
+    hint = names.nearest(study, ["all", *known, *(remembered(recall) if recall else ())])
     raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
+
+
+def home_of(results: Path | None, name: str) -> Path | None:
+    """The file of a study that was run from a path in a results folder, be it gone; else None."""
+    return None if results is None else remembered(results).get(name)
+
+
+def own_claims(results: Path) -> list[str]:
+    """The studies that were run from a path in a results folder and have claims of their own."""
+    found = []
+    for name, path in remembered(results).items():
+        with contextlib.suppress(ConfigError):  # what reads it says what is wrong
+            found += [name] if yaml.read(path).data.get("claims") else []
+    return found
+
+
+def remembered(results: Path) -> dict[str, Path]:
+    """The files of the studies that were run from a path in a results folder, by their names."""
+    asked = [item for tier in TIERS for item in every_asked(results, tier)[0].items()]
+    plain = [(name, one.path) for name, one in asked if not one.study]
+    sides = [(one.of, one.study) for _, one in asked if one.study]
+    beside, here, found = results.resolve().parent, Path.cwd(), dict[str, Path]()
+    for name, text in [*plain, *sides]:
+        if not text.endswith((".yaml", ".yml")):
+            continue
+        if (name, "") in plain and name in list_studies():  # run by its stem
+            continue
+        path = beside / text
+        path = path.relative_to(here) if path.is_relative_to(here) else path
+        if name not in found or (path.is_file() and not found[name].is_file()):
+            found[name] = path
+    return found
 
 
 def list_studies() -> dict[str, Path]:
@@ -68,8 +116,10 @@ def side_tiers(results: Path | None, name: str, tiers: Iterable[str] = TIERS) ->
 def find_asked(study: str, tier: str, recall: Path | None) -> tuple[Path, Asked | None]:
     """The file of a study, or that of a side study's with what this was asked for with."""
     try:
-        return find_study(study), None
+        return find_study(study, recall), None
     except ConfigError:
+        if home_of(recall, study) is not None:
+            raise
         side = read_asked(recall, tier, study)
         if recall is None or side is None or not side.study:
             if others := side_tiers(recall, study):

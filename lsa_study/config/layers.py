@@ -11,7 +11,7 @@ import copy
 import difflib
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lsa_study.config.names import LONGEST, nearest
-from lsa_study.config.operators import OP_KINDS
+from lsa_study.config.operators import OP_KINDS, OUTSIDE, OWN
 from lsa_study.config.settings import Settings, Tier
 from lsa_study.config.yaml import Document, Keys
 from lsa_study.errors import ConfigError
@@ -131,13 +131,15 @@ def validate(kind: type[Model], data: dict[str, Any], where: Place) -> Model:
 
 def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
     # A discriminated union puts the chosen kind into the location; users never wrote it.
-    loc = tuple(str(k) for k in detail["loc"] if k != "[key]")
+    loc = tuple(str(k) for k in detail["loc"] if k not in ("[key]", OWN))
+    loc = loc[:-1] if loc[-1:] == (OUTSIDE,) else loc
     keys = (*loc[:2], *loc[3:]) if loc[:2] == ("model", "op") and loc[2:3] else loc
     name = ".".join(keys) or "settings"
     value = detail.get("input")
     shown = "a group of settings" if isinstance(value, dict) else repr(value)
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
     message = detail["msg"].replace("Input should be ", "").replace("a valid ", "a ")
+    message = message.replace("a integer", "an integer")
     said = f"{name} = {shown} will not do; it should be {message}"
     match detail["type"]:
         case "extra_forbidden":
@@ -183,13 +185,25 @@ def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
 
 def _groups(spec: FieldInfo) -> list[type[BaseModel]]:
     """The groups of settings that a field may hold: none, one, or any of the operators."""
-    kinds = (k for k in (spec.annotation, *get_args(spec.annotation)) if isinstance(k, type))
-    return [kind for kind in kinds if issubclass(kind, BaseModel)]
+    kinds = [spec.annotation]
+    while any(map(get_args, kinds)):
+        kinds = [inner for kind in kinds for inner in get_args(kind) or (kind,)]
+    return [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
 
 
-def known_paths(kind: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """List every dotted path that can be set, a group of settings included."""
-    paths = {f"{prefix}{name}" for name in kind.model_fields}
+def every_field(
+    kind: type[BaseModel] = Settings, prefix: str = ""
+) -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Every dotted path that can be set, the group that holds it, and its name there.
+
+    A path of several operators comes once for each.
+    """
     for name, spec in kind.model_fields.items():
-        paths.update(*(known_paths(group, f"{prefix}{name}.") for group in _groups(spec)))
-    return sorted(paths)
+        yield f"{prefix}{name}", kind, name
+        for group in _groups(spec):
+            yield from every_field(group, f"{prefix}{name}.")
+
+
+def known_paths() -> list[str]:
+    """List every dotted path that can be set, a group of settings included."""
+    return sorted({path for path, _, _ in every_field()})

@@ -44,6 +44,11 @@ def short(name: str) -> str:
     return f"{name[: LONGEST - 11]}+{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number with its noun, such as ``3 rows``."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What a wrong name may have meant, else what there is, up to 20 names."""
     known = list(known)

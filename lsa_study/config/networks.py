@@ -92,6 +92,12 @@ def science_of_stem(backbone: str, stem: Stem | None) -> dict[str, Any] | None:
 
 def why_not_network(backbone: str, op: Op, stem: Stem | None) -> str | None:
     """Why a backbone cannot hold an operator or a stem, with what would be right."""
+    if ":" in backbone:  # from outside
+        return (
+            None
+            if stem is None
+            else f"stem.kind={stem.kind!r}: {backbone} has a stem of its own; drop stem"
+        )
     kind, around = family(backbone), shell_of(op)
     if kind == "resnet" and (not isinstance(op, ConvOp | DdfOp) or around != "none"):
         found = f"op.kind={op.kind!r}" if not isinstance(op, ConvOp | DdfOp) else (
@@ -121,8 +127,10 @@ def has_batch_norms(backbone: str, op: Op, stem: Stem | None) -> bool:
     """Whether a network has batch norms.
 
     ResNets have, a conv stem with ``norm: bn``, DWNet's shell around a layer, what makes D-DwConv's
-    filters, and DDF's filters with ``norm: batch``.
+    filters, and DDF's filters with ``norm: batch``; what comes from outside may.
     """
+    if ":" in backbone or ":" in op.kind:
+        return True
     stem = stem or own_stem(backbone)
     return (
         family(backbone) == "resnet"

@@ -12,10 +12,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     model_validator,
 )
 
+from lsa_study.config.imports import ImportPath, entry_point
 from lsa_study.vocabulary import TERMS, Application, Border, Implementation, Norm, Term
 
 Heads = Literal["1", "1x", "2x", "C"]
@@ -56,9 +59,11 @@ class UnifiedOp(Group):
     """Eq. 4 of the article: logits from ``terms``, normalised by ``norm``, applied to an area."""
 
     kind: Literal["unified"] = "unified"
+    """Which operator."""
     terms: Annotated[tuple[Term, ...], BeforeValidator(_article_order), Field(min_length=1)]
     """Which summands make the logits: q.k, q.r^k, r^q.k, bias r^b."""
     norm: Norm
+    """What makes weights of the logits of an area."""
     application: Application
     """window: the pixels of a tile share one area; neighboring: every pixel has its own."""
     border: Border = "zero"
@@ -72,6 +77,7 @@ class UnifiedOp(Group):
     scale: Annotated[float, Field(gt=0, le=1000)] | None = None
     """On the dot products, all of them, not on the bias; null: d^-1/2 with d channels of a head."""
     implementation: Implementation = "auto"
+    """auto: the fastest way that fits; the others by name, refused where they cannot run."""
 
     @model_validator(mode="after")
     def _scale_is_read(self) -> Self:
@@ -107,20 +113,25 @@ class ElsaOp(Group):
     """Enhanced local self-attention: Hadamard attention and the ghost head."""
 
     kind: Literal["elsa"] = "elsa"
+    """Which operator."""
     variant: Literal["conv", "eq7"] = "conv"
     """conv: the released module, with the article's parameter counts; eq7: the printed formula."""
     kernel_size: OddSize = 7
+    """Side of the neighborhood in pixels of the stage's map."""
     group_width: Size = 8
+    """Channels of a group of the convolution that makes the filters."""
     ghost_mul: Weight = 0.0
     """The article's lambda, the power of the multiplied ghost matrix; 0 means absent."""
     ghost_add: Weight = 1.0
     """The article's gamma, the weight of the added ghost matrix; 0 means absent."""
     heads: Heads = "1x"
+    """Filters per pixel: 1, as the backbone has heads (1x), twice that, or one per channel."""
     last_stage: Literal["lsa", "same"] = "lsa"
     """The article keeps window attention in Swin's last stage."""
     last_stage_window: Size = 7
     """Side of that attention's window; 12 at an image size of 384."""
     implementation: Literal["auto", "reference", "unfold", "fused"] = "auto"
+    """auto: the fastest way that fits; the others by name, refused where they cannot run."""
 
     @model_validator(mode="after")
     def _window_is_read(self) -> Self:
@@ -136,11 +147,15 @@ class DwConvOp(Group):
     """Eq. 4 with the bias term alone, identity norm, neighboring area: depthwise convolution."""
 
     kind: Literal["dwconv"] = "dwconv"
+    """Which operator."""
     kernel_size: OddSize = 7
+    """Side of the neighborhood in pixels of the stage's map."""
     heads: Heads = "C"
     """Channels of one head share a filter; C gives every channel its own."""
     last_stage: Literal["same", "lsa"] = "same"
+    """lsa: window attention stands in the last stage."""
     shell: Shell = "linear"
+    """What stands around the layer: linear maps, as around attention, or DWNet's batch norms."""
 
     @model_validator(mode="after")
     def _shell_holds_it(self) -> Self:
@@ -156,19 +171,25 @@ class DwNetOp(Group):
     """Depthwise convolution as DWNet has it; ``dwconv`` in the shell ``dwnet`` is the same."""
 
     kind: Literal["dwnet", "ddwconv"] = "dwnet"
-    """ddwconv: with filters made from the image, one per image and channel (D-DwConv)."""
+    """dwnet: the same filters for every image; ddwconv: filters made from the image, one per image
+    and channel (D-DwConv)."""
     kernel_size: OddSize = 7
+    """Side of the neighborhood in pixels of the stage's map."""
     shell: Shell = "dwnet"
+    """What stands around the layer: linear maps, as around attention, or DWNet's batch norms."""
 
 
 class DdfOp(Group):
     """Decoupled dynamic filters, one per pixel times one per channel."""
 
     kind: Literal["ddf"] = "ddf"
+    """Which operator."""
     kernel_size: OddSize = 7
+    """Side of the neighborhood in pixels of the stage's map."""
     heads: Heads = "1"
     """Filters per pixel; the channels of one head share it."""
     combine: Literal["mul", "add"] = "mul"
+    """How a pixel's filter and a channel's become one."""
     reduction: Annotated[float, Field(ge=0.0625, le=1)] = 0.2
     """Hidden channels of the channel filters' generator against all."""
     branches: Literal["both", "spatial", "channel"] = "both"
@@ -176,7 +197,8 @@ class DdfOp(Group):
     norm: Literal["filter", "batch", "sigmoid"] = "filter"
     """Of both filters, before they are combined."""
     shell: AnyShell = "dwnet"
-    """The article names none."""
+    """What stands around the layer: linear maps, DWNet's batch norms, or nothing; the article names
+    none."""
 
     @model_validator(mode="after")
     def _is_read(self) -> Self:
@@ -195,7 +217,9 @@ class ConvOp(Group):
 
     kind: Literal["conv"] = "conv"
     kernel_size: OddSize = 3
+    """Side of its filters, in pixels of the map."""
     shell: AnyShell = "none"
+    """What stands around the layer: linear maps, DWNet's batch norms, or nothing."""
 
 
 class AttentionOp(Group):
@@ -208,22 +232,52 @@ class OutlookOp(Group):
     """VOLO's outlook attention: every coarse place writes to the pixels around it."""
 
     kind: Literal["outlook"] = "outlook"
+    """Which operator."""
     kernel_size: OddSize = 3
+    """Side of the patch that a coarse place writes to, in pixels."""
     stride: Size = 2
     """Pixels between two places that make weights."""
     heads: Heads = "1x"
+    """Heads per stage against the backbone's own."""
+
+
+class OutsideOp(Group):
+    """An operator from outside, built as ``Class(dim, num_heads, **arguments)``.
+
+    Beside ``kind`` stand the keyword arguments of its class; what they may be, its signature says.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: ImportPath
+    """``package.module:Class``, or a name of the entry point group ``lsa_study.ops``."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of its class."""
+        return dict(self.model_extra or {})
+
+
+OwnOp = UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp | ConvOp | AttentionOp
+OP_KINDS: dict[str, type[Group]] = {
+    kind: op for op in get_args(OwnOp) for kind in get_args(op.model_fields["kind"].annotation)
+}
+"""``kind`` in the YAML -> settings of that operator."""
+OWN, OUTSIDE = "(own)", "(outside)"
+"""Tags of what the package brings and of what an import path names."""
+
+
+def _whose(op: Any) -> str:
+    kind = op.get("kind") if isinstance(op, dict) else getattr(op, "kind", None)
+    if not isinstance(kind, str) or kind in OP_KINDS:
+        return OWN
+    return OUTSIDE if ":" in kind or entry_point(kind) else OWN
 
 
 Op = Annotated[
-    UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp | ConvOp | AttentionOp,
-    Field(discriminator="kind"),
+    Annotated[OwnOp, Field(discriminator="kind"), Tag(OWN)] | Annotated[OutsideOp, Tag(OUTSIDE)],
+    Discriminator(_whose),
 ]
-OP_KINDS: dict[str, type[Group]] = {
-    kind: op
-    for op in get_args(get_args(Op)[0])
-    for kind in get_args(op.model_fields["kind"].annotation)
-}
-"""``kind`` in the YAML -> settings of that operator."""
 YOUNGER = {"shell", "scale", "branches", "norm"}
 """Settings that identities of the first results do not hold."""
 

@@ -13,6 +13,7 @@ class Optimizer(Group):
     """Which rule moves the weights."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of SGD: the share of the last step that is taken again; AdamW has its own two, 0.9 and 0.999.
     """
@@ -38,6 +39,7 @@ class Optimised(Group):
     """A group of settings with an optimiser, which is left out where it is AdamW."""
 
     optimizer: Optimizer = Optimizer()
+    """Which rule moves the weights, and its momentum."""
 
     @model_serializer(mode="wrap")
     def _without_adamw(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

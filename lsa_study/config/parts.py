@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lsa_study.config.networks import has_batch_norms
-from lsa_study.config.settings import IMAGES, Model, Settings
+from lsa_study.config.settings import Model, Settings
+from lsa_study.config.values import IMAGES
 from lsa_study.errors import ConfigError
 
 FEWEST = 2
@@ -41,7 +42,7 @@ class Smaller:
 
 
 def batch_norms(model: Model) -> bool:
-    """Whether a network has batch norms."""
+    """Whether a network has batch norms; what comes from outside may."""
     return has_batch_norms(model.backbone, model.op, model.stem)
 
 
@@ -120,7 +121,8 @@ def _grain(settings: Settings) -> int:
 def _fills_no_step(settings: Settings, parts: int) -> bool:
     """Whether there are fewer images than a step wants, which then is as large as parts allow."""
     data, pair = settings.data, 2 if settings.augment.mixes else 1
-    images = min(IMAGES[data.name][0], data.train_limit or math.inf) - (data.validation or 0)
+    known = IMAGES[data.name][0] if data.name in IMAGES else math.inf
+    images = min(known, data.train_limit or math.inf) - (data.validation or 0)
     enough = parts * pair <= images < settings.train.batch_size
     return enough and not _grouped(settings)
 

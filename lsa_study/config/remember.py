@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from lsa_study.config import shipped
 from lsa_study.config.asked import (
     LONGEST_NAME,
     Asked,
@@ -15,8 +16,9 @@ from lsa_study.config.asked import (
     read_asked,
     tidy,
 )
+from lsa_study.config.find import find_study, home_of
 from lsa_study.config.names import GOOD, short
-from lsa_study.config.study import Study, find_study
+from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_json
 
@@ -38,31 +40,43 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
         alias: the name to give it; None: a derived one, if it is a side study.
 
     Raises:
-        ConfigError: the name is taken, or cannot be one.
+        ConfigError: the name is taken, or cannot be one; or that of the study is taken by a study
+            of another file.
     """
+    stem, path = short(study.file.study), study.document.path
+    home = home_of(results, stem)
+    if home is not None and home.is_file() and not home.samefile(path):
+        raise ConfigError(
+            f"{path}: {results} has the study {stem} of another file, {home}; give this one "
+            "another name (study:), or other --results"
+        )
     before, declared = study.asked, {*study.declared}
     same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
     same = same and [*study.flags] == before.grid
     if alias is None and same and declared.union(before.seeds).issuperset(study.seeds):
         return study
     seeds = () if declared.issuperset(study.seeds) else tuple(sorted(study.seeds))
-    stem = short(study.file.study)
     name = alias
     if name is None:
         name = derived_name(stem, [*study.overrides, *study.flags], study.only, seeds)
-    if len(name) > LONGEST_NAME or not GOOD.fullmatch(name) or name in ("all", "claims", "cluster"):
+    if name in ("all", "claims", "cluster"):
+        meant = "all studies" if name == "all" else f"experiments/{name}.yaml"
+        raise ConfigError(f"--as {name}: stands for {meant}; give another name")
+    if len(name) > LONGEST_NAME or not GOOD.fullmatch(name):
         raise ConfigError(
             f"--as {ascii(name)[1:-1]:.80}: cannot be a name; give up to {LONGEST_NAME} letters, "
             "digits and _ . + = -, the first a letter or digit"
         )
     try:
-        path = find_study(name)
+        taken = find_study(name, results)
     except ConfigError:  # as it should be
         side = replace(study, alias=name)
     else:
-        raise ConfigError(f"--as {name}: is the study {path}; give another name")
+        raise ConfigError(f"--as {name}: is the study {taken}; give another name")
     other, asked = read_asked(results, study.tier, name), _asked(side, results)
     parts = {"study", "of", "overrides", "only", "grid"}
+    if home is not None and not home.is_file():
+        parts -= {"study"}  # its file was moved
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
@@ -84,7 +98,8 @@ def remember(results: Path, studies: Iterable[Study]) -> None:
         seeds = sorted({*asked.seeds, *(before.seeds if again else ())})
         declared = before.declared or asked.declared
         asked = asked.model_copy(update={"seeds": seeds, "declared": declared})
-        apart = set() if study.alias else {"study", "of", "only"}
+        apart = {"path"} if study.alias else {"study", "of", "only"}
+        apart |= set() if asked.path else {"path"}
         apart |= set() if study.flags else {"grid"}
         write_json(path, asked.model_dump(exclude=apart), make_folder=True)
 
@@ -99,12 +114,13 @@ def _asked(study: Study, results: Path) -> Asked:
         only=study.only,
         grid=[*study.flags],
     )
-    if not study.alias:
-        return asked
     path, beside = study.document.path.resolve(), results.resolve().parent
     place = str(path.relative_to(beside) if path.is_relative_to(beside) else path)
+    if not study.alias:
+        known = (shipped.ROOT / "experiments" / f"{study.name}.yaml").resolve() == path
+        return asked.model_copy(update={"path": "" if known else place})
     try:
-        shipped = find_study(path.stem).resolve() == path
+        known = find_study(path.stem).resolve() == path
     except ConfigError:
-        shipped = False
-    return asked.model_copy(update={"study": path.stem if shipped else place})
+        known = False
+    return asked.model_copy(update={"study": path.stem if known else place})

@@ -7,82 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from lsa_study.config.imports import ImportPath
 from lsa_study.config.networks import Stemmed, science_of_stem, why_not_network
-from lsa_study.config.operators import Group, Op, Weight, science_of, shell_of
-from lsa_study.config.optimizer import Optimised, science_of_optimizer
-from lsa_study.config.start import Start
+from lsa_study.config.operators import Group, Op, OutsideOp, science_of, shell_of
+from lsa_study.config.optimizer import science_of_optimizer
+from lsa_study.config.protocol import Augment, Train
+from lsa_study.config.start import Stop
+from lsa_study.config.values import (
+    IMAGES,
+    AnyBackbone,
+    AnyData,
+    Images,
+    Limit,
+    MetricName,
+    Seconds,
+    Seed,
+    Share,
+)
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a setting changes; part of every identity."""
 
 Tier = Literal["toy", "proxy", "paper"]
-Backbone = Literal[
-    "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
-    "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
-    "deit_micro", "deit_mini", "deit_tiny", "deit_small", "deit_base",
-    "resnet_micro", "resnet_micro_deep", "resnet_mini", "resnet_mini_deep",
-    "resnet50", "resnet101", "resnet152",
-]  # fmt: skip
-Share = Annotated[float, Field(ge=0, le=1)]
-MOST_SEED = 2**31 - 1
-Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
-# Far above what anybody trains with: beyond lie slips of the keyboard and numbers that overflow.
-Images = Annotated[int, Field(gt=0, le=1_000_000)]
-Limit = Annotated[int, Field(gt=0, le=1_000_000_000)]
-Epochs = Annotated[float, Field(ge=0, le=100_000)]
-Rate = Annotated[float, Field(ge=0, le=1e30)]
-Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
-MOST_SEEDS = 100_000
-
-
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < pair[0] <= pair[1]:
-        raise ValueError(f"{list(pair)} is no range; give two numbers above 0, the smaller first")
-    return pair
-
-
-RANGE = (BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v), AfterValidator(_rising))
-
-
-def _known_policy(policy: str) -> str:
-    if not POLICY.fullmatch(policy):
-        raise ValueError(
-            f"{policy[:80]!r} is no RandAugment policy; write it as timm does, such as "
-            "rand-m9-mstd0.5-inc1"
-        )
-    return policy
-
-
-POLICY = re.compile(
-    r"rand(-(m\d\d?|mmax\d\d?|mstd\d{1,3}(\.\d{1,9})?|n[1-9]|p(0(\.\d{1,9})?|1(\.0)?)|inc[01]"
-    r"|t(weights|3aw|3a)))*"
-)
-"""The policies that timm reads; it skips over parts that it does not know."""
-Policy = Annotated[str, AfterValidator(_known_policy)]
-
-
-IMAGES = {
-    "digits": (1_300, 497, 10), "cifar10": (50_000, 10_000, 10),
-    "imagenet": (1_281_167, 50_000, 1000),
-}  # fmt: skip
-"""Training images, test images and classes of each data set."""
 
 
 class Data(Group):
     """Which images, and how large."""
 
-    name: Literal["digits", "cifar10", "imagenet"]
+    name: AnyData
+    """The data set; digits comes with scikit-learn, the others lie under ``root``. Or
+    ``package.module:Class``, a set from outside; see ``data.outside``."""
     image_size: Annotated[int, Field(ge=8, le=4096)]
     """Side of the square the network sees, in pixels."""
     train_limit: Limit | None = None
@@ -97,6 +56,8 @@ class Data(Group):
 
     @model_validator(mode="after")
     def _can_spare(self) -> Self:
+        if self.name not in IMAGES:  # how many there are is known where they are read
+            return self
         size, _, classes = IMAGES[self.name]
         images = min(size, self.train_limit or size)
         if self.train_limit is not None and self.name == "imagenet":
@@ -117,8 +78,11 @@ class Data(Group):
 class Model(Stemmed):
     """The network: a backbone that receives an operator."""
 
-    backbone: Backbone
+    backbone: AnyBackbone
+    """Which network, and its size; micro and mini are this project's, for small images. Or
+    ``package.module:Class``: a network from outside, built around the operator."""
     op: Op
+    """What stands where attention stood; its settings depend on its ``kind``."""
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
 
@@ -141,98 +105,27 @@ class Model(Stemmed):
         return self
 
 
-class TokenLabels(Group):
-    """VOLO's recipe: every token answers for its own place, and tokens of two images are mixed."""
-
-    labels: Literal["plain", "maps", "maps_and_truth"]
-    """plain: every token gets its image's class; maps: a trained network's answers for each place,
-    from the data's folder; maps_and_truth: the image's own target also takes in its class."""
-    class_weight: Annotated[Weight, Field(gt=0)] = 1.0
-    dense_weight: Weight = 0.5
-    """Of the mean over all tokens."""
-    boxes: Literal["upright", "transposed"] = "upright"
-    """transposed: as the released code, which takes rows of the cut box for columns when it looks
-    up its labels."""
-    mix_token: Weight = 1.0
-    """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
-
-
-class Train(Optimised):
-    """The optimisation protocol; the same for every row of a table."""
-
-    epochs: Annotated[int, Field(gt=0, le=100_000)]
-    """All epochs: warm-up, cosine and cool-down together."""
-    batch_size: Images
-    """Effective batch: images per optimiser step over all devices and accumulation steps."""
-    lr: Annotated[Rate, Field(gt=0)]
-    """Peak learning rate at ``lr_batch`` images a step; scaled linearly to ``batch_size``."""
-    lr_batch: Images = 1024
-    min_lr: Rate
-    warmup_lr: Rate
-    warmup_epochs: Epochs
-    """Linear. If it and the cool-down pass half of ``epochs``, both shrink in proportion."""
-    cooldown_epochs: Epochs
-    """Epochs at ``min_lr`` at the end."""
-    schedule: Literal["epoch", "step"]
-    """Whether the rate moves once an epoch (the article) or at every step."""
-    weight_decay: Weight
-    no_decay: Literal["timm", "swin"] = "timm"
-    """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
-    code of ELSA and VOLO); swin: nor are position tables."""
-    clip_grad: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    norm_batch: Images | None = None
-    """Images over which batch norm takes its statistics in training, and which share a box of
-    MixToken, such as what one GPU of the article held: on fewer or larger devices these stay the
-    same, which have to compute whole groups (``config.parts``). null: all images of a part."""
-    ema_decay: Share | None = None
-    tokens: TokenLabels | None = None
-    """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
-    start: Start | None = None
-    """Fine-tuning: weights to begin from; null: random ones."""
-    precision: Literal["float32", "amp", "fp16", "bf16"] = "float32"
-    """bf16: bfloat16 autocast on every device; one whose processor does not compute in it itself
-    refuses the run. On a GPU alone, and float32 on a CPU, are amp: the same bfloat16 autocast, and
-    fp16: float16 autocast and a loss scale that skips steps whose gradients overflow, as released.
-    A run records which it was."""
-
-
-class Augment(Group):
-    """What is done to training images and labels."""
-
-    crop: Literal["none", "pad", "random_resized"]
-    crop_pad: Annotated[int, Field(ge=0, le=1000)] = 4
-    crop_scale: Annotated[tuple[Share, Share], *RANGE] = (0.08, 1.0)
-    crop_ratio: Annotated[tuple[float, float], *RANGE] = (0.75, 1.3333333333333333)
-    hflip: Share = 0.0
-    rand_augment: Policy | None = None
-    color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
-    erasing: Share = 0.0
-    mixup: Weight = 0.0
-    cutmix: Weight = 0.0
-    mix_prob: Share = 1.0
-    mix_switch: Share = 0.5
-    order: Literal["erase_first", "mix_first"] = "erase_first"
-    """erase_first: normalised images are erased, then mixed (Swin's code); mix_first: pixels are
-    mixed and rounded, then normalised and erased, so that erased boxes stay whole (ELSA's)."""
-    label_smoothing: Share = 0.0
-
-    @property
-    def mixes(self) -> bool:
-        """Whether mixup or cutmix is on."""
-        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-
 class Evaluation(Group):
     """How the reported accuracy is measured."""
 
     crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
     crop: Literal["centre", "none"] = "centre"
-    """none: the whole image is resized to the square, whatever its shape (Swin at 384)."""
+    """centre: see ``crop_share``; none: the whole image is resized to the square, whatever its
+    shape (Swin at 384)."""
     weights: Literal["model", "ema"] = "model"
     """Which weights the reported accuracy belongs to."""
     epoch: Literal["last", "best"] = "last"
+    """Which epoch is reported; best of the images of ``data.validation``, else of the test set."""
     batch_size: Images = 256
+    """Images at once; moves no number but by rounding."""
+    metrics: dict[MetricName, ImportPath] = Field(default_factory=dict)
+    """Further columns by name: functions from outside, ``package.module:function``, of all test
+    images' logits and targets."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "metrics" or v}
 
     @model_validator(mode="after")
     def _share_of_a_crop(self) -> Self:
@@ -248,29 +141,52 @@ class Runtime(Group):
     """How a run is carried out; never part of its identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     workers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Processes that load images; 0: the main process does."""
     accumulate: Images = 1
     """Split every step in this many parts; the effective batch stays."""
     compile: bool = False
+    """Whether torch.compile makes the network."""
     log_seconds: Seconds = 30.0
+    """Between two lines of the log."""
     checkpoint_seconds: Seconds = 60.0
+    """Between two checkpoints; one is written at every epoch's end besides."""
     trace_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Steps at an attempt's start to profile into ``attempts/NNN/trace.json``, for Perfetto."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """What ``lsa track`` mirrors the run in while it is trained, without network or login."""
+    stop: Stop | None = None
+    """null: every run is trained to its end."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a rule a run is written as before there were any."""
+        settings: dict[str, Any] = plain(self)
+        if self.stop is None:
+            settings.pop("stop", None)
+        return settings
 
 
 class Settings(Group):
     """Everything that says what a run is."""
 
     tier: Tier
+    """toy: does the pipeline work; proxy: small images; paper: the article's recipe."""
     seed: Seed = 0
+    """Of everything that is random: initial weights, order, crops, mixing, drop path."""
     data: Data
     model: Model
     train: Train
     augment: Augment
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
+    outside: dict[str, str] = Field(default_factory=dict)
+    """Digests of the sources of each package from outside, by its name; filled in by itself."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "outside" or v}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -316,6 +232,15 @@ class Settings(Group):
                 raise ValueError(message)
         return self
 
+    def paths(self) -> dict[str, str]:
+        """The import paths of what comes from outside, by the setting that holds each."""
+        named = {"model.backbone": self.model.backbone, "data.name": self.data.name}
+        found = {key: path for key, path in named.items() if ":" in path}
+        if isinstance(self.model.op, OutsideOp):
+            found["model.op.kind"] = self.model.op.kind
+        metrics = self.evaluation.metrics.items()
+        return found | {f"evaluation.metrics.{name}": path for name, path in metrics}
+
     def reads(self) -> tuple[Data, bool, tuple[str | None, ...]]:
         """What of the data folder is read: the set, whether its label maps, and a start's files."""
         tokens, start = self.train.tokens, self.train.start
@@ -355,7 +280,10 @@ class Settings(Group):
             flatten(one.science()) | {"model.op.shell": shell_of(one.model.op)}
             for one in (self, other)
         )
-        return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+        found = {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+        # That only one row has a package follows from a setting that names it; two states of one
+        # package do not.
+        return {k: v for k, v in found.items() if None not in v or not k.startswith("outside.")}
 
     def identity(self) -> str:
         """Ten hex digits that two runs share if and only if their science settings are equal."""

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "share"
 ROOT = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent
 """Where it lies: inside an installed package, else in the checkout."""
-FILES = ("experiments/**/*.yaml", "results/paper/*.csv", "results/benchmarks/*.json")
+FILES = ("experiments/**/*.yaml", "experiments/**/*.json", "results/paper/*.csv",
+         "results/benchmarks/*.json")  # fmt: skip
 """As pyproject.toml puts them into a wheel."""
 
 

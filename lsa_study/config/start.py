@@ -1,10 +1,10 @@
-"""Trained weights that a run begins from: of another row, or of a file."""
+"""Trained weights that a run begins from, of another row or of a file; when it is given up."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from lsa_study.config.operators import Group
 
@@ -25,8 +25,9 @@ class Start(Group):
     source: Literal["lsa", "timm", "swin", "elsa", "dwnet", "volo"] | None = None
     """Whose layout the file has: lsa is this project's, the others are releases."""
     head: Literal["kept", "drawn", "mapped"] = "kept"
-    """drawn: the classifier is initialised at random, as it must be for other classes; mapped: it
-    takes the rows of the file's that ``map`` names, as Swin's code from ImageNet-21K."""
+    """kept: the classifier of the weights goes on; drawn: it is initialised at random, as it has
+    to be for other classes; mapped: it takes the rows of the file's that ``map`` names, as Swin's
+    code from ImageNet-21K."""
     map: str | None = None
     """A file under ``weights/`` with a line for every class here: its row in the file's classifier.
 
@@ -67,3 +68,18 @@ class Start(Group):
                 "drop map"
             )
         return self
+
+
+class Stop(Group):
+    """When a run is given up; what stands behind is no result like another, but its own outcome.
+
+    After every epoch, all epochs are judged of which this run and the reference row's run of the
+    same seed have a record. Nothing waits for the reference row.
+    """
+
+    below: Literal["reference"]
+    """What a run is measured by: the row that it is compared with."""
+    at: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the epochs before which, and after the last of which, nothing is judged."""
+    margin: Annotated[float, Field(gt=0, le=100)]
+    """So many points of accuracy below the other run's at one epoch end it."""

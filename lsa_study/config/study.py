@@ -21,6 +21,8 @@ from lsa_study.config.find import find_study as find_study
 from lsa_study.config.find import tiers_of as tiers_of
 from lsa_study.config.grid import Grid, expand
 from lsa_study.config.layers import Layers, validate
+from lsa_study.config.ledger import OwnClaim
+from lsa_study.config.outside import bound
 from lsa_study.config.settings import Settings
 from lsa_study.errors import ConfigError
 
@@ -42,6 +44,8 @@ class RunSpec:
     resources: Resources
     start: str | None = None
     """Identity of the run whose weights it begins from, if it does."""
+    reference: str | None = None
+    """Identity of the run that ``runtime.stop`` compares it with, if it does."""
 
     @property
     def name(self) -> str:
@@ -74,11 +78,28 @@ class Study:
     """Each ``--grid``."""
     asked: Asked = field(default_factory=Asked)
     """What the results folder remembers of it."""
+    references: dict[str, Settings] = field(default_factory=dict)
+    """Of the variants that ``runtime.stop`` may end: the settings of their reference row."""
 
     @property
     def name(self) -> str:
         """The study's stem, such as ``table1``, see ``names.short``; or the side study's name."""
         return self.alias or names.short(self.file.study)
+
+    @property
+    def place(self) -> str:
+        """Where the article has it, such as ``Table 3``; of a study of your own its name."""
+        return self.file.article.source if self.file.article else self.name
+
+    @property
+    def heading(self) -> str:
+        """Its title, after its place in the article if it has one."""
+        return f"{self.place}: {self.file.title}" if self.file.article else self.file.title
+
+    @property
+    def claims(self) -> list[OwnClaim]:
+        """Its own claims, each row with its study."""
+        return [one.of(names.short(self.file.study)) for one in self.file.claims]
 
     @property
     def about(self) -> str:
@@ -100,13 +121,14 @@ class Study:
 
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
-        rows = self.variants, self.starts
-        own, first = ({name: one.identify() for name, one in of.items()} for of in rows)
+        rows = self.variants, self.starts, self.references
+        own, first, refs = ({name: one.identify() for name, one in of.items()} for of in rows)
         return [
             RunSpec(
                 names.short(self.file.study), variant, self.file.variants[variant].label, seed,
                 settings.model_copy(update={"seed": seed}), own[variant](seed),
                 self.resources[variant], first[variant](seed) if variant in first else None,
+                refs[variant](seed) if variant in refs else None,
             )
             for seed in self.seeds for variant, settings in self.variants.items()
         ]  # fmt: skip
@@ -170,7 +192,7 @@ def load_study(
         variants, resources, rows.starts, tidy(rows.overrides),
         only if len(chosen) < len(file.variants) else None,
         str(study) if side else "", tuple(asked.declared) or rows.seeds, expanded.grid,
-        tuple(dict.fromkeys(flags)), asked,
+        tuple(dict.fromkeys(flags)), asked, rows.references(variants),
     )  # fmt: skip
 
 
@@ -229,6 +251,8 @@ class _Rows:
         if file.use:
             self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
         self._settings.add(document, file.set, ("set",))
+        if file.stop:
+            self._settings.set("runtime.stop", file.stop.model_dump(), document.where("stop"))
 
     def resolve(self, names: Sequence[str]) -> tuple[dict[str, Settings], dict[str, Resources]]:
         """Settings and resources of these rows, by name."""
@@ -247,6 +271,16 @@ class _Rows:
                 *(m if of == names else f"{m} (in {_some(of)})" for m, of in mistakes.items())
             )
         return settings, resources
+
+    def references(self, variants: Mapping[str, Settings]) -> dict[str, Settings]:
+        """The rows that a stopping rule measures these by; a baseline has none."""
+        written = self.file.variants
+        others = {name: written[name].against or self.file.baseline for name in variants}
+        return {
+            name: self.settings(other)
+            for name, other in others.items()
+            if variants[name].runtime.stop is not None and other != name
+        }
 
     def resources(self, name: str) -> Resources:
         """What a run of this row asks of a cluster."""
@@ -268,7 +302,7 @@ class _Rows:
                 raise ConfigError(f"--set {override}: not a setting; write --set key=value")
             place = f"--set {override}"
             layers.set(key.strip(), yaml.parse(text, place), place)
-        settings = validate(Settings, layers.data, layers.where)
+        settings = bound(validate(Settings, layers.data, layers.where), layers.where)
         start, place = settings.train.start, self.document.where("variants", name)
         if start is not None and start.recipe is not None:
             raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
@@ -302,9 +336,12 @@ def _some(rows: Sequence[str]) -> str:
 
 
 def distinct(studies: Iterable[Study]) -> list[RunSpec]:
-    """The runs of several studies, each identity once, seed 0 of every row first."""
+    """The runs of several studies, each identity once, seed 0 of every row first.
+
+    Of a seed those first that a stopping rule measures others by.
+    """
     runs: dict[str, RunSpec] = {}
     for study in studies:
         for run in study.runs():
             runs.setdefault(run.identity, run)
-    return sorted(runs.values(), key=lambda run: run.seed)
+    return sorted(runs.values(), key=lambda run: (run.seed, run.reference is not None))

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.config.settings import Augment
+from lsa_study.config.protocol import Augment
 from lsa_study.data import fast_pil, rng
 from lsa_study.data.sampler import MicroBatch
 

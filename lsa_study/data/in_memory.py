@@ -1,4 +1,4 @@
-"""Sets small enough to hold as one uint8 tensor: the digits and CIFAR-10."""
+"""Sets small enough to hold as one uint8 tensor: the digits, CIFAR-10, those from outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lsa_study.config.settings import Settings
-from lsa_study.data import augment, cifar, digits, rng
+from lsa_study.data import augment, cifar, digits, outside, rng
 from lsa_study.data.paths import require
 from lsa_study.data.sampler import EpochSampler
 from lsa_study.data.sets import DatasetInfo, Datasets, Pixels, Shares, Tested, hold_out
@@ -52,9 +52,12 @@ SETS: dict[str, InMemory] = {
 
 
 @lru_cache(maxsize=1)
-def _read(name: str, paths: tuple[Path, ...]) -> tuple[cifar.Tensors, str]:
+def _read(name: str, paths: tuple[Path, ...]) -> outside.ReadSet:
     # Kept, because one process may train many runs of the same set in turn.
-    return SETS[name].read(paths)
+    if name not in SETS:
+        return outside.read(name, paths[0] if paths else None)
+    known = SETS[name]
+    return outside.ReadSet(*known.read(paths), known.num_classes, known.mean, known.std)
 
 
 class TensorSets(Datasets):
@@ -62,13 +65,19 @@ class TensorSets(Datasets):
 
     def __init__(self, settings: Settings, device: str) -> None:
         data, size = settings.data, settings.data.image_size
-        tensors, fingerprint = _read(data.name, require(data))
+        known = _read(data.name, require(data))
+        tensors = known.tensors
         train, labels = (tensors[f"train.{of}"][: data.train_limit] for of in ("pixels", "labels"))
         test, right = (tensors[f"test.{of}"][: data.test_limit] for of in ("pixels", "labels"))
-        known = SETS[data.name]
         kept, held = hold_out(labels, data.validation, known.num_classes)
         source = DatasetInfo(
-            len(kept), len(right), known.num_classes, fingerprint, known.mean, known.std, len(held)
+            len(kept),
+            len(right),
+            known.num_classes,
+            known.fingerprint,
+            known.mean,
+            known.std,
+            len(held),
         )
         super().__init__(source, settings, device)
         scaled = math.floor(size / settings.evaluation.crop_share)

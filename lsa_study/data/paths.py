@@ -55,11 +55,14 @@ class Layout:
 def require(data: Data) -> tuple[Path, ...]:
     """Find a data set's files or folders; none for the embedded digits.
 
+    Of a set from outside it is the data sets' folder, where there is one.
+
     Raises:
         DataLacks: they are not there; the message names the place and who gave it.
     """
     if data.name not in LAYOUTS:
-        return ()
+        given = ":" in data.name and (data.root or os.environ.get("LSA_DATA"))
+        return (_root(data)[0],) if given else ()
     if data.name == "imagenet":
         found = imagenet(data)
         return (*found.train, *found.test)
@@ -173,7 +176,8 @@ def _root(data: Data) -> tuple[Path, str]:
     given = os.environ.get("LSA_DATA") if data.root is None else data.root
     if not given:
         raise DataLacks(
-            f"{TITLES[data.name]} not found: neither data.root nor LSA_DATA is set; {CURE}"
+            f"{TITLES.get(data.name, data.name)} not found: neither data.root nor LSA_DATA is set; "
+            f"{CURE}"
         )
     # Where there is no home, pathlib's would raise.
     return Path(os.path.expanduser(given)), origin  # noqa: PTH111

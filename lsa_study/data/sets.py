@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lsa_study.config.parts import batch_norms
-from lsa_study.config.settings import Augment, Settings
+from lsa_study.config.protocol import Augment
+from lsa_study.config.settings import Settings
 from lsa_study.data import augment, rng
 from lsa_study.data.sampler import EpochSampler, MicroBatch
 from lsa_study.errors import ConfigError

@@ -6,22 +6,27 @@ outlives the queue.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
+from rich.live import Live
 
 from lsa_study import rundir
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import EnvironmentLacks
+from lsa_study.launch.board import Board
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
 from lsa_study.machine import need_bfloat16, visible_gpus
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import STYLES, wrapped
 from lsa_study.training import StopOnSignals
 
 
@@ -98,7 +103,13 @@ class Queue:
             self.server.check_data(self.waiting, stop)
             if not stop():
                 started()
-            self._train_all(stop)
+            self.board = Board(len(self.places), done=self.already)
+            # On a terminal the queue shows all runs; in a pipe each says its own lines.
+            with contextlib.ExitStack() as stack:
+                if self.console.is_terminal:
+                    live = Live(console=self.console, auto_refresh=False, transient=True)
+                    self.live = stack.enter_context(live)
+                self._train_all(stop)
         return self
 
     def _folder(self, run: RunSpec) -> RunDir:
@@ -115,12 +126,19 @@ class Queue:
                     self._start_next(place)
             if not self.active:
                 return
+            self._show()
             children = [child for _, _, child in self.active.values()]
             ended, _, _ = select.select(children, [], [], POLL_SECONDS)
             for place, (run, folder, child) in list(self.active.items()):
                 if child in ended:
                     self._note(run, folder, child.wait())
                     del self.active[place]
+
+    def _show(self) -> None:
+        if self.console.is_terminal:
+            running = [(run.name, folder.status()) for run, folder, _ in self.active.values()]
+            view = self.board.shown(running, len(self.waiting), self.console.width)
+            self.live.update(view, refresh=True)
 
     def _start_next(self, place: int) -> None:
         """Start the next run that does not wait for another's weights."""
@@ -131,11 +149,14 @@ class Queue:
             return
         self.waiting.remove(run)
         folder = self._folder(run)
-        folder.create(run.settings, variant=run.variant, start=run.start)
+        folder.create(run.settings, variant=run.variant, start=run.start, reference=run.reference)
         LaunchFolder.of_run(folder.root).cancelled(run.identity).unlink(missing_ok=True)
-        self.console.print(f"[bold]{run.name}[/]  ({len(self.waiting)} waiting)", highlight=False)
+        shows_all = self.console.is_terminal
+        if not shows_all:
+            self.console.print(f"{run.name}  ({len(self.waiting)} waiting)", highlight=False)
+        self.board.begun[run.name] = time.monotonic()
         gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
-        self.active[place] = run, folder, self.server.train(folder, gpu=gpu)
+        self.active[place] = run, folder, self.server.train(folder, gpu=gpu, quiet=shows_all)
 
     def _note(self, run: RunSpec, folder: RunDir, report: Mapping[str, Any]) -> None:
         """Note how a run ended; hold the rest if too many died of the same error."""
@@ -146,7 +167,11 @@ class Queue:
         elif status.state == "failed":
             error = error or status.message
         self.finished[run.name] = "failed" if error else status.state
+        self.board.end(run.name)
         if not error:
+            if self.console.is_terminal:
+                said = f"{run.name}: {status.state}  {status.message or ''}"
+                self.console.print(said, style=STYLES[status.state], markup=False, highlight=False)
             self.deaths.clear()
             return
         self.console.print(f"{run.name}: {error}", style="red", markup=False, highlight=False)
@@ -154,11 +179,11 @@ class Queue:
         if self.waiting and died_of and self.deaths.count(died_of) >= EQUAL_FAILURES:
             self.held = len(self.waiting)
             self.waiting.clear()
-            self.console.print(
+            held = (
                 f"The last {EQUAL_FAILURES} runs died with the same error. Held the other "
-                f"{self.held}. Fix it, then call the same command again.",
-                style="red",
+                f"{self.held}. Fix it, then call the same command again."
             )
+            self.console.print("\n".join(wrapped(held)), style="red")
 
     def _record_death(self, folder: RunDir, code: int | None) -> str | None:
         """Record for a run that its process died; returns why, unless the user wanted it."""

@@ -16,16 +16,17 @@ from lsa_study.config import shipped, yaml
 from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
 from lsa_study.config.fidelity import sources
-from lsa_study.config.find import TIERS, list_studies, tiers_of
-from lsa_study.config.names import short
+from lsa_study.config.find import TIERS, list_studies, remembered, tiers_of
+from lsa_study.config.names import counted, short
 from lsa_study.config.parts import why_not
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.data import DataLacks, head_rows, weights
-from lsa_study.errors import LsaError, Refused
+from lsa_study.errors import ConfigError, LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.record import OUTCOMES
+from lsa_study.terminal import wrapped
 
 
 def plan_json(study: Study) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
     runs = distinct(studies)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
-    last = [f"{len(runs)} distinct runs, {epochs} epochs in all, {len(todo)} to do"]
+    last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
     if len(studies) > 1:
         # The studies' own costs count a shared run in each.
         costs = rehearse.predicted(todo, rehearsed)
@@ -106,7 +107,7 @@ def known_studies(results: Path) -> list[str]:
                 of = f"side study of {asked.of}"
                 said = about(of, [*asked.overrides, *asked.grid], asked.only, asked.seeds)
                 lines.append(f"{name}  {said} ({tier})")
-    return lines
+    return lines + [f"{name}  {path}" for name, path in remembered(results).items()]
 
 
 def check_starts(studies: Sequence[Study]) -> None:
@@ -125,6 +126,33 @@ def check_starts(studies: Sequence[Study]) -> None:
         except DataLacks:  # the machine that plans need not see the data
             continue
         head_rows(run.settings.data, start.map)
+
+
+def check_outside(runs: Sequence[RunSpec]) -> None:
+    """Try what runs take from outside, in this process; without such runs torch is not imported.
+
+    Raises:
+        ConfigError: all that is not as it should be, with the rows that take it.
+    """
+    mistakes: dict[str, dict[str, None]] = {}
+    tried: dict[str, tuple[str, ...]] = {}
+    for run in runs:
+        if not run.settings.paths():
+            continue
+        from lsa_study.training.outside import check
+
+        one = run.settings
+        same = repr((one.model, one.data.image_size, one.evaluation.metrics))
+        if same not in tried:
+            try:
+                check(one)
+                tried[same] = ()
+            except ConfigError as error:
+                tried[same] = error.mistakes
+        for mistake in tried[same]:
+            mistakes.setdefault(mistake, {})[run.variant] = None
+    if mistakes:
+        raise ConfigError(*(f"{', '.join(rows)}: {said}" for said, rows in mistakes.items()))
 
 
 def check_models(studies: Sequence[Study]) -> str:
@@ -176,8 +204,10 @@ def _block(
         and (common := {mine[run.identity] for run in other.runs() if run.identity in mine})
     ]
     costs = rehearse.predicted(todo, rehearsed)
-    # No command need know a side study's name yet.
+    # No command need know a side study's name yet, or that of a study which is not run.
     stem, only = short(study.file.study), [f"--only={study.only}"] if study.only else []
+    if list_studies().get(stem) is None:
+        stem = shlex.quote(str(study.document.path))
     flags = [f"--grid={one}" for one in study.flags]
     given = shlex.join([*(f"--set={one}" for one in study.overrides), *flags, *only])
     options = f" {given}" if given else ""
@@ -192,15 +222,32 @@ def _block(
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),
         ("start", "; ".join(starts)),
+        ("stop", _rule(runs)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
     ]
     head = (
-        f"{study.name} ({study.tier}): {len(study.variants)} variants x {len(study.seeds)} "
-        f"seed{'s' if len(study.seeds) != 1 else ''} = {len(runs)} runs   "
+        f"{study.name} ({study.tier}): {len(study.variants)} variants x "
+        f"{counted(len(study.seeds), 'seed')} = {len(runs)} runs   "
         f"baseline: {study.file.baseline}"
     )
-    return "\n".join([head, *(f"  {topic:<9} {line}" for topic, line in lines if line)])
+    shown = [head]
+    for topic, line in ((topic, line) for topic, line in lines if line):
+        text = f"  {topic:<9} {line}"
+        # Others hold commands, which must stay whole.
+        shown += wrapped(text, further=12) if topic == "about" else [text]
+    return "\n".join(shown)
+
+
+def _rule(runs: Sequence[RunSpec]) -> str:
+    """When runs are given up, if a rule says so."""
+    rules = {run.settings.runtime.stop for run in runs if run.reference is not None} - {None}
+    return "; ".join(
+        f"early, more than {rule.margin:g} points below the reference row's same seed from "
+        f"{100 * rule.at:g} % of the epochs on"
+        for rule in rules
+        if rule is not None
+    )
 
 
 def _protocol(settings: Settings) -> str:
@@ -211,7 +258,7 @@ def _protocol(settings: Settings) -> str:
     limited = f" ({', '.join(parts)})" if parts else ""
     return (
         f"{data.name}{limited} at {data.image_size} px, {settings.model.backbone}, "
-        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}"
+        f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, lr {train.lr:g}"
     )
 
 

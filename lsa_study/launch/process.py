@@ -160,17 +160,18 @@ class Server:
         with contextlib.suppress(OSError):
             self.channel.shutdown(socket.SHUT_WR)
 
-    def train(self, run: RunDir, *, gpu: str | None = None) -> Child:
+    def train(self, run: RunDir, *, gpu: str | None = None, quiet: bool = False) -> Child:
         """Train or resume a run in a process of its own.
 
         Args:
             gpu: the one it may use; None: those that this process may.
+            quiet: what it says goes into its log alone.
 
         Raises:
             LsaError: no process can be started.
         """
         variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        return self._order({"train": str(run.root), "variables": variables})
+        return self._order({"train": str(run.root), "variables": variables, "quiet": quiet})
 
     def check_data(self, runs: Iterable[RunSpec], stop: Callable[[], bool] = lambda: False) -> None:
         """Look whether the data of runs are there and whole, until ``stop`` says to end.
@@ -279,7 +280,8 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
         try:
             if "train" in order:
                 with StopOnSignals() as stop:
-                    train(RunDir(Path(order["train"])), stop, Screen())
+                    shown = Screen(quiet=order["quiet"])
+                    train(RunDir(Path(order["train"])), stop, shown)
             else:
                 from lsa_study import data
 

@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 from lsa_study import rundir
 from lsa_study.config import study, yaml
 from lsa_study.config.experiment import Resources
-from lsa_study.config.find import side_tiers
+from lsa_study.config.find import home_of, side_tiers
 from lsa_study.config.names import nearest, short
 from lsa_study.config.settings import Tier
 from lsa_study.config.study import TIERS, Study
@@ -131,8 +131,10 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
     wanted: set[str] = set()
     for name in study.expand_names(names):
         try:
-            path = study.find_study(name)
+            path = study.find_study(name, results)
         except ConfigError:  # no experiment file: a side study, or a run
+            if home_of(results, name) is not None:
+                raise
             if not side_tiers(results, name, [tier] if tier else TIERS):
                 wanted.add(one_run(results, name, tier).identity)
                 continue
@@ -140,8 +142,7 @@ def chosen_runs(results: Path, names: Sequence[str], tier: str | None = None) ->
             rows = yaml.read(path).data.get("variants")
             variants = {short(row) for row in rows} if isinstance(rows, dict) else ()
             wanted |= {run.identity for run in runs if run.variant in variants}
-        asked = study.distinct(asked_studies(results, [name], tier))
-        wanted |= {run.identity for run in asked}
+        wanted |= {run.identity for run in study.distinct(asked_studies(results, [name], tier))}
     return [run for run in runs if run.identity in wanted]
 
 

@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from lsa_study.config.settings import IMAGES, Settings
+from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec
+from lsa_study.config.values import IMAGES
 from lsa_study.errors import LsaError
 from lsa_study.files import write_json
 from lsa_study.launch.process import Server, ended_by
@@ -108,8 +109,11 @@ def predicted(runs: Sequence[RunSpec], rows: Mapping[str, Rehearsed]) -> list[tu
     totals: dict[str, list[float]] = {}
     for settings, row in known:
         if row.step_seconds is not None and row.test_seconds is not None:
-            images = IMAGES[settings.data.name][0]
-            images = min(settings.data.train_limit or images, images)
+            name, limit = settings.data.name, settings.data.train_limit
+            images = IMAGES[name][0] if name in IMAGES else limit
+            if images is None:
+                continue  # nobody knows how many a set from outside has before it is read
+            images = min(limit or images, images)
             images -= settings.data.validation or 0
             steps = max(1, images // settings.train.batch_size)
             epoch = steps * row.step_seconds + row.test_seconds
@@ -138,10 +142,11 @@ def shortened(run: RunSpec, *, checkpoints: float) -> Settings:
     """
     settings, devices = run.settings, run.resources.nodes * run.resources.gpus
     images = STEPS * settings.train.batch_size
-    tested = IMAGES[settings.data.name][1] // TEST_SHARE
+    known, limit = IMAGES.get(settings.data.name), settings.data.test_limit
+    tested = known[1] // TEST_SHARE if known else limit
     limits = {
         "train_limit": min(images, settings.data.train_limit or images),
-        "test_limit": min(tested, settings.data.test_limit or tested),
+        "test_limit": tested and min(tested, limit or tested),
         "validation": None,  # a few steps' images have none to spare
     }
     parts = devices * settings.runtime.accumulate
@@ -200,7 +205,8 @@ class Rehearsal:
                 # The second epoch is warm.
                 step = result.effective_batch / record["images_per_second"]
                 tests = record["seconds"] - record["step"] // record["epoch"] * step
-                whole_set = IMAGES[run.settings.data.name][1] / result.test_images
+                known = IMAGES.get(run.settings.data.name)
+                whole_set = known[1] / result.test_images if known else 1.0
                 row |= {
                     "device": result.device, "device_kind": result.device_kind,
                     "step_seconds": step, "test_seconds": max(0.0, tests) * whole_set,

@@ -22,6 +22,7 @@ from lsa_study.rundir import identity_of
 
 CAUSES = (
     *AUTOMATIC, "cancelled", "disk", "oom-host", "config", "data", "import", "bug", "oom",
+    "stopped-early",
 )  # fmt: skip
 """What may be named; without a name only ``AUTOMATIC`` is tried again."""
 
@@ -62,7 +63,8 @@ def retry(
     skipped: dict[str, list[str]] = {}
     bad_nodes: set[str] = set()
     for row in rows:
-        if row.state not in UNFINISHED and not (row.state == "oom" and "oom" in causes):
+        asked = row.state in ("oom", "stopped early") and row.state.replace(" ", "-") in causes
+        if row.state not in UNFINISHED and not asked:
             continue
         records = tiers[row.tier]
         processes = _processes(arrays.get(row.identity))
@@ -97,7 +99,7 @@ def _why_not(
         less = smaller(settings, processes)
         way = f"lsa retry --cause oom --accumulate {less.accumulate}" if less.accumulate else less
         return f"out of memory is its result; for the same effective batch in less memory: {way}"
-    if row.cause not in (causes or AUTOMATIC):
+    if row.state != "stopped early" and row.cause not in (causes or AUTOMATIC):
         return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}"
     if not causes and records.idle(row.identity):
         return (
@@ -117,14 +119,18 @@ def _processes(array: Array | None) -> int:
 
 
 def _run(row: RunStatus, array: Array | None, results: Path, accumulate: int | None) -> RunSpec:
-    """The run of a row, in more parts if it was out of memory."""
-    settings, start = row.folder.settings(), row.folder.config().get("start")
+    """The run of a row: in more parts if it was out of memory, to its end if stopped early."""
+    if row.state == "stopped early":
+        row.folder.reopen()
+        row.folder.change_state("stopped", cause="stopped-early")
+    settings, config = row.folder.settings(), row.folder.config()
+    start, reference = config.get("start"), config.get("reference")
     if row.state == "oom":
         assert accumulate is not None
         settings = _in_parts(settings, accumulate)
         discard(row.folder.root, results / row.tier)
-        row.folder.create(settings, variant=row.variant, start=start)
+        row.folder.create(settings, variant=row.variant, start=start, reference=reference)
     study = array.study if array is not None else ""
     resources = array.resources if array is not None else Resources()
     name = row.variant
-    return RunSpec(study, name, name, row.seed, settings, row.identity, resources, start)
+    return RunSpec(study, name, name, row.seed, settings, row.identity, resources, start, reference)

@@ -263,7 +263,9 @@ class _Launcher:
         folders = [self._folder(run) for run in runs]
         new = [folder for folder in folders if not folder.root.exists()]
         for run, folder in zip(runs, folders, strict=True):
-            folder.create(run.settings, variant=run.variant, start=run.start)
+            folder.create(
+                run.settings, variant=run.variant, start=run.start, reference=run.reference
+            )
             self.records.cancelled(run.identity).unlink(missing_ok=True)
         self.records.write(array)
         try:

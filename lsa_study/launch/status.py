@@ -39,16 +39,12 @@ from lsa_study.launch.records import (
     tiers_of,
 )
 from lsa_study.launch.scheduler import SlurmJob
+from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
+from lsa_study.terminal import STYLES, fitted, width_of, wrapped
 
 SILENT_SECONDS = 90.0
 """A heartbeat older than this is no longer believed by itself."""
-
-STYLES = {
-    "done": "green", "diverged": "yellow", "oom": "yellow", "running": "cyan", "queued": "blue",
-    "waiting": "", "stopped": "magenta", "failed": "red", "lost": "red",
-}  # fmt: skip
-"""The states of a run as they are counted and shown; done, diverged and oom are results."""
 
 
 @dataclass(frozen=True)
@@ -246,23 +242,18 @@ def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
 
 # -- the table ----------------------------------------------------------------------------------
 
-COLUMNS = {
-    "RUN": str.ljust, "STATE": str.ljust, "EPOCH": str.rjust, "TOP-1": str.rjust,
-    "LEFT": str.rjust, "JOB": str.ljust, "NOTE": str.ljust,
-}  # fmt: skip
+COLUMNS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
 
 
-def page(rows: Sequence[RunStatus], results: Path) -> Group:
-    """One line per run, what they add up to over all lives, and the command that helps."""
+def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> Group:
+    """One line per run, what they add up to over all lives, and the command that helps.
+
+    ``width``: what lines are cut to; None: they are as long as they are.
+    """
     # A table of rich takes ten seconds for ten thousand runs.
-    cells = [tuple(COLUMNS), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    aligned = [
-        [align(cell, n) for align, cell, n in zip(COLUMNS.values(), line, widths, strict=True)]
-        for line in cells
-    ]
-    table = Text().append("  ".join(aligned[0]).rstrip(), "bold")
-    for row, line in zip(rows, aligned[1:], strict=True):
+    (header, *aligned), _ = fitted([COLUMNS, *map(_cells, rows)], width, numbers=(2, 3, 4))
+    table = Text().append("  ".join(header).rstrip(), "bold")
+    for row, line in zip(rows, aligned, strict=True):
         table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
         table.append("  " + "  ".join(line[2:]).rstrip())
     counts = Counter(row.state for row in rows)
@@ -273,10 +264,12 @@ def page(rows: Sequence[RunStatus], results: Path) -> Group:
         lines[0] += f"   {hours:.1f} GPU-hours over all lives"
     for tier in tiers_of(results, None):
         if (held := LaunchFolder.of(results, tier).held()) is not None:
-            lines.append(
+            lines += wrapped(
                 f"{len(held['runs'])} runs died of the same error ({held['message']}). "
                 f"Held the other {held['count']}; fix it first"
             )
+    if counts["stopped early"]:
+        lines.append("to train what was stopped early to its end: lsa retry --cause stopped-early")
     if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
         lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
     return Group(table, *map(Text, lines))
@@ -287,16 +280,16 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while True:
             rows = look()
-            live.update(page(rows, results), refresh=True)
+            live.update(page(rows, results, width_of(console)), refresh=True)
             if not any(row.state in ("running", "queued") for row in rows):
                 break
             time.sleep(5.0)
-    console.print(page(rows, results), soft_wrap=True)
+    console.print(page(rows, results, width_of(console)), soft_wrap=True)
 
 
 def _cells(row: RunStatus) -> tuple[str, ...]:
     notes = [row.cause if row.state in ("failed", "stopped") else None, row.note]
-    if row.state in ("failed", "lost", "diverged", "oom") and row.message not in row.note:
+    if row.state in ("failed", "lost", *OUTCOMES[1:]) and row.message not in row.note:
         last = row.message.strip().splitlines() or [""]
         notes.append(last[-1][:100])
     return (

@@ -13,8 +13,18 @@ from typing import Any
 from torch import nn
 
 from lsa_study import ops
-from lsa_study.config.operators import AnyShell, DwConvOp, DwNetOp, ElsaOp, Heads, Op, UnifiedOp
+from lsa_study.config.operators import (
+    AnyShell,
+    DwConvOp,
+    DwNetOp,
+    ElsaOp,
+    Heads,
+    Op,
+    OutsideOp,
+    UnifiedOp,
+)
 from lsa_study.errors import ConfigError
+from lsa_study.models import outside
 from lsa_study.models.blocks import ChannelsLastBatchNorm, SpatialBlock
 
 LSA = UnifiedOp(terms=("qk", "bias"), norm="softmax", application="window")
@@ -50,10 +60,7 @@ def build_block(
     Raises:
         ConfigError: the heads asked for do not divide the channels there.
     """
-    if place.last_stage and isinstance(op, ElsaOp | DwConvOp) and op.last_stage == "lsa":
-        size = op.last_stage_window if isinstance(op, ElsaOp) else LSA.size
-        op = LSA.model_copy(update={"size": size, "heads": op.heads})
-    spatial = build_layer(op, place)
+    spatial = build_operator(op, place)
     shell = isinstance(spatial, ops.DwNetShell)
     return SpatialBlock(
         place.dim,
@@ -65,8 +72,18 @@ def build_block(
     )
 
 
-def build_layer(op: Op, place: BlockContext) -> nn.Module:
-    """Build the operator alone, (B, H, W, C) to (B, H, W, C), or to what ``place.stride`` keeps."""
+def build_operator(op: Op, place: BlockContext) -> nn.Module:
+    """Build the operator that ``op`` asks for at ``place``; it maps (B, H, W, C) to the same.
+
+    Raises:
+        ConfigError: the heads asked for do not divide the channels there, or a class from outside
+            is not what it should be.
+    """
+    if isinstance(op, OutsideOp):
+        return outside.build_operator(op, dim=place.dim, heads=place.heads, map_size=place.map_size)
+    if place.last_stage and isinstance(op, ElsaOp | DwConvOp) and op.last_stage == "lsa":
+        size = op.last_stage_window if isinstance(op, ElsaOp) else LSA.size
+        op = LSA.model_copy(update={"size": size, "heads": op.heads})
     return BUILDERS[op.kind](op, place)
 
 

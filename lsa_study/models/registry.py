@@ -26,10 +26,11 @@ from lsa_study.config.operators import (
     Op,
     UnifiedOp,
 )
-from lsa_study.config.settings import Backbone, Model
+from lsa_study.config.settings import Model
+from lsa_study.config.values import Backbone
 from lsa_study.errors import ConfigError
-from lsa_study.models import deit, resnet, swin, volo
-from lsa_study.models.operators import LSA
+from lsa_study.models import deit, outside, resnet, swin, volo
+from lsa_study.models.operators import LSA, BlockContext, build_operator
 from lsa_study.vocabulary import Application, Term
 
 DROP_PATH: dict[Backbone, float] = {
@@ -118,8 +119,13 @@ def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Modu
 
     Raises:
         ConfigError: the settings do not fit the backbone, such as heads that do not divide its
-            channels.
+            channels, or a class from outside is not what it should be.
     """
+    if ":" in model.backbone:
+        return outside.build_backbone(
+            model, lambda *place: build_operator(model.op, BlockContext(*place)),
+            image_size=image_size, num_classes=num_classes,
+        )  # fmt: skip
     kind, size = _backbone(model)
     network: nn.Module = kind(
         size,

@@ -90,5 +90,5 @@ class Resnet(ResNet):  # type: ignore[misc]  # timm ships no types
                     last_stage=index == len(size.layers) - 1,
                     stride=block.stride,
                 )
-                block.conv2 = operators.build_layer(op, place)
+                block.conv2 = operators.build_operator(op, place)
         self.init_weights(zero_init_last=zero_init_last)

@@ -18,7 +18,8 @@ import torch
 
 import lsa_kernels
 import lsa_study
-from lsa_study.config.settings import Runtime, Train
+from lsa_study.config.protocol import Train
+from lsa_study.config.settings import Runtime
 from lsa_study.machine import device_kind, need_bfloat16
 from lsa_study.ops.functional import kernels_on
 

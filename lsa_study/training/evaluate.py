@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lsa_study.data.sets import Datasets
 from lsa_study.training.distributed import ALONE, Distributed
+from lsa_study.training.outside import measured
 
 
 @dataclass
@@ -28,8 +29,15 @@ class Report:
     """Of the trained weights."""
     ema_acc1: float | None = None
     """Of the averaged weights, if there are any."""
+    metrics: dict[str, float | str] = field(default_factory=dict)
+    """Of functions from outside, of the reported weights: a number, or why there is none."""
     bits: Tensor | None = None
     """(images,) uint8, in the set's order: 1 where the reported weights' top answer is right."""
+
+
+def numbers(report: Report) -> dict[str, float | None]:
+    """The metrics from outside by name; None where the function gave no number."""
+    return {n: None if isinstance(v, str) else v for n, v in report.metrics.items()}
 
 
 @torch.inference_mode()
@@ -42,15 +50,18 @@ def evaluate(
     ranks: Distributed = ALONE,
     tick: Callable[[], None] = lambda: None,
     held_out: bool = False,
+    metrics: Mapping[str, str] | None = None,
 ) -> Report:
     """Evaluate a network on all test images; ``tick`` is called after every batch.
 
-    ``held_out``: on those of ``data.validation`` in their place.
+    ``held_out``: on those of ``data.validation`` in their place. ``metrics``: import paths by name
+    of functions that are asked about all of them at once.
     """
     images = sets.source.held_out if held_out else sets.source.test_images
     top = min(5, sets.source.num_classes)
     device = sets.device
     correct = torch.zeros(images, device=device)
+    answers = torch.zeros(images if metrics else 0, sets.source.num_classes + 1, device=device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     training = model.training
     model.eval()
@@ -64,9 +75,13 @@ def evaluate(
         sums[0] += F.cross_entropy(logits, labels, reduction="sum")
         sums[1] += hits.sum()
         correct[rows.to(device)] = hits[:, 0].to(correct.dtype)
+        if metrics:
+            answers[rows.to(device)] = torch.cat([logits, labels[:, None].to(logits.dtype)], 1)
         tick()
     model.train(training)
     loss, right5 = (ranks.sum(sums) / images).tolist()
     correct = ranks.sum(correct).to("cpu", torch.uint8)
     acc1 = 100 * int(correct.sum()) / images
-    return Report(loss=loss, acc1=acc1, acc5=100 * right5, bits=correct)
+    answers = ranks.sum(answers).cpu() if metrics else answers
+    found = measured(metrics or {}, answers[:, :-1], answers[:, -1].long())
+    return Report(loss=loss, acc1=acc1, acc5=100 * right5, metrics=found, bits=correct)

@@ -45,7 +45,7 @@ class Monitor:
 
     def __enter__(self) -> Self:
         self.status("running")
-        if self.console is not None and self.console.is_terminal:
+        if self.console is not None and self.console.is_terminal and not self.console.quiet:
             columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
             self._bar = Progress(
                 *columns, TextColumn("{task.fields[message]}"), console=self.console, transient=True

@@ -11,7 +11,7 @@ from timm.optim._param_groups import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from lsa_study.config.settings import Train
+from lsa_study.config.protocol import Train
 from lsa_study.models.swin import POSITION_TABLES
 
 

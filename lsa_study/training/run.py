@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lsa_study import data, measure, models
+from lsa_study.config.outside import verify
 from lsa_study.config.parts import smaller
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
@@ -24,8 +25,9 @@ from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from
 from lsa_study.training.distributed import Distributed
-from lsa_study.training.evaluate import Report
+from lsa_study.training.evaluate import Report, numbers
 from lsa_study.training.monitor import Monitor, job
+from lsa_study.training.stop_rule import GivenUp
 from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
 
@@ -99,6 +101,7 @@ class _Attempt:
             keep_memory()
         environment.forget_peak_memory(device)
         with environment.deterministic(device):
+            ranks.all_or_raise(lambda: verify(settings))
             sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
             # The first weights depend on the seed alone.
             torch.manual_seed(rng.derive(settings.seed, "weights"))
@@ -112,6 +115,8 @@ class _Attempt:
                 report = loop.run()
             except Diverged as error:
                 return self._end("diverged", str(error))
+            except GivenUp as error:
+                return self._end("stopped early", str(error))
             except torch.OutOfMemoryError as error:  # on a GPU
                 at, cut = self.progress, settings.runtime.accumulate
                 return self._end(
@@ -201,7 +206,8 @@ class _Attempt:
         if not self.ranks.first:
             return outcome
         run_dir, at, done = self.run_dir, self.progress, outcome == "done"
-        report = report or at.last
+        report, after = report or at.last, done or outcome == "stopped early"
+        missing = [f"{n} {said}" for n, said in report.metrics.items() if isinstance(said, str)]
         if done and report.bits is not None:
             run_dir.write_correct(report.bits.numpy())
         run_dir.write_result(
@@ -216,8 +222,10 @@ class _Attempt:
                 loss=report.loss if done else None,
                 ema_acc1=report.ema_acc1 if done else None,
                 token_cosine=self.cosine,
+                metrics=numbers(report) if done else {},
+                metrics_missing="; ".join(missing) or None if done else None,
                 best_acc1=at.best.acc1 if at.best.epoch else None,
-                epoch=report.epoch if done else at.epoch + 1,
+                epoch=report.epoch if after else at.epoch + 1,
                 seconds=at.seconds,
                 seconds_per_epoch=at.seconds / max(1, at.epoch),
                 peak_memory_bytes=max(at.peak_memory, environment.peak_memory(self.device)),
@@ -228,6 +236,8 @@ class _Attempt:
         if done:
             checkpoint.remove(run_dir)
         message = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
+        if done and missing:
+            message += f"; no {'; no '.join(missing)}"
         self.monitor.say(f"{outcome}: {message}")
         self.monitor.status(outcome, epoch=at.epoch, step=at.step, message=message)
         return outcome

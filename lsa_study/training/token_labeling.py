@@ -21,7 +21,7 @@ from timm.models.volo import VOLO
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsa_study.config.settings import TokenLabels
+from lsa_study.config.protocol import TokenLabels
 from lsa_study.data import rng
 from lsa_study.data.augment import soft
 

@@ -20,9 +20,10 @@ from lsa_study.data.sets import Datasets
 from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment
 from lsa_study.training.distributed import Distributed
-from lsa_study.training.evaluate import Report, evaluate
+from lsa_study.training.evaluate import Report, evaluate, numbers
 from lsa_study.training.monitor import Monitor
 from lsa_study.training.step import Stepper
+from lsa_study.training.stop_rule import GivenUp, why_given_up
 
 GPU_CHECK_STEPS = 50
 """On a GPU, looking at a loss waits for all queued work; so look now and then."""
@@ -136,6 +137,7 @@ class Trainer:
         Raises:
             Diverged: a loss was not finite.
             Stopped: ``stop`` turned true; the state is saved.
+            GivenUp: the stopping rule ended it; the state is saved.
         """
         self.monitor.begin(self._done())
         self.ranks.broadcast(self.stepper.weights())
@@ -156,6 +158,7 @@ class Trainer:
                 while self.progress.epoch < self.settings.train.epochs:
                     self._end_epoch(self._train_epoch())
                     self._save()
+                    self._give_up_if_behind()
                 at, evaluation = self.progress, self.settings.evaluation
                 chosen = at.best if evaluation.epoch == "best" else at.last
                 if not self.held_out:
@@ -255,7 +258,7 @@ class Trainer:
         report = evaluate(
             model, self.sets, self.settings.evaluation.batch_size,
             precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
-            held_out=held_out,
+            held_out=held_out, metrics=self.settings.evaluation.metrics,
         )  # fmt: skip
         if not math.isfinite(report.loss):
             raise Diverged(
@@ -296,6 +299,13 @@ class Trainer:
         self._record(train_loss, time.monotonic() - begun)
         at.epoch, at.step, at.loss_sum, at.lost, at.epoch_seconds = at.epoch + 1, 0, 0.0, 0, 0.0
 
+    def _give_up_if_behind(self) -> None:
+        if self.settings.runtime.stop is None:
+            return
+        reason = why_given_up(self.run_dir, self.settings) if self.ranks.first else None
+        if self.ranks.any(reason is not None):
+            raise GivenUp(reason)
+
     def _record(self, train_loss: float, seconds: float) -> None:
         if not self.ranks.first:
             return
@@ -308,6 +318,7 @@ class Trainer:
             "acc5": report.acc5, "model_acc1": report.model_acc1, "ema_acc1": report.ema_acc1,
             "seconds": at.epoch_seconds + seconds, "images_per_second": speed,
         }  # fmt: skip
+        record |= {f"metrics.{name}": value for name, value in numbers(report).items()}
         if self.stepper.scaler.is_enabled():
             scale = self.stepper.scaler.get_scale()
             record |= {"skipped_steps": self.stepper.skipped, "loss_scale": scale}

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 
 from lsa_study import rundir
 from lsa_study.analysis import claims
-from lsa_study.analysis.collect import collect, parquet_path
+from lsa_study.analysis.collect import collect
 from lsa_study.analysis.formats import check_tables, write_tables
 from lsa_study.analysis.html import write_report
 from lsa_study.analysis.plots import style, write_plots
 from lsa_study.analysis.table import build
 from lsa_study.cli import app
 from lsa_study.config import shipped, study
+from lsa_study.config.asked import parquet_path
 from lsa_study.errors import ConfigError, Refused
 
 SIGNS = "_ & % # < >"

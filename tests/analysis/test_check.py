@@ -6,10 +6,10 @@ import pytest
 from synthetic import write_run, write_study
 from typer.testing import CliRunner
 
-from lsa_study.analysis.collect import parquet_path
 from lsa_study.analysis.formats import check_tables, write_tables
 from lsa_study.cli import app
 from lsa_study.config import study
+from lsa_study.config.asked import parquet_path
 
 
 @pytest.fixture

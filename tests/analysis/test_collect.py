@@ -11,8 +11,9 @@ import pytest
 from synthetic import change_result, write_run, write_study
 
 from lsa_study import rundir
-from lsa_study.analysis.collect import COLUMNS, collect, parquet_path
+from lsa_study.analysis.collect import COLUMNS, collect
 from lsa_study.config import study
+from lsa_study.config.asked import parquet_path
 from lsa_study.errors import Refused
 from lsa_study.rundir import existing
 

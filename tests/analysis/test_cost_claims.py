@@ -7,8 +7,8 @@ import yaml
 from synthetic import write_run, write_study
 
 from lsa_study.analysis import claims
-from lsa_study.analysis.ledger import Claims
 from lsa_study.config import shipped
+from lsa_study.config.ledger import Claims
 from lsa_study.errors import ConfigError
 
 CLAIMS = {claim.id: claim for claim in Claims.read()}

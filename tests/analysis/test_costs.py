@@ -16,9 +16,9 @@ import pytest
 from networks import on_meta
 
 from lsa_study.analysis.article import columns_and_note, network_key
-from lsa_study.analysis.ledger import Claims
 from lsa_study.analysis.measured import COUNTED
 from lsa_study.config import study
+from lsa_study.config.ledger import Claims
 from lsa_study.errors import ConfigError
 from lsa_study.measure import count
 from lsa_study.models import build_model, from_settings

@@ -14,9 +14,9 @@ from synthetic import write_run
 
 from lsa_study.analysis import claims
 from lsa_study.analysis.article import ArticleRow
-from lsa_study.analysis.ledger import RULE, Claims
 from lsa_study.config import shipped, study
 from lsa_study.config.contrast import beyond, under
+from lsa_study.config.ledger import RULE, Claims
 from lsa_study.errors import ConfigError
 
 CLAIMS = Claims.read()

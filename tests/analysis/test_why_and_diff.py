@@ -7,8 +7,9 @@ from synthetic import COMMIT, write_run, write_study
 
 from lsa_study import rundir
 from lsa_study.analysis import provenance
-from lsa_study.analysis.collect import collect, parquet_path
+from lsa_study.analysis.collect import collect
 from lsa_study.config import study
+from lsa_study.config.asked import parquet_path
 from lsa_study.errors import ConfigError
 
 

@@ -138,7 +138,7 @@ def test_an_unknown_preset_ends_with_exit_code_2(tmp_path):
     found = lsa("plan", path)
     assert found.returncode == 2
     message = "swin_smal is no preset of experiments/base/presets.yaml; did you mean swin_small?"
-    assert found.stderr == f"lsa: {path}:7: {message}\n"
+    assert found.stderr == f"lsa: {path}:8: {message}\n"
     assert "Traceback" not in found.stderr
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsa_study.config import study, yaml
-from lsa_study.config.settings import Settings, TokenLabels, flatten
+from lsa_study.config.protocol import TokenLabels
+from lsa_study.config.settings import Settings, flatten
 from lsa_study.errors import ConfigError
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

@@ -13,7 +13,8 @@ from lsa_study.config import study
 from lsa_study.config.layers import validate
 from lsa_study.config.operators import OP_KINDS
 from lsa_study.config.parts import batch_norms, check_parts, smaller, why_not
-from lsa_study.config.settings import Backbone, Model, Settings
+from lsa_study.config.settings import Model, Settings
+from lsa_study.config.values import Backbone
 from lsa_study.errors import ConfigError
 from lsa_study.training.batch_norm import GroupedBatchNorm
 

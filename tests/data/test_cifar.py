@@ -44,7 +44,7 @@ def root(tmp_path, encoded):
 def test_parquet_is_decoded_as_pillow_does(root, settings, encoded):
     sets = data.load(settings("proxy", data__root=root))
     assert (sets.source.train_images, sets.source.test_images) == (12, 3)
-    found, _ = in_memory._read("cifar10", data.require(settings("proxy", data__root=root).data))
+    found = in_memory._read("cifar10", data.require(settings("proxy", data__root=root).data))[0]
     assert found["train.labels"].tolist() == LABELS["train"]
     assert found["test.labels"].tolist() == LABELS["test"]
     for row, picture in enumerate(found["train.pixels"]):
@@ -155,7 +155,7 @@ def test_torchvisions_folder(batches, settings):
     asked = settings("proxy", data__root=batches.parent.parent)
     sets = data.load(asked)
     assert (sets.source.train_images, sets.source.test_images) == (20, 4)
-    found, _ = in_memory._read("cifar10", data.require(asked.data))
+    found = in_memory._read("cifar10", data.require(asked.data))[0]
     want = np.random.default_rng(2).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
     assert np.array_equal(found["train.pixels"][8:12].numpy(), want)
     assert found["train.labels"][:5].tolist() == [0, 1, 2, 3, 1]

@@ -175,7 +175,7 @@ def test_without_kernels_and_decoder_pillow_does_it(monkeypatch):
 
 
 def _augment():
-    from lsa_study.config.settings import Augment
+    from lsa_study.config.protocol import Augment
 
     return Augment(crop="random_resized", rand_augment="rand-m9-mstd0.5-inc1")
 

@@ -29,6 +29,18 @@ def runs(only, *overrides, seeds=(0,)):
     return loaded.runs()
 
 
+def test_on_a_terminal_there_is_one_view(tmp_path, capfd):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    Queue(tmp_path, jobs=1, console=screen).work(runs("swin,net1"))
+    shown = screen.file.getvalue()
+    assert "0 of 2 runs done, 1 running, 1 waiting" in shown
+    assert "1 of 2 runs done, 1 running, 0 waiting, ends about" in shown
+    assert shown.count(": done  acc1 ") == 2
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", ""), "what runs say is in their logs"
+    assert "epoch 1/1" in next(tmp_path.glob("toy/runs/*/attempts/001/log.txt")).read_text()
+
+
 def test_only_what_is_missing_is_trained(tmp_path):
     """A run that diverged has a result too."""
     (wild,) = runs("swin", "train.lr=1.0e+30")

@@ -138,7 +138,7 @@ def test_a_row_keeps_all_but_its_length():
 
 def test_the_sizes_are_those_of_the_sets():
     from lsa_study import data
-    from lsa_study.config.settings import IMAGES
+    from lsa_study.config.values import IMAGES
     from lsa_study.data import index
 
     source = data.load(run_of().settings).source

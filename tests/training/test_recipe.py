@@ -18,7 +18,7 @@ from torch import nn
 
 from lsa_study import models
 from lsa_study.config import study
-from lsa_study.config.settings import TokenLabels
+from lsa_study.config.protocol import TokenLabels
 from lsa_study.data import augment, imagenet, transforms
 from lsa_study.data.sets import Batch
 from lsa_study.training import optim

@@ -7,7 +7,7 @@ from lives import StopAfter
 from safetensors.torch import load_file
 
 from lsa_study.config.operators import OutlookOp
-from lsa_study.config.settings import TokenLabels
+from lsa_study.config.protocol import TokenLabels
 from lsa_study.models import volo
 from lsa_study.training import token_labeling, train
 

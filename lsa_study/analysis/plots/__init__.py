@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lsa_study.analysis.claims import ClaimVerdict, judge_tier
+from lsa_study.analysis.claims import ClaimVerdict, families, judge_studies
 from lsa_study.analysis.plots import costs, curves, forest, heat, rows, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.table import build
@@ -20,13 +20,13 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
 
     Rows without an accuracy stand in the figures as words. The figures of studies at one tier
     lie in ``DIR/<tier>/plots``; the figures of costs and throughput hold the rows of all of them,
-    that of claims all claims of the tier.
+    those of claims all claims of the article, and those of each study of your own.
     """
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         folder = results / tier / "plots"
         folder.mkdir(parents=True, exist_ok=True)
-        judged = judge_tier(results, tier, collected=pairs[0][1])
+        judged = judge_studies([one for one, _ in pairs], results, pairs[0][1])
         tables = [(one, build(one, runs).rows) for one, runs in pairs]
         for name, drawn in figures(tables, judged).items():
             for kind, content in (("svg", style.svg(drawn)), ("png", style.png(drawn))):
@@ -57,13 +57,16 @@ def figures(
             made["curves"] = curves.curves(study, of_study)
             if any(row.accuracy.n > 1 for row in of_study):
                 made["seeds"] = rows.seeds(study, of_study)
-            if study.file.factor == ["model.op.heads"]:
+            if study.file.factor == ["model.op.heads"] and study.file.article:
                 made["heads"] = rows.heads(study, of_study)
             for kind, figure in made.items():
                 style.say_about(figure, [study])
                 drawn[f"{study.name}-{kind}"] = figure
-        if (figure := forest.claims(pairs[0][0], judged)) is not None:
-            drawn["claims"] = figure
+        studies = [one for one, _ in pairs]
+        for family, of in families(judged).items():
+            owner = next((one for one in studies if one.name == family), studies[0])
+            if (figure := forest.claims(owner, of)) is not None:
+                drawn[claims_name(family, studies)] = figure
         over = {} if (layers := rows.layers(pairs)) is None else {"fig1-layers": layers}
         # Of one side study alone they must not take the place of those of all studies.
         begin = f"{pairs[0][0].alias}-" if len(pairs) == 1 and pairs[0][0].alias else ""
@@ -71,3 +74,10 @@ def figures(
             style.say_about(figure, [study for study, _ in pairs])
             drawn[f"{begin}{kind}"] = figure
         return drawn
+
+
+def claims_name(family: str, studies: Sequence[Study]) -> str:
+    """The name of the figure of the article's claims, or of those of a study of your own."""
+    # Of one side study alone it must not take the place of that of all studies.
+    alone = studies[0].alias if len(studies) == 1 else ""
+    return f"{family or alone}-claims".removeprefix("-")

@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import Estimate, t_interval
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 SIZE = (8.2, 4.8)
@@ -161,7 +162,7 @@ def _draw(
     names = [one.name for one in best]
     drawn.set_label(
         f"Accuracy against {'images a second in training' if fast else 'multiply-adds'} of "
-        f"{style.counted(len(made.points), 'row')}; beaten in both by no other (dashed): "
+        f"{counted(len(made.points), 'row')}; beaten in both by no other (dashed): "
         f"{', '.join(names)}; {style.basis([row for row, _ in rows])}."
     )
     return drawn

@@ -16,6 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 FEW = 3
@@ -79,10 +80,10 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     for axes in panels:
         style.within_percent(axes)
     _label(panels[-1], every)
-    caption = f"Test accuracy after each of {style.counted(last, 'epoch')}"
+    caption = f"Test accuracy after each of {counted(last, 'epoch')}"
     if finished:
         best = max(finished, key=lambda curve: curve.mean[max(curve.mean)])
-        caption += f" of {style.counted(len(finished), 'row')}, highest at the end: {best.row.name}"
+        caption += f" of {counted(len(finished), 'row')}, highest at the end: {best.row.name}"
     several = max(len(curve.seeds) for curve in found) > 1
     drawn.set_label(f"{caption}; {'thin: every seed, thick: the mean' if several else 'one seed'}.")
     return drawn

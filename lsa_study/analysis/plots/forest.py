@@ -17,6 +17,7 @@ from lsa_study.analysis.plots import style
 from lsa_study.analysis.plots.costs import SIZE, Scatter
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import Estimate, kendall, signed
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 SCALES = {
@@ -42,7 +43,9 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
     if not panels:
         return None
     heights = [len(mine) + 1.5 * len({one.grouped for one in mine}) for mine in panels.values()]
-    drawn = style.figure(9.6, 1.9 + 0.21 * sum(heights), "The article's claims", study)
+    family = judged[0].family
+    title = f"Claims of {family}" if family else "The article's claims"
+    drawn = style.figure(9.6, 1.9 + 0.21 * sum(heights), title, study)
     every = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (label, mine) in zip(every, panels.items(), strict=True):
         axes.set_xlabel(label)
@@ -61,10 +64,12 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
     several = max(one.estimate.n for mine in panels.values() for one in mine) > 1
     counts = ", ".join(f"{n} {word}" for word, n in Counter(one.word for one in judged).items())
     marked = any(one.comparable for one in known)
+    number = counted(len(judged), "claim")
+    whose = f"{number} of {family}" if family else f"the article's {number}"
     alone = "bars are 95 % intervals of each claim alone, colours what holds among all"
     drawn.set_label(
-        f"Estimates of {shown} of the article's {style.counted(len(judged), 'claim')} against the "
-        f"span where each holds (shaded): {counts}; those without an estimate are counted alone; "
+        f"Estimates of {shown} of {whose} against the span "
+        f"where each holds (shaded): {counts}; those without an estimate are counted alone; "
         f"{alone if several else 'one seed: no interval'}."
         + " †: its rows were not made alike; the verdict's remarks say how."
         * marked
@@ -175,7 +180,7 @@ def agreement(study: Study, rows: Sequence[Row]) -> Figure | None:
             f", Kendall's tau-b {signed(tau, 2)} over {len(ranked)} rows (p = {p:.2g}, {method})"
         )
     drawn.set_label(
-        f"Differences to the reference row of {study.file.article.source}, ours over the "
+        f"Differences to the reference row of {study.place}, ours over the "
         f"article's: {alike} of {len(pairs)} have the same sign{order}; "
         f"{style.basis([row for row, _ in compared])}."
     )

@@ -14,6 +14,7 @@ from lsa_study.analysis.article import read_csv
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import decimals, signed
+from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 LAYERS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -63,14 +64,14 @@ def _point(
     )  # fmt: skip
 
 
-def _legend(of: Axes | Figure, *, ours: str = "", columns: int = 2) -> None:
+def _legend(of: Axes | Figure, *, ours: str = "", columns: int = 2, article: bool = True) -> None:
     """Name what is drawn, above a plot or under a figure; ``ours`` beside the article's sign."""
     ways: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8}
     if ours:
         ways["handles"] = [
             Line2D([], [], color=style.OURS, marker="o", ls="none", label=ours),
             Line2D([], [], color=style.ARTICLE, marker="D", ls="none", ms=4, label="the article"),
-        ]
+        ][: 1 + article]
     if isinstance(of, Axes):
         of.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **ways)
     else:
@@ -89,12 +90,16 @@ def _widen(axes: Axes, *, room: float) -> None:
 def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw one line per row: ours on the left, the article's right, each on its own scale."""
     drawn = style.figure(8.2, 1.3 + 0.34 * len(rows), study=study)
-    left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    ratios = (3, 2) if study.file.article else (1,)
+    panels = drawn.subplots(1, len(ratios), squeeze=False, sharey=True, width_ratios=ratios)[0]
+    left, article = panels[0], panels[1:]
     several = any(row.accuracy.n > 1 for row in rows)
-    title = "Ours: mean, 95 % interval and seeds" if several else "Ours: one seed"
+    title = "mean, 95 % interval and seeds" if several else "one seed"
+    title = f"Ours: {title}" if study.file.article else title.capitalize()
     left.set(title=title, xlabel=style.ACCURACY)
-    right.set(title=f"The article: {study.file.article.source}", xlabel=style.ARTICLE_ACCURACY)
-    right.xaxis.set_major_locator(MaxNLocator(5))
+    for right in article:
+        right.set(title=f"The article: {study.place}", xlabel=style.ARTICLE_ACCURACY)
+        right.xaxis.set_major_locator(MaxNLocator(5))
     digits = decimals(run.test_images for row in rows for run in row.done)
     for place, row in enumerate(rows):
         found, printed = row.accuracy, row.article.value
@@ -103,13 +108,15 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
             left.plot(found.values, ticks, "|", color=style.QUIET, ms=5, mew=1)
         text = found.shown(digits) + (f"  ({row.outcome})" if row.ends else "")
         _point(left, place, found.mean, row.word or text, ends=(found.low, found.high))
-        _point(right, place, printed, row.article.text or "not in the article", article=True)
+        for right in article:
+            _point(right, place, printed, row.article.text or "not in the article", article=True)
     _widen(left, room=0.5)
     low, high = left.get_xlim()
     left.set_xlim(max(low, 0), high)  # words may stand beyond 100, ticks may not
     left.set_xticks([tick for tick in left.get_xticks() if low <= tick <= min(high, 100)])
-    _widen(right, room=0.3)
-    style.rows_down((left, right), [_named(row) for row in rows])
+    for right in article:
+        _widen(right, room=0.3)
+    style.rows_down(panels, [_named(row) for row in rows])
     ours = {row.name: row.accuracy.mean for row in rows if row.accuracy.mean is not None}
     theirs = {row.name: row.article.value for row in rows if row.article.value is not None}
     parts = [
@@ -118,8 +125,10 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
         if values
         for best in [max(values, key=lambda name: values[name])]
     ]
+    if not study.file.article:
+        parts = [part.partition(", ")[2] for part in parts]
     drawn.set_label(
-        f"Accuracy of {style.counted(len(ours), 'row')} of {study.file.article.source}: "
+        f"Accuracy of {counted(len(ours), 'row')} of {study.place}: "
         f"{'; '.join([*parts, style.basis(rows)])}.{_dagger(rows)}"
     )
     return drawn
@@ -147,7 +156,8 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     axes = drawn.subplots()
     several = any(row.contrast.noise for row in compared)
     also = ", with its 95 % interval (grey: the part of the test images)" if several else ""
-    _legend(axes, ours=f"ours{also}")
+    article = study.file.article is not None
+    _legend(axes, ours=f"{'ours' if article else 'difference'}{also}", article=article)
     axes.axvline(0, color=style.QUIET, lw=0.8)
     digits = decimals(run.test_images for row in rows for run in row.done)
     names = []
@@ -175,9 +185,10 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
     made = [row.contrast.difference for row in compared if row.contrast.seeds]
     known = [(one.low, one.high) for one in made if one.low is not None and one.high is not None]
     clear = sum(low > 0 or high < 0 for low, high in known)
+    theirs = ", beside the article's" if article else ""
     drawn.set_label(
-        f"Difference of {style.counted(len(made), 'row')} of {study.file.article.source} to the "
-        "reference row, in points, beside the article's: "
+        f"Difference of {counted(len(made), 'row')} of {study.place} to the reference row, "
+        f"in points{theirs}: "
         + (f"{clear} of {len(known)} intervals leave out 0; " * bool(known))
         + f"{style.basis(compared)}.{_dagger(compared)}"
     )
@@ -206,8 +217,8 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     style.rows_down((axes,), [style.short(row.name) for row in rows])
     spans = [max(row.accuracy.values) - min(row.accuracy.values) for row in rows if row.done]
     drawn.set_label(
-        f"Accuracy of {style.counted(len(known), 'seed')} of {style.counted(len(spans), 'row')} of "
-        f"{study.file.article.source}: the seeds of a row lie up to {max(spans, default=0):.1f} "
+        f"Accuracy of {counted(len(known), 'seed')} of {counted(len(spans), 'row')} of "
+        f"{study.place}: the seeds of a row lie up to {max(spans, default=0):.1f} "
         "points apart; lines that run side by side share their luck."
     )
     return drawn
@@ -226,17 +237,12 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
             rows[name] = next((row for row in here if row.runs), here[0])
     if not {"LSA", "ELSA"} <= rows.keys():
         return None
-    study = pairs[0][0]
-    path = (study.document.path.parent / study.file.article.csv).parent / "fig1.csv"
-    theirs: dict[Any, list[float]] = {}
-    if path.exists():
-        printed = read_csv(path).set_index("layer")[["acc1", "params_m", "flops_g"]].astype(float)
-        theirs = printed.T.to_dict("list")
+    theirs = _fig1([study for study, _ in pairs])
     ours = {
         name: [row.accuracy.mean, row.costs["params_m"], row.costs["gmacs"]]
         for name, row in rows.items()
     }
-    drawn = style.figure(8.6, 2.9, "Fig. 1: Comparison of different layers", study)
+    drawn = style.figure(8.6, 2.9, "Fig. 1: Comparison of different layers", pairs[0][0])
     panels = drawn.subplots(1, 3, sharey=True)
     for at, (axes, title) in enumerate(zip(panels, PANELS, strict=True)):
         axes.set_title(title, fontsize=9)
@@ -268,12 +274,26 @@ def layers(pairs: Sequence[tuple[Study, Sequence[Row]]]) -> Figure | None:
     return drawn
 
 
+def _fig1(studies: Sequence[Study]) -> dict[Any, list[float]]:
+    """The article's numbers of Fig. 1, where they lie beside those of a study."""
+    for study in studies:
+        if study.file.article is not None:
+            path = (study.document.path.parent / study.file.article.csv).parent / "fig1.csv"
+            if path.exists():
+                columns = ["acc1", "params_m", "flops_g"]
+                found: dict[Any, list[float]] = (
+                    read_csv(path).set_index("layer")[columns].astype(float).T.to_dict("list")
+                )
+                return found
+    return {}
+
+
 def heads(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw Fig. 2, a line per layer over its heads: ours on the left, the article's right."""
     drawn = style.figure(8.2, 3.7, study=study)
     left, right = drawn.subplots(1, 2)
     left.set(title="Ours", ylabel=style.ACCURACY)
-    right.set(title=f"The article: {study.file.article.source}", ylabel=style.ARTICLE_ACCURACY)
+    right.set(title=f"The article: {study.place}", ylabel=style.ARTICLE_ACCURACY)
     settings = list(dict.fromkeys(row.columns.get("Heads", "") for row in rows))
     placed = [(settings.index(row.columns.get("Heads", "")), row) for row in rows]
     for at, layer in enumerate(dict.fromkeys(row.label for row in rows)):

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.rows import Row
+from lsa_study.config.operators import UnifiedOp
 from lsa_study.config.study import Study
 
 LOOK = mpl.rc_params_from_file(Path(__file__).with_name("lsa.mplstyle"), use_default_template=False)
@@ -65,6 +66,12 @@ TIERS = {
     "proxy": "tier proxy: small images, never a reproduction",
     "paper": "tier paper: the article's data set and protocol",
 }
+OWN_TIERS = {
+    "toy": "tier toy: a check of the pipeline, never evidence",
+    "proxy": "tier proxy: small images and a small network",
+    "paper": "tier paper: ImageNet-1K, a full training",
+}
+"""The same in studies without an article."""
 ACCURACY = "Top-1 accuracy on the test set (%)"
 ARTICLE_ACCURACY = "Top-1 accuracy on ImageNet-1K (%)"
 
@@ -85,8 +92,8 @@ def figure(width: float, height: float, title: str = "", study: Study | None = N
     on it sets its label to a sentence that says what it shows, also for those who cannot see it.
     """
     if study is not None:
-        title = title or short(f"{study.file.article.source}: {study.file.title}", 72)
-        title = f"{title}\n{TIERS[study.tier]}"
+        tiers = TIERS if study.file.article else OWN_TIERS
+        title = f"{title or short(study.heading, 72)}\n{tiers[study.tier]}"
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     made.suptitle(title, x=0.01, ha="left", weight="bold")
@@ -140,7 +147,7 @@ def family(study: Study, variant: str) -> str:
     """The family of layers, of ``FAMILIES``, to which a row's operator belongs."""
     op = study.variants[variant].model.op
     match op.kind:
-        case "unified":
+        case "unified" if isinstance(op, UnifiedOp):
             return "LSA" if {*op.terms} == {"qk", "bias"} else "Net1-7"
         case "dwconv" | "dwnet" | "ddwconv":
             return "DwConv"
@@ -167,11 +174,6 @@ def within_percent(axes: Axes, way: str = "y") -> None:
     """Stop an axis of accuracy at 0 and 100."""
     low, high = getattr(axes, f"get_{way}lim")()
     getattr(axes, f"set_{way}lim")(max(low, 0.0), min(high, 100.0))
-
-
-def counted(number: int, thing: str) -> str:
-    """A number with its noun, such as ``3 rows``."""
-    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def basis(rows: Sequence[Row]) -> str:

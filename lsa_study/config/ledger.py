@@ -1,18 +1,19 @@
-"""The file of claims: the article's findings as inequalities between rows."""
+"""Claims: findings as inequalities between rows, the article's and those of a study of your own."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lsa_study.config import layers, shipped, yaml
-from lsa_study.config import study as studies
+from lsa_study.config.find import TIERS
 from lsa_study.config.settings import Tier
+from lsa_study.errors import ConfigError
 
 RULE = (
     "Margins, by one rule: 0.3 points of accuracy, about twice the standard error of a paired "
@@ -21,10 +22,13 @@ RULE = (
     "it. Better, more, faster: above 0."
 )
 """Also at the head of ``experiments/claims.yaml``."""
+C = TypeVar("C", bound="Claim")
 Relation = Literal["above", "within", "near", "trend", "signs", "ends"]
 Metric = Literal[
     "acc1", "box_ap", "mask_ap", "miou", "params", "macs", "speed", "inference", "memory"
 ]
+UNRECORDED = ("box_ap", "mask_ap", "miou")
+"""Metrics of the article that no run here has."""
 ROWS = {"ends": (1, 1), "trend": (3, 99), "signs": (0, 0)}
 """How few and how many rows a relation takes; the others take two."""
 
@@ -33,11 +37,13 @@ class Claim(BaseModel):
     """One finding: ``rows`` stand in ``relation``, by ``metric``, with ``margin``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    SLASHES: ClassVar[tuple[int, ...]] = (1,)
+    ROW: ClassVar[str] = "study/variant, such as table1/net7"
 
     id: str
     text: str
-    source: str
-    """Where the article says so."""
+    source: str = ""
+    """Where it is stated, such as a table of the article."""
     rows: list[str] = []
     """``study/variant``; the first is the one that is said to be above. Of 'trend': rising."""
     minus: list[str] = []
@@ -45,7 +51,9 @@ class Claim(BaseModel):
     pairs: list[list[str]] = []
     """Of 'signs': the first of each is said to be above."""
     relation: Relation
+    """What is said of the rows: above, within, near, trend, signs or ends."""
     metric: Metric = "acc1"
+    """Accuracy, or a cost: params, macs, speed, memory or inference."""
     margin: float | int = 0.0
     """Points for accuracies, else percent of the second row."""
     value: float | int = 0.0
@@ -62,7 +70,7 @@ class Claim(BaseModel):
     """Of 'ends': what the name of the device must hold, as its memory decides."""
     besides: list[str] = []
     """Settings that may differ beside the factor, where the claim compares whole networks."""
-    tiers: list[Tier] = Field(default=list(studies.TIERS), min_length=1)
+    tiers: list[Tier] = Field(default=list(TIERS), min_length=1)
     """Where the claim has a meaning."""
 
     @model_validator(mode="after")
@@ -92,8 +100,8 @@ class Claim(BaseModel):
         twice = [pair for pair in (self.rows, self.minus, *self.pairs) if len({*pair}) < len(pair)]
         if twice or len({tuple(pair) for pair in self.pairs}) < len(self.pairs):
             raise ValueError("a row is compared with itself, or a pair named twice; drop one")
-        if bad := [row for row in self.sides if row.count("/") != 1]:
-            raise ValueError(f"rows {bad}; write study/variant, such as table1/net7")
+        if bad := [row for row in self.sides if row.count("/") not in self.SLASHES]:
+            raise ValueError(f"rows {bad}; write {self.ROW}")
         if bad := [key for key in self.besides if key not in layers.known_paths()]:
             raise ValueError(f"besides {bad}: no such settings; give dotted paths")
         return self
@@ -137,27 +145,72 @@ class Claim(BaseModel):
         return steps[0] - steps[1] if self.minus else min(steps)
 
 
+class OwnClaim(Claim):
+    """A claim that stands in a study's file, or is about one: its rows are those of the study."""
+
+    SLASHES = (0, 1)
+    ROW = "a row of this study, or study/variant"
+
+    @model_validator(mode="after")
+    def _recorded(self) -> Self:
+        if self.metric in UNRECORDED:
+            raise ValueError(
+                f"metric='{self.metric}': no run records it, so nothing could judge the claim; "
+                "give acc1, params, macs, speed, inference or memory"
+            )
+        return self
+
+    def of(self, study: str) -> Self:
+        """The same, with the study named in every row."""
+
+        def full(rows: list[str]) -> list[str]:
+            return [row if "/" in row else f"{study}/{row}" for row in rows]
+
+        named = {"rows": full(self.rows), "minus": full(self.minus)}
+        pairs = [full(pair) for pair in self.pairs]
+        control = self.control and full([self.control])[0]
+        return self.model_copy(update=named | {"pairs": pairs, "control": control})
+
+
+def _each_once(claims: list[C]) -> list[C]:
+    times = Counter(claim.id for claim in claims)
+    if twice := [name for name, count in times.items() if count > 1]:
+        raise ValueError(f"id {', '.join(twice)} stands twice; name each claim once")
+    return claims
+
+
+OwnClaims = Annotated[list[OwnClaim], AfterValidator(_each_once)]
+"""As an experiment file holds them."""
+
+
 class Claims(BaseModel):
     """The file of claims."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    claims: list[Claim]
-
-    @field_validator("claims")
-    @classmethod
-    def _each_once(cls, claims: list[Claim]) -> list[Claim]:
-        times = Counter(claim.id for claim in claims)
-        if twice := [name for name, count in times.items() if count > 1]:
-            raise ValueError(f"id {', '.join(twice)} stands twice; name each claim once")
-        return claims
+    claims: Annotated[list[Claim], AfterValidator(_each_once)]
 
     @classmethod
-    def read(cls, path: Path | None = None) -> list[Claim]:
+    def read(cls, path: Path | None = None, study: str = "") -> Sequence[Claim]:
         """Read the claims; ``experiments/claims.yaml`` unless another file is given.
+
+        ``study``: the one that rows are of where they name none.
 
         Raises:
             ConfigError: all mistakes of the file at once.
         """
         document = yaml.read(path or shipped.find("experiments/claims.yaml"))
-        return layers.validate(cls, document.data, document.where).claims
+        if "variants" in document.data:
+            hint = f"lsa claims --study {path}"
+            raise ConfigError(f"{path}: is a study, not a file of claims; for its own: {hint}")
+        if not study:
+            return layers.validate(cls, document.data, document.where).claims
+        return [
+            one.of(study) for one in layers.validate(_Own, document.data, document.where).claims
+        ]
+
+
+class _Own(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    claims: OwnClaims
