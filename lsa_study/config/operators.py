@@ -216,6 +216,7 @@ class ConvOp(Group):
     """A full convolution, a filter for every pair of channels: what stands in ResNets."""
 
     kind: Literal["conv"] = "conv"
+    """conv: a full convolution."""
     kernel_size: OddSize = 3
     """Side of its filters, in pixels of the map."""
     shell: AnyShell = "none"
@@ -226,6 +227,7 @@ class AttentionOp(Group):
     """Attention of every token to all, of the backbone's own heads: what stands in DeiT."""
 
     kind: Literal["attention"] = "attention"
+    """attention: of every token to all."""
 
 
 class OutlookOp(Group):

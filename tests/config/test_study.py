@@ -281,7 +281,7 @@ def test_resources_are_checked_where_they_stand(tmp_path):
 def test_unknown_names_are_answered_with_the_nearest_or_the_known_ones():
     with pytest.raises(ConfigError, match=r"no such study; did you mean table1\?"):
         study.load_study("tabel1")
-    with pytest.raises(ConfigError, match="no such study; known: all, fig2, table1"):
+    with pytest.raises(ConfigError, match="no such study; known: all, ddf_table3"):
         study.load_study("zzz")
     with pytest.raises(ConfigError, match="no such tier; known: toy, proxy, paper"):
         study.load_study("table1", tier="big")
