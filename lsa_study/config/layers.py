@@ -178,7 +178,9 @@ def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
     if close := difflib.get_close_matches(keys[-1], known, n=1):
         return f"did you mean {'.'.join((*keys[:-1], close[0]))}?"
     everywhere = {path.split(".")[-1]: path for path in known_paths()}
-    if kind is Settings and (close := difflib.get_close_matches(keys[-1], everywhere, n=1)):
+    close = difflib.get_close_matches(keys[-1], everywhere, n=1) if kind is Settings else []
+    # Where another operator has a setting of this very name, it is no slip.
+    if close and everywhere[close[0]] != ".".join(keys):
         return f"did you mean {everywhere[close[0]]}?"
     return f"known here: {', '.join(known)}"
 

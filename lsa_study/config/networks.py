@@ -123,6 +123,20 @@ def why_not_network(backbone: str, op: Op, stem: Stem | None) -> str | None:
     return None
 
 
+def why_not_images(backbone: str, stem: Stem | None, side: int) -> str | None:
+    """Why a conv stem cannot see images of ``side`` pixels, with what would be right."""
+    if other_stem(backbone, stem) is None or stem is None or stem.kind != "conv":
+        return None
+    patch = patch_of(backbone)
+    if side % patch == 0:
+        return None
+    fits = side // patch * patch or patch
+    return (
+        f"data.image_size={side}: a conv stem cuts whole patches of {patch} x {patch} pixels for "
+        f"{backbone}; give {fits} or {fits + patch}"
+    )
+
+
 def has_batch_norms(backbone: str, op: Op, stem: Stem | None) -> bool:
     """Whether a network has batch norms.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lsa_study.config.imports import ImportPath
-from lsa_study.config.networks import Stemmed, science_of_stem, why_not_network
+from lsa_study.config.networks import Stemmed, science_of_stem, why_not_images, why_not_network
 from lsa_study.config.operators import Group, Op, OutsideOp, science_of, shell_of
 from lsa_study.config.optimizer import science_of_optimizer
 from lsa_study.config.protocol import Augment, Train
@@ -187,6 +187,13 @@ class Settings(Group):
     @model_serializer(mode="wrap")
     def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {k: v for k, v in dump(self).items() if k != "outside" or v}
+
+    @model_validator(mode="after")
+    def _stem_fits(self) -> Self:
+        model = self.model
+        if reason := why_not_images(model.backbone, model.stem, self.data.image_size):
+            raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

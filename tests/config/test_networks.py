@@ -38,6 +38,11 @@ RESNET = ["model.backbone=resnet_micro", "model.op={kind: conv}"]
          "kind: conv"),
         ([*DEIT, "model.stem={kind: conv, hidden: 0}"], "model.stem.hidden = 0 will not do"),
         ([*DEIT, "model.stem={kind: conv, norm: ln}"], "model.stem.norm = 'ln' will not do"),
+        ([*DEIT, "model.stem={kind: conv}", "data.image_size=30"],
+         "data.image_size=30: a conv stem cuts whole patches of 4 x 4 pixels for deit_micro; give "
+         "28 or 32"),
+        (["model.op={kind: conv, stride: 2}"],
+         "model.op.stride is not a setting; known here: kernel_size, kind, shell"),
         (["train.optimizer={kind: adamw, momentum: 0.9}"],
          "train.optimizer: momentum=0.9 changes nothing under adamw, which has momenta of its own; "
          "drop it, or give kind: sgd"),
