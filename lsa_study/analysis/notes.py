@@ -152,7 +152,7 @@ def _shells(study: Study) -> str:
     """What stands around the rows of filters, which the article prints as one layer."""
     inside: dict[str, list[str]] = {"dwnet": [], "linear": []}
     for name, row in study.variants.items():
-        if isinstance(row.model.op, DwConvOp | DwNetOp | DdfOp):
+        if isinstance(row.model.op, DwConvOp | DwNetOp | DdfOp) and row.model.op.shell in inside:
             inside[row.model.op.shell].append(name)
     dwnet, linear = map(", ".join, inside.values())
     parts = []
