@@ -29,9 +29,13 @@ $(READY): pyproject.toml
 
 study: setup
 	$(BIN)/lsa run all --tier toy --jobs $(JOBS) --results $(RESULTS)
-	$(BIN)/lsa table all --tier toy --results $(RESULTS)
-	$(BIN)/lsa plots all --tier toy --results $(RESULTS)
-	$(BIN)/lsa report all --tier toy --results $(RESULTS)
+	$(BIN)/lsa run ddf_table3 --only base,ddf --as filters --tier toy --jobs $(JOBS) \
+	  --results $(RESULTS)
+	$(BIN)/lsa run stem --only patchify_05_short,conv_bn_relu_05_short --as stems --tier toy \
+	  --jobs $(JOBS) --results $(RESULTS)
+	$(BIN)/lsa table all filters stems --tier toy --results $(RESULTS)
+	$(BIN)/lsa plots all filters stems --tier toy --results $(RESULTS)
+	$(BIN)/lsa report all filters stems --tier toy --results $(RESULTS)
 	@echo
 	@echo 'All is in $(RESULTS)/toy; open $(RESULTS)/toy/report.html in a browser. To go on:'
 	@echo '  . $(BIN)/activate'

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import attention
 from timm.models import swin_transformer, volo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -170,6 +171,12 @@ def _depthwise(op: Any, inputs: Shape, output: Shape) -> Products:
     return math.prod(output) * op.kernel_size**2, 0
 
 
+def _decoupled(op: Any, inputs: Shape, output: Shape) -> Products:
+    """Filters of pixels, combined with those of channels where there are both, then applied."""
+    once = math.prod(output) * op.kernel_size**2
+    return {"both": (0, 2 * once), "spatial": (0, once), "channel": (once, 0)}[op.branches]
+
+
 def _attention(op: Any, inputs: Shape, output: Shape) -> Products:
     """Every pixel with every pixel: timm's Swin windows (windows, pixels, C) and VOLO's maps."""
     batch, *sides, channels = inputs
@@ -191,12 +198,15 @@ FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     ops.DwConv: _depthwise,
     ops.DepthwiseConv: _conv,
     ops.DynamicDwConv: _depthwise,
+    ops.Conv: _conv,
+    ops.DDF: _decoupled,
     # Combined with the channels' filters, then applied.
-    ops.DDF: lambda op, _, output: (0, 2 * math.prod(output) * op.kernel_size**2),
+    ops.DDFUp: lambda op, _, output: (0, 2 * math.prod(output) * op.kernel_size**2),
     ops.Involution: lambda op, _, output: (0, math.prod(output) * op.kernel_size**2),
     ops.OutlookAttention: _outlook,
     swin_transformer.WindowAttention: _attention,
     volo.Attention: _attention,
+    attention.Attention: _attention,
     # The class token's query with all tokens (images, tokens, C).
     volo.ClassAttention: lambda op, x, _: (2 * x[0] * x[1] * op.head_dim * op.num_heads, 0),
     volo.OutlookAttention: _outlook,
@@ -236,6 +246,14 @@ def _filters(
     return FLOPS_PER_PRODUCT * combined * math.prod(values) * size**2
 
 
+def _strided(
+    values: Shape, given: Shape, mul: Any, add: Any, size: int, *_: Any, **out: Any
+) -> int:
+    """The same where a stride keeps a pixel."""
+    combined = 1 + sum(part is not None for part in (mul, add))
+    return FLOPS_PER_PRODUCT * combined * math.prod(given[:3]) * values[3] * size**2
+
+
 def _grouped_conv(x: Shape, weight: Shape, bias: Any, **out: Any) -> int:
     """Every tap of every channel of the group."""
     return FLOPS_PER_PRODUCT * math.prod(x) * math.prod(weight[1:])
@@ -248,6 +266,8 @@ KERNEL_FLOPS: dict[str, Callable[..., int]] = {
     "window_backward": lambda grad, weights, spreads, *x, **out: 2 * _window(*x),
     "filters": _filters,
     "filters_backward": lambda grad, *x, **out: 2 * _filters(*x),
+    "strided_filters": _strided,
+    "strided_filters_backward": lambda grad, *x, **out: 2 * _strided(*x),
     "grouped_conv": _grouped_conv,
     "grouped_conv_backward": lambda grad, *x, **out: 2 * _grouped_conv(*x),
 }

@@ -194,6 +194,9 @@ class Result(Facts):
     """Highest top-1 accuracy of any epoch, percent; on the images that epochs are judged by."""
     ema_acc1: Annotated[Number, Fact("metrics")] = None
     """Top-1 accuracy of the averaged weights, percent; None if there are none."""
+    token_cosine: Annotated[Number, Fact("metrics")] = None
+    """Mean cosine of two tokens behind the stem, by the reported weights on the first test images;
+    of runs that set ``model.stem`` alone."""
     metrics: dict[str, Number] = {}
     """Of functions from outside, by name, of the same weights on the same images; None where one
     gave no number."""
@@ -212,9 +215,11 @@ class Result(Facts):
     """When, in UTC as ISO 8601 writes it."""
 
     def as_json(self) -> dict[str, Any]:
-        """What the file holds; of metrics, only where there are some."""
+        """What the file holds; of metrics and the cosine of tokens, only where there are some."""
         found = super().as_json()
-        return found if self.metrics else {k: v for k, v in found.items() if k not in LATER}
+        idle = {*(() if self.metrics else LATER)}
+        idle |= {"token_cosine"} if self.token_cosine is None else set()
+        return {k: v for k, v in found.items() if k not in idle}
 
     @classmethod
     def facts(cls) -> Iterator[tuple[str, str, Fact | None]]:

@@ -24,7 +24,8 @@ GPU = os.environ.get("LSA_GPU_TESTS_ON", "cuda")
 """Where tests marked ``gpu`` compute; cpu shows that the tests themselves work."""
 
 HERE = Path(__file__).resolve().parent / "golden"
-FOLDERS = (HERE, HERE.parent.parent.parent / "shared" / "golden")
+SHARED = HERE.parent.parent.parent / "shared" / "golden"
+FOLDERS = (HERE, SHARED, SHARED / "seeds")
 
 
 def golden_file(name: str) -> Path | None:

@@ -104,6 +104,16 @@ def test_fused_filters_are_counted_in_the_articles_convention(name):
 
 
 @built
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_strided_filters_are_counted_where_the_stride_keeps_a_pixel(combine):
+    op = ops.DDF(DIM, num_heads=HEADS, kernel_size=SIZE, stride=2, combine=combine)
+    seen = products(lambda: op(torch.randn(MAP, requires_grad=True)).sum().backward())
+    assert seen["lsa_kernels.strided_filters_backward"] == 2 * seen["lsa_kernels.strided_filters"]
+    with torch.no_grad():
+        assert total(lambda: op(torch.randn(MAP))) == count(op, MAP).macs
+
+
+@built
 def test_a_fused_backward_pass_costs_twice_the_forward_pass():
     op = ops.DwConv(DIM, num_heads=HEADS, kernel_size=SIZE)
     seen = products(lambda: op(torch.randn(MAP, requires_grad=True)).sum().backward())

@@ -62,6 +62,10 @@ def eq4(*terms, application="window", size=5, shift=0, **options):
         lambda: ops.DepthwiseConv(12, kernel_size=5),
         lambda: ops.DynamicDwConv(12, kernel_size=5),
         lambda: ops.DDF(12, num_heads=3, kernel_size=5),
+        lambda: ops.DDF(12, kernel_size=3, stride=2, dilation=2),
+        lambda: ops.DDF(12, kernel_size=5, branches="channel"),
+        lambda: ops.DDFUp(12, scale=3),
+        lambda: ops.Conv(12, stride=2),
         lambda: ops.Involution(12, kernel_size=5, group_channels=4),
         lambda: ops.OutlookAttention(12, 3),
     ],
@@ -103,6 +107,24 @@ def test_ddf_by_hand():
     assert found.macs - found.macs_raw == 3 * pixels * 2 * 25 * 10
 
 
+@pytest.mark.parametrize(("branches", "steps"), [("both", 2), ("spatial", 1), ("channel", 0)])
+def test_strided_ddf_by_hand(branches, steps):
+    """Spatial filters are made, combined and applied at a quarter of the pixels."""
+    found = count(ops.DDF(10, kernel_size=3, stride=2, branches=branches), (1, 6, 8, 10))
+    pixels = 3 * 4
+    made = pixels * 10 * 9 * (branches != "channel")
+    made += (10 * 2 + 2 * 10 * 9) * (branches != "spatial")
+    alone = pixels * 9 * 10 * (branches == "channel")
+    assert found.macs_raw == made + alone
+    assert found.macs - found.macs_raw == steps * pixels * 9 * 10
+
+
+def test_ddf_up_by_hand():
+    """Table 6 of its article: 12 K^2 C for each pixel that was there before."""
+    found = count(ops.DDFUp(10, kernel_size=3, guide_dim=None), (1, 5, 6, 10))
+    assert found.macs - found.macs_raw == 4 * 2 * 30 * 9 * 10
+
+
 def test_involution_by_hand():
     """With stride 2, filters are made and applied at a quarter of the pixels."""
     found = count(ops.Involution(16, kernel_size=5, group_channels=8, stride=2), (1, 6, 8, 16))
@@ -111,7 +133,9 @@ def test_involution_by_hand():
     assert found.macs - found.macs_raw == pixels * 25 * 16
 
 
-@pytest.mark.parametrize("name", ["volo_d1_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["volo_d1_224", "swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "resnet50"]
+)
 def test_networks_of_timm(name):
     model = on_meta(timm.create_model, name)
     found = count(model, IMAGE)

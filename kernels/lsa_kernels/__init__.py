@@ -6,11 +6,13 @@ from lsa_kernels.grouped_conv import grouped_conv, why_not_grouped_conv
 from lsa_kernels.neighboring import neighboring_attention, why_not_neighboring
 from lsa_kernels.operators import Eq4Inputs
 from lsa_kernels.pictures import resized_crop, warped, why_not_pictures
+from lsa_kernels.strided import apply_strided, why_not_strided
 from lsa_kernels.window import why_not_window, window_attention
 
 __all__ = [
     "Eq4Inputs",
     "apply_filters",
+    "apply_strided",
     "build_info",
     "grouped_conv",
     "neighboring_attention",
@@ -20,6 +22,7 @@ __all__ = [
     "why_not_grouped_conv",
     "why_not_neighboring",
     "why_not_pictures",
+    "why_not_strided",
     "why_not_window",
     "window_attention",
     "window_lanes",

@@ -31,6 +31,14 @@ class _Filters(ctypes.Structure):
     )
 
 
+class _Strided(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("batch", "height", "width", "heads", "depth", "rows", "columns", "size",
+                     "stride", "dilation")
+    )  # fmt: skip
+
+
 class _Maps(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels"))
 
@@ -195,6 +203,33 @@ def filters_backward(
         _by_heads(to_values, heads), _view(to_filters), *to_tables,
     )  # fmt: skip
     return (to_values, to_filters, *to_tables)
+
+
+def _strided_problem(values: Tensor, filters: Tensor, steps: Sequence[int]) -> _Strided:
+    batch, height, width, channels = values.shape
+    _, rows, columns, heads, _ = filters.shape
+    return _Strided(batch, height, width, heads, channels // heads, rows, columns, *steps)
+
+
+def strided_forward(
+    values: Tensor, filters: Tensor, mul: Tensor | None, add: Tensor | None, *steps: int
+) -> Tensor:
+    """(B, H, W, C) values weighed where a stride keeps them; ``steps``: size, stride, dilation."""
+    out = values.new_empty(*filters.shape[:3], values.shape[3])
+    problem = _strided_problem(values, filters, steps)
+    _call("strided_forward", problem, *packed(values, filters, mul, add), out)
+    return out
+
+
+def strided_backward(
+    grad: Tensor, values: Tensor, filters: Tensor, mul: Tensor | None, add: Tensor | None,
+    *steps: int,
+) -> Grads:  # fmt: skip
+    """Gradients of values, filters, mul and add."""
+    found = _zeros(values, filters, mul, add)
+    problem = _strided_problem(values, filters, steps)
+    _call("strided_backward", problem, *packed(values, filters, mul, add, grad), *found)
+    return found
 
 
 def grouped_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,6 +19,8 @@ from lsa_study.errors import ConfigError
 
 NAME = re.compile(r"\{(\w+)\}")
 """What stands in a note for a text or a count."""
+COUNTS = {"params", "gmacs", "gmacs_uncombined", "article_params", "article_gmacs"}
+"""The counts that a note may name."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,15 @@ def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | 
 
     Where the study has ``costs``, cells and notes know ``params``, in millions, and ``gmacs``, the
     article's ``article_params`` and ``article_gmacs``, and ``gmacs_uncombined``, which leaves out
-    combining filters with one ghost matrix. A network that was not counted has ``?``.
+    combining filters with one ghost matrix. A network that was not counted has ``?``. Networks of
+    other tiers than paper are not the counted ones: there are no such cells and notes there.
 
     Raises:
         ConfigError: the counts cannot be read, or the note names something else.
     """
     written = study.file.variants[variant]
     columns, counts = dict(written.columns), {}
-    if study.file.costs is not None:
+    if study.file.costs is not None and study.tier == "paper":
         counts = _counts(study, variant, study.document.path.parent / study.file.costs)
         if study.file.article is None:
             columns["Params (counted)"] = "{params} M".format(**counts)
@@ -125,7 +128,7 @@ def columns_and_note(study: Study, variant: str) -> tuple[dict[str, str], str | 
             raise ConfigError(f"{place}: {{{unknown[0]}}} is no text for notes; known: {known}")
         return re.sub(NAME, lambda match: texts[match[1]], note)
 
-    if written.note is None:
+    if written.note is None or (not counts and COUNTS & {*re.findall(NAME, written.note)}):
         return columns, None
     shared = {name: fill(text, counts, "notes", name) for name, text in study.file.notes.items()}
     return columns, fill(written.note, counts | shared, "variants", variant, "note")

@@ -46,7 +46,7 @@ COSTS: Mapping[str, Cost] = {
     "peak_memory_gib": Cost("GiB", lambda run: run.peak_memory_bytes, 2**30, 2),
 }
 """By their names in files of data."""
-MEASURED = ("(article)", "(counted)", "(images/s)")
+MEASURED = ("(article)", "(counted)", "(images/s)", "(measured)")
 """Ends of the titles of columns that hold figures, and so no part of a row's name."""
 
 
@@ -186,12 +186,13 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
     for variant, settings in study.variants.items():
         written = study.file.variants[variant]
         columns, note = columns_and_note(study, variant)
+        runs = tuple(collected.of(settings.identities(seeds).values()).values())
         rows[variant] = Row(
             variant=variant,
             label=written.label,
-            columns=columns | rates.get(variant, {}),
+            columns=columns | rates.get(variant, {}) | _alike_tokens(runs),
             reference=study.reference_of(variant),
-            runs=tuple(collected.of(settings.identities(seeds).values()).values()),
+            runs=runs,
             article=ArticleRow.of(study, variant),
             note=note,
         )
@@ -207,6 +208,12 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
             alike = comparability(paired(row.runs, base.runs), explained=differing)
         compared.append(replace(row, base=base, alike=alike))
     return compared
+
+
+def _alike_tokens(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """The cell of runs that measured how alike tokens are behind the stem."""
+    found = [run.token_cosine for run in runs if run.token_cosine is not None]
+    return {"Token cosine (measured)": f"{statistics.fmean(found):.3f}"} if found else {}
 
 
 def with_runs(

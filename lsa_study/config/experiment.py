@@ -95,6 +95,8 @@ class StudyFile(_Written):
 
     study: names.Name
     """Its name, by which commands and files know it."""
+    work: str = ""
+    """The work whose tables it re-runs, by which studies are listed; empty: ELSA's."""
     title: str = Field("", validate_default=True)
     """Above its tables and figures; empty: the study's name."""
     question: str = ""
@@ -153,6 +155,10 @@ class StudyFile(_Written):
         return {one: tuple(self.groups.get(one, [one])) for one in self.factor}
 
 
+ONE_CHOICE = ("model.op", "model.stem", "train.optimizer")
+"""Groups of settings that are one thing, such as a whole layer."""
+
+
 def why_no_factor(setting: str, paths: Sequence[str] = (), also: Iterable[str] = ()) -> str | None:
     """Why rows cannot differ in a setting by itself, and what would be right; None if they can.
 
@@ -162,7 +168,7 @@ def why_no_factor(setting: str, paths: Sequence[str] = (), also: Iterable[str] =
     paths = paths or known_paths()
     if setting not in paths:
         return f"is not a setting; {names.nearest(setting, [*paths, *also])}"
-    inside = {path.rpartition(".")[0] for path in paths} - {"", "model.op"}
+    inside = {path.rpartition(".")[0] for path in paths} - {"", *ONE_CHOICE}
     if any(path == setting or path.startswith(f"{setting}.") for path in inside):
         return (
             "is many settings at once; give one of them, or name those that belong together in "

@@ -21,11 +21,12 @@ from pydantic_core import ErrorDetails
 
 from lsa_study.config.names import LONGEST, nearest
 from lsa_study.config.operators import OP_KINDS, OUTSIDE, OWN
-from lsa_study.config.settings import Settings
+from lsa_study.config.settings import Settings, Tier
 from lsa_study.config.yaml import Document, Keys
 from lsa_study.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+TIERS: tuple[str, ...] = get_args(Tier)
 Place = Callable[..., str]
 """From the keys of a setting to where it was written."""
 
@@ -71,13 +72,15 @@ class Layers:
         for path, value in settings.items():
             self.set(path, value, functools.partial(document.where, *at, path))
 
-    def use(self, presets: Document, names: Sequence[str], where: str) -> None:
+    def use(self, presets: Document, names: Sequence[str], where: str, *, tier: str) -> None:
         """Add presets, mappings of dotted settings in ``presets``, that are named at ``where``.
+
+        A preset whose keys are tiers holds other settings at each of them.
 
         Raises:
             ConfigError: there is no such preset, or two of them disagree on a setting.
         """
-        used: dict[str, str] = {}
+        used: dict[str, tuple[Keys, Any]] = {}
         for name in names:
             if name not in presets.data:
                 hint = nearest(name, presets.data)
@@ -85,17 +88,24 @@ class Layers:
             preset = presets.data[name]
             if not isinstance(preset, dict):
                 raise ConfigError(f"{presets.where(name)}: {name} = {preset!r}; give it settings")
+            at: Keys = (name,)
+            if preset and preset.keys() <= set(TIERS):
+                at, preset = (name, tier), preset.get(tier, {})
+                if not isinstance(preset, dict):
+                    raise ConfigError(
+                        f"{presets.where(*at)}: {name}.{tier} = {preset!r}; give it settings"
+                    )
             for path, value in preset.items():
-                for other, source in used.items():
+                for other, (source, theirs) in used.items():
                     inside = path.startswith(f"{other}.") or other.startswith(f"{path}.")
-                    if inside or (path == other and value != presets.data[source][path]):
-                        places = presets.where(source, other), presets.where(name, path)
+                    if inside or (path == other and value != theirs):
+                        places = presets.where(*source, other), presets.where(*at, path)
                         raise ConfigError(
-                            f"{where}: presets {source} and {name} disagree on {path} "
+                            f"{where}: presets {source[0]} and {name} disagree on {path} "
                             f"({' and '.join(places)}); use one of them"
                         )
-                used[path] = name
-            self.add(presets, preset, (name,))
+                used[path] = at, value
+            self.add(presets, preset, at)
 
     def where(self, *keys: str) -> str:
         """Name the place that set ``keys`` or the nearest group around it."""
@@ -168,7 +178,9 @@ def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
     if close := difflib.get_close_matches(keys[-1], known, n=1):
         return f"did you mean {'.'.join((*keys[:-1], close[0]))}?"
     everywhere = {path.split(".")[-1]: path for path in known_paths()}
-    if kind is Settings and (close := difflib.get_close_matches(keys[-1], everywhere, n=1)):
+    close = difflib.get_close_matches(keys[-1], everywhere, n=1) if kind is Settings else []
+    # Where another operator has a setting of this very name, it is no slip.
+    if close and everywhere[close[0]] != ".".join(keys):
         return f"did you mean {everywhere[close[0]]}?"
     return f"known here: {', '.join(known)}"
 

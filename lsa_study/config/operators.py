@@ -27,6 +27,9 @@ Shell = Literal["linear", "dwnet"]
 before the perceptron, as around attention. dwnet: DWNet's 1 x 1 convolutions with batch norms and
 ReLUs, no norm before them, and batch norm before the perceptron."""
 
+AnyShell = Literal["linear", "dwnet", "none"]
+"""none: the layer alone, for blocks that have maps of channels around it themselves."""
+
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
@@ -189,8 +192,42 @@ class DdfOp(Group):
     """How a pixel's filter and a channel's become one."""
     reduction: Annotated[float, Field(ge=0.0625, le=1)] = 0.2
     """Hidden channels of the channel filters' generator against all."""
-    shell: Shell = "dwnet"
-    """What stands around the layer: linear maps, or DWNet's batch norms; the article names none."""
+    branches: Literal["both", "spatial", "channel"] = "both"
+    """Which filters there are: of pixels, of channels, or both combined."""
+    norm: Literal["filter", "batch", "sigmoid"] = "filter"
+    """Of both filters, before they are combined."""
+    shell: AnyShell = "dwnet"
+    """What stands around the layer: linear maps, DWNet's batch norms, or nothing; the article names
+    none."""
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        idle = {"both": [], "spatial": ["combine", "reduction"], "channel": ["combine", "heads"]}
+        for key in idle[self.branches]:
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}={value!r} changes nothing with branches={self.branches!r}; drop it, or "
+                    "give branches: both"
+                )
+        return self
+
+
+class ConvOp(Group):
+    """A full convolution, a filter for every pair of channels: what stands in ResNets."""
+
+    kind: Literal["conv"] = "conv"
+    """conv: a full convolution."""
+    kernel_size: OddSize = 3
+    """Side of its filters, in pixels of the map."""
+    shell: AnyShell = "none"
+    """What stands around the layer: linear maps, DWNet's batch norms, or nothing."""
+
+
+class AttentionOp(Group):
+    """Attention of every token to all, of the backbone's own heads: what stands in DeiT."""
+
+    kind: Literal["attention"] = "attention"
+    """attention: of every token to all."""
 
 
 class OutlookOp(Group):
@@ -223,7 +260,7 @@ class OutsideOp(Group):
         return dict(self.model_extra or {})
 
 
-OwnOp = UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp
+OwnOp = UnifiedOp | ElsaOp | DwConvOp | DwNetOp | DdfOp | OutlookOp | ConvOp | AttentionOp
 OP_KINDS: dict[str, type[Group]] = {
     kind: op for op in get_args(OwnOp) for kind in get_args(op.model_fields["kind"].annotation)
 }
@@ -243,11 +280,11 @@ Op = Annotated[
     Annotated[OwnOp, Field(discriminator="kind"), Tag(OWN)] | Annotated[OutsideOp, Tag(OUTSIDE)],
     Discriminator(_whose),
 ]
-YOUNGER = {"shell", "scale"}
+YOUNGER = {"shell", "scale", "branches", "norm"}
 """Settings that identities of the first results do not hold."""
 
 
-def shell_of(op: Op) -> Shell:
+def shell_of(op: Op) -> AnyShell:
     """What stands around an operator; attention and all that is not named otherwise is linear."""
     return getattr(op, "shell", "linear")
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lsa_study.config.operators import shell_of
+from lsa_study.config.networks import has_batch_norms
 from lsa_study.config.settings import Model, Settings
 from lsa_study.config.values import IMAGES
 from lsa_study.errors import ConfigError
@@ -42,15 +42,8 @@ class Smaller:
 
 
 def batch_norms(model: Model) -> bool:
-    """Whether a network has batch norms.
-
-    VOLO's stem has one, DWNet's shell around a layer, and what makes D-DwConv's filters. What comes
-    from outside may.
-    """
-    shell, kind = shell_of(model.op), model.op.kind
-    if ":" in kind or ":" in model.backbone:
-        return True
-    return model.backbone.startswith("volo") or shell == "dwnet" or kind == "ddwconv"
+    """Whether a network has batch norms; what comes from outside may."""
+    return has_batch_norms(model.backbone, model.op, model.stem)
 
 
 def why_not(settings: Settings, processes: int = 1) -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lsa_study.config.operators import Group, Weight
+from lsa_study.config.optimizer import Optimised
 from lsa_study.config.start import Start
 from lsa_study.config.values import RANGE, Epochs, Images, Policy, Rate, Share
 
@@ -31,7 +32,7 @@ class TokenLabels(Group):
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
 
-class Train(Group):
+class Train(Optimised):
     """The optimisation protocol; the same for every row of a table."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]

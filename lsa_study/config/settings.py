@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lsa_study.config.imports import ImportPath
+from lsa_study.config.networks import Stemmed, science_of_stem, why_not_images, why_not_network
 from lsa_study.config.operators import Group, Op, OutsideOp, science_of, shell_of
+from lsa_study.config.optimizer import science_of_optimizer
 from lsa_study.config.protocol import Augment, Train
 from lsa_study.config.start import Stop
 from lsa_study.config.values import (
@@ -73,7 +75,7 @@ class Data(Group):
         raise ValueError(f"validation={self.validation} {wrong}; {fits}, or null to hold out none")
 
 
-class Model(Group):
+class Model(Stemmed):
     """The network: a backbone that receives an operator."""
 
     backbone: AnyBackbone
@@ -83,6 +85,12 @@ class Model(Group):
     """What stands where attention stood; its settings depend on its ``kind``."""
     drop_path: Share
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if reason := why_not_network(self.backbone, self.op, self.stem):
+            raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _last_stage_is_read(self) -> Self:
@@ -181,6 +189,13 @@ class Settings(Group):
         return {k: v for k, v in dump(self).items() if k != "outside" or v}
 
     @model_validator(mode="after")
+    def _stem_fits(self) -> Self:
+        model = self.model
+        if reason := why_not_images(model.backbone, model.stem, self.data.image_size):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.evaluation.weights == "ema" and self.train.ema_decay is None:
             raise ValueError(
@@ -243,12 +258,15 @@ class Settings(Group):
         """The settings that can move a number: all but how and where the run is carried out."""
         settings = self.model_dump(mode="json", exclude={"runtime": True, "tier": True})
         settings["model"]["op"] = science_of(self.model.op)
+        settings["model"]["stem"] = science_of_stem(self.model.backbone, self.model.stem)
+        settings["train"]["optimizer"] = science_of_optimizer(self.train.optimizer)
         del settings["data"]["root"]
         # Left out where they are off: the identities of runs made before there were such settings
         # stand.
         for group, name in (
             ("train", "tokens"), ("train", "start"), ("train", "norm_batch"),
-            ("data", "test_limit"), ("data", "validation"),
+            ("data", "test_limit"), ("data", "validation"), ("model", "stem"),
+            ("train", "optimizer"),
         ):  # fmt: skip
             if settings[group][name] is None:
                 del settings[group][name]

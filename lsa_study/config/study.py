@@ -236,6 +236,7 @@ class _Rows:
         self, file: StudyFile, document: yaml.Document, tier: str, overrides: Sequence[str]
     ) -> None:
         self.file, self.document, self.overrides = file, document, overrides
+        self.tier = tier
         self.starts: dict[str, Settings] = {}
         base = self._base(tier)
         data = dict(base.data)
@@ -248,7 +249,7 @@ class _Rows:
         self._settings.set("tier", tier, str(base.path))
         self._settings.add(base, data)
         if file.use:
-            self._settings.use(self._presets, file.use, document.where("use"))
+            self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
         self._settings.add(document, file.set, ("set",))
         if file.stop:
             self._settings.set("runtime.stop", file.stop.model_dump(), document.where("stop"))
@@ -292,7 +293,8 @@ class _Rows:
         """One row; where it begins from another, that one first, and so on to ``later``."""
         layers, variant = self._settings.copy(), self.file.variants[name]
         if variant.use:
-            layers.use(self._presets, variant.use, self.document.where("variants", name, "use"))
+            place = self.document.where("variants", name, "use")
+            layers.use(self._presets, variant.use, place, tier=self.tier)
         layers.add(self.document, variant.set, ("variants", name, "set"))
         for override in self.overrides:
             key, equals, text = override.partition("=")

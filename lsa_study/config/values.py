@@ -13,6 +13,9 @@ from lsa_study.config.operators import OUTSIDE, OWN
 Backbone = Literal[
     "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
+    "deit_micro", "deit_mini", "deit_tiny", "deit_small", "deit_base",
+    "resnet_micro", "resnet_micro_deep", "resnet_mini", "resnet_mini_deep",
+    "resnet50", "resnet101", "resnet152",
 ]  # fmt: skip
 DataName = Literal["digits", "cifar10", "imagenet"]
 _OURS_OR_NOT = Discriminator(lambda v: OUTSIDE if isinstance(v, str) and ":" in v else OWN)

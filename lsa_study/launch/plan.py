@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study import rundir
-from lsa_study.config import yaml
+from lsa_study.config import shipped, yaml
 from lsa_study.config.asked import about, every_asked
 from lsa_study.config.contrast import confounds
 from lsa_study.config.fidelity import sources
@@ -75,18 +75,32 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
     return "\n".join(blocks)
 
 
+ELSA = "ELSA: What Limits the Performance of Local Self-attention?"
+OWN = "Of this folder"
+"""Works of the shipped studies that name none, and of others."""
+
+
 def known_studies(results: Path) -> list[str]:
-    """A line for each study there is, and for each side study of a results folder."""
+    """A line for each study there is, by work, and for each side study of a results folder."""
     known = list_studies()
     width = max(map(len, known))
-    lines = []
+    works: dict[str, list[str]] = {ELSA: []}
     for stem, path in known.items():
+        work = ELSA if path.resolve().parent == shipped.ROOT / "experiments" else OWN
         try:
             data = yaml.read(path).data
+            work = str(data.get("work") or work)
             tiers = " ".join(tiers_of(str(path)))
-            lines.append(f"{stem:<{width}}  {data.get('title', '')} ({tiers})")
+            line = f"{stem:<{width}}  {data.get('title', '')} ({tiers})"
         except LsaError as error:
-            lines.append(f"{stem:<{width}}  {error}")
+            line = f"{stem:<{width}}  {error}"
+        works.setdefault(work, []).append(line)
+    lines = [
+        line
+        for work, studies in works.items()
+        if studies
+        for line in (f"{work}:", *(f"  {study}" for study in studies))
+    ]
     for tier in TIERS:
         for name, asked in every_asked(results, tier)[0].items():
             if asked.study:

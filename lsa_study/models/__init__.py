@@ -2,10 +2,12 @@
 
 from lsa_study.models.pretrained import load_official, read_checkpoint
 from lsa_study.models.registry import MODELS, TIMM_MODELS, build_model, from_settings
+from lsa_study.models.stem import ConvStem
 
 __all__ = [
     "MODELS",
     "TIMM_MODELS",
+    "ConvStem",
     "build_model",
     "from_settings",
     "load_official",

@@ -1,10 +1,10 @@
 """Prove that a study's options reach its networks: rows that should differ do.
 
 Every variant is built as it will be trained, on the meta device, which costs no memory. Then its
-operator is put into a micro network of the same kind, whose weights follow from their names alone,
-and sees one fixed picture. Two variants whose operators differ must answer differently or have
-other weights; other backbones must have other weights, other stochastic depths other rates. Where
-they have not, an option does nothing.
+operator is put into a micro network of the same kind, behind its stem, whose weights follow from
+their names alone, and sees one fixed picture. Two variants whose operators or stems differ must
+answer differently or have other weights; other backbones must have other weights, other stochastic
+depths other rates. Where they have not, an option does nothing.
 
 Run as ``python -m lsa_study.models.ablation_check``: reads ``{"variant": settings, ...}`` as JSON
 and prints ``{"built": number, "inactive": [message, ...]}``. Planning itself need not import torch.
@@ -25,8 +25,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lsa_study.config.settings import Settings
-from lsa_study.models.registry import from_settings
+from lsa_study.config.networks import family
+from lsa_study.config.operators import Op
+from lsa_study.config.settings import Model, Settings
+from lsa_study.models.registry import from_settings, stem_of
 from lsa_study.models.volo import Volo, VoloSize
 
 MICRO_SIDE = 28
@@ -49,7 +51,7 @@ class _Built:
             return self.rates != other.rates
         if self.shapes != other.shapes:
             return True
-        return option == "op" and not torch.allclose(
+        return option in ("op", "stem") and not torch.allclose(
             self.answer, other.answer, rtol=1e-5, atol=1e-7
         )
 
@@ -75,7 +77,7 @@ def inactive_options(variants: Mapping[str, Settings]) -> list[str]:
     for one, other in itertools.combinations(built, 2):
         # How an operator is computed does not change what is computed.
         differ = variants[one].differing(variants[other]).keys() - {"model.op.implementation"}
-        for option in ("backbone", "op", "drop_path"):
+        for option in ("backbone", "op", "drop_path", "stem"):
             changes = sorted(key for key in differ if key.startswith(f"model.{option}"))
             if changes and not built[one].shows(option, built[other]):
                 found.append(
@@ -94,14 +96,8 @@ def _build(settings: Settings) -> _Built:
     # By the definition, in float64: planning must not wait for kernels to be compiled.
     if "implementation" in type(op).model_fields:
         op = op.model_copy(update={"implementation": "reference"})
-    micro = model.model_copy(update={"backbone": "swin_micro", "op": op, "drop_path": 0.0})
-    volo = model.backbone.startswith("volo")
-    side = MICRO_VOLO_SIDE if volo else MICRO_SIDE
-    network: nn.Module = (
-        Volo(MICRO_VOLO, op, img_size=side, num_classes=10)
-        if volo
-        else from_settings(micro, image_size=side, num_classes=10)
-    )
+    network = _micro(model, op)
+    side = MICRO_VOLO_SIDE if isinstance(network, Volo) else MICRO_SIDE
     network.double().eval()
     with torch.inference_mode():
         for name, parameter in network.named_parameters():
@@ -110,6 +106,15 @@ def _build(settings: Settings) -> _Built:
         draw = torch.Generator().manual_seed(0)
         picture = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64)
         return _Built(shapes, rates, network(picture))
+
+
+def _micro(model: Model, op: Op) -> nn.Module:
+    """A small network of the same kind around an operator, behind the same stem."""
+    kind = family(model.backbone)
+    if kind == "volo":
+        return Volo(MICRO_VOLO, op, img_size=MICRO_VOLO_SIDE, num_classes=10, **stem_of(model))
+    small = {"backbone": f"{kind}_micro", "op": op, "drop_path": 0.0}
+    return from_settings(model.model_copy(update=small), image_size=MICRO_SIDE, num_classes=10)
 
 
 def main() -> None:

@@ -14,13 +14,13 @@ from torch import nn
 
 from lsa_study import ops
 from lsa_study.config.operators import (
+    AnyShell,
     DwConvOp,
     DwNetOp,
     ElsaOp,
     Heads,
     Op,
     OutsideOp,
-    Shell,
     UnifiedOp,
 )
 from lsa_study.errors import ConfigError
@@ -37,7 +37,8 @@ class BlockContext:
 
     ``dim`` channels; ``heads`` of the backbone itself (Fig. 2's 1x); ``map_size``: height and
     width of the stage's map in pixels; ``odd``: every second block of a stage, whose windows are
-    shifted; ``last_stage`` of the backbone; ``qkv_bias``: whether its projections have a bias.
+    shifted; ``last_stage`` of the backbone; ``qkv_bias``: whether its projections have a bias;
+    ``stride``: pixels between two that leave the operator, where that can stride.
     """
 
     dim: int
@@ -46,6 +47,7 @@ class BlockContext:
     odd: bool
     last_stage: bool
     qkv_bias: bool = True
+    stride: int = 1
 
 
 def build_block(
@@ -126,9 +128,10 @@ def _depthwise(op: DwConvOp | DwNetOp, place: BlockContext, heads: int) -> nn.Mo
     return ops.DwConv(place.dim, num_heads=heads, **_options(op))
 
 
-SHELLS: dict[Shell, Callable[[int, nn.Module], nn.Module]] = {
+SHELLS: dict[AnyShell, Callable[[int, nn.Module], nn.Module]] = {
     "linear": ops.LinearShell,
     "dwnet": ops.DwNetShell,
+    "none": lambda dim, layer: layer,
 }
 """What stands around a layer that brings no projections of its own."""
 BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
@@ -142,7 +145,11 @@ BUILDERS: dict[str, Callable[[Any, BlockContext], nn.Module]] = {
         place.dim, ops.DynamicDwConv(place.dim, **_options(op))
     ),
     "ddf": lambda op, place: SHELLS[op.shell](
-        place.dim, ops.DDF(place.dim, num_heads=_heads(op.heads, place), **_options(op))
+        place.dim,
+        ops.DDF(place.dim, num_heads=_heads(op.heads, place), stride=place.stride, **_options(op)),
+    ),
+    "conv": lambda op, place: SHELLS[op.shell](
+        place.dim, ops.Conv(place.dim, stride=place.stride, **_options(op))
     ),
     "outlook": lambda op, place: ops.OutlookAttention(
         place.dim, _heads(op.heads, place), **_options(op)

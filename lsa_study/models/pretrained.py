@@ -6,7 +6,7 @@
 | swin | Swin's authors | as timm; merges stand at the end of a stage, the head has no ``fc`` |
 | elsa | ELSA's authors | window attention projects to v, q, k; two ghosts have an axis more |
 | dwnet | DWNet's authors | the block's parts are called ``attn2conv`` and ``bn`` |
-| ddf | decoupled dynamic filters | none, for the operator alone |
+| ddf | decoupled dynamic filters | none, for an operator or a ResNet |
 | involution | involution's authors | other names, for the operator alone |
 | volo | VOLO's authors | none |
 | lsa | runs of this project | none |
@@ -36,8 +36,8 @@ from lsa_study.errors import ConfigError
 Source = Literal["timm", "swin", "elsa", "dwnet", "ddf", "involution", "volo", "lsa"]
 State = dict[str, Tensor]
 
-HEADS = ("head.", "aux_head.")
-"""The classifiers of Swin and VOLO."""
+HEADS = ("head.", "aux_head.", "fc.")
+"""The classifiers of Swin, DeiT and VOLO, and of ResNets."""
 
 DERIVED = ("relative_position_index", "relative_id", "attn_mask")
 """Buffers some releases store though they follow from the settings."""

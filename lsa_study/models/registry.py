@@ -6,7 +6,7 @@ settings file cannot say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -16,19 +16,30 @@ from torch import nn
 
 from lsa_study.config import layers
 from lsa_study.config.names import nearest
-from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp, ElsaOp, Op, UnifiedOp
+from lsa_study.config.networks import Stem, other_stem
+from lsa_study.config.operators import (
+    AttentionOp,
+    DdfOp,
+    DwConvOp,
+    DwNetOp,
+    ElsaOp,
+    Op,
+    UnifiedOp,
+)
 from lsa_study.config.settings import Model
 from lsa_study.config.values import Backbone
 from lsa_study.errors import ConfigError
-from lsa_study.models import outside, swin, volo
+from lsa_study.models import deit, outside, resnet, swin, volo
 from lsa_study.models.operators import LSA, BlockContext, build_operator
 from lsa_study.vocabulary import Application, Term
 
 DROP_PATH: dict[Backbone, float] = {
     "swin_tiny": 0.1, "swin_small": 0.3, "swin_base": 0.5, "swin_large": 0.2,
     "volo_d1": 0.1, "volo_d2": 0.2, "volo_d3": 0.5, "volo_d4": 0.5, "volo_d5": 0.75,
+    "deit_tiny": 0.1, "deit_small": 0.1, "deit_base": 0.1,
+    "resnet50": 0.0, "resnet101": 0.0, "resnet152": 0.0,
 }  # fmt: skip
-"""The released ELSA commands; Swin-L and VOLO as their own configurations."""
+"""The released ELSA commands; Swin-L, VOLO and DeiT as their own configurations."""
 SWINS, VOLOS = ([name for name in DROP_PATH if name.startswith(kind)] for kind in ("swin", "volo"))
 
 NETS: dict[str, tuple[Term, ...]] = {
@@ -43,8 +54,17 @@ NETS: dict[str, tuple[Term, ...]] = {
 """The summands of Eq. 4 in each network of Table 1."""
 
 
-def _model(backbone: Backbone, op: Op) -> Model:
-    return Model(backbone=backbone, op=op, drop_path=DROP_PATH[backbone])
+STEMS: dict[str, Stem] = {
+    "conv": Stem(kind="conv", norm="none", act="none"),
+    "conv_relu": Stem(kind="conv", norm="none"),
+    "conv_bn": Stem(kind="conv", act="none"),
+    "conv_bn_relu": Stem(kind="conv"),
+}
+"""The four of "Scaled ReLU Matters for Training Vision Transformers"."""
+
+
+def _model(backbone: Backbone, op: Op, stem: Stem | None = None) -> Model:
+    return Model(backbone=backbone, op=op, drop_path=DROP_PATH[backbone], stem=stem)
 
 
 def _net(terms: tuple[Term, ...], application: Application = "window") -> Model:
@@ -67,6 +87,17 @@ MODELS: dict[str, Model] = {
     # The article does not say its settings. Of those tried, these alone have the parameters of its
     # three models.
     **{f"elsa_{name}": _model(name, ElsaOp(group_width=16)) for name in VOLOS},
+    **{
+        f"{name}_{stem}": _model(name, AttentionOp(), STEMS[stem])
+        for name in DROP_PATH
+        if name.startswith("deit")
+        for stem in STEMS
+    },
+    **{
+        f"ddf_{name}": _model(name, DdfOp(kernel_size=3, shell="none"))
+        for name in DROP_PATH
+        if name.startswith("resnet")
+    },
 }
 """Name -> the settings it stands for.
 
@@ -102,14 +133,28 @@ def from_settings(model: Model, *, image_size: int, num_classes: int) -> nn.Modu
         img_size=image_size,
         num_classes=num_classes,
         drop_path_rate=model.drop_path,
+        **stem_of(model),
     )
     return network
 
 
-def _backbone(model: Model) -> tuple[type[nn.Module], swin.SwinSize | volo.VoloSize]:
-    if model.backbone in volo.SIZES:
-        return volo.Volo, volo.SIZES[model.backbone]
-    return swin.Swin, swin.SIZES[model.backbone]
+def stem_of(model: Model) -> dict[str, Any]:
+    """What a backbone is given for a stem that is not its own."""
+    stem = other_stem(model.backbone, model.stem)
+    return {} if stem is None else {"stem": stem}
+
+
+FAMILIES: dict[type[nn.Module], Mapping[str, Any]] = {
+    swin.Swin: swin.SIZES, volo.Volo: volo.SIZES, deit.Deit: deit.SIZES,
+    resnet.Resnet: resnet.SIZES,
+}  # fmt: skip
+"""Kind of backbone -> its sizes by name."""
+
+
+def _backbone(model: Model) -> tuple[type[nn.Module], Any]:
+    return next(
+        (kind, sizes[model.backbone]) for kind, sizes in FAMILIES.items() if model.backbone in sizes
+    )
 
 
 def build_model(name: str, **overrides: Any) -> nn.Module:
@@ -154,7 +199,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
             feature_cfg=dict(FEATURES[kind]),  # timm pops from it
             size=size,
             op=layers.validate(type(point.op), point.op.model_dump() | changes, lambda *_: name),
-            **{"drop_path_rate": point.drop_path, **options},
+            **{"drop_path_rate": point.drop_path, **stem_of(point), **options},
         )
         return network
 
@@ -166,6 +211,8 @@ def _entry(name: str) -> Callable[..., nn.Module]:
 FEATURES: dict[type[nn.Module], dict[str, Any]] = {
     swin.Swin: {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
     volo.Volo: {"feature_cls": "getter", "out_indices": 3},
+    deit.Deit: {"feature_cls": "getter", "out_indices": 3},
+    resnet.Resnet: {"out_indices": (0, 1, 2, 3, 4)},
 }
 """How timm takes the maps of the stages out of a backbone."""
 
@@ -189,6 +236,19 @@ _CFGS: dict[type[nn.Module], dict[str, Any]] = {
         "crop_pct": 0.96,
         "first_conv": "patch_embed.conv.0",
         "classifier": ("head", "aux_head"),
+    },
+    deit.Deit: {
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "first_conv": "patch_embed.conv.0",
+        "classifier": "head",
+    },
+    resnet.Resnet: {
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "fixed_input_size": False,
     },
 }
 

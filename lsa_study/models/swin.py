@@ -13,8 +13,10 @@ from timm.layers import calculate_drop_path_rates
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
+from lsa_study.config.networks import Stem
 from lsa_study.config.operators import Op
 from lsa_study.models import operators
+from lsa_study.models.stem import embed_layer
 
 POSITION_TABLES = ("rel_k", "rel_q", "rel_bias")
 """Names of the learned tables of relative positions in an operator."""
@@ -54,6 +56,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
     What of the operator depends on the stage, see :mod:`lsa_study.models.operators`.
 
     Args:
+        stem: None: one convolution, as published.
         img_size: side or sides of the image in pixels.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         options: anything else timm's ``SwinTransformer`` takes, such as ``num_classes``.
@@ -64,6 +67,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
         size: SwinSize,
         op: Op,
         *,
+        stem: Stem | None = None,
         img_size: int | tuple[int, int] = 224,
         drop_path_rate: float = 0.1,
         **options: Any,
@@ -76,6 +80,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
             depths=(0,) * len(size.depths),
             num_heads=size.heads,
             weight_init="skip",
+            embed_layer=embed_layer(stem or Stem(kind="patchify")),
             **options,
         )
         rates = calculate_drop_path_rates(drop_path_rate, size.depths, stagewise=True)

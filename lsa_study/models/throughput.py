@@ -105,13 +105,15 @@ def _peak_bytes(call: Contender, device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What figures must be read with: device, threads, versions, kernels of the device."""
+    kernels = functional.kernels_on(device.type)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
+        kernels = kernels.split(",")[0]
         name = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "kernels": functional.kernels_on(device.type).split(",")[0],
+        "kernels": kernels,
     }  # fmt: skip
 
 

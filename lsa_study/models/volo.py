@@ -13,8 +13,10 @@ from timm.models import checkpoint
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
+from lsa_study.config.networks import Stem
 from lsa_study.config.operators import Op
 from lsa_study.models import operators
+from lsa_study.models.stem import embed_layer
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
 
     As in VOLO's own builder, stochastic depth starts after the first stage, and projections to
     queries, keys and values have no bias. ``img_size`` is the side or sides of the image in pixels,
-    multiples of 16; ``options`` is anything else timm's ``VOLO`` takes, such as ``num_classes``.
+    multiples of 16; ``stem`` is None for VOLO's own; ``options`` is anything else timm's ``VOLO``
+    takes, such as ``num_classes``.
     """
 
     def __init__(
-        self, size: VoloSize, op: Op, *, img_size: int | tuple[int, int] = 224, **options: Any
-    ) -> None:
+        self, size: VoloSize, op: Op, *, stem: Stem | None = None,
+        img_size: int | tuple[int, int] = 224, **options: Any,
+    ) -> None:  # fmt: skip
         height, width = to_2tuple(img_size)
         first, later = size.dims
         heads, later_heads = size.heads
@@ -64,6 +68,11 @@ class Volo(VOLO):  # type: ignore[misc]  # timm ships no types
             stem_hidden_dim=size.stem_dim,
             **options,
         )
+        if stem is not None:
+            self.patch_embed = embed_layer(stem)(
+                img_size=img_size, patch_size=PATCH, in_chans=options.get("in_chans", 3),
+                embed_dim=first, flatten=False,
+            )  # fmt: skip
         places = (
             operators.BlockContext(
                 dim=first,

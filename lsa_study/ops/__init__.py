@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lsa_study.ops.conv import Conv
 from lsa_study.ops.ddf import DDF
+from lsa_study.ops.ddf_up import DDFUp
 from lsa_study.ops.dwconv import DepthwiseConv, DwConv, DwNetShell, DynamicDwConv, LinearShell
 from lsa_study.ops.elsa import ELSA
 from lsa_study.ops.involution import Involution
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DDF",
     "ELSA",
+    "Conv",
+    "DDFUp",
     "DepthwiseConv",
     "DwConv",
     "DwNetShell",

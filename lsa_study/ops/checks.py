@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 from torch import Tensor
 
 from lsa_kernels import Eq4Inputs
@@ -106,6 +108,18 @@ def check_heads(dim: int, num_heads: int) -> None:
     """Refuse heads that do not share the channels evenly."""
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; give a divisor")
+
+
+def check_known(name: str, value: str, kinds: Any) -> None:
+    """Refuse a value that a ``Literal`` does not name."""
+    if value not in get_args(kinds):
+        raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(get_args(kinds))}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Refuse steps below one pixel."""
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1 pixel")
 
 
 def check_odd(kernel_size: int) -> None:

@@ -27,7 +27,10 @@ def kernels_on(kind: str) -> str:
     if kind != "cuda":
         return str(lsa_kernels.build_info())
     missing = lsa_kernels.gpu.why_missing()
-    return f"no Triton kernels: {missing}" if missing else "Triton kernels"
+    if missing:
+        return f"no Triton kernels: {missing}"
+    reason = lsa_kernels.gpu.why_no_tensor_cores()
+    return f"Triton kernels, {f'no tensor cores: {reason}' if reason else 'tensor cores'}"
 
 
 def spatial_attention(

@@ -203,20 +203,21 @@ def neighboring(x: Eq4Inputs, norm: str, size: int, border: str, scale: float) -
 @rounded_once
 def apply_filters(
     values: Tensor, filters: Tensor, mul: Tensor | None, add: Tensor | None, size: int,
-    dilation: int = 1,
+    dilation: int = 1, stride: int = 1,
 ) -> Tensor:  # fmt: skip
     """The definition of ``functional.apply_filters``, tap by tap: no T * C * N is stored.
 
-    Static filters are (C, K, K), or (B, C, T) where each image has its own.
+    Static filters are (C, K, K), or (B, C, T) where each image has its own. Filters of pixels are
+    given for those alone that a stride keeps.
     """
     _, height, width, channels = values.shape
     mul, add = (None if t is None else t.reshape(-1, 1, 1, channels, size**2) for t in (mul, add))
     reach = dilation * (size // 2)
     padded = F.pad(values, (0, 0, reach, reach, reach, reach))
-    out = torch.zeros_like(values)
+    out = torch.zeros_like(values[:, ::stride, ::stride])
     for tap in range(size * size):
         row, column = (dilation * place for place in divmod(tap, size))
-        there = padded[:, row : row + height, column : column + width]
+        there = padded[:, row : row + height : stride, column : column + width : stride]
         weight = filters[..., tap].repeat_interleave(channels // filters.shape[3], -1)
         if mul is not None:
             weight = weight * mul[..., tap]

@@ -16,7 +16,7 @@ from lsa_study.models.swin import POSITION_TABLES
 
 
 def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """AdamW, whose peak rate is ``lr`` scaled linearly from ``lr_batch`` to ``batch_size``.
+    """AdamW or SGD, whose peak rate is ``lr`` scaled linearly from ``lr_batch`` to ``batch_size``.
 
     Not decayed are biases, 1-D parameters and what the network names in its ``no_weight_decay``,
     such as VOLO's position map and class token; but Swin's position tables are spared only with
@@ -29,6 +29,11 @@ def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
         model, train.weight_decay, no_weight_decay_list=spared
     )
     peak = train.lr * train.batch_size / train.lr_batch
+    rule = train.optimizer
+    if rule.kind == "sgd":
+        return torch.optim.SGD(
+            groups, lr=peak, momentum=rule.momentum or 0.0, nesterov=rule.nesterov, fused=True
+        )
     made: torch.optim.Optimizer = create_optimizer_v2(
         groups, opt="adamw", lr=peak, weight_decay=train.weight_decay, fused=True
     )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from lsa_study import data, measure, models
 from lsa_study.config.outside import verify
@@ -19,6 +19,7 @@ from lsa_study.data import rng
 from lsa_study.data.sets import CHANNELS, Datasets
 from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of, explained
 from lsa_study.machine import cpu_name, keep_memory
+from lsa_study.models import tokens
 from lsa_study.ops import sdpa
 from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
@@ -60,6 +61,7 @@ class _Attempt:
         self.facts = Facts()
         self.device = torch.device("cpu")
         self.progress = Progress()
+        self.cosine: float | None = None
 
     def carry_out(self) -> str:
         """Prepare, train, record; returns the state the run is left in."""
@@ -125,8 +127,20 @@ class _Attempt:
                     f"{smaller(settings, ranks.count)}",
                 )
             if ranks.first:
-                checkpoint.save_weights(self.run_dir, loop.final_weights())
+                weights = loop.final_weights()
+                checkpoint.save_weights(self.run_dir, weights)
+                self.cosine = self._token_cosine(model, sets, weights)
             return self._end("done", None, report)
+
+    def _token_cosine(
+        self, model: nn.Module, sets: Datasets, weights: dict[str, Tensor]
+    ) -> float | None:
+        """How alike tokens are behind the stem, where the run is about stems."""
+        if self.settings.model.stem is None:
+            return None
+        model.load_state_dict(weights)
+        _, images, _ = next(iter(sets.test(self.settings.evaluation.batch_size)))
+        return tokens.mean_cosine(tokens.stem_tokens(model.eval(), images))
 
     def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
         """What is known before training; recorded for this attempt, and part of the result."""
@@ -207,6 +221,7 @@ class _Attempt:
                 acc5=report.acc5 if done else None,
                 loss=report.loss if done else None,
                 ema_acc1=report.ema_acc1 if done else None,
+                token_cosine=self.cosine,
                 metrics=numbers(report) if done else {},
                 metrics_missing="; ".join(missing) or None if done else None,
                 best_acc1=at.best.acc1 if at.best.epoch else None,

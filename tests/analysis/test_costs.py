@@ -152,8 +152,11 @@ def claimed():
 
 
 def test_nothing_is_kept_that_no_table_shows_and_no_claim_is_about():
-    shown = {f"{name}/{row}" for study_rows in map(rows, ("table6", "table8"))
-             for name, row in study_rows}  # fmt: skip
+    shown = {
+        f"{name}/{row}"
+        for name in ("table6", "table8", "ddf_table3", "ddf_table5", "stem")
+        for row in study.load_study(name, tier="paper").variants
+    }
     assert {row for network in kept().values() for row in network["rows"]} == shown | claimed()
 
 
@@ -164,6 +167,17 @@ def test_costs_that_claims_are_judged_by(row):
     network = kept()[network_key(settings)]
     assert row in network.pop("rows")
     assert network == vars(counted_row(name, variant)), "run python benchmarks/costs.py"
+
+
+def test_costs_of_other_works_are_those_of_their_networks():
+    """Rates and warm-ups share a network; parameters as their releases have them."""
+    found = {row: network for network in kept().values() for row in network["rows"]}
+    assert found["ddf_table5/r50_ddf"]["params"] == 16_843_748
+    assert found["ddf_table5/r101_ddf_add"]["params"] == 28_146_912
+    assert found["ddf_table3/base"]["params"] == found["ddf_table5/r50"]["params"] == 25_557_032
+    assert found["stem/patchify_20_none"]["params"] == 22_050_664
+    assert found["stem/conv_bn_relu_05_long"]["params"] == 23_412_136
+    assert sum("stem/" in network["rows"][0] for network in kept().values()) == 5
 
 
 def test_other_settings_of_a_network_are_not_counted():

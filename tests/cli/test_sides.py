@@ -123,7 +123,13 @@ def test_where_runs_stand_and_what_can_be_done(lsa):
 
 
 def test_plans_name_side_studies(lsa):
-    assert f"quick  {ABOUT} (toy)" in lsa("plan --list")
+    listed = lsa("plan --list")
+    assert f"quick  {ABOUT} (toy)" in listed
+    works = [line for line in listed.splitlines() if line.endswith(":")]
+    assert [work.partition(" ")[0] for work in works] == ["ELSA:", "Decoupled", "Scaled"]
+    blocks = listed.split(works[1])
+    assert "  table1 " in blocks[0]
+    assert "  ddf_table3 " in blocks[1]
     assert lsa("plan quick").startswith("quick (toy): 1 variants x 2 seeds = 2 runs")
     data = json.loads(lsa("plan quick --json"))
     assert (data["study"], data["side_study"], data["about"]) == ("table2", "quick", ABOUT)

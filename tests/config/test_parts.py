@@ -1,9 +1,11 @@
 """Into how many parts a step can be cut, and that what is advised can be."""
 
+import contextlib
 import re
 from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lsa_study import models
@@ -11,7 +13,7 @@ from lsa_study.config import study
 from lsa_study.config.layers import validate
 from lsa_study.config.operators import OP_KINDS
 from lsa_study.config.parts import batch_norms, check_parts, smaller, why_not
-from lsa_study.config.settings import Settings
+from lsa_study.config.settings import Model, Settings
 from lsa_study.config.values import Backbone
 from lsa_study.errors import ConfigError
 from lsa_study.training.batch_norm import GroupedBatchNorm
@@ -27,6 +29,9 @@ OPS = {kind: {"kind": kind} for kind in OP_KINDS} | {
     "dwnet in linear": {"kind": "dwnet", "shell": "linear"},
     "ddwconv in linear": {"kind": "ddwconv", "shell": "linear"},
     "ddf in linear": {"kind": "ddf", "shell": "linear"},
+    "ddf alone": {"kind": "ddf", "shell": "none"},
+    "ddf by batch": {"kind": "ddf", "shell": "none", "norm": "batch"},
+    "conv in dwnet": {"kind": "conv", "shell": "dwnet"},
 }  # fmt: skip
 RECIPES = ["table6:dwnet", "table8:volo_d1_384", "table8:volo_d5_512", "table8:swin_large"]
 HINT = re.compile(r"([a-z_.]+)=(\d+)")
@@ -41,9 +46,17 @@ def recipes():
     return found
 
 
-def with_model(settings, backbone, op):
+def fits(backbone, op, stem=None):
+    """Whether a backbone takes an operator and a stem."""
+    with contextlib.suppress(ValidationError):
+        Model.model_validate({"backbone": backbone, "op": op, "stem": stem, "drop_path": 0.1})
+        return True
+    return False
+
+
+def with_model(settings, backbone, op, stem=None):
     data = settings.model_dump()
-    data["model"] |= {"backbone": backbone, "op": op}
+    data["model"] |= {"backbone": backbone, "op": op, "stem": stem}
     if not backbone.startswith("volo"):
         data["train"]["tokens"] = None
     return validate(Settings, data, lambda *keys: ".".join(keys))
@@ -57,11 +70,26 @@ def changed(settings, overrides):
     return validate(Settings, data, lambda *keys: ".".join(keys))
 
 
-@pytest.mark.parametrize("kind", OPS)
-@pytest.mark.parametrize(("backbone", "size"), [("swin_micro", 28), ("volo_d1", 32)])
-def test_which_networks_have_batch_norm(recipes, kind, backbone, size):
+BACKBONES = [("swin_micro", 28), ("volo_d1", 32), ("deit_micro", 28), ("resnet_micro", 28)]
+STEMS = {
+    "own": None,
+    "patchify": {"kind": "patchify"},
+    "conv": {"kind": "conv", "norm": "none"},
+    "conv_bn": {"kind": "conv", "act": "none"},
+}
+NETWORKS = [
+    (backbone, size, kind, stem)
+    for backbone, size in BACKBONES
+    for kind, op in OPS.items()
+    for stem, given in STEMS.items()
+    if (stem == "own" or kind in ("unified", "attention")) and fits(backbone, op, given)
+]
+
+
+@pytest.mark.parametrize(("backbone", "size", "kind", "stem"), NETWORKS)
+def test_which_networks_have_batch_norm(recipes, kind, backbone, size, stem):
     """By their settings, as their layers are."""
-    model = with_model(recipes["table6:dwnet"], backbone, OPS[kind]).model
+    model = with_model(recipes["table6:dwnet"], backbone, OPS[kind], STEMS[stem]).model
     network = models.from_settings(model, image_size=size, num_classes=3)
     found = any(isinstance(layer, _BatchNorm) for layer in network.modules())
     assert batch_norms(model) == found == bool(GroupedBatchNorm(network, images=None).layers)
@@ -73,7 +101,7 @@ def test_which_networks_have_batch_norm(recipes, kind, backbone, size):
 def test_what_is_advised_is_accepted(recipes, recipe, norm_batch, processes):
     """For every backbone and layer, from one part to the smallest; each takes fewer images."""
     for backbone in get_args(Backbone):
-        for op in OPS.values():
+        for op in (op for op in OPS.values() if fits(backbone, op)):
             settings = with_model(recipes[recipe], backbone, op)
             if norm_batch is None:
                 train = settings.train.model_copy(update={"norm_batch": None})

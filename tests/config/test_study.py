@@ -52,6 +52,9 @@ def test_every_experiment_keeps_its_contract(path):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_row_finds_its_one_row_of_the_article(path):
     loaded = study.load_study(path, tier="paper")
+    if loaded.file.article is None:
+        assert not any(variant.paper for variant in loaded.file.variants.values())
+        return
     table = pd.read_csv(path.parent / loaded.file.article.csv, dtype=str)
     for name, variant in loaded.file.variants.items():
         found = table
@@ -192,6 +195,10 @@ wrong:
   train.lr: 0.1
   train.epohcs: 3
 word: text
+sized:
+  toy: {model.op.norm: softmax, train.epochs: 3}
+  paper: {model.op.norm: filter_norm, train.lr: 0.25}
+torn: {toy: text}
 """
 
 
@@ -217,17 +224,31 @@ def test_presets_are_layered_before_what_is_set_beside_them(tmp_path):
     assert used(tmp_path, soft=["soft", "fast"]).variants["soft"].train.lr == 0.5
 
 
+def test_a_preset_may_hold_other_settings_at_each_tier(tmp_path):
+    """At a tier that it does not name it sets nothing."""
+    toy = used(tmp_path, soft=["sized"], row={"train.lr": 0.5}).variants["soft"]
+    assert (toy.model.op.norm, toy.train.epochs) == ("softmax", 3)
+    paper = used(tmp_path, soft=["sized"], row={"train.lr": 0.5}, tier="paper", only="soft")
+    paper = paper.variants["soft"]
+    assert (paper.model.op.norm, paper.train.lr) == ("filter_norm", 0.25)
+    assert paper.train.epochs == used(tmp_path, tier="paper").variants["soft"].train.epochs
+    with pytest.raises(ConfigError, match=r"model\.op\.norm is missing"):
+        used(tmp_path, soft=["sized"], tier="proxy")
+
+
 @pytest.mark.parametrize(
     ("names", "place", "message"),
     [
         (["sotf"], "mine.yaml:", "sotf is no preset of "),
         (["sotf"], "mine.yaml:", "presets.yaml; did you mean soft?"),
-        (["xyz"], "mine.yaml:", "known: soft, filter, fast, whole, wrong, word"),
+        (["xyz"], "mine.yaml:", "known: soft, filter, fast, whole, wrong, word, "),
         (["word"], "presets.yaml:9: ", "word = 'text'; give it settings"),
         (["soft", "filter"], "mine.yaml:", "presets soft and filter disagree on model.op.norm ("),
         (["soft", "filter"], "presets.yaml:3", "use one of them"),
         (["soft", "whole"], "presets.yaml:5", "disagree on model.op ("),
         (["whole", "soft"], "presets.yaml:5", "disagree on model.op.norm ("),
+        (["torn"], "presets.yaml:13: ", "torn.toy = 'text'; give it settings"),
+        (["filter", "sized"], "presets.yaml:11", "filter and sized disagree on model.op.norm ("),
         (["wrong"], "presets.yaml:8: ", "train.epohcs is not a setting; did you mean train.epochs"),
     ],
 )
@@ -263,7 +284,7 @@ def test_resources_are_checked_where_they_stand(tmp_path):
 def test_unknown_names_are_answered_with_the_nearest_or_the_known_ones():
     with pytest.raises(ConfigError, match=r"no such study; did you mean table1\?"):
         study.load_study("tabel1")
-    with pytest.raises(ConfigError, match="no such study; known: all, fig2, table1"):
+    with pytest.raises(ConfigError, match="no such study; known: all, ddf_table3"):
         study.load_study("zzz")
     with pytest.raises(ConfigError, match="no such tier; known: toy, proxy, paper"):
         study.load_study("table1", tier="big")

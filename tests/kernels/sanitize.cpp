@@ -16,6 +16,9 @@ struct Windows {
   int use_qk, norm;
   float scale;
 };
+struct Strided {
+  int64_t batch, height, width, heads, depth, rows, columns, size, stride, dilation;
+};
 struct Maps { int64_t batch, height, width, channels; };
 struct View { float* at; int64_t stride[5]; };
 
@@ -36,6 +39,9 @@ int filters_forward(const Filters*, int, const View*, const View*, const float*,
                     const View*);
 int filters_backward(const Filters*, int, const View*, const View*, const float*, const float*,
                      const View*, const View*, const View*, float*, float*);
+int strided_forward(const Strided*, const float*, const float*, const float*, const float*, float*);
+int strided_backward(const Strided*, const float*, const float*, const float*, const float*,
+                     const float*, float*, float*, float*, float*);
 int grouped_conv_forward(const Maps*, int, int, const View*, const float*, const float*, const View*);
 int grouped_conv_backward(const Maps*, int, int, const View*, const float*, const View*, const View*,
                           float*, float*);
@@ -186,6 +192,21 @@ static int grouped_conv(int size, std::vector<int64_t> shape, int group, bool bi
                                bias ? db.data() : nullptr);
 }
 
+static int strided(int64_t size, std::vector<int64_t> shape, int64_t heads, int64_t stride, int way) {
+  const int64_t rows = (shape[1] + stride - 1) / stride, columns = (shape[2] + stride - 1) / stride;
+  const int64_t depth = shape[3], taps = size * size, wide = heads * depth;
+  const Strided p = {shape[0], shape[1], shape[2], heads, depth, rows, columns, size, stride,
+                     1 + (way >> 2)};
+  const auto v = numbers(shape[0] * shape[1] * shape[2] * wide);
+  const auto f = numbers(shape[0] * rows * columns * heads * taps);
+  const auto m = numbers(shape[0] * taps * wide), g = numbers(shape[0] * rows * columns * wide);
+  std::vector<float> out(g.size()), dv(v.size()), df(f.size()), dm(m.size()), da(m.size());
+  const float *by = way & 1 ? m.data() : nullptr, *plus = way & 2 ? m.data() : nullptr;
+  return strided_forward(&p, v.data(), f.data(), by, plus, out.data()) |
+         strided_backward(&p, v.data(), f.data(), by, plus, g.data(), dv.data(), df.data(),
+                          by ? dm.data() : nullptr, plus ? da.data() : nullptr);
+}
+
 // The last row ends where the memory does, but for the byte that the kernel may read behind a pixel.
 static int picture(int64_t width, int64_t height, std::vector<int64_t> box, int64_t to_width,
                    int64_t to_height, int way) {
@@ -210,7 +231,7 @@ static int at_random() {
   if (!pick(0, 7)) shape[pick(0, 4)] = 0;
   const int parts[] = {1, 3, 4, 5, 7};
   const int64_t left = pick(0, 9), top = pick(0, 9), wide = pick(1, 30), tall = pick(1, 30);
-  switch (pick(0, 4)) {
+  switch (pick(0, 5)) {
     case 0: return neighboring(size, shape, terms, norm, way & 1);
     case 1:
       shape[2] = shape[2] % 4, shape[3] = shape[3] % 9;
@@ -221,6 +242,7 @@ static int at_random() {
       const int group = 4 << pick(0, 2);
       return grouped_conv(pick(0, 1) ? 3 : 7, {shape[0], shape[2], shape[3], shape[1] * group}, group, way & 1);
     }
+    case 4: return strided(size, {shape[0], shape[2], shape[3], shape[4]}, shape[1], pick(1, 4), way);
     default:
       return picture(left + wide + pick(0, 3), top + tall + pick(0, 3), {left, top, wide, tall},
                      pick(1, 40), pick(1, 40), way) |
@@ -241,6 +263,10 @@ int main(int, char** arguments) {
         for (int per_image = 0; per_image < 2; ++per_image, ++calls)
           refused += filters(size, {2, s[0], s[1], s[2]}, 2, parts, per_image) != 0;
     }
+  for (const auto& s : shapes)
+    for (int stride = 1; stride < 4; ++stride)
+      for (int way = 0; way < 8; ++way, ++calls)
+        refused += strided(3, {2, s[0], s[1], s[2]}, 2, stride, way) != 0;
   for (int size : {3, 7})
     for (const auto& s : shapes)
       for (int group : {4, 8, 16})

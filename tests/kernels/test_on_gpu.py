@@ -72,6 +72,17 @@ def test_neighboring(terms, norm, border, dtype, gpu):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_tensor_cores_are_taken(dtype, gpu):
+    if gpu.type == "cpu":
+        pytest.skip("a CPU has no tensor cores of this kind")
+    from lsa_kernels.gpu import tensor_cores
+
+    for *sizes, side in SHAPES:
+        x = Eq4Inputs(*(t.to(gpu, dtype) for t in make(0, *sizes, side**2)[0]))
+        assert tensor_cores.why_not(x, "softmax", side, "zero") is None
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("norm", NORMS)

@@ -4,9 +4,8 @@ Nothing here says how fast they are, or that a GPU agrees with the interpreter.
 """
 
 import importlib
-import importlib.util
+import importlib.metadata
 import os
-import re
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ahead import used
 from torch.utils.flop_counter import FlopCounterMode
 
 import lsa_kernels
@@ -105,14 +105,6 @@ def compiled(module, name, windows, architecture, dtype, depth):
     )
 
 
-def tool(name, *arguments):
-    """What a tool of Triton's own package says."""
-    folder = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin"
-    return subprocess.run(
-        [folder / name, *arguments], capture_output=True, text=True, check=True
-    ).stdout
-
-
 FEW = [ALL[0], ALL[4], ALL[7]]
 
 
@@ -139,17 +131,14 @@ def test_all_machine_code_without_spills(architecture, dtype, depth, monkeypatch
 def judge(module, name, windows, architecture, dtype, depth, monkeypatch, folder):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
     made = compiled(module, name, windows, architecture, dtype, depth)
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(made.asm["cubin"])
-    words = tool("cuobjdump", "-res-usage", str(binary))
-    usage = {key: int(number) for key, number in re.findall(r"([A-Z]+):(\d+)", words)}
+    usage, assembly = used(made, folder)
     areas = "windows" if windows else "neighborhoods"
     about = f"{module}.{name} {areas} sm_{architecture} {dtype} {depth} channels"
     print(f"{about}: {usage['REG']} registers, {made.metadata.shared} B shared")  # noqa: T201
     # A spill goes to the stack.
-    assert usage["STACK"] == usage["LOCAL"] == 0, f"{about} spills: {words}"
+    assert usage["STACK"] == usage["LOCAL"] == 0, f"{about} spills: {usage}"
     # Channels are read 16 bytes at a time, not one by one.
-    assert "LDG.E.128" in tool("cuobjdump", "-sass", str(binary)), about
+    assert "LDG.E.128" in assembly, about
 
 
 def cuda_like(*shape, dtype=torch.bfloat16):

@@ -26,9 +26,16 @@ def lsa(*arguments, **environment):
     )
 
 
-@pytest.mark.parametrize("name", [*study.ARTICLE])
+@pytest.mark.parametrize("name", [*study.ARTICLE, "ddf_table3", "ddf_table5"])
 def test_rows_of_the_article_all_differ(name):
     loaded = study.load_study(name, tier="toy")
+    assert inactive_options(loaded.variants) == []
+
+
+def test_rows_of_the_stems_all_differ():
+    """Rates and warm-ups are no matter of the network: one of each stem."""
+    loaded = study.load_study("stem", tier="toy", only="*_05_none")
+    assert len(loaded.variants) == 5
     assert inactive_options(loaded.variants) == []
 
 

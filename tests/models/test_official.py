@@ -10,14 +10,16 @@ import timm
 import torch
 from layouts import as_released_by_elsa, as_released_by_swin
 
-from lsa_study.config.operators import DwNetOp, ElsaOp
+from lsa_study.config.operators import DdfOp, DwNetOp, ElsaOp
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError
 from lsa_study.models import build_model, from_settings, load_official, read_checkpoint
 from lsa_study.models.blocks import SpatialBlock
+from lsa_study.models.resnet import Resnet, ResnetSize
 from lsa_study.ops import (
     DDF,
     ELSA,
+    DDFUp,
     DepthwiseConv,
     DwNetShell,
     DynamicDwConv,
@@ -37,9 +39,10 @@ def close(got, want, name=""):
     np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=1e-9, err_msg=name)
 
 
-def check(golden, module, source, call=lambda module, x: module(x)):
+def check(golden, module, source, call=lambda module, x: module(x), *, training=None):
     """Output, input gradient and the given weight gradients to 1e-9, from the released weights."""
-    module = module.double().train(golden.name.endswith("_train"))
+    training = golden.name.endswith("_train") if training is None else training
+    module = module.double().train(training)
     load_official(module, released(golden), source=source)
     x = torch.from_numpy(golden["x"]).requires_grad_()
     y = call(module, x)
@@ -131,11 +134,48 @@ def test_convolutions_of_dwnet(golden):
 @pytest.mark.golden("ddfpack*")
 def test_ddf_layer(golden):
     meta = golden.meta
+    dim, heads, size = (
+        (meta["dim"], meta["heads"], meta["kernel_size"])
+        if "dim" in meta
+        else (meta["channels"], meta["head"], meta["kernel"])
+    )
     op = DDF(
-        meta["channels"], num_heads=meta["head"], kernel_size=meta["kernel"],
-        combine=meta["combine"], reduction=meta["se_ratio"],
+        dim, num_heads=heads, kernel_size=size, combine=meta["combine"],
+        reduction=meta["se_ratio"], stride=meta.get("stride", 1), dilation=meta.get("dilation", 1),
     )  # fmt: skip
     check(golden, op, "ddf", channels_first)
+
+
+@pytest.mark.golden("ddfup_*")
+def test_ddf_up(golden):
+    """The gradient of the guide, too."""
+    meta = golden.meta
+    op = DDFUp(
+        meta["dim"], scale=meta["scale"], kernel_size=meta["kernel_size"],
+        num_heads=meta["heads"], combine=meta["combine"], reduction=meta["se_ratio"],
+        guide_dim=meta["guide"],
+    )  # fmt: skip
+    if meta["guide"] is None:
+        check(golden, op, "ddf", channels_first)
+        return
+    guide = torch.from_numpy(golden["guide"]).requires_grad_()
+
+    def guided(op, x):
+        return op(*(t.permute(0, 2, 3, 1) for t in (x, guide))).permute(0, 3, 1, 2)
+
+    check(golden, op, "ddf", guided)
+    close(guide.grad, golden["gguide"])
+
+
+@pytest.mark.golden("ddfresnet_*")
+def test_ddf_networks(golden):
+    meta = golden.meta
+    size = ResnetSize(tuple(meta["layers"]), tuple(meta["channels"]))
+    op = DdfOp(kernel_size=3, combine=meta["combine"], shell="none")
+    network = Resnet(size, op, num_classes=meta["num_classes"])
+    # The one that is called after training was made in evaluation: all its numbers, gradients
+    # included, are those of running statistics.
+    check(golden, network, "ddf", training=False)
 
 
 @pytest.mark.golden("involution*")

@@ -39,6 +39,14 @@ PARAMETERS = {
     "dwconv_eq4_swin_tiny": 24_163_912,
     "ddwconv_swin_tiny": 51_131_752,
     "ddf_swin_tiny": 46_020_160,
+    "ddf_resnet50": 16_843_748,
+    "ddf_resnet101": 28_146_912,
+    "ddf_resnet152": 37_462_900,
+    **{
+        f"deit_{size}_{stem}": count - (0 if "bn" in stem else 384)
+        for size, count in (("tiny", 6_439_912), ("small", 23_412_136), ("base", 89_207_080))
+        for stem in ("conv", "conv_relu", "conv_bn", "conv_bn_relu")
+    },
     "elsa_volo_d1": 27_044_712,
     "elsa_volo_d2": 59_540_320,
     "elsa_volo_d3": 87_474_384,
@@ -212,7 +220,7 @@ def test_no_weights_to_download():
     ("name", "options", "words"),
     [
         ("net7_swin_tinny", {}, "did you mean net7_swin_tiny"),
-        ("resnet50", {}, "not one of the study's; known: lsa_swin_tiny"),
+        ("vgg16", {}, "not one of the study's; known: lsa_swin_tiny"),
         ("dwconv_eq4_swin_tiny", {"window_size": 12}, "window_size=12: it has no window"),
         ("elsa_swin_tiny", {"heads": "3x"}, "elsa_swin_tiny: heads"),
         ("swin_tiny_n", {"size": 6}, "odd"),

@@ -10,6 +10,7 @@ from networks import on_meta, shallow  # noqa: F401  # a fixture
 from lsa_study import ops
 from lsa_study.config import study
 from lsa_study.config.operators import (
+    ConvOp,
     DdfOp,
     DwConvOp,
     DwNetOp,
@@ -201,6 +202,14 @@ def test_no_setting_of_a_counterpart_is_dead():
             "ddf_heads": DdfOp(heads="1x"),
             "ddf_add": DdfOp(combine="add"),
             "ddf_wide": DdfOp(reduction=0.5),
+            "ddf_spatial": DdfOp(branches="spatial"),
+            "ddf_channel": DdfOp(branches="channel"),
+            "ddf_batch": DdfOp(norm="batch"),
+            "ddf_sigmoid": DdfOp(norm="sigmoid"),
+            "ddf_alone": DdfOp(shell="none"),
+            "conv": ConvOp(),
+            "conv5": ConvOp(kernel_size=5),
+            "conv_linear": ConvOp(shell="linear"),
             "outlook": OutlookOp(),
             "outlook_heads": OutlookOp(heads="1"),
             "outlook5": OutlookOp(kernel_size=5),

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import lsa_kernels
 from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, collect
 from lsa_study.analysis.table import build
@@ -36,7 +37,9 @@ def test_networks_are_timed_beside_window_attention(tmp_path):
 def test_the_kernels_named_are_those_of_the_device(monkeypatch):
     assert throughput.machine(torch.device("cpu"))["kernels"].endswith("C++ kernels")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
-    assert throughput.machine(torch.device("cuda"))["kernels"].endswith("Triton kernels")
+    monkeypatch.setattr(lsa_kernels.gpu, "why_no_tensor_cores", lambda: "untested")
+    on_card = throughput.machine(torch.device("cuda"))["kernels"]
+    assert on_card.endswith("Triton kernels, no tensor cores: untested")
 
 
 def test_an_unknown_network_is_refused_before_anything_is_timed(tmp_path):

@@ -15,6 +15,7 @@ NAMES = (*MODELS, *TIMM_MODELS)
 LAYERS = [
     "lsa_swin_tiny", "net7_swin_tiny", "net7_swin_tiny_n", "elsa_swin_tiny", "dwconv_swin_tiny",
     "dwconv_eq4_swin_tiny", "ddwconv_swin_tiny", "ddf_swin_tiny", "elsa_volo_d1", "volo_d1",
+    "ddf_resnet50", "deit_tiny_conv_bn_relu",
 ]  # fmt: skip
 """One network of each kind of layer and backbone; the others differ in terms, width or depth."""
 
@@ -24,6 +25,12 @@ PROMISED = {
     *("swin_tiny_n", "net6_swin_tiny_n", "net7_swin_tiny_n"),
     *(f"elsa_swin_{size}" for size in ("tiny", "small", "base", "large")),
     *("elsa_swin_tiny_noghost", "dwconv_swin_tiny", "ddwconv_swin_tiny", "ddf_swin_tiny"),
+    *(f"ddf_resnet{depth}" for depth in (50, 101, 152)),
+    *(
+        f"deit_{size}_{stem}"
+        for size in ("tiny", "small", "base")
+        for stem in ("conv", "conv_relu", "conv_bn", "conv_bn_relu")
+    ),
     *(f"elsa_volo_d{number}" for number in range(1, 6)),
     *(f"volo_d{number}" for number in range(1, 6)),
 }
@@ -178,6 +185,9 @@ def test_heads_and_features_of_every_kind(name):
     volo = "volo" in name
     options = {"out_indices": (0, 3)} if volo else {}
     features = on_meta(build_model, name, img_size=64, features_only=True, **options)
-    channels = [m.shape[1] if volo else m.shape[-1] for m in features(image)]
+    first = name.startswith(("elsa_volo", "volo", "ddf_resnet", "deit"))
+    channels = [m.shape[1] if first else m.shape[-1] for m in features(image)]
     assert channels == features.feature_info.channels()
-    assert channels == ([192, 384] if volo else [96, 192, 384, 768])
+    wanted = {"volo": [192, 384], "resnet": [64, 256, 512, 1024, 2048], "deit": [192] * 3}
+    kind = next((kind for kind in wanted if kind in name), "")
+    assert channels == wanted.get(kind, [96, 192, 384, 768])

@@ -9,6 +9,8 @@ import torch
 from lsa_kernels import Eq4Inputs
 from lsa_study.ops import (
     DDF,
+    Conv,
+    DDFUp,
     DynamicDwConv,
     Involution,
     OutlookAttention,
@@ -88,24 +90,100 @@ def test_sliding_chunks(golden):
     close(x.grad, golden["gx"])
 
 
-@pytest.mark.parametrize("combine", ["mul", "add"])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_decoupled_filters_by_hand(combine, dilation):
+@pytest.mark.parametrize("filters", ["mul", "add", "spatial", "channel"])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_decoupled_filters_by_hand(filters, dilation, stride, dtype):
     draw = np.random.default_rng(3)
-    values, spatial = draw.normal(size=(2, 4, 3, 4)), draw.normal(size=(2, 4, 3, 2, 9))
-    channel = draw.normal(size=(2, 4, 9))
-    want = np.zeros_like(values)
-    for b, y, x, c in np.ndindex(values.shape):
+    values = draw.normal(size=(2, 5, 4, 4))
+    kept = 2, -(-5 // stride), -(-4 // stride)
+    spatial, channel = draw.normal(size=(*kept, 2, 9)), draw.normal(size=(2, 4, 9))
+    combined = {
+        "mul": lambda s, d: s * d,
+        "add": lambda s, d: s + d,
+        "spatial": lambda s, d: s,
+        "channel": lambda s, d: d,
+    }[filters]
+    want = np.zeros((*kept, 4))
+    for b, y, x, c in np.ndindex(want.shape):
         for t, (dy, dx) in enumerate(itertools.product((-1, 0, 1), repeat=2)):
-            yy, xx = y + dilation * dy, x + dilation * dx
-            if 0 <= yy < 4 and 0 <= xx < 3:
-                s, d = spatial[b, y, x, c // 2, t], channel[b, c, t]
-                want[b, y, x, c] += (s * d if combine == "mul" else s + d) * values[b, yy, xx, c]
+            yy, xx = stride * y + dilation * dy, stride * x + dilation * dx
+            if 0 <= yy < 5 and 0 <= xx < 4:
+                weight = combined(spatial[b, y, x, c // 2, t], channel[b, c, t])
+                want[b, y, x, c] += weight * values[b, yy, xx, c]
+    given = [torch.from_numpy(t).to(dtype).requires_grad_() for t in (values, spatial, channel)]
     got = apply_decoupled(
-        *map(torch.from_numpy, (values, spatial, channel)), combine=combine, kernel_size=3,
+        given[0], None if filters == "channel" else given[1],
+        None if filters == "spatial" else given[2],
+        combine="add" if filters == "add" else "mul", kernel_size=3, stride=stride,
         dilation=dilation,
     )  # fmt: skip
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-12, atol=1e-12)
+    limit = 1e-12 if dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=limit, atol=limit)
+    # Linear in values: its gradient, asked for with itself, gives the same number.
+    (slope,) = torch.autograd.grad((got * got.detach()).sum(), given[:1])
+    assert float((slope * given[0].detach()).sum()) == pytest.approx((want**2).sum(), rel=limit)
+
+
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_a_strided_layer_is_the_whole_one_at_the_pixels_it_keeps(combine):
+    whole = DDF(6, kernel_size=3, num_heads=2, combine=combine).double()
+    kept = DDF(6, kernel_size=3, num_heads=2, combine=combine, stride=2).double()
+    kept.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 7, 8, 6, dtype=torch.float64)
+    torch.testing.assert_close(kept(x), whole(x)[:, ::2, ::2])
+
+
+@pytest.mark.parametrize("norm", ["batch", "sigmoid"])
+def test_other_norms_of_filters_by_hand(norm):
+    op = DDF(6, kernel_size=3, reduction=0.5, norm=norm).double().eval()
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    maps = x.permute(0, 3, 1, 2)
+    made = op.spatial_branch[0](maps)
+    drawn = op.channel_branch[:4](maps)
+    if norm == "sigmoid":
+        made, drawn = made.sigmoid(), drawn.sigmoid()
+    else:  # running statistics at their start
+        made, drawn = made / np.sqrt(1 + 1e-5), drawn / np.sqrt(1 + 1e-5)
+    want = apply_decoupled(
+        x, made.permute(0, 2, 3, 1)[:, :, :, None], drawn.reshape(2, 6, 9), kernel_size=3
+    )
+    torch.testing.assert_close(op(x), want)
+
+
+def test_ddf_up_is_a_layer_for_each_place_inside_a_pixel():
+    op = DDFUp(6, scale=3, guide_dim=5).double()
+    x, guide = (torch.randn(2, 4, 3, c, dtype=torch.float64) for c in (6, 5))
+    maps, seen = (t.permute(0, 3, 1, 2) for t in (x, guide))
+    got = op(x, guide)
+    assert got.shape == (2, 12, 9, 6)
+    for row, column in itertools.product(range(3), repeat=2):
+        place = 3 * row + column
+        filters = op.spatial_branch[place](seen).permute(0, 2, 3, 1)[:, :, :, None]
+        want = apply_decoupled(
+            x, filter_norm(filters, dim=-1, gain=1 / 3), op.channel_branch[place](maps),
+            kernel_size=3,
+        )  # fmt: skip
+        torch.testing.assert_close(got[:, row::3, column::3], want)
+
+
+@pytest.mark.parametrize(("guide_dim", "parameters"), [(None, 560_368), (256, 550_128)])
+def test_ddf_up_has_as_many_parameters_as_released(guide_dim, parameters):
+    op = DDFUp(256, guide_dim=guide_dim)
+    assert sum(p.numel() for p in op.parameters()) == parameters
+
+
+def test_a_guide_that_does_not_fit_is_refused():
+    x = torch.zeros(1, 4, 4, 6)
+    with pytest.raises(ValueError, match=r"guide is missing: want \(1, 4, 4, 5\)"):
+        DDFUp(6, guide_dim=5)(x)
+    with pytest.raises(
+        ValueError, match=r"guide \(1, 8, 8, 5\) does not fit x: want \(1, 4, 4, 5\)"
+    ):
+        DDFUp(6, guide_dim=5)(x, torch.zeros(1, 8, 8, 5))
+    with pytest.raises(ValueError, match="guide: built without guide_dim; drop it"):
+        DDFUp(6)(x, x)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -147,6 +225,10 @@ def test_filters_that_do_not_fit_are_refused():
     values, spatial = torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 4, 1, 9)
     with pytest.raises(ValueError, match=r"spatial \(1, 4, 4, 1, 9\) does not fit values"):
         apply_decoupled(values, spatial, torch.zeros(1, 6, 25), combine="mul", kernel_size=5)
+    with pytest.raises(ValueError, match="neither spatial nor channel filters"):
+        apply_decoupled(values, None, None, kernel_size=3)
+    with pytest.raises(ValueError, match=r"spatial .* want \(1, 2, 2, heads, 9\)"):
+        apply_decoupled(values, spatial, None, kernel_size=3, stride=2)
     with pytest.raises(ValueError, match=r"channel \(1, 5, 9\) does not fit values"):
         apply_decoupled(values, spatial, torch.zeros(1, 5, 9), combine="mul", kernel_size=3)
 
@@ -158,6 +240,14 @@ def test_filters_that_do_not_fit_are_refused():
         (lambda: DDF(12, combine="min"), "combine='min' is unknown; known: mul, add"),
         (lambda: DDF(3, reduction=0.2), "leaves no hidden channel"),
         (lambda: DDF(12, kernel_size=4), "kernel_size=4 must be odd"),
+        (lambda: DDF(12, stride=0), "stride=0 must be at least 1"),
+        (lambda: DDF(12, dilation=0), "dilation=0 must be at least 1"),
+        (lambda: DDF(12, branches="none"), "branches='none' is unknown; known: both, spatial"),
+        (lambda: DDF(12, norm="layer"), "norm='layer' is unknown; known: filter, batch, sigmoid"),
+        (lambda: DDFUp(12, kernel_size=4), "kernel_size=4 must be odd"),
+        (lambda: DDFUp(12, scale=1), "scale=1 enlarges nothing; give 2 or more"),
+        (lambda: DDFUp(12, guide_dim=0), "guide_dim=0 must be at least 1, or None"),
+        (lambda: Conv(12, kernel_size=2), "kernel_size=2 must be odd"),
         (lambda: Involution(12, group_channels=5), "group_channels=5 does not divide dim=12"),
         (lambda: DynamicDwConv(12, kernel_size=2), "kernel_size=2 must be odd"),
         (lambda: OutlookAttention(12, 5), "num_heads=5 does not divide dim=12"),

@@ -45,9 +45,24 @@ OPERATORS = {
     "ddwconv_linear": lambda: ops.LinearShell(DIM, ops.DynamicDwConv(DIM, kernel_size=5)),
     "ddf_mul": lambda: ops.DDF(DIM, num_heads=2, kernel_size=3),
     "ddf_add": lambda: ops.DDF(DIM, kernel_size=3, combine="add"),
+    "ddf_spatial": lambda: ops.DDF(DIM, kernel_size=3, branches="spatial"),
+    "ddf_channel": lambda: ops.DDF(DIM, kernel_size=3, branches="channel"),
+    "ddf_batch": lambda: ops.DDF(DIM, kernel_size=3, norm="batch"),
+    "ddf_sigmoid": lambda: ops.DDF(DIM, kernel_size=3, norm="sigmoid"),
+    "ddf_dilated": lambda: ops.DDF(DIM, num_heads=2, kernel_size=3, dilation=2),
+    "ddf_strided": lambda: ops.DDF(DIM, num_heads=2, kernel_size=3, stride=2),
+    "ddf_up": lambda: ops.DDFUp(DIM, num_heads=2),
+    "conv": lambda: ops.Conv(DIM),
+    "conv_strided": lambda: ops.Conv(DIM, stride=2),
     "involution": lambda: ops.Involution(DIM, kernel_size=3, group_channels=4),
     "outlook": lambda: ops.OutlookAttention(DIM, 3),
 }
+SIDES = {
+    "ddf_strided": lambda n: (n + 1) // 2,
+    "conv_strided": lambda n: (n + 1) // 2,
+    "ddf_up": lambda n: 2 * n,
+}
+"""Of the maps that come out, where they have another size."""
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 
 
@@ -55,6 +70,11 @@ def made(name):
     """One operator in evaluation mode: its batch norms are the same for every batch."""
     torch.manual_seed(0)
     return OPERATORS[name]().eval()
+
+
+def shape_out(name, shape):
+    side = SIDES.get(name, lambda n: n)
+    return shape[0], side(shape[1]), side(shape[2]), shape[3]
 
 
 def test_no_operator_is_left_out():
@@ -69,7 +89,7 @@ def test_any_map_passes_and_every_parameter_learns(name, shape):
     op = made(name)
     x = torch.randn(*shape, DIM, requires_grad=True)
     y = op(x)
-    assert y.shape == x.shape
+    assert y.shape == shape_out(name, x.shape)
     assert y.dtype == torch.float32
     y.square().sum().backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (x, *op.parameters()))
@@ -105,7 +125,7 @@ def test_a_batch_of_0_passes_and_teaches_nothing(name, way):
         if way == "fused" and build.why_missing():
             pytest.skip(str(error))
         raise
-    assert y.shape == x.shape
+    assert y.shape == shape_out(name, x.shape)
     y.sum().backward()
     assert x.grad.shape == x.shape
     assert all(not parameter.grad.any() for parameter in op.parameters())

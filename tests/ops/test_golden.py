@@ -133,7 +133,16 @@ def test_filter_norm(golden):
     close(x.grad, golden["gx"])
 
 
-RELEASED = ("lsa_*", "elsa_*", "ddfpack_*", "dwconv_*", "ddwconv_*", "involution_*", "outlook_*")
+RELEASED = (
+    "lsa_*",
+    "elsa_*",
+    "ddfpack_*",
+    "ddfup_*",
+    "dwconv_*",
+    "ddwconv_*",
+    "involution_*",
+    "outlook_*",
+)
 """Files with the weights of a released layer."""
 
 

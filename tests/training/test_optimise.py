@@ -86,3 +86,43 @@ def test_what_is_decayed(no_decay, tables_decayed):
         table = name.rpartition(".")[2] in ("rel_k", "rel_q", "rel_bias")
         plain = parameter.ndim > 1 and (tables_decayed or not table)
         assert decay[id(parameter)] == (0.05 if plain else 0.0), name
+
+
+def sgd(**changes):
+    rule = ", ".join(f"{key}: {value}" for key, value in changes.items())
+    overrides = [f"train.optimizer={{kind: sgd, {rule}}}", "train.weight_decay=0.1"]
+    (run,) = study.load_study("table1", only="swin", seeds=[0], overrides=overrides).runs()
+    return run.settings.train
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_by_hand(nesterov):
+    """Three steps of a weight and of a bias, which is not decayed."""
+    train = sgd(momentum=0.9, nesterov=str(nesterov).lower())
+    layer = nn.Linear(2, 2).double()
+    want = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    speed = {name: torch.zeros_like(p) for name, p in want.items()}
+    optimizer = optim.optimiser(layer, train)
+    rate = train.lr * train.batch_size / train.lr_batch
+    for step in range(3):
+        optimizer.zero_grad()
+        (layer(torch.full((1, 2), float(step + 1), dtype=torch.float64)) ** 2).sum().backward()
+        for name, parameter in layer.named_parameters():
+            slope = parameter.grad + (0.1 * want[name] if name == "weight" else 0)
+            speed[name] = 0.9 * speed[name] + slope
+            want[name] = want[name] - rate * (
+                slope + 0.9 * speed[name] if nesterov else speed[name]
+            )
+        optimizer.step()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(parameter.detach(), want[name])
+
+
+def test_sgd_follows_the_same_schedule():
+    train = sgd(momentum=0.9)
+    optimizer = optim.optimiser(nn.Linear(1, 1), train)
+    adamw = optim.optimiser(nn.Linear(1, 1), study.load_study("table1").variants["swin"].train)
+    for epoch in range(train.epochs):
+        for one in (optimizer, adamw):
+            optim.schedule(one, train, steps=4)(epoch, 1)
+        assert optimizer.param_groups[0]["lr"] == adamw.param_groups[0]["lr"]

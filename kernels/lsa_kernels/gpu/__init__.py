@@ -1,4 +1,4 @@
-"""The same operators for GPUs, in Triton, which is imported when a kernel is first asked for."""
+"""The same operators for GPUs, in Triton (and its Gluon), imported when a kernel is asked for."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ def _missing() -> str | None:
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
         return f"triton {version} is installed, the kernels need {'.'.join(map(str, OLDEST))}"
     return None
+
+
+def why_no_tensor_cores() -> str | None:
+    """Say why neighborhoods are not computed by tensor cores on this device, or None.
+
+    The first call of a process compiles and tries their kernels, which takes seconds.
+    """
+    if (reason := _missing()) is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    from lsa_kernels.gpu import tensor_cores
+
+    here = torch.device("cuda", torch.cuda.current_device())
+    return tensor_cores.why_not_proven(tensor_cores.USUAL, here)
 
 
 def too_large(*tensors: Tensor | None) -> str | None:

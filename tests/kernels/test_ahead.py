@@ -1,0 +1,111 @@
+"""The Gluon kernels compiled without a GPU: by hand, and as a start of them would."""
+
+import ahead
+import pytest
+import torch
+from ahead import NORMS
+
+from lsa_kernels import Eq4Inputs, gpu, operators
+from lsa_kernels.gpu import tensor_cores
+
+if reason := gpu.why_missing() or tensor_cores.why_untested():
+    pytest.skip(reason, allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from lsa_kernels.gpu import tensor_kernels
+
+WAYS = [(norm, border) for norm in NORMS for border in ("zero", "mask")][1:]
+MOST = {"forward_kernel": 7_000, "queries_kernel": 11_000, "keys_kernel": 13_000}
+"""Instructions of all warps a tile, at softmax, 7 x 7 and 32 channels."""
+
+
+def judge(name, folder, stack=0, **options):
+    made, warps = ahead.compiled(name, **options)
+    found = ahead.count(made, warps, folder)
+    print(name, options, found)  # noqa: T201
+    assert found.stack <= stack, f"{name} {options} spills: {found}"
+    assert found.products >= 256, f"{name} {options} has few matrix instructions: {found}"
+    wide = tensor_cores.padded(options.get("depth", 32))
+    assert found.shared <= tensor_cores.shared_memory(wide, options.get("cut", 1))
+    # All warps have read the last tile before its place is taken, and see all of the next one.
+    assert ahead.waits(made) == ("bar.sync", ["bar.sync"] * 2)
+    return found
+
+
+@pytest.mark.parametrize("name", ahead.KERNELS)
+def test_machine_code(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    assert judge(name, tmp_path).loop <= MOST[name]
+
+
+class Driver:
+    """As much of a GPU's driver as compiling asks for."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 16, 9, 32), (1, 1, 1, 1, 24)], ids=str)
+def test_what_a_start_would_compile(sizes, monkeypatch, tmp_path):
+    """Triton takes ones and multiples of 16 among the arguments for constants of the code."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(driver, "_active", Driver())
+    monkeypatch.setattr(operators, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(tensor_cores, "room_of", lambda device: 227 * 1024)
+    shared = []
+
+    def start(kernel, programs, on, *given, **constants):
+        options = {
+            "num_warps": tensor_cores.warps(kernel, constants["WIDE"]), "enable_fp_fusion": True
+        }  # fmt: skip
+        made = getattr(tensor_kernels, kernel).warmup(
+            *given, grid=(programs,), **constants, **options
+        )
+        shared.append(made.metadata.shared)
+
+    monkeypatch.setattr(tensor_cores, "start", start)
+    batch, heads, height, width, depth = sizes
+    q, k, v = torch.zeros(3, batch, height, width, heads, depth).half().transpose(-2, -3)
+    tables = torch.zeros(heads, 49, depth), torch.zeros(heads, 49, depth), torch.zeros(heads, 49)
+    maps = (t.transpose(-3, -4) for t in (q, k, v))
+    x, options = Eq4Inputs(*maps, *tables), ("softmax", 7, "mask", 0.2)
+    out, kept, _ = tensor_cores.forward(x, *options, keep=True)
+    tensor_cores.backward(out, kept, x, *options)
+    assert len(shared) == 3
+    assert max(shared) <= tensor_cores.shared_memory(32, 1)
+
+
+FEW_TERMS = [
+    ("rel_k", "rel_q", "bias"),
+    ("q", "k", "rel_k", "rel_q"),
+    ("k", "rel_q"),
+    ("q", "rel_k"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"norm": norm, "border": border} for norm, border in WAYS),
+        *({"architecture": 80, "depth": depth, "dtype": "fp16"} for depth in (16, 24, 32, 64)),
+        *({"size": 3, "absent": few, "use_qk": few == FEW_TERMS[0]} for few in FEW_TERMS),
+        {"absent": ("kept",)},
+        # GPUs of 99 KB a program: a few numbers go through the stack.
+        {"architecture": 86, "cut": 2, "stack": 64},
+    ],
+    ids=str,
+)
+def test_all_machine_code(options, monkeypatch, tmp_path):
+    """Norms and borders, types and architectures, channels, and what may be absent."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ahead.KERNELS if "kept" not in options.get("absent", ()) else ahead.KERNELS[:1]:
+        judge(name, tmp_path, **options)
