@@ -35,6 +35,19 @@ def test_plan_names_every_run():
     assert "13 distinct runs" in found.stdout
 
 
+@pytest.mark.real_process
+@pytest.mark.parametrize("command", ["--help", "plan table1", "runs"])
+def test_what_is_quick_imports_neither_torch_nor_pandas(command):
+    code = (
+        f"import sys; from lsa_study import cli; sys.argv[1:] = {command.split()}\n"
+        "try: cli.app()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'pandas'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
 def test_plan_as_json_has_the_promised_keys():
     found = json.loads(lsa("plan", "table2", "--json", "--seeds", "0-1").stdout)
     assert {"study", "factor", "baseline", "runs"} <= set(found)

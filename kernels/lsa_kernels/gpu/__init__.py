@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 
+import torch
 from torch import Tensor
 
 from lsa_kernels.build import constant_in_graphs
