@@ -27,7 +27,9 @@ def test_parameters_and_operations_are_counted_without_a_run(tmp_path):
     for one in found:
         assert (one.word, one.p, one.adjusted) == ("supported", None, None), one.claim.id
         assert one.method == "counted, results/benchmarks/costs.json, without a run"
-        assert one.estimate.mean == pytest.approx(one.article, abs=2), one.claim.id
+        printed = one.article is not None
+        assert printed or one.claim.id.startswith("ddf-"), one.claim.id
+        assert not printed or one.estimate.mean == pytest.approx(one.article, abs=2), one.claim.id
     toy = [one for one in claims.judge_tier(tmp_path, "toy") if one.claim.metric == "params"]
     assert {one.word for one in toy} == {"no verdict"}
 

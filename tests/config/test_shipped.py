@@ -31,7 +31,7 @@ def test_a_folder_of_that_name_hides_nothing(tmp_path, monkeypatch):
     assert study.load_study("mine").name == "mine"
     assert study.load_study("table1").name == "table1"
     assert shipped.find("experiments/claims.yaml").is_relative_to(shipped.ROOT)
-    with pytest.raises(ConfigError, match="mine, table1"):
+    with pytest.raises(ConfigError, match="mine, stem, table1"):
         study.find_study("nothing-like-it")
 
 

@@ -207,7 +207,7 @@ def test_files_that_are_no_weights(released, kind, words):
             r"shapes differ: .*rel_bias \(24, 9\), here \(24, 25\)",
         ),
         ({"source": "elsas"}, r"--source elsas: no such release; did you mean elsa\?"),
-        ({"name": "resnet50"}, r"resnet50: no such network; known: lsa_swin_tiny, "),
+        ({"name": "resnet50"}, r"resnet50: no such network; did you mean ddf_resnet50\?"),
         ({"crop_share": 0.0}, r"evaluation\.crop_share"),
         (
             {"name": "dwconv_eq4_swin_tiny", "window": 12},
