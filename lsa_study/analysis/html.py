@@ -108,7 +108,7 @@ def _section(
     groups = list(claims.GROUPS)
     return {
         "name": f"{family}-claims" if family else "claims",
-        "title": f"Claims of {family}" if family else "The article's claims",
+        "title": f"Claims of {family}" if family else "The articles' claims",
         "article": not family,
         "verdicts": sorted(judged, key=lambda one: (groups.index(one.grouped), one.wanted or 0)),
         "groups": {

@@ -263,9 +263,10 @@ def test_passes_do_not_disturb_each_other(small, workers):
 
 def test_only_its_parent_ends_a_worker(small):
     """Signals to a terminal or a job reach workers too, which may hold a lock just then."""
+    others = {*multiprocessing.active_children()}  # those of tests before
     sets = data.load(small(runtime__workers=1))
     wanted = images_of(sets)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = {*multiprocessing.active_children()} - others
     for name in ("INT", "TERM", "HUP", "USR1", "USR2"):
         subprocess.run(["kill", "-s", name, str(worker.pid)], check=True)
     assert torch.equal(images_of(sets), wanted)

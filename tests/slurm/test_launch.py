@@ -168,6 +168,20 @@ print(json.dumps([name for array in launched.queued for name in array.runs]))
 """
 
 
+def test_a_row_of_each_work_is_trained(site, trial):
+    small = [one for one in trial.settings if not one.startswith("train.epochs")]
+    rows = [
+        run
+        for name, row in (("ddf_table3", "ddf"), ("stem", "conv_bn_relu_05_short"))
+        for run in study.load_study(
+            name, only=row, seeds=[0], overrides=[*small, "train.epochs=1", "data.test_limit=64"]
+        ).runs()
+    ]
+    assert count(trial.launch(rows)) == 2
+    done = {("ddf", 0): "done", ("conv_bn_relu_05_short", 0): "done"}
+    wait_for(lambda: {key: row.state for key, row in trial.status().items()} == done, 120)
+
+
 def test_two_launchers_at_once_queue_each_run_once(site, trial, faults):
     entry = faults.cause("two launchers at once", runs=16)
     command = [sys.executable, "-c", LAUNCH, str(trial.results)]

@@ -44,7 +44,7 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
         return None
     heights = [len(mine) + 1.5 * len({one.grouped for one in mine}) for mine in panels.values()]
     family = judged[0].family
-    title = f"Claims of {family}" if family else "The article's claims"
+    title = f"Claims of {family}" if family else "The articles' claims"
     drawn = style.figure(9.6, 1.9 + 0.21 * sum(heights), title, study)
     every = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (label, mine) in zip(every, panels.items(), strict=True):
