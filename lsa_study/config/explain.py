@@ -152,7 +152,7 @@ def worded(schema: Schema) -> str:
             return " or ".join(map(worded, ways))
         case {"oneOf": _}:
             return f"a layer; its kind is one of {', '.join(OP_KINDS)}"
-        case {"$ref": _}:
+        case {"$ref": _} | {"allOf": [{"$ref": _}]}:
             return "a group of settings"
         case {"const": value}:
             return str(value)
@@ -175,8 +175,10 @@ def _ranged(noun: str, schema: Schema) -> str:
     if above is not None and noun == "whole number":
         low, above = above + 1, None
     low = None if above is not None else low
-    words = ("from", low), ("above", above), ("up to", high)
-    return " ".join([noun, *(f"{word} {end:,}" for word, end in words if end is not None)])
+    words = [("from", low), ("above", above), ("up to", high)]
+    # Pydantic's versions differ in whether a whole bound of a number is written as one.
+    ends = [(word, f"{end:,}".removesuffix(".0")) for word, end in words if end is not None]
+    return " ".join([noun, *(f"{word} {end}" for word, end in ends)])
 
 
 def find_keys(asked: str) -> list[Key]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pydantic
 import pytest
 from in_process import answer
 
@@ -40,6 +41,10 @@ def test_the_page_is_the_settings():
     assert written == explain.as_markdown(), "lsa explain --markdown > docs/settings.md"
 
 
+@pytest.mark.skipif(
+    tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 12),
+    reason="older versions of pydantic write the same schema otherwise",
+)
 def test_the_schema_in_the_checkout_is_the_settings():
     written = json.loads((ROOT / SCHEMA).read_text("utf-8"))
     assert written == study_schema(), f"lsa schema > {SCHEMA}"
