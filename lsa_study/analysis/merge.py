@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from lsa_study.analysis.collect import Collected, collect, store
-from lsa_study.config.asked import every_asked, memory
+from lsa_study.config.asked import every_asked, write_asked
 from lsa_study.errors import ConfigError, Refused
-from lsa_study.files import write_json
 
 RESULT_OF_A_RUN = ["outcome", "acc1", "acc5", "loss", "finished", "code"]
 """What two results of one identity are told apart by."""
@@ -75,9 +74,5 @@ def _merge_asked(results: Path, source: Path, tier: str) -> list[str]:
         seeds = sorted({*here.seeds, *there.seeds})
         merged = here.model_copy(update={"seeds": seeds})
         if name not in known or merged != here:
-            apart = set() if merged.study else {"study", "of", "only"}
-            apart |= set() if merged.grid else {"grid"}
-            write_json(
-                memory(results, tier, name), merged.model_dump(exclude=apart), make_folder=True
-            )
+            write_asked(results, tier, name, merged)
     return lines + [f"left out: {line}" for line in broken]

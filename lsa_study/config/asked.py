@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lsa_study.config import names
 from lsa_study.config.values import MOST_SEED, MOST_SEEDS
 from lsa_study.errors import ConfigError
-from lsa_study.files import read_whole
+from lsa_study.files import read_whole, write_json
 
 LONGEST_NAME = 60
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=MOST_SEED)]], Field(max_length=MOST_SEEDS)]
@@ -69,6 +69,14 @@ def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
     except (OSError, ValidationError) as error:
         problem = "is damaged, what was asked for is not known; delete it and ask again"
         raise ConfigError(f"{path}: {problem}") from error
+
+
+def write_asked(results: Path, tier: str, name: str, asked: Asked) -> None:
+    """Keep what was asked for under a name; what says nothing of it is left out."""
+    apart = {"path"} if asked.study else {"study", "of", "only"}
+    apart |= {one for one in ("path", "grid") if not getattr(asked, one)}
+    path = memory(results, tier, name)
+    write_json(path, asked.model_dump(exclude=apart), make_folder=True)
 
 
 def every_asked(results: Path, tier: str) -> tuple[dict[str, Asked], list[str]]:

@@ -15,12 +15,12 @@ from lsa_study.config.asked import (
     memory,
     read_asked,
     tidy,
+    write_asked,
 )
 from lsa_study.config.find import find_study, home_of
 from lsa_study.config.names import GOOD, short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
-from lsa_study.files import write_json
 
 
 def named(study: Study, results: Path, alias: str | None = None) -> Study:
@@ -98,10 +98,7 @@ def remember(results: Path, studies: Iterable[Study]) -> None:
         seeds = sorted({*asked.seeds, *(before.seeds if again else ())})
         declared = before.declared or asked.declared
         asked = asked.model_copy(update={"seeds": seeds, "declared": declared})
-        apart = {"path"} if study.alias else {"study", "of", "only"}
-        apart |= set() if asked.path else {"path"}
-        apart |= set() if study.flags else {"grid"}
-        write_json(path, asked.model_dump(exclude=apart), make_folder=True)
+        write_asked(results, study.tier, study.name, asked)
 
 
 def _asked(study: Study, results: Path) -> Asked:
