@@ -9,13 +9,14 @@ not made alike all follow from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from lsa_study.config.task import OF_TASK
 from lsa_study.errors import ConfigError
 
 Outcome = Literal["done", "diverged", "oom", "stopped early"]
@@ -79,6 +80,13 @@ class _Record(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
         return self.model_dump(by_alias=True)
+
+
+def score_of(acc1: float | None, metrics: Mapping[str, float | None]) -> float | None:
+    """The first metric of a task that is known; see ``config.task``."""
+    found = {"acc1": acc1, **metrics}
+    firsts = (found.get(of_task[0]) for of_task in OF_TASK.values())
+    return next((value for value in firsts if value is not None), None)
 
 
 AnyRecord = TypeVar("AnyRecord", bound=_Record)
@@ -198,8 +206,8 @@ class Result(Facts):
     """Mean cosine of two tokens behind the stem, by the reported weights on the first test images;
     of runs that set ``model.stem`` alone."""
     metrics: dict[str, Number] = {}
-    """Of functions from outside, by name, of the same weights on the same images; None where one
-    gave no number."""
+    """Of the task where it is not to classify, and of functions from outside, by name, of the same
+    weights on the same images; None where one gave no number."""
     metrics_missing: str | None = None
     """Why numbers of ``metrics`` are missing, as a message."""
     epoch: Annotated[Count | None, Fact("metrics")] = None
@@ -213,6 +221,11 @@ class Result(Facts):
     """How often the run was started."""
     finished: Annotated[str | None, Fact("metrics", why=True)] = None
     """When, in UTC as ISO 8601 writes it."""
+
+    @property
+    def score(self) -> float | None:
+        """The number that a run is judged by first: its accuracy, or its task's first metric."""
+        return score_of(self.acc1, self.metrics)
 
     def as_json(self) -> dict[str, Any]:
         """What the file holds; of metrics and the cosine of tokens, only where there are some."""
@@ -255,6 +268,17 @@ class Status(_Record):
     """Left at the pace of this attempt."""
     acc1: Number = None
     """Top-1 accuracy of the last epoch that was tested, percent."""
+    metrics: dict[str, Number] = {}
+    """Of the same epoch, of a task that has others."""
+
+    @property
+    def score(self) -> float | None:
+        """As of a result."""
+        return score_of(self.acc1, self.metrics)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds; of metrics, only where there are some."""
+        return {k: v for k, v in super().as_json().items() if k != "metrics" or v}
 
 
 class Writer(_Record):

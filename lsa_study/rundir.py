@@ -73,6 +73,11 @@ class RunDir(OwnedFolder):
         return self.root / "correct.npz"
 
     @property
+    def image_scores_file(self) -> Path:
+        """What each test image adds to a metric, in the data set's order."""
+        return self.root / "image_scores.npz"
+
+    @property
     def tracking(self) -> Path:
         """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
@@ -297,6 +302,33 @@ class RunDir(OwnedFolder):
         np.savez(content, bits=np.packbits(right), count=np.int64(len(right)))
         with self.writing():
             write_whole(self.correct_bits, content.getvalue())
+
+    def write_image_scores(self, scores: npt.NDArray[np.float32]) -> None:
+        """Record one number for each test image, in the data set's order."""
+        import numpy as np
+
+        content = io.BytesIO()
+        np.savez(content, scores=scores.astype(np.float32))
+        with self.writing():
+            write_whole(self.image_scores_file, content.getvalue())
+
+    def image_scores(self, images: int | None) -> bytes:
+        """Read them as bytes of float32.
+
+        Raises:
+            ValueError: the file cannot be read, or is about another number of images.
+        """
+        import numpy as np
+
+        try:
+            with np.load(io.BytesIO(read_whole(self.image_scores_file) or b"")) as file:
+                scores = file["scores"].astype(np.float32, casting="no")
+        except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
+            raise ValueError(f"{self.image_scores_file}: is unreadable") from None
+        if scores.shape != (images,) or not np.isfinite(scores).all():
+            found = f"holds {scores.shape[0] if scores.ndim else 0} images or no finite numbers"
+            raise ValueError(f"{self.image_scores_file}: {found}, the result says {images}")
+        return bytes(scores.tobytes())
 
     def correct(self, images: int | None) -> bytes:
         """Read per-image correctness: packed bits, the first of eight images highest.

@@ -33,8 +33,10 @@ class ArticleRow:
     """All of its line in the CSV, as printed; empty if the article has no such row."""
 
     @classmethod
-    def of(cls, study: Study, variant: str) -> ArticleRow:
+    def of(cls, study: Study, variant: str, metric: str | None = None) -> ArticleRow:
         """The article's row of a variant; empty if it has none.
+
+        ``metric``: the one that the number is of; None: the study's first.
 
         Raises:
             ConfigError: the CSV is missing, or the keys of ``paper`` do not single out one row.
@@ -42,7 +44,8 @@ class ArticleRow:
         keys, article = study.file.variants[variant].paper, study.file.article
         if not keys or article is None:
             return cls()
-        path, column = study.document.path.parent / article.csv, article.column
+        path = study.document.path.parent / article.csv
+        column = study.article_column(variant, metric or study.metrics[0])
         place = study.document.where("variants", variant, "paper")
         try:
             table = read_csv(path)

@@ -31,6 +31,7 @@ from lsa_study.config.contrast import beyond, differing_rows, under
 from lsa_study.config.ledger import Claim, Claims
 from lsa_study.config.names import short
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError
 
 RUN_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
@@ -77,9 +78,14 @@ def judge_tier(
         if tier in tiers[name]
     }
     sides = {
-        f"{name}/{row.variant}": (study, row)
-        for name, study in known.items()
-        for row in rows_of(study, runs)
+        metric: {
+            f"{name}/{row.variant}": (study, row)
+            for name, study in known.items()
+            for row in rows_of(study, runs, metric if metric in study.metrics else None)
+        }
+        for metric in dict.fromkeys(
+            claim.metric if claim.metric in METRICS else "" for claim in claims
+        )
     }
     figures = ("inference",) if own else measured.CELLS
     by_figures = [claim for claim in claims if claim.metric in figures]
@@ -88,7 +94,9 @@ def judge_tier(
         timed = (name for name in studies_of(by_figures) if "paper" in tiers.get(name, ()))
         papers = {name: studies.load_study(files[name], tier="paper") for name in timed}
     found = [
-        _by_figures(claim, papers) if claim in by_figures else _by_runs(claim, sides, tiers, tier)
+        _by_figures(claim, papers)
+        if claim in by_figures
+        else _by_runs(claim, sides[claim.metric if claim.metric in METRICS else ""], tiers, tier)
         for claim in claims
     ]
     if own and side:
@@ -159,8 +167,7 @@ def _by_figures(claim: Claim, papers: Mapping[str, Study]) -> ClaimVerdict:
 def _by_runs(
     claim: Claim, sides: Mapping[str, Side], tiers: Mapping[str, Sequence[str]], tier: str
 ) -> ClaimVerdict:
-    # Of box AP and mIoU the article's numbers are those of other columns.
-    known = sides if claim.metric == "acc1" else {}
+    known = {n: s for n, s in sides.items() if s[1].metric == claim.metric}
     article = claim.by_article({name: row.article.value for name, (_, row) in known.items()})
     abouts = sorted({sides[name][0].about for name in claim.sides if name in sides} - {""})
     found = ClaimVerdict(claim, article=article, overrides=tuple(abouts))
@@ -221,7 +228,7 @@ def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
         return _of_runs(found, rows)
     if lost:
         return found.unresolved(", ".join(lost))
-    if claim.metric != "acc1":
+    if any(row.metric != claim.metric for row in rows):
         return replace(found, reason=f"no {claim.metric} recorded")
     pool = [peer for row in rows for peer in row.peers]
     declared = set.intersection(*({*row.declared} for row in rows))

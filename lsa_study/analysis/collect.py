@@ -42,12 +42,25 @@ class RunRecord(Result):
     """By dotted name, such as ``model.op.norm``; lists as JSON text."""
     remarks: Remarks = NONE
     """What people put on it."""
+    image_scores: bytes | None = None
+    """One float32 for each test image, whose mean is the metric as a share to first order; of runs
+    whose metric is no mean over images and yet known so. See ``training.scores``."""
+    metric: str = "acc1"
+    """By which it is judged; see ``by``."""
 
     @property
     def accuracy(self) -> float:
-        """Top-1 accuracy of a run that is done, percent."""
-        assert self.acc1 is not None
-        return self.acc1
+        """Of a run that is done, its metric: top-1 accuracy in percent, or what ``by`` chose."""
+        found = self.acc1 if self.metric == "acc1" else self.metrics.get(self.metric)
+        assert found is not None
+        return found
+
+    def by(self, metric: str) -> RunRecord:
+        """The same run judged by another metric, which images classified rightly say nothing of."""
+        if metric == self.metric:
+            return self
+        nothing = {"correct": None, "correct_count": None}
+        return self.model_copy(update={"metric": metric, **nothing})
 
 
 CURVE = json.JSONEncoder(separators=(",", ":"))
@@ -57,7 +70,7 @@ DTYPES = {
     for name, column, _ in RunRecord.facts()
     for hint in [get_type_hints(RunRecord)[name]]
     # They have no column: some came later, others have one for each of their entries.
-    if name not in ("start", "settings", "remarks", *LATER)
+    if name not in ("start", "settings", "remarks", "image_scores", "metric", *LATER)
 }
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
@@ -126,9 +139,11 @@ def _grouped(columns: Mapping[str, Any]) -> dict[str, Any]:
         group, _, key = name.partition(".")
         if group == "settings":
             fields["settings"][key] = value
-        elif name == "metrics_missing":
+        elif name in ("metrics_missing", "image_scores"):
             fields[name] = value
-        elif group == "metrics" and columns.get(f"settings.evaluation.{name}") is not None:
+        elif group == "metrics" and (
+            value is not None or columns.get(f"settings.evaluation.{name}") is not None
+        ):
             fields["metrics"][key] = value
     return fields
 
@@ -263,8 +278,10 @@ class _Reader:
         Raises:
             ConfigError: the folder does not hold this run, or not in this tier and schema.
         """
-        needed = ("variant", "seed", *(("acc1",) if result.outcome == "done" else ()))
-        missing = [f"{name} = None" for name in needed if getattr(result, name) is None]
+        needed: dict[str, object] = {"variant": result.variant, "seed": result.seed}
+        if result.outcome == "done":
+            needed["acc1"] = result.score
+        missing = [f"{name} = None" for name, value in needed.items() if value is None]
         schema = result.schema_version
         for wrong, problem in (
             (
@@ -281,9 +298,12 @@ class _Reader:
             raise ConfigError(
                 f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
             )
-        bits = None
+        bits = scores = None
         try:
-            bits = run.correct(result.test_images) if result.outcome == "done" else None
+            if result.outcome == "done" and result.acc1 is not None:
+                bits = run.correct(result.test_images)
+            elif result.outcome == "done" and run.image_scores_file.exists():
+                scores = run.image_scores(result.test_images)
             if bits is not None:
                 right = 100 * int.from_bytes(bits, "big").bit_count() / (result.test_images or 1)
                 if abs(right - (result.acc1 or 0.0)) > TORN:
@@ -300,6 +320,7 @@ class _Reader:
             **columns,
             **{f"metrics.{name}": value for name, value in result.metrics.items()},
             **({"metrics_missing": result.metrics_missing} if result.metrics_missing else {}),
+            **({"image_scores": scores} if scores is not None else {}),
             "settings.seed": result.seed,
         }
 

@@ -156,6 +156,8 @@ def _image_noise(
     Where correctness by image is not known, as if the rows' answers had nothing in common: more
     than there is.
     """
+    if runs[0][0].metric != "acc1":
+        return _noise_of_scores(weights, runs)
     tests = {(run.data_fingerprint, run.correct_count) for of in runs for run in of}
     if len(tests) == 1 and next(iter(tests))[1] is not None and len(weights) > FEW:
         # Pairs of rows would be too many.
@@ -179,6 +181,23 @@ def _image_noise(
     total = sum(w**2 * s * (1 - s) for w, s in zip(weights, shares, strict=True))
     # Accuracies are counts of images: a difference is not known better than to one of them.
     return 1e4 * float(total) / images, (100 / images) ** 2 / 6
+
+
+def _noise_of_scores(
+    weights: Sequence[float], runs: Sequence[tuple[RunRecord, ...]]
+) -> tuple[float, float]:
+    """The same of a metric that is known by image to first order, as mIoU is; else nothing."""
+    known = [[run.image_scores for run in of] for of in runs]
+    tests = {(run.data_fingerprint, len(run.image_scores or b"")) for of in runs for run in of}
+    if len(tests) > 1 or not tests.pop()[1]:
+        return 0.0, 0.0
+    each = np.array(
+        [
+            np.asarray(weights) @ [np.frombuffer(one or b"", np.float32) for one in of]
+            for of in known
+        ]
+    )
+    return inference.image_noise(each.sum(1), np.square(each).sum(1), each.sum(0))
 
 
 def by_image(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> ByImage | None:

@@ -26,9 +26,11 @@ from lsa_study.files import write_whole
 METRIC = "metrics.{}"
 """How a metric from outside is called in files of data."""
 COLUMNS = (
-    "acc1", "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
+    "paper", "paper_outcome", "delta", "paper_delta", "outcome", *COSTS, "runs", "marks",
 )  # fmt: skip
-"""What the JSON names as the columns of every table, after the labels."""
+"""What the JSON names as the columns of every table, after the labels and the metric."""
+BESIDE = ("paper", "delta", "paper_delta")
+"""What stands beside each further metric."""
 PAPER = ("paper", "paper_outcome", "paper_delta")
 """Those that only a study with an article has, but for the first: null in every other JSON."""
 
@@ -90,7 +92,9 @@ def contents(
     file = table.study.file
     lacking = () if file.article else PAPER
     metrics = map(METRIC.format, table.metrics)
-    columns_of_data = ["model", *table.label_columns, *COLUMNS, *metrics]
+    first, *others = table.study.metrics
+    beside = [name for one in others for name in (one, *(f"{one}_{key}" for key in BESIDE))]
+    columns_of_data = ["model", *table.label_columns, first, *COLUMNS, *beside, *metrics]
     document = {
         "study": file.study,
         **table.study.apart,
@@ -100,7 +104,10 @@ def contents(
         **({"source": file.article.source} if file.article else {}),
         "baseline": file.baseline,
         "columns": [name for name in columns_of_data if name not in lacking],
-        "rows": [_without(lacking[1:], _facts(row)) for row in table.rows],
+        "rows": [
+            _without(lacking[1:], _facts(row)) | _further(table, at, lacking)
+            for at, row in enumerate(table.rows)
+        ],
         "notes": [{"mark": note.mark, "text": note.text} for note in table.notes],
     }
     if table.effects:
@@ -108,12 +115,15 @@ def contents(
     as_json = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     # In CSV one line per row, one number per cell; lists are separated by spaces.
     records = []
-    for row in (_without(lacking, _facts(row)) for row in table.rows):
+    for at, row in enumerate(_without(lacking, _facts(row)) for row in table.rows):
         record = {"study": file.study, "tier": table.study.tier, "variant": row["variant"]}
         record |= {"about": table.study.about} if table.study.about else {}
         record |= {name: row.get(name, "") for name in ("model", *table.label_columns)}
-        record |= {f"acc1_{name}": value for name, value in row.pop("acc1").items()}
+        record |= {f"{first}_{name}": value for name, value in row.pop(first).items()}
         record |= {name: value for name, value in row.items() if name not in record}
+        for name, value in _further(table, at, lacking).items():
+            of = value.items() if isinstance(value, dict) else [("", value)]
+            record |= {f"{name}_{key}" if key else name: one for key, one in of}
         records.append(
             {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
         )
@@ -163,22 +173,45 @@ def _without(names: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in names}
 
 
+def _estimate(row: Row) -> dict[str, Any]:
+    """A row's metric over its seeds, as data."""
+    found = row.accuracy
+    return {
+        "mean": rounded(found.mean),
+        "low": rounded(found.low),
+        "high": rounded(found.high),
+        "n": found.n,
+        "values": [rounded(value) for value in found.values],
+    }
+
+
+def _further(table: Table, at: int, lacking: Sequence[str]) -> dict[str, Any]:
+    """A row by each further metric of its task, as data."""
+    found: dict[str, Any] = {}
+    for row in (rows[at] for rows in table.others):
+        difference = row.contrast.difference
+        beside = {
+            "paper": row.article.value,
+            "delta": rounded(difference.mean),
+            "delta_low": rounded(difference.low),
+            "delta_high": rounded(difference.high),
+            "delta_p": rounded(row.contrast.p(), 6),
+            "paper_delta": rounded(row.article_delta),
+        }
+        found[row.metric] = _estimate(row)
+        found |= {f"{row.metric}_{k}": v for k, v in _without(lacking, beside).items()}
+    return found
+
+
 def _facts(row: Row) -> dict[str, Any]:
     """A row as data: what CSV and JSON hold of it."""
-    acc1 = row.accuracy
     difference, images = row.contrast.difference, row.contrast.by_image
     return {
         "model": row.label,
         **row.columns,
         "variant": row.variant,
         "reference": row.reference,
-        "acc1": {
-            "mean": rounded(acc1.mean),
-            "low": rounded(acc1.low),
-            "high": rounded(acc1.high),
-            "n": acc1.n,
-            "values": [rounded(value) for value in acc1.values],
-        },
+        row.metric: _estimate(row),
         "paper": row.article.value,
         "paper_outcome": row.article.word or None,
         "delta": rounded(difference.mean),

@@ -24,6 +24,7 @@ from lsa_study.analysis.table import Table, build
 from lsa_study.analysis.tags import NONE
 from lsa_study.config.names import counted
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 from lsa_study.files import write_whole
 
 SHOWN = 4
@@ -184,10 +185,10 @@ def _counts(word: str, reasons: Iterable[str]) -> str:
 
 def _behind(row: Row, title: str) -> list[str]:
     """What is shown on hover and focus over a row's cell: the runs that it rests on."""
-    if title == "Acc@1 (%)":
+    if title == METRICS[row.metric].title:
         lines = []
         for run in row.runs:
-            accuracy = f"{run.acc1:.2f} %" if run.acc1 is not None else run.outcome
+            accuracy = f"{run.accuracy:.2f} %" if run.outcome == "done" else run.outcome
             reason = f", {run.reason}" if run.reason else ""
             about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
             said = [*run.remarks.tags, run.remarks.note] if run.remarks != NONE else []

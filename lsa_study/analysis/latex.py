@@ -14,6 +14,7 @@ from lsa_study.analysis.pivot import Pivot
 from lsa_study.analysis.rows import COSTS, Row
 from lsa_study.analysis.table import Table
 from lsa_study.config.names import nearest
+from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError
 
 ESCAPES: Mapping[str, str] = {
@@ -67,7 +68,7 @@ TALLEST = 480.0
 BEST = "Bold: the highest mean of the rows that have an accuracy; not a verdict on any difference."
 KEYS: Mapping[str, str] = {
     "model": "Model",
-    "acc1": "Acc@1 (%)",
+    **{name: metric.title for name, metric in METRICS.items()},
     "delta": "Δ",
     "paper": "Article",
     **{name: cost.title for name, cost in COSTS.items()},
@@ -123,7 +124,7 @@ def latex(table: Table, columns: Sequence[str] = ()) -> str:
     star = "*" if sum(widths) > COLUMN else ""
     cells, notes = table.escaped(escape, r"\textsuperscript{{{}}}")
     cells = [[line[at] for at in shown] for line in cells]
-    best = _best(table) if "Acc@1 (%)" in texts[0] else set()
+    best = _best(table) if table.metric in texts[0] else set()
     label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
     shape = "".join(
         f"p{{{width:.0f}pt}}" if at in wrapped else "l" if at < words else "r"
@@ -146,7 +147,7 @@ def latex(table: Table, columns: Sequence[str] = ()) -> str:
         for at in wrapped:
             line[at] = rf"\raggedright\let\\\tabularnewline {line[at]}"
         if row.variant in best:
-            at = texts[0].index("Acc@1 (%)")
+            at = texts[0].index(table.metric)
             mean, *rest = line[at].split(" ", 1)
             line[at] = " ".join([rf"\textbf{{{mean}}}", *rest])
         runs = one_line(" ".join(row.identities)) or "no runs"
@@ -258,7 +259,7 @@ def _rules(rows: Sequence[Row]) -> set[str]:
 
 def _best(table: Table) -> set[str]:
     """The rows of the highest mean accuracy as shown, if two rows or more have one."""
-    at = table.header().index("Acc@1 (%)")
+    at = table.header().index(table.metric)
     means = {
         row.variant: float(line[at].split()[0].replace(",", ""))
         for row, line in zip(table.rows, table.texts(), strict=True)

@@ -14,7 +14,14 @@ from lsa_study.analysis.sheet import sheet_of
 from lsa_study.analysis.statistics import kendall
 from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 
+NOISE_OF_IMAGES: Mapping[str, str] = {
+    "acc1": ", with the noise of the test images",
+    "miou": ", with the noise of the test images, to first order",
+    "box_ap": "; the noise of the test images is in none, as AP is no mean over images",
+}
+"""What the intervals of differences hold beside the seeds, by the metric."""
 MEANING: Mapping[str, str] = {
     "toy": "Tier toy: a check that the pipeline works, never a reproduction of the article.",
     "proxy": "Tier proxy: small images and a small network, never a reproduction of the article; "
@@ -54,12 +61,15 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             f"Article: the values printed in {study.place}. Δ, and the article's value in "
             "brackets: difference to the reference row (–), in points."
         )
-    reading = "Acc@1: one seed, so no interval: differences within seed noise cannot be told apart."
+    named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
+    reading = (
+        f"{named}: one seed, so no interval: differences within seed noise cannot be told apart."
+    )
     if any(row.accuracy.n > 1 for row in rows):
         reading = (
-            "Acc@1: mean over n seeds ± half of the 95 % t interval, its deviation pooled over the "
-            "rows where these vary alike; Δ: the same of the differences over shared seeds, with "
-            "the noise of the test images. One seed has no interval."
+            f"{named}: mean over n seeds ± half of the 95 % t interval, its deviation pooled over "
+            f"the rows where these vary alike; Δ: the same of the differences over shared seeds"
+            f"{NOISE_OF_IMAGES[study.metrics[0]]}. One seed has no interval."
         )
     if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
         reading += (
@@ -183,7 +193,8 @@ def _best(study: Study, rows: Sequence[Row]) -> str:
         return ""
     found = f"would give {', '.join(higher)}" if higher else "is the same one in every run"
     article = " The article does not say which it reports, its released code tracks the best."
-    said = f"Acc@1 is the last epoch's; the best by the test set {found}."
+    named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
+    said = f"{named} is the last epoch's; the best by the test set {found}."
     return said + article * (study.file.article is not None)
 
 

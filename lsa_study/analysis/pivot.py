@@ -13,6 +13,7 @@ from lsa_study.analysis.statistics import Estimate, decimals, rounded
 from lsa_study.config.names import nearest
 from lsa_study.config.points import titles
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError
 
 
@@ -29,11 +30,13 @@ class Pivot:
     down; a row that is not in the table is None."""
     digits: int
     """Decimals of its accuracies."""
+    metric: str
+    """The title of what its cells hold."""
 
     @property
     def about(self) -> str:
         """What a caption says of it."""
-        return f"Acc@1 (%) by {self.down} (down) and {self.across} (across)"
+        return f"{self.metric} by {self.down} (down) and {self.across} (across)"
 
     def shown(self, row: Row | None, between: str = " ") -> str:
         """What stands in a cell: the mean with half its interval, or a word."""
@@ -85,7 +88,8 @@ def pivot_of(study: Study, rows: Sequence[Row], choice: Sequence[str] = ()) -> P
         }  # fmt: skip
     columns = tuple(study.grid.factors[across][v] for v in levels[across])
     digits = decimals(run.test_images for row in rows for run in row.done)
-    return Pivot(called[down], called[across], columns, blocks, digits)
+    metric = METRICS[study.metrics[0]].title
+    return Pivot(called[down], called[across], columns, blocks, digits, metric)
 
 
 def facts(pivot: Pivot) -> list[dict[str, Any]]:

@@ -53,6 +53,7 @@ def why(study: Study, row: str, collected: Collected, results: Path) -> dict[str
         "row": found.variant,
         "label": found.name,
         "outcome": found.outcome,
+        "metric": found.metric,
         "mean": found.accuracy.mean,
         "low": found.accuracy.low,
         "high": found.accuracy.high,
@@ -105,8 +106,10 @@ def why_text(found: dict[str, Any]) -> str:
     if found["begins_from"] is not None:
         lines.append(f"begins    from {found['begins_from']}")
     if found["mean"] is not None:
-        values = ", ".join(f"{r['acc1']:.4f}" for r in found["runs"] if r["outcome"] == "done")
-        lines.append(f"acc1      {found['mean']:.4f} = mean of {values}")
+        metric, done = found["metric"], [r for r in found["runs"] if r["outcome"] == "done"]
+        each = [r["acc1"] if metric == "acc1" else r["metrics"][metric] for r in done]
+        values = ", ".join(f"{value:.4f}" for value in each)
+        lines.append(f"{metric:<9} {found['mean']:.4f} = mean of {values}")
     if found.get("article") is not None:
         lines.append(f"article   {found['article']}")
     if (difference := found["difference"]) is not None:

@@ -77,6 +77,8 @@ class Row:
     """In what its runs were made otherwise than those of the reference row."""
     declared: tuple[int, ...] = ()
     """The seeds that the experiment file says before anything runs; none if it says none."""
+    metric: str = "acc1"
+    """By which it is judged."""
 
     @cached_property
     def done(self) -> tuple[RunRecord, ...]:
@@ -90,7 +92,7 @@ class Row:
 
     @cached_property
     def accuracy(self) -> Estimate:
-        """Top-1 accuracy over the seeds that have one, in percent."""
+        """Its metric over the seeds that have one, such as top-1 accuracy in percent."""
         own = [run.accuracy for run in self.done]
         others = [[r.accuracy for r in row] for row in self.peers if row[:1] != self.done[:1]]
         found = pooled_interval(own, others)
@@ -170,15 +172,17 @@ class Row:
         return f"{self.label} ({', '.join(cells)})" if cells else self.label
 
 
-def rows_of(study: Study, collected: Collected) -> list[Row]:
+def rows_of(study: Study, collected: Collected, metric: str | None = None) -> list[Row]:
     """The rows of a study in its order, each with its finished runs, of every seed that was run.
 
     A side study has the seeds that it was asked for with alone. The study is resolved at the tier
-    that was collected; overrides are part of its identities.
+    that was collected; overrides are part of its identities. ``metric``: one of the study's by
+    which they are judged; None: its first.
 
     Raises:
         ConfigError: a row's place in the article's table or its costs are not found.
     """
+    metric = metric or study.metrics[0]
     ran = () if study.alias else collected.runs["seed"].unique()
     seeds = sorted({*study.seeds, *map(int, ran)})
     rates, _ = rates_of(study)
@@ -186,15 +190,17 @@ def rows_of(study: Study, collected: Collected) -> list[Row]:
     for variant, settings in study.variants.items():
         written = study.file.variants[variant]
         columns, note = columns_and_note(study, variant)
-        runs = tuple(collected.of(settings.identities(seeds).values()).values())
+        found = collected.of(settings.identities(seeds).values())
+        runs = tuple(run.by(metric) for run in found.values())
         rows[variant] = Row(
             variant=variant,
             label=written.label,
             columns=columns | rates.get(variant, {}) | _alike_tokens(runs),
             reference=study.reference_of(variant),
             runs=runs,
-            article=ArticleRow.of(study, variant),
+            article=ArticleRow.of(study, variant, metric),
             note=note,
+            metric=metric,
         )
     peers = tuple(row.done for row in rows.values() if row.done)
     rows = {n: replace(r, peers=peers, declared=study.declared) for n, r in rows.items()}

@@ -14,6 +14,7 @@ from lsa_study.analysis.rows import COSTS, Row, rows_of
 from lsa_study.analysis.statistics import decimals, signed
 from lsa_study.config.contrast import confounds
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Table:
     notes: tuple[Note, ...]
     effects: tuple[Effect, ...] = ()
     """Of a grid."""
+    others: tuple[tuple[Row, ...], ...] = ()
+    """The same rows judged by each further metric of the task."""
 
     @property
     def caption(self) -> str:
@@ -56,12 +59,20 @@ class Table:
         of = self.study.variants.values()
         return list(dict.fromkeys(name for one in of for name in one.evaluation.metrics))
 
+    @property
+    def metric(self) -> str:
+        """The title of the column by which rows are judged first."""
+        return METRICS[self.study.metrics[0]].title
+
     def header(self) -> list[str]:
         """The titles of the columns, units in brackets."""
         costs = [COSTS[name].title for name in self.cost_columns]
         compared = self._compared
+        further = [METRICS[name].title for name in self.study.metrics[1:]]
+        beside = [t for title in further for t in (title, *(f"{c} ({title})" for c in compared))]
         return [
-            "Model", *self.label_columns, "Acc@1 (%)", "n", *compared, *self.metrics, *costs,
+            "Model", *self.label_columns, self.metric, "n", *compared, *beside, *self.metrics,
+            *costs,
         ]  # fmt: skip
 
     @cached_property
@@ -73,23 +84,31 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """The cells as shown, row by row; the model's marks are not among them."""
-        digits = decimals(run.test_images for row in self.rows for run in row.done)
         texts = []
-        for row in self.rows:
-            accuracy = row.accuracy.shown(digits)
+        for at, row in enumerate(self.rows):
+            accuracy, *beside = self._judged(row)
             if row.outcome != "done":
                 accuracy = f"{accuracy} ({row.outcome})" if accuracy else row.outcome
-            difference = row.contrast.difference.shown(digits, sign=True)
-            delta = "–" if row.reference == row.variant else difference
-            change = "" if row.article_delta is None else f" ({signed(row.article_delta, 1)})"
             n = str(row.accuracy.n) if row.runs else ""
             words = [row.columns.get(name, "") for name in self.label_columns]
             costs = [self._cost(row, name) for name in self.cost_columns]
-            beside = [delta, f"{row.article.text}{change}"][: len(self._compared)]
+            further = [text for rows in self.others for text in self._judged(rows[at])]
             found = [row.metrics.get(name) for name in self.metrics]
             metrics = ["" if value is None else f"{value:.4g}" for value in found]
-            texts.append([row.label, *words, accuracy, n, *beside, *metrics, *costs])
+            texts.append([row.label, *words, accuracy, n, *beside, *further, *metrics, *costs])
         return texts
+
+    def _judged(self, row: Row) -> list[str]:
+        """A row's metric, and what it is held against."""
+        change = "" if row.article_delta is None else f" ({signed(row.article_delta, 1)})"
+        difference = row.contrast.difference.shown(self._digits, sign=True)
+        delta = "–" if row.reference == row.variant else difference
+        beside = [delta, f"{row.article.text}{change}"][: len(self._compared)]
+        return [row.accuracy.shown(self._digits), *beside]
+
+    @cached_property
+    def _digits(self) -> int:
+        return decimals(run.test_images for row in self.rows for run in row.done)
 
     def _cost(self, row: Row, name: str) -> str:
         digits = COSTS[name].digits - (name == "gmacs" and self.study.tier == "paper")
@@ -152,4 +171,5 @@ def build(study: Study, collected: Collected) -> Table:
     found = effects(study, rows)
     notes += [Note(line) for line in effect_notes(found, rows)]
     marked = tuple(replace(row, marks=marks[row.variant]) for row in rows)
-    return Table(study, marked, tuple(notes), found)
+    others = tuple(tuple(rows_of(study, collected, name)) for name in study.metrics[1:])
+    return Table(study, marked, tuple(notes), found, others)

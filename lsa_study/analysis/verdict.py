@@ -16,6 +16,7 @@ from lsa_study.analysis.notes import meaning
 from lsa_study.analysis.statistics import Estimate, rounded, signed
 from lsa_study.config.ledger import RULE, Claim
 from lsa_study.config.names import nearest
+from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError
 from lsa_study.terminal import wrapped
 
@@ -119,7 +120,7 @@ class ClaimVerdict:
         if found.low is not None and found.low != found.high:
             between = f"[{signed(found.low, 2)}, {signed(found.high, 2)}]"
             parts = [f"{signed(found.mean, 2)} {between} {UNITS[claim.metric]}"]
-        if claim.metric in ("acc1", "speed", "memory"):
+        if claim.metric in (*METRICS, "speed", "memory"):
             parts[0] += f", {found.n} seed{'s' * (found.n != 1)}"
         if claim.edges != (0.0,):
             parts.append(f"margin {' and '.join(signed(edge, 2) for edge in claim.edges)}")

@@ -15,6 +15,7 @@ from lsa_study.config.find import find_study, tiers_of
 from lsa_study.config.ledger import Claim
 from lsa_study.config.names import nearest, short
 from lsa_study.config.study import Study, load_study
+from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError, Refused
 
 START = "train.start: "
@@ -119,7 +120,7 @@ def check_claims(study: Study, results: Path) -> None:
 def _apart(claim: Claim, rows: dict[str, tuple[Study | None, str]]) -> list[str]:
     """Pairs of a claim's rows that would never be compared."""
     found = []
-    for pair in claim.compared if claim.metric in ("acc1", "speed", "memory") else ():
+    for pair in claim.compared if claim.metric in (*METRICS, "speed", "memory") else ():
         sides = [(s, row) for s, row in map(rows.__getitem__, pair) if s and row in s.variants]
         if len(sides) == 2 and (more := beyond(sides[0], sides[1], claim.besides)):
             found.append(

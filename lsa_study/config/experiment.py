@@ -52,6 +52,8 @@ class Variant(_Written):
     """The row it is compared with where that is not the study's baseline."""
     paper: dict[str, str | int | float] = {}
     """Columns and values that single out the article's row in its CSV; empty: it has none."""
+    paper_columns: dict[str, str] = {}
+    """By metric, the columns of its numbers in the article's CSV that are not the study's."""
     columns: dict[str, str] = {}
     """Further cells shown beside the label, such as the article's check marks."""
     note: str | None = None
@@ -69,7 +71,9 @@ class Article(_Written):
     csv: str
     """Path relative to the experiment file."""
     column: str = "acc1"
-    """The column of that file that stands beside ours."""
+    """The column of that file that stands beside our first metric."""
+    columns: dict[str, str] = {}
+    """The same of every metric by its name, where a task has several."""
     source: str
     """What readers are shown as its place, such as Table 4."""
 

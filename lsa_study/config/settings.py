@@ -18,6 +18,7 @@ from lsa_study.config.operators import Group, Op, OutsideOp, science_of, shell_o
 from lsa_study.config.optimizer import science_of_optimizer
 from lsa_study.config.protocol import Augment, Train
 from lsa_study.config.start import Stop
+from lsa_study.config.task import SETS, Classify, Task
 from lsa_study.config.values import (
     IMAGES,
     AnyBackbone,
@@ -175,6 +176,9 @@ class Settings(Group):
     """toy: does the pipeline work; proxy: small images; paper: the article's recipe."""
     seed: Seed = 0
     """Of everything that is random: initial weights, order, crops, mixing, drop path."""
+    task: Task = Classify()
+    """What the network is to do: classify, detect or segment; its settings depend on its ``kind``.
+    """
     data: Data
     model: Model
     train: Train
@@ -186,7 +190,18 @@ class Settings(Group):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {k: v for k, v in dump(self).items() if k != "outside" or v}
+        usual = {"outside": {}, "task": {"kind": "classify"}}
+        return {k: v for k, v in dump(self).items() if k not in usual or v != usual[k]}
+
+    @model_validator(mode="after")
+    def _data_fit_the_task(self) -> Self:
+        kind, name = self.task.kind, self.data.name
+        if name in SETS[kind] or (kind == "classify" and ":" in name):
+            return self
+        raise ValueError(
+            f"data.name={name!r} holds nothing to {kind}; give {' or '.join(SETS[kind])}, or "
+            "another task.kind"
+        )
 
     @model_validator(mode="after")
     def _stem_fits(self) -> Self:

@@ -24,6 +24,7 @@ from lsa_study.config.layers import Layers, validate
 from lsa_study.config.ledger import OwnClaim
 from lsa_study.config.outside import bound
 from lsa_study.config.settings import Settings
+from lsa_study.config.task import METRICS, OF_TASK
 from lsa_study.errors import ConfigError
 
 
@@ -119,6 +120,17 @@ class Study:
         side |= {"grid": [*self.flags]} if self.flags else {}
         return side | {"only": self.only, "about": self.about}
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """By which its rows are judged, the first one before the others; see ``config.task``."""
+        return OF_TASK[next(iter(self.variants.values())).task.kind]
+
+    def article_column(self, variant: str, metric: str) -> str:
+        """The column of the article's CSV that stands beside a metric of a row."""
+        article = self.file.article
+        usual = {self.metrics[0]: article.column, **article.columns} if article else {}
+        return (usual | self.file.variants[variant].paper_columns).get(metric, metric)
+
     def runs(self) -> list[RunSpec]:
         """All runs, seed 0 of every row first, so that a table is balanced at any moment."""
         rows = self.variants, self.starts, self.references
@@ -187,6 +199,7 @@ def load_study(
         rows = _Rows(file, document, tier, given)
         variants, resources = rows.resolve(chosen)
         _check_distinct(variants, document)
+        _check_metrics(file, variants, document)
     return Study(
         file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
         variants, resources, rows.starts, tidy(rows.overrides),
@@ -218,6 +231,30 @@ def _check_distinct(variants: Mapping[str, Settings], document: yaml.Document) -
                 f"{document.where('variants', name)}: {name} has the same settings as {first}; "
                 "change one of them, or drop it"
             )
+
+
+def _check_metrics(
+    file: StudyFile, variants: Mapping[str, Settings], document: yaml.Document
+) -> None:
+    """Refuse rows of several tasks, and claims on what no run of the study records."""
+    tasks = {name: settings.task.kind for name, settings in variants.items()}
+    first, kind = next(iter(tasks.items()))
+    mistakes = [
+        f"{document.where('variants', name)}: task.kind={task!r}, that of {first} is {kind!r}: "
+        "rows of one table have one task; make a study of each"
+        for name, task in tasks.items()
+        if task != kind
+    ]
+    known = OF_TASK[kind]
+    mistakes += [
+        f"{document.where('claims', str(at))}: metric='{claim.metric}': no run records it, so "
+        f"nothing could judge the claim; give {', '.join(known)}, params, macs, speed, inference "
+        "or memory"
+        for at, claim in enumerate(file.claims)
+        if claim.metric in METRICS and claim.metric not in known
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | None) -> bool:

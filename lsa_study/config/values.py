@@ -17,7 +17,7 @@ Backbone = Literal[
     "resnet_micro", "resnet_micro_deep", "resnet_mini", "resnet_mini_deep",
     "resnet50", "resnet101", "resnet152",
 ]  # fmt: skip
-DataName = Literal["digits", "cifar10", "imagenet"]
+DataName = Literal["digits", "cifar10", "imagenet", "scenes", "coco", "ade20k"]
 _OURS_OR_NOT = Discriminator(lambda v: OUTSIDE if isinstance(v, str) and ":" in v else OWN)
 AnyBackbone = Annotated[
     Annotated[Backbone, Tag(OWN)] | Annotated[ImportPath, Tag(OUTSIDE)], _OURS_OR_NOT

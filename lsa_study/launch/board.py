@@ -56,9 +56,9 @@ class Board:
         rows = [("RUN", "", "EPOCH", "TOP-1", "LEFT")]
         for name, one in running:
             bar = "━" * (BAR * one.epoch // (one.epochs or 1))
-            acc1 = "-" if one.acc1 is None else f"{one.acc1:.2f} %"
+            score = "-" if one.score is None else f"{one.score:.2f} %"
             eta = "-" if one.eta_seconds is None else str(timedelta(seconds=round(one.eta_seconds)))
-            rows.append((name, bar.ljust(BAR, "."), f"{one.epoch}/{one.epochs or '?'}", acc1, eta))
+            rows.append((name, bar.ljust(BAR, "."), f"{one.epoch}/{one.epochs or '?'}", score, eta))
         text = Text().append(line[:width], "bold")
         for cells in fitted(rows, width, numbers=(2, 3, 4))[0][1:]:
             text.append(f"\n{cells[0]}  ").append(cells[1], "cyan")

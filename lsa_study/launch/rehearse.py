@@ -281,7 +281,8 @@ class Rehearsal:
 def differing(one: RunDir, other: RunDir) -> str | None:
     """What differs between two finished runs: a number of an epoch, or a bit of a weight."""
     for mine, theirs in zip(one.metrics(), other.metrics(), strict=True):
-        for name in COMPARED:
+        further = sorted(name for name in mine if name.startswith("metrics."))
+        for name in (*COMPARED, *further):
             if mine[name] != theirs[name]:
                 return (
                     f"{name} of epoch {mine['epoch']} is {theirs[name]}, undisturbed {mine[name]}"

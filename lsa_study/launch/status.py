@@ -60,6 +60,8 @@ class RunStatus(RunRef):
     attempts: int = 0
     acc1: float | None = None
     """Percent, of the last epoch that was tested."""
+    score: float | None = None
+    """The same number, or box AP or mIoU of a run of another task."""
     eta_seconds: float | None = None
     job: str | None = None
     note: str = ""
@@ -207,13 +209,14 @@ def _row(
         hours = (result.seconds or 0.0) / 3600 if result.device_kind == "cuda" else 0.0
         return replace(
             row, state=result.outcome, attempts=result.attempts or 0, epoch=result.epoch or 0,
-            epochs=result.epochs, acc1=result.acc1, message=result.reason or "", gpu_hours=hours,
+            epochs=result.epochs, acc1=result.acc1, score=result.score,
+            message=result.reason or "", gpu_hours=hours,
         )  # fmt: skip
     facts = run.folder.status()
     age = float("inf") if facts.heartbeat is None else run.folder.silence()
     row = replace(
         row, state=facts.state, cause=facts.cause, epoch=facts.epoch, epochs=facts.epochs,
-        attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1,
+        attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1, score=facts.score,
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
     writer, cancelled = run.folder.writer() is not None, records.is_cancelled(run.identity)
@@ -296,7 +299,7 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
         row.name,
         row.state,
         f"{row.epoch}/{row.epochs}" if row.epochs else "-",
-        "-" if row.acc1 is None else f"{row.acc1:.2f}",
+        "-" if row.score is None else f"{row.score:.2f}",
         "-" if row.eta_seconds is None else str(timedelta(seconds=round(row.eta_seconds))),
         row.job or "-",
         ": ".join(filter(None, notes)),

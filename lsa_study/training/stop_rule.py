@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from lsa_study.config.settings import Settings
+from lsa_study.config.task import OF_TASK, curve_key
 from lsa_study.errors import ConfigError
 from lsa_study.rundir import RunDir
 
@@ -24,8 +25,9 @@ def why_given_up(run: RunDir, settings: Settings) -> str | None:
         return None
     if (other := run.sibling(reference)) is None:
         return None
-    epochs, theirs = settings.train.epochs, _accuracies(other)
-    for epoch, ours in _accuracies(run).items():
+    key = curve_key(OF_TASK[settings.task.kind][0])
+    epochs, theirs = settings.train.epochs, _accuracies(other, key)
+    for epoch, ours in _accuracies(run, key).items():
         beside = theirs.get(epoch)
         if beside is None or not rule.at * epochs <= epoch < epochs:
             continue
@@ -38,9 +40,9 @@ def why_given_up(run: RunDir, settings: Settings) -> str | None:
     return None
 
 
-def _accuracies(run: RunDir) -> dict[int, float]:
+def _accuracies(run: RunDir, key: str) -> dict[int, float]:
     # Another run's damaged file must not end this one.
     with contextlib.suppress(ConfigError):
-        records = [(one["epoch"], one.get("acc1")) for one in run.metrics()]
-        return {int(epoch): acc1 for epoch, acc1 in records if isinstance(acc1, int | float)}
+        records = [(one["epoch"], one.get(key)) for one in run.metrics()]
+        return {int(epoch): value for epoch, value in records if isinstance(value, int | float)}
     return {}

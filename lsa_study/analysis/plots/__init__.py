@@ -68,9 +68,13 @@ def figures(
             if (figure := forest.claims(owner, of)) is not None:
                 drawn[claims_name(family, studies)] = figure
         over = {} if (layers := rows.layers(pairs)) is None else {"fig1-layers": layers}
+        for metric in dict.fromkeys(study.metrics[0] for study in studies):
+            of_metric = [pair for pair in pairs if pair[0].metrics[0] == metric]
+            more = "" if metric == "acc1" else f"-{metric}"
+            over |= {f"{kind}{more}": made for kind, made in costs.costs(of_metric).items()}
         # Of one side study alone they must not take the place of those of all studies.
         begin = f"{pairs[0][0].alias}-" if len(pairs) == 1 and pairs[0][0].alias else ""
-        for kind, figure in (over | costs.costs(pairs)).items():
+        for kind, figure in over.items():
             style.say_about(figure, [study for study, _ in pairs])
             drawn[f"{begin}{kind}"] = figure
         return drawn

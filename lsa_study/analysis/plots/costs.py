@@ -17,6 +17,7 @@ from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.config.names import counted
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 
 SIZE = (8.2, 4.8)
 """Inches."""
@@ -139,7 +140,7 @@ def _draw(
     """Draw rows at their places with the intervals that both quantities have, and name them."""
     drawn = style.figure(*SIZE, f"Accuracy against {title}", study)
     axes = drawn.subplots()
-    axes.set(xlabel=label, ylabel=style.ACCURACY)
+    axes.set(xlabel=label, ylabel=METRICS[study.metrics[0]].axis)
     fast = title == "speed"
     if fast:
         axes.set_xscale("log")

@@ -18,6 +18,7 @@ from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
 from lsa_study.config.names import counted
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS, curve_key
 
 FEW = 3
 """Epochs whose points are marked, and that need no second look."""
@@ -33,9 +34,10 @@ class Curve:
     @cached_property
     def seeds(self) -> list[dict[int, float]]:
         """By epoch, for each seed that has finished one."""
+        key = curve_key(self.row.metric)
         curves = [json.loads(run.curve) for run in self.row.done or self.row.runs]
         points = [
-            {int(r["epoch"]): float(r["acc1"]) for r in curve if r.get("acc1") is not None}
+            {int(r["epoch"]): float(r[key]) for r in curve if r.get(key) is not None}
             for curve in curves
         ]
         return [seed for seed in points if seed]
@@ -60,7 +62,7 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     last = max((max(curve.mean) for curve in found), default=0)
     titles = ("Whole training", "Second half") if last > FEW else ("Whole training",)
     panels = drawn.subplots(1, len(titles), squeeze=False, width_ratios=(1, 1.25)[: len(titles)])[0]
-    panels[0].set_ylabel(style.ACCURACY)
+    panels[0].set_ylabel(METRICS[study.metrics[0]].axis)
     for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

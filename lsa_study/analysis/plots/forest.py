@@ -21,7 +21,7 @@ from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 SCALES = {
-    ("points",): "Difference in top-1 accuracy (points)",
+    ("points",): "Difference in accuracy, AP or mIoU (points)",
     ("%", "share"): "Percent: of the second row, or of the runs",
 }
 """The panels, by how the units of what a claim estimates begin."""

@@ -51,7 +51,8 @@ def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
                 ink = DARK if bright > 0.18 else LIGHT
                 text = pivot.shown(row, "\n")
                 axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
-        axes.set(title=f"Acc@1 (%){name and f', {name}'}", xlabel=pivot.across, ylabel=pivot.down)
+        at = f", {name}" if name else ""
+        axes.set(title=f"{pivot.metric}{at}", xlabel=pivot.across, ylabel=pivot.down)
         axes.set_xticks(range(across), [style.short(one, 16) for one in pivot.columns])
         axes.set_yticks(range(down), [style.short(one, 16) for one in lines])
         axes.set(xlim=(-0.5, across - 0.5), ylim=(down - 0.5, -0.5))

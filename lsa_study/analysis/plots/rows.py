@@ -16,6 +16,7 @@ from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import decimals, signed
 from lsa_study.config.names import counted
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 
 LAYERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "LSA": (("table4", "swin"), ("table1", "swin")),
@@ -96,9 +97,10 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     several = any(row.accuracy.n > 1 for row in rows)
     title = "mean, 95 % interval and seeds" if several else "one seed"
     title = f"Ours: {title}" if study.file.article else title.capitalize()
-    left.set(title=title, xlabel=style.ACCURACY)
+    metric = METRICS[rows[0].metric]
+    left.set(title=title, xlabel=metric.axis)
     for right in article:
-        right.set(title=f"The article: {study.place}", xlabel=style.ARTICLE_ACCURACY)
+        right.set(title=f"The article: {study.place}", xlabel=metric.article)
         right.xaxis.set_major_locator(MaxNLocator(5))
     digits = decimals(run.test_images for row in rows for run in row.done)
     for place, row in enumerate(rows):
@@ -180,7 +182,7 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
         text = signed(found.mean, digits) + ("" if found.n > 1 else "  (one seed)")
         _point(axes, place - 0.2, found.mean, text, ends=(found.low, found.high))
     style.rows_down((axes,), names)
-    axes.set_xlabel("Difference in top-1 accuracy (points)")
+    axes.set_xlabel(f"Difference in {METRICS[rows[0].metric].text} (points)")
     _widen(axes, room=0.2)
     made = [row.contrast.difference for row in compared if row.contrast.seeds]
     known = [(one.low, one.high) for one in made if one.low is not None and one.high is not None]
@@ -199,7 +201,7 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw one line per seed through the rows; lines that run side by side share their luck."""
     drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), study=study)
     axes = drawn.subplots()
-    axes.set_xlabel(f"{style.ACCURACY}; a bar: the mean")
+    axes.set_xlabel(f"{METRICS[rows[0].metric].axis}; a bar: the mean")
     ended = [(run, place) for place, row in enumerate(rows) for run in row.done]
     known = sorted({run.seed for run, _ in ended})
     for at, seed in enumerate(known):
@@ -292,8 +294,9 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw Fig. 2, a line per layer over its heads: ours on the left, the article's right."""
     drawn = style.figure(8.2, 3.7, study=study)
     left, right = drawn.subplots(1, 2)
-    left.set(title="Ours", ylabel=style.ACCURACY)
-    right.set(title=f"The article: {study.place}", ylabel=style.ARTICLE_ACCURACY)
+    metric = METRICS[rows[0].metric]
+    left.set(title="Ours", ylabel=metric.axis)
+    right.set(title=f"The article: {study.place}", ylabel=metric.article)
     settings = list(dict.fromkeys(row.columns.get("Heads", "") for row in rows))
     placed = [(settings.index(row.columns.get("Heads", "")), row) for row in rows]
     for at, layer in enumerate(dict.fromkeys(row.label for row in rows)):

@@ -72,8 +72,6 @@ OWN_TIERS = {
     "paper": "tier paper: ImageNet-1K, a full training",
 }
 """The same in studies without an article."""
-ACCURACY = "Top-1 accuracy on the test set (%)"
-ARTICLE_ACCURACY = "Top-1 accuracy on ImageNet-1K (%)"
 
 
 @contextmanager

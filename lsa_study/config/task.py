@@ -1,0 +1,88 @@
+"""What a network is to do, and by which metrics it is judged. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lsa_study.config.operators import Group
+
+
+class Classify(Group):
+    """One class of each image."""
+
+    kind: Literal["classify"] = "classify"
+
+
+class Detect(Group):
+    """Boxes and masks of the things in an image."""
+
+    kind: Literal["detect"]
+    framework: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
+    """One head behind the proposals, or three, each of which betters the boxes of the last."""
+    upsample: Literal["nearest", "ddf_up"] = "nearest"
+    """How the pyramid enlarges a map before it is added to the next: each pixel repeated, or by
+    DDF-Up, which the larger map guides."""
+    size: Literal["article", "micro"] = "article"
+    """article: widths and numbers of boxes as published; micro: a small pyramid and small heads,
+    for pictures of about 100 pixels."""
+
+
+class Segment(Group):
+    """The class of every pixel."""
+
+    kind: Literal["segment"]
+    framework: Literal["upernet"] = "upernet"
+    """A pyramid with pooled context, and a second head on stage 3 in training."""
+    size: Literal["article", "micro"] = "article"
+    """article: widths as published; micro: narrow, for pictures of about 100 pixels."""
+
+
+Task = Annotated[Classify | Detect | Segment, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number by which networks are judged; more is better."""
+
+    title: str
+    """Of its column."""
+    axis: str
+    """Of its axis in a figure."""
+    text: str
+    """Within a sentence."""
+    article: str
+    """Of its axis where the article's numbers stand."""
+
+
+METRICS: Mapping[str, Metric] = {
+    "acc1": Metric(
+        "Acc@1 (%)", "Top-1 accuracy on the test set (%)", "top-1 accuracy",
+        "Top-1 accuracy on ImageNet-1K (%)",
+    ),
+    "box_ap": Metric(
+        "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)"
+    ),
+    "mask_ap": Metric(
+        "Mask AP", "Mask AP on the test set (points)", "mask AP", "Mask AP on COCO (points)"
+    ),
+    "miou": Metric("mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)"),
+}  # fmt: skip
+"""By their names in files of data: percent or, of AP, points of 100."""
+OF_TASK: Mapping[str, tuple[str, ...]] = {
+    "classify": ("acc1",), "detect": ("box_ap", "mask_ap"), "segment": ("miou",),
+}  # fmt: skip
+"""The metrics of each task's tables; rows are ordered and epochs chosen by the first."""
+SETS: Mapping[str, tuple[str, ...]] = {
+    "classify": ("digits", "cifar10", "imagenet"), "detect": ("scenes", "coco"),
+    "segment": ("scenes", "ade20k"),
+}  # fmt: skip
+"""The data sets that hold what a task learns from."""
+
+
+def curve_key(metric: str) -> str:
+    """The name of a metric in the records of a run's epochs."""
+    return metric if metric == "acc1" else f"metrics.{metric}"
