@@ -5,14 +5,20 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from lsa_study.config.operators import Group, Weight
 from lsa_study.config.optimizer import Optimised
 from lsa_study.config.start import Start
-from lsa_study.config.values import RANGE, Epochs, Images, Policy, Rate, Share
+from lsa_study.config.values import RANGE, Epochs, Images, Policy, Rate, Share, listed
 
 
 class TokenLabels(Group):
@@ -32,11 +38,40 @@ class TokenLabels(Group):
     """Both parameters of the beta draw of the pasted box's area; 0 mixes nothing."""
 
 
+class Decay(Group):
+    """How the learning rate falls from its peak."""
+
+    kind: Literal["cosine", "steps", "poly"] = "cosine"
+    """cosine: to ``min_lr``; steps: to a tenth after each of ``milestones``; poly: to ``min_lr`` by
+    a power of what is left of the training."""
+    milestones: Annotated[
+        tuple[Annotated[int, Field(gt=0, le=100_000)], ...], BeforeValidator(listed)
+    ] = ()
+    """Of steps: the epochs after which the rate falls."""
+    power: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Of poly; 1: linearly."""
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        if (self.kind == "steps") != bool(self.milestones):
+            raise ValueError(
+                f"milestones={list(self.milestones)} with kind={self.kind!r}: steps need some, "
+                "such as [8, 11], and nothing else reads them"
+            )
+        if list(self.milestones) != sorted({*self.milestones}):
+            raise ValueError(f"milestones={list(self.milestones)}: give rising epochs")
+        if self.kind != "poly" and self.power != 1.0:
+            raise ValueError(f"power={self.power:g} changes nothing with kind={self.kind!r}")
+        return self
+
+
 class Train(Optimised):
     """The optimisation protocol; the same for every row of a table."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
-    """All epochs: warm-up, cosine and cool-down together."""
+    """All epochs: warm-up, cosine or other decay, and cool-down together."""
+    decay: Decay = Decay()
+    """How the rate falls."""
     batch_size: Images
     """Effective batch: images per optimiser step over all devices and accumulation steps."""
     lr: Annotated[Rate, Field(gt=0)]
@@ -55,9 +90,10 @@ class Train(Optimised):
     """Whether the rate moves once an epoch (the article) or at every step."""
     weight_decay: Weight
     """AdamW's, on all that ``no_decay`` does not spare."""
-    no_decay: Literal["timm", "swin"] = "timm"
+    no_decay: Literal["timm", "swin", "mmdet"] = "timm"
     """timm: 1-D parameters, VOLO's position map and class token are not decayed (as the released
-    code of ELSA and VOLO); swin: nor are position tables."""
+    code of ELSA and VOLO); swin: nor are position tables; mmdet: parameters of norms and Swin's
+    position tables alone (as the released code of detection: biases and ELSA's tables are)."""
     clip_grad: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Largest norm of all gradients of a step together; null: as they are."""
     norm_batch: Images | None = None
@@ -76,13 +112,19 @@ class Train(Optimised):
     fp16: float16 autocast and a loss scale that skips steps whose gradients overflow, as released.
     A run records which it was."""
 
+    @model_serializer(mode="wrap")
+    def _without_cosine(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        cosine = self.decay.kind == "cosine"
+        return {k: v for k, v in dump(self).items() if k != "decay" or not cosine}
+
 
 class Augment(Group):
     """What is done to training images and labels."""
 
-    crop: Literal["none", "pad", "random_resized"]
-    """none: the centre; pad: any square of the image and a border around it; random_resized: a part
-    of the image, resized."""
+    crop: Literal["none", "pad", "random_resized", "multi_scale"]
+    """none: the centre, or where things are detected or pixels labelled the whole image; pad: any
+    square of the image and a border around it; random_resized: a part of the image, resized;
+    multi_scale: for the last two tasks alone, as the released code of each trains."""
     crop_pad: Annotated[int, Field(ge=0, le=1000)] = 4
     """Pixels of that border; for ``crop: pad``."""
     crop_scale: Annotated[tuple[Share, Share], *RANGE] = (0.08, 1.0)

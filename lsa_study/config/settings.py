@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -18,7 +19,7 @@ from lsa_study.config.operators import Group, Op, OutsideOp, science_of, shell_o
 from lsa_study.config.optimizer import science_of_optimizer
 from lsa_study.config.protocol import Augment, Train
 from lsa_study.config.start import Stop
-from lsa_study.config.task import SETS, Classify, Task
+from lsa_study.config.task import IDLE, SETS, Classify, Task
 from lsa_study.config.values import (
     IMAGES,
     AnyBackbone,
@@ -202,6 +203,32 @@ class Settings(Group):
             f"data.name={name!r} holds nothing to {kind}; give {' or '.join(SETS[kind])}, or "
             "another task.kind"
         )
+
+    @model_validator(mode="after")
+    def _task_reads_all(self) -> Self:
+        if self.task.kind == "classify":
+            if self.augment.crop == "multi_scale":
+                raise ValueError(
+                    "augment.crop='multi_scale': belongs to task.kind detect or segment; give "
+                    "random_resized"
+                )
+            return self
+        given = {key: attrgetter(key)(self) for key in IDLE}
+        idle = [f"{key}={value!r}" for key, value in given.items() if value != IDLE[key]]
+        if self.augment.crop not in ("none", "multi_scale"):
+            idle.append(f"augment.crop={self.augment.crop!r}")
+        if idle:
+            wanted = ", ".join(f"{key}: {value!r}" for key, value in IDLE.items())
+            raise ValueError(
+                f"{', '.join(idle)}: not read where task.kind={self.task.kind!r}; give {wanted}, "
+                "augment.crop: none or multi_scale"
+            )
+        if not self.model.backbone.startswith("swin"):
+            raise ValueError(
+                f"model.backbone={self.model.backbone!r}: only a Swin gives the four maps that "
+                f"task.kind={self.task.kind!r} needs; give a swin backbone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stem_fits(self) -> Self:

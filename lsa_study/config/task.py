@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lsa_study.config.operators import Group
+from lsa_study.config.values import listed
 
 
 class Classify(Group):
@@ -39,6 +40,13 @@ class Segment(Group):
     """A pyramid with pooled context, and a second head on stage 3 in training."""
     size: Literal["article", "micro"] = "article"
     """article: widths as published; micro: narrow, for pictures of about 100 pixels."""
+    test_scales: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=16)], ...], BeforeValidator(listed)
+    ] = (1.0,)
+    """Sizes at which each test image is seen, relative to ``data.image_size``; shares are averaged.
+    """
+    test_flip: bool = False
+    """Whether it is seen mirrored as well, at each of them."""
 
 
 Task = Annotated[Classify | Detect | Segment, Field(discriminator="kind")]
@@ -76,6 +84,14 @@ OF_TASK: Mapping[str, tuple[str, ...]] = {
     "classify": ("acc1",), "detect": ("box_ap", "mask_ap"), "segment": ("miou",),
 }  # fmt: skip
 """The metrics of each task's tables; rows are ordered and epochs chosen by the first."""
+IDLE: Mapping[str, object] = {
+    "data.validation": None, "train.tokens": None, "train.norm_batch": None,
+    "augment.rand_augment": None, "augment.color_jitter": 0.0, "augment.erasing": 0.0,
+    "augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.label_smoothing": 0.0,
+    "augment.order": "erase_first", "evaluation.metrics": {}, "evaluation.crop": "centre",
+    "evaluation.crop_share": 1.0, "runtime.compile": False,
+}  # fmt: skip
+"""Settings that only classification reads, as they have to stand in a run of another task."""
 SETS: Mapping[str, tuple[str, ...]] = {
     "classify": ("digits", "cifar10", "imagenet"), "detect": ("scenes", "coco"),
     "segment": ("scenes", "ade20k"),

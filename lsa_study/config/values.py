@@ -44,7 +44,12 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-RANGE = (BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v), AfterValidator(_rising))
+def listed(value: object) -> object:
+    """A list as the tuple that settings hold; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+RANGE = (BeforeValidator(listed), AfterValidator(_rising))
 
 
 def _known_policy(policy: str) -> str:

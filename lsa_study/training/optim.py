@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.optim._param_groups import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from torch import nn
 
 from lsa_study.config.protocol import Train
@@ -23,11 +24,30 @@ def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     ``no_decay: swin``.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()
+    if train.no_decay == "mmdet":
+        return _made(_decayed_by_name(model, train.weight_decay), train)
     if train.no_decay == "timm":
         spared = {name for name in spared if name.rpartition(".")[2] not in POSITION_TABLES}
     groups: list[dict[str, Any]] = param_groups_weight_decay(
         model, train.weight_decay, no_weight_decay_list=spared
     )
+    return _made(groups, train)
+
+
+def _decayed_by_name(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """All parameters in two groups: those of norms and Swin's position tables are not decayed."""
+    spared: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        bare = "norm" in name or "relative_position_bias_table" in name
+        (spared if bare else others).append(parameter)
+    return [
+        {"params": spared, "weight_decay": 0.0},
+        {"params": others, "weight_decay": decay},
+    ]
+
+
+def _made(groups: list[dict[str, Any]], train: Train) -> torch.optim.Optimizer:
     peak = train.lr * train.batch_size / train.lr_batch
     rule = train.optimizer
     if rule.kind == "sgd":
@@ -43,7 +63,7 @@ def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
 def schedule(
     optimizer: torch.optim.Optimizer, train: Train, *, steps: int
 ) -> Callable[[int, int], None]:
-    """Linear warm-up, cosine, then ``min_lr`` for the cool-down.
+    """Linear warm-up, cosine or another decay, then ``min_lr`` for the cool-down.
 
     The cosine is counted from epoch 0 over ``epochs - cooldown_epochs``, warm-up included, so it
     has already fallen a little when the warm-up ends: with the article's 20 + 280 + 10 epochs the
@@ -57,9 +77,32 @@ def schedule(
     shrink = min(1.0, train.epochs / 2 / around) if around else 1.0
     by_epoch = train.schedule == "epoch"
     unit = 1 if by_epoch else steps
-    cosine = CosineLRScheduler(
-        optimizer, t_initial=round((train.epochs - train.cooldown_epochs * shrink) * unit),
-        lr_min=train.min_lr, t_in_epochs=False, warmup_lr_init=train.warmup_lr,
-        warmup_t=round(train.warmup_epochs * shrink * unit),
-    )  # fmt: skip
-    return lambda epoch, step: cosine.step_update(epoch if by_epoch else epoch * steps + step)
+    length = round((train.epochs - train.cooldown_epochs * shrink) * unit)
+    warm = round(train.warmup_epochs * shrink * unit)
+    decay = train.decay
+    if decay.kind == "steps":
+        times = [milestone * unit for milestone in decay.milestones]
+        rate_at = _stepped(optimizer, times, warm, train.warmup_lr)
+    else:
+        more = {"power": decay.power} if decay.kind == "poly" else {}
+        kind = PolyLRScheduler if decay.kind == "poly" else CosineLRScheduler
+        rate_at = kind(
+            optimizer, length, lr_min=train.min_lr, t_in_epochs=False, warmup_t=warm,
+            warmup_lr_init=train.warmup_lr, **more,
+        ).step_update  # fmt: skip
+    return lambda epoch, step: rate_at(epoch if by_epoch else epoch * steps + step)
+
+
+def _stepped(
+    optimizer: torch.optim.Optimizer, times: Sequence[int], warm: int, first: float
+) -> Callable[[int], None]:
+    """A rate that warms up and falls to a tenth at each of ``times``."""
+    # timm's own falls a step early, and says that it means to.
+    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def rate_at(t: int) -> None:
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            fallen = peak * 0.1 ** bisect.bisect_right(times, t)
+            group["lr"] = first + t * (peak - first) / warm if t < warm else fallen
+
+    return rate_at
