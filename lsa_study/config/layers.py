@@ -22,10 +22,15 @@ from pydantic_core import ErrorDetails
 from lsa_study.config.names import LONGEST, nearest
 from lsa_study.config.operators import OP_KINDS, OUTSIDE, OWN
 from lsa_study.config.settings import Settings, Tier
+from lsa_study.config.task import TASK_KINDS
 from lsa_study.config.yaml import Document, Keys
 from lsa_study.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+KINDS: Mapping[Keys, Mapping[str, type[BaseModel]]] = {
+    ("model", "op"): OP_KINDS, ("task",): TASK_KINDS,
+}  # fmt: skip
+"""The groups that stand at a path, by their ``kind``."""
 TIERS: tuple[str, ...] = get_args(Tier)
 Place = Callable[..., str]
 """From the keys of a setting to where it was written."""
@@ -133,7 +138,9 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
     # A discriminated union puts the chosen kind into the location; users never wrote it.
     loc = tuple(str(k) for k in detail["loc"] if k not in ("[key]", OWN))
     loc = loc[:-1] if loc[-1:] == (OUTSIDE,) else loc
-    keys = (*loc[:2], *loc[3:]) if loc[:2] == ("model", "op") and loc[2:3] else loc
+    union = next((path for path in KINDS if loc[: len(path)] == path), loc)
+    keys = (*union, *loc[len(union) + 1 :])
+    kinds = KINDS.get(union, {})
     name = ".".join(keys) or "settings"
     value = detail.get("input")
     shown = "a group of settings" if isinstance(value, dict) else repr(value)
@@ -152,10 +159,11 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
             hint = nearest(value, re.findall("'(.*?)'", message))
             said += f"; {hint}" * hint.startswith("did")
         case "union_tag_not_found":
-            said = f"{name}.kind is missing; give one of {', '.join(OP_KINDS)}"
+            said = f"{name}.kind is missing; give one of {', '.join(kinds)}"
         case "union_tag_invalid":
             tag = detail["ctx"]["tag"]
-            said = f"{name}.kind = {tag!r} is no operator; known: {', '.join(OP_KINDS)}"
+            what = "operator" if union == ("model", "op") else "task"
+            said = f"{name}.kind = {tag!r} is no {what}; known: {', '.join(kinds)}"
         case "float_type" | "int_type" if isinstance(value, str):
             said = f"{name} = {value!r} is not a number; give one"
             with contextlib.suppress(ValueError):
@@ -170,8 +178,8 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
 def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
     groups = [kind]
     for key in loc[:-1]:
-        if len(groups) > 1:  # operators, of which the location names the chosen one
-            groups = [OP_KINDS[key]]
+        if len(groups) > 1:  # operators or tasks, of which the location names the chosen one
+            groups = [(OP_KINDS | TASK_KINDS)[key]]
         elif key in groups[0].model_fields:
             groups = _groups(groups[0].model_fields[key]) or groups
     known = sorted(groups[0].model_fields)

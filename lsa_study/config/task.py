@@ -50,6 +50,9 @@ class Segment(Group):
 
 
 Task = Annotated[Classify | Detect | Segment, Field(discriminator="kind")]
+TASK_KINDS: Mapping[str, type[Group]] = {
+    "classify": Classify, "detect": Detect, "segment": Segment,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsa_study.config.task import OF_TASK
 from lsa_study.data.sets import Datasets
+from lsa_study.record import score_of
 from lsa_study.training.distributed import ALONE, Distributed
 from lsa_study.training.outside import measured
 
@@ -20,19 +22,36 @@ class Report:
 
     epoch: int = 0
     """Counted from 1; 0 means none."""
-    loss: float = float("nan")
-    """Mean cross-entropy, without label smoothing."""
-    acc1: float = 0.0
+    loss: float | None = None
+    """Mean cross-entropy, without label smoothing; of classification alone, as are the next four.
+    """
+    acc1: float | None = None
     """Percent, of the reported weights, as are loss and acc5."""
-    acc5: float = 0.0
-    model_acc1: float = 0.0
+    acc5: float | None = None
+    model_acc1: float | None = None
     """Of the trained weights."""
     ema_acc1: float | None = None
     """Of the averaged weights, if there are any."""
     metrics: dict[str, float | str] = field(default_factory=dict)
-    """Of functions from outside, of the reported weights: a number, or why there is none."""
+    """Of the reported weights: those of another task, and of functions from outside a number, or
+    why there is none."""
     bits: Tensor | None = None
     """(images,) uint8, in the set's order: 1 where the reported weights' top answer is right."""
+    image_scores: Tensor | None = None
+    """(images,) float32, in the set's order; see ``scores.by_image``."""
+
+    @property
+    def score(self) -> float:
+        """What epochs are compared by; 0 before the first."""
+        return score_of(self.acc1, numbers(self)) or 0.0
+
+    @property
+    def shown(self) -> str:
+        """The score as text for people, such as ``acc1 81.30 %``."""
+        if self.acc1 is not None or not self.metrics:
+            return f"acc1 {self.score:.2f} %"
+        names = (of_task[0] for of_task in OF_TASK.values())
+        return f"{next(n for n in names if n in self.metrics)} {self.score:.2f}"
 
 
 def numbers(report: Report) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lsa_study import data, measure, models
+from lsa_study import data, measure
 from lsa_study.config.outside import verify
 from lsa_study.config.parts import smaller
 from lsa_study.config.settings import SCHEMA_VERSION
@@ -23,7 +23,7 @@ from lsa_study.models import tokens
 from lsa_study.ops import sdpa
 from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
-from lsa_study.training import checkpoint, distributed, environment, init_from
+from lsa_study.training import checkpoint, distributed, environment, init_from, tasks
 from lsa_study.training.distributed import Distributed
 from lsa_study.training.evaluate import Report, numbers
 from lsa_study.training.monitor import Monitor, job
@@ -105,10 +105,7 @@ class _Attempt:
             sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
             # The first weights depend on the seed alone.
             torch.manual_seed(rng.derive(settings.seed, "weights"))
-            model = models.from_settings(
-                settings.model, image_size=settings.data.image_size,
-                num_classes=sets.source.num_classes,
-            )  # fmt: skip
+            model = tasks.of(settings).network(sets.source.num_classes)
             self.facts = self._facts(model, sets)
             try:
                 loop = ranks.all_or_raise(lambda: self._prepare(model, sets))
@@ -146,7 +143,7 @@ class _Attempt:
         """What is known before training; recorded for this attempt, and part of the result."""
         settings, source, device = self.settings, sets.source, self.device
         config = self.run_dir.config()
-        cost = measure.count(model, (CHANNELS, settings.data.image_size, settings.data.image_size))
+        cost = measure.count(model, (CHANNELS, *tasks.of(settings).counted))
         commit, dirty = environment.code_state()
         fused, kernels = environment.fused_kernels(device)
         dtype = environment.precision(settings.train, device)
@@ -210,6 +207,8 @@ class _Attempt:
         missing = [f"{n} {said}" for n, said in report.metrics.items() if isinstance(said, str)]
         if done and report.bits is not None:
             run_dir.write_correct(report.bits.numpy())
+        if done and report.image_scores is not None:
+            run_dir.write_image_scores(report.image_scores.numpy())
         run_dir.write_result(
             Result(
                 **dict(self.facts),
@@ -224,7 +223,7 @@ class _Attempt:
                 token_cosine=self.cosine,
                 metrics=numbers(report) if done else {},
                 metrics_missing="; ".join(missing) or None if done else None,
-                best_acc1=at.best.acc1 if at.best.epoch else None,
+                best_acc1=at.best.acc1,
                 epoch=report.epoch if after else at.epoch + 1,
                 seconds=at.seconds,
                 seconds_per_epoch=at.seconds / max(1, at.epoch),
@@ -235,7 +234,7 @@ class _Attempt:
         )
         if done:
             checkpoint.remove(run_dir)
-        message = reason or f"acc1 {report.acc1:.2f} % after epoch {report.epoch}"
+        message = reason or f"{report.shown} after epoch {report.epoch}"
         if done and missing:
             message += f"; no {'; no '.join(missing)}"
         self.monitor.say(f"{outcome}: {message}")

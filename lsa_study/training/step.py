@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lsa_study.config import parts
 from lsa_study.config.settings import Settings
 from lsa_study.data import rng
-from lsa_study.data.sets import Batch
 from lsa_study.errors import ConfigError
-from lsa_study.training import environment, optim, token_labeling
+from lsa_study.training import environment, optim, tasks
 from lsa_study.training.batch_norm import GroupedBatchNorm
 from lsa_study.training.distributed import Distributed
 
@@ -46,14 +44,13 @@ class Stepper:
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
         self.optimizer = optim.optimiser(model, train)
         self.set_rate = optim.schedule(self.optimizer, train, steps=steps)
-        self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(model) if settings.runtime.compile else model
-        )
+        self.forward: nn.Module = torch.compile(model) if settings.runtime.compile else model
+        self.task = tasks.of(settings)
         if reason := parts.why_not(settings, ranks.count):
             raise ConfigError(reason)
         self.norms = GroupedBatchNorm(model, images=train.norm_batch)
 
-    def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
+    def train_step(self, epoch: int, step: int, batches: Iterator[Any]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.
 
         Epochs and their steps are counted from 0; ``batches`` gives this process's parts next.
@@ -112,7 +109,7 @@ class Stepper:
         if scaler:  # empty where a device without float16 saved it
             self.scaler.load_state_dict(scaler)
 
-    def _gradients(self, epoch: int, step: int, batches: Iterator[Batch]) -> Tensor:
+    def _gradients(self, epoch: int, step: int, batches: Iterator[Any]) -> Tensor:
         """Gradients of this process's parts of a step; returns their mean loss."""
         accumulate = self.settings.runtime.accumulate
         total = torch.zeros((), device=self.device)
@@ -127,23 +124,8 @@ class Stepper:
                 total += loss.detach()
         return total
 
-    def _loss_of(self, batch: Batch, epoch: int, part: int) -> Tensor:
-        wanted, smoothing = self.settings.train.tokens, self.settings.augment.label_smoothing
+    def _loss_of(self, batch: Any, epoch: int, part: int) -> Tensor:
         amp = torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         )
-        if wanted is not None:
-            with amp:
-                answers = token_labeling.answer(
-                    self.model, batch.images, wanted,
-                    self.settings.seed, "tokens", epoch, batch.step, part=part,
-                    group=self.settings.train.norm_batch or len(batch.images),
-                )  # fmt: skip
-            return token_labeling.loss(
-                answers, batch.targets, batch.tokens, wanted, smoothing=smoothing
-            )
-        with amp:
-            logits = self.forward(batch.images)
-        # Mixed targets are smoothed already.
-        smoothing = 0.0 if batch.targets.ndim == 2 else smoothing
-        return F.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
+        return self.task.loss(self.forward, batch, amp, epoch=epoch, part=part)

@@ -18,9 +18,9 @@ from lsa_study.data import DataLacks
 from lsa_study.data.sampler import EpochSampler
 from lsa_study.data.sets import Datasets
 from lsa_study.files import replacing
-from lsa_study.training import checkpoint, environment
+from lsa_study.training import checkpoint, environment, tasks
 from lsa_study.training.distributed import Distributed
-from lsa_study.training.evaluate import Report, evaluate, numbers
+from lsa_study.training.evaluate import Report, numbers
 from lsa_study.training.monitor import Monitor
 from lsa_study.training.step import Stepper
 from lsa_study.training.stop_rule import GivenUp, why_given_up
@@ -94,6 +94,7 @@ class Trainer:
     ) -> None:
         self.monitor, self.stop, self.ranks, self.sets = monitor, stop, ranks, sets
         self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device
+        self.task = tasks.of(self.settings)
         self.progress = Progress(fingerprint=sets.source.fingerprint)
         self.held_out = sets.source.held_out > 0
         self.steps = self._plan().steps
@@ -246,7 +247,7 @@ class Trainer:
         at = self.progress
         shown = f"epoch {at.epoch + 1}/{self.settings.train.epochs}  {doing}"
         if at.last.epoch:
-            shown += f"  acc1 {at.last.acc1:.2f} %"
+            shown += f"  {at.last.shown}"
         self.monitor.beat(self._done(), shown, epoch=at.epoch, step=at.step)
 
     def _done(self) -> float:
@@ -255,12 +256,11 @@ class Trainer:
     # -- epochs -------------------------------------------------------------------------------
 
     def _evaluate(self, model: nn.Module, *, held_out: bool) -> Report:
-        report = evaluate(
-            model, self.sets, self.settings.evaluation.batch_size,
-            precision=self.stepper.precision, ranks=self.ranks, tick=self._tick_or_stop,
-            held_out=held_out, metrics=self.settings.evaluation.metrics,
+        report = self.task.evaluate(
+            model, self.sets, precision=self.stepper.precision, ranks=self.ranks,
+            tick=self._tick_or_stop, held_out=held_out,
         )  # fmt: skip
-        if not math.isfinite(report.loss):
+        if report.loss is not None and not math.isfinite(report.loss):
             raise Diverged(
                 f"epoch {self.progress.epoch + 1}, after step {self.steps}: test loss "
                 f"{report.loss} at lr {self.stepper.rate():.3g}"
@@ -291,7 +291,7 @@ class Trainer:
             chosen, epoch=at.epoch + 1, model_acc1=plain.acc1,
             ema_acc1=None if averaged is None else averaged.acc1,
         )  # fmt: skip
-        if at.best.epoch == 0 or at.last.acc1 > at.best.acc1:
+        if at.best.epoch == 0 or at.last.score > at.best.score:
             at.best = at.last
             if self.settings.evaluation.epoch == "best":
                 weights = stepper.reported().state_dict()
@@ -324,17 +324,19 @@ class Trainer:
             record |= {"skipped_steps": self.stepper.skipped, "loss_scale": scale}
         self.run_dir.log_metrics(record)
         left = self.monitor.eta(self._done())
+        tested = ""
+        if report.loss is not None:
+            tested = f"{'held out' if self.held_out else 'test'} {report.loss:.4f}  "
         message = (
             f"epoch {report.epoch}/{self.settings.train.epochs}  loss {train_loss:.4f}  "
-            f"{'held out' if self.held_out else 'test'} {report.loss:.4f}  "
-            f"acc1 {report.acc1:.2f} %  {speed:.0f} images/s"
+            f"{tested}{report.shown}  {speed:.{0 if speed >= 10 else 1}f} images/s"
         )
         if left is not None:
             message += f"  left {timedelta(seconds=round(left))}"
         self.monitor.epoch(message)
         self.monitor.status(
-            "running", epoch=report.epoch, step=0, acc1=report.acc1, message=message,
-            eta_seconds=left,
+            "running", epoch=report.epoch, step=0, acc1=report.acc1, metrics=numbers(report),
+            message=message, eta_seconds=left,
         )  # fmt: skip
 
     # -- saving -------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""Detection and segmentation: the losses of the networks' heads, AP and mIoU."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsa_study.data.dense.sets import DenseBatch, DenseSets
+from lsa_study.models import dense
+from lsa_study.training import scores
+from lsa_study.training.distributed import ALONE, Distributed
+from lsa_study.training.evaluate import Report
+from lsa_study.training.tasks.protocol import Task, Tick
+
+SHAPES = {"coco": (1, 1.6), "ade20k": (1, 4)}
+"""Height and width of the image whose costs the article counts, relative to ``data.image_size``."""
+
+
+class _Dense(Task):
+    """A task whose networks know their loss, see ``models.dense``."""
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """See ``Task``."""
+        data = self.settings.data
+        height, width = (round(data.image_size * by) for by in SHAPES.get(data.name, (1, 1)))
+        return height, width
+
+    def network(self, num_classes: int) -> nn.Module:
+        """See ``Task``."""
+        return dense.build(self.settings.task, self.settings.model, num_classes)
+
+    def loss(
+        self, network: Any, batch: DenseBatch, amp: AbstractContextManager[Any], *, epoch: int,
+        part: int,
+    ) -> Tensor:  # fmt: skip
+        """See ``Task``."""
+        with amp:
+            every = network.loss(batch.images, batch.targets)
+        return torch.stack([one.float() for one in every.values()]).sum()
+
+    @torch.no_grad()
+    def evaluate(
+        self, network: nn.Module, sets: DenseSets, *, precision: torch.dtype = torch.float32,
+        ranks: Distributed = ALONE, tick: Tick = lambda: None, held_out: bool = False,
+    ) -> Report:  # fmt: skip
+        """See ``Task``."""
+        training = network.training
+        amp = torch.autocast(sets.device.type, precision, enabled=precision != torch.float32)
+        try:
+            network.eval()
+            with amp:
+                return self._tested(network, sets, ranks, tick)
+        finally:
+            network.train(training)
+
+    @abstractmethod
+    def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
+        """Look at all test images."""
+
+
+class Detection(_Dense):
+    """Boxes and masks of objects."""
+
+    def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
+        found: list[scores.Found] = []
+        for test in sets.test(rank=ranks.rank, ranks=ranks.count):
+            for view in test.views():
+                [answer] = network.predict([view.image])
+                found += scores.found_in(test, answer, view.scale)
+            tick()
+        found = _of_all(found, ranks, sets.device)
+        return Report(metrics={**scores.truth(sets.test_split).average_precision(found)})
+
+
+class Segmentation(_Dense):
+    """The class of every pixel."""
+
+    def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
+        source = sets.source
+        shape = (source.test_images, 2, source.num_classes)
+        every = torch.zeros(shape, dtype=torch.int64, device=sets.device)
+        logits: Callable[[Tensor], Tensor] = lambda image: network.logits([image])[0]  # noqa: E731
+        for test in sets.test(rank=ranks.rank, ranks=ranks.count):
+            answer = scores.label_map(test, logits).cpu()
+            every[test.index] = scores.overlaps(answer, test.target["labels"], source.num_classes)
+            tick()
+        overlap = ranks.sum(every).cpu()
+        total = overlap.sum(0)
+        metrics = {"miou": scores.mean_iou(total), "pixel_accuracy": scores.pixel_accuracy(total)}
+        return Report(
+            metrics={name: float(value) for name, value in metrics.items()},
+            image_scores=scores.by_image(overlap),
+        )
+
+
+def _of_all(
+    found: list[scores.Found], ranks: Distributed, device: torch.device
+) -> list[scores.Found]:
+    """What all processes found, as text in bytes: only sums of tensors are exchanged."""
+    if ranks.count == 1:
+        return found
+    mine = torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
+    lengths = torch.zeros(ranks.count, dtype=torch.int64, device=device)
+    lengths[ranks.rank] = len(mine)
+    lengths = ranks.sum(lengths)
+    texts = torch.zeros((ranks.count, int(lengths.max())), dtype=torch.uint8, device=device)
+    texts[ranks.rank, : len(mine)] = mine.to(device)
+    texts = ranks.sum(texts).cpu()
+    every = [json.loads(bytes(row[:n].tolist())) for row, n in zip(texts, lengths, strict=True)]
+    return [one for of_rank in every for one in of_rank]
