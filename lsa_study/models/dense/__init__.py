@@ -50,7 +50,9 @@ def build(task: Task, model: Model, num_classes: int) -> Detector | Segmenter:
     try:
         backbone = detection_backbone(network)
     except ValueError as error:
-        raise ConfigError(f"model.backbone={model.backbone!r}: {error}, such as swin_tiny") from None
+        raise ConfigError(
+            f"model.backbone={model.backbone!r}: {error}, such as swin_tiny"
+        ) from None
     kind = Segmenter if task.kind == "segment" else Detector
     return kind(backbone, task, num_classes)
 

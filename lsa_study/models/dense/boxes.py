@@ -59,7 +59,7 @@ class RoiPool(nn.Module):
         sides = (every[:, 2:] - every[:, :2]).clamp(min=0).prod(1).sqrt()
         found = torch.log2(sides / FINEST + 1e-6).floor().clamp(0, len(STRIDES) - 2)
         shape = (len(every), levels[0].shape[1], self.side, self.side)
-        cut = wide(levels[0]).new_zeros(shape)
+        cut: Tensor = wide(levels[0]).new_zeros(shape)
         for index, (level, stride) in enumerate(zip(levels, STRIDES[:-1], strict=False)):
             (here,) = torch.where(found == index)
             cells = roi_align(
@@ -129,13 +129,15 @@ class Stage(RoIHeads):  # type: ignore[misc]  # torchvision ships no types
     def losses(
         self, levels: list[Tensor], boxes: Boxes, targets: Targets, sizes: Sizes
     ) -> tuple[dict[str, Tensor], Boxes]:
-        """Losses of boxes that are sampled from those proposed; what is proposed to a next stage."""
+        """Losses of boxes sampled from those proposed, and what is proposed to a next stage."""
         boxes, owners, labels, shifts = self.select_training_samples(boxes, targets)
-        objects = [_of(target["boxes"], owner) for target, owner in zip(targets, owners, strict=True)]
+        objects = [
+            _of(target["boxes"], owner) for target, owner in zip(targets, owners, strict=True)
+        ]
         logits, predicted = self.judged(levels, boxes)
         every, classes, owned = torch.cat(boxes), torch.cat(labels), torch.cat(objects).to(logits)
         known, most = classes > 0, max(1, len(classes))
-        chosen = predicted.unflatten(1, (-1, 4))[known, classes[known]]
+        chosen = torch.unflatten(predicted, 1, (-1, 4))[known, classes[known]]
         if self.cascade:
             better = self.box_coder.decode_single(chosen, every[known])
             moved = 10 * generalized_box_iou_loss(better, owned[known], reduction="sum")
@@ -149,7 +151,7 @@ class Stage(RoIHeads):  # type: ignore[misc]  # torchvision ships no types
         next_boxes = self.moved(boxes, predicted, torch.where(known, classes, best(logits)), sizes)
         # Objects themselves were among the boxes; the next stage adds its own.
         fresh = ~(known & (every == owned).all(1)).cpu()
-        parts = fresh.split([len(one) for one in boxes])
+        parts = torch.split(fresh, [len(one) for one in boxes])
         kept = [one[keep.to(one.device)] for one, keep in zip(next_boxes, parts, strict=True)]
         return {name: self.rule.weight * loss for name, loss in losses.items()}, kept
 
@@ -172,9 +174,9 @@ class Stage(RoIHeads):  # type: ignore[misc]  # torchvision ships no types
     def moved(self, boxes: Boxes, shifts: Tensor, classes: Tensor, sizes: Sizes) -> Boxes:
         """Boxes shifted as their class says, inside their images; no gradient goes through them."""
         rows = torch.arange(len(classes), device=classes.device)
-        chosen = shifts.detach().unflatten(1, (-1, 4))[rows, classes]
+        chosen = torch.unflatten(shifts.detach(), 1, (-1, 4))[rows, classes]
         better = self.box_coder.decode_single(chosen, torch.cat(boxes))
-        parts = better.split([len(one) for one in boxes])
+        parts = torch.split(better, [len(one) for one in boxes])
         return [clip_boxes_to_image(one, size) for one, size in zip(parts, sizes, strict=True)]
 
 

@@ -46,8 +46,8 @@ class Detector(nn.Module):
         stages = [info["num_chs"] for info in backbone.feature_info]
         self.pyramid = Pyramid(stages, task.width, task.upsample)
         proposals = task.proposals or (2000 if cascade else 1000)
-        self.proposals = Proposals(task, proposals=proposals, beta=1 / 9 if cascade else 0.0)
-        self.stages = nn.ModuleList(
+        self.proposals: Any = Proposals(task, proposals=proposals, beta=1 / 9 if cascade else 0.0)
+        self.stages: Any = nn.ModuleList(
             Stage(task, num_classes, rule, cascade=cascade) for rule in RULES[task.framework]
         )
 
@@ -92,18 +92,19 @@ class Detector(nn.Module):
         if self.training:
             raise ValueError("predict: the network is in training; call eval() first")
         levels, boxes, _, sizes = self._proposed(images, None)
-        logits = []
-        for number, stage in enumerate(self.stages):
-            if number:
-                boxes = self.stages[number - 1].moved(boxes, shifts, best(logits[-1]), sizes)
-            found, shifts = stage.judged(levels, boxes)
-            logits.append(found)
-        mean = torch.stack(logits).mean(0)
-        boxes, scores, labels = stage.postprocess_detections(mean, shifts, boxes, sizes)
-        every = torch.cat(labels)
-        rows = torch.arange(len(every), device=every.device)
-        masks = torch.stack([one.masked(levels, boxes)[rows, every].sigmoid() for one in self.stages])
-        parts = masks.mean(0).split([len(one) for one in boxes])
+        first, *others = self.stages
+        logits, shifts = first.judged(levels, boxes)
+        every, last = [logits], first
+        for stage in others:
+            boxes = last.moved(boxes, shifts, best(every[-1]), sizes)
+            logits, shifts = stage.judged(levels, boxes)
+            every, last = [*every, logits], stage
+        mean = torch.stack(every).mean(0)
+        boxes, scores, labels = last.postprocess_detections(mean, shifts, boxes, sizes)
+        classes = torch.cat(labels)
+        rows = torch.arange(len(classes), device=classes.device)
+        masks = [stage.masked(levels, boxes)[rows, classes].sigmoid() for stage in self.stages]
+        parts = torch.split(torch.stack(masks).mean(0), [len(one) for one in boxes])
         return [
             {"boxes": box, "scores": score, "labels": label, "masks": paste(mask, box, size)}
             for box, score, label, mask, size in zip(
@@ -121,9 +122,7 @@ class Detector(nn.Module):
         self.proposals.head(levels)
         channels = levels[0].shape[1]
         for stage in self.stages:
-            cells = levels[0].new_zeros(
-                (len(images) * COUNTED_BOXES, channels, BOX_SIDE, BOX_SIDE)
-            )
+            cells = levels[0].new_zeros((len(images) * COUNTED_BOXES, channels, BOX_SIDE, BOX_SIDE))
             stage.box_predictor(stage.box_head(cells))
             side = stage.mask_roi_pool.side
             cells = levels[0].new_zeros((len(images) * COUNTED_MASKS, channels, side, side))

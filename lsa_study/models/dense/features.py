@@ -24,7 +24,8 @@ def detection_backbone(network: nn.Module) -> Any:
     Raises:
         ValueError: it is no Swin of four stages.
     """
-    stages = len(network.layers) if isinstance(getattr(network, "layers", None), nn.Module) else 0
+    layers = getattr(network, "layers", None)
+    stages = len(layers) if isinstance(layers, nn.Sequential) else 0
     if stages != STAGES or not hasattr(network, "patch_embed"):
         found = f"{type(network).__name__} of {stages} stages" if stages else type(network).__name__
         raise ValueError(f"a {found} has not the four maps that detectors read; give a Swin of 4")

@@ -24,7 +24,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Ten
     """
     regions = torch.cat([owners[:, None].to(boxes), boxes], 1)
     cells = roi_align(masks[:, None].to(boxes), regions, (side, side), aligned=True)
-    return (cells[:, 0] >= 0.5).to(boxes)
+    inside: Tensor = cells[:, 0] >= 0.5
+    return inside.to(boxes)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -40,7 +41,9 @@ def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
         0 outside, is at least one half at the center of a pixel.
     """
     pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
-    corners = zip(boxes[:, :2].floor().int().tolist(), boxes[:, 2:].ceil().int().tolist())
+    corners = zip(
+        boxes[:, :2].floor().int().tolist(), boxes[:, 2:].ceil().int().tolist(), strict=True
+    )
     for index, ((left, top), (right, bottom)) in enumerate(corners):
         x1, y1, x2, y2 = boxes[index]
         x = torch.arange(left, right, device=masks.device) + 0.5

@@ -55,11 +55,12 @@ class Segmenter(nn.Module):
         self.decoder = _decoder(stages, task.width)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(task.width, num_classes, 1)
-        self.auxiliary = AuxiliaryHead(stages[2], task.width // 2, num_classes)
+        self.auxiliary: Any = AuxiliaryHead(stages[2], task.width // 2, num_classes)
         for head in (self.decoder, self.auxiliary):
             for part in head.modules():
                 if isinstance(part, nn.Conv2d):
                     nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        last: Any
         for last in (self.classifier, self.auxiliary[-1]):
             nn.init.normal_(last.weight, std=0.01)
             nn.init.zeros_(last.bias)
