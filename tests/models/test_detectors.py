@@ -11,7 +11,7 @@ from lsa_study.config.operators import DdfOp, ElsaOp, UnifiedOp
 from lsa_study.config.settings import Model
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.measure import count
-from lsa_study.models import build_detector, build_model, dense, detection_features, load_official
+from lsa_study.models import build_detector, dense, detection_features, load_official
 from lsa_study.models.operators import LSA
 from lsa_study.models.swin import Swin, SwinSize
 
@@ -113,16 +113,19 @@ def test_the_released_backbone(golden):
 
 def test_windows_are_padded_before_they_are_rolled():
     """On maps of whole windows the order is the same; on others it is not."""
-    network = dense.detection_backbone(build_model("lsa_swin_tiny", num_classes=0)).double().eval()
-    shifted = network.layers[0].blocks[1].attn
+    torch.manual_seed(0)
+    backbone = toy("mask_rcnn").backbone
+    shifted = backbone.layers[1].blocks[1].attn
+    assert shifted.shift
+    assert shifted.pads_first
     for tensor in shifted.parameters():
         torch.nn.init.normal_(tensor, std=0.3)
     for side, same in ((14, True), (10, False)):
-        x = torch.randn(1, side, side, 96, dtype=torch.float64)
+        x = torch.randn(1, side, side, 32)
         shifted.pads_first = True
         first = shifted(x)
         shifted.pads_first = False
-        assert torch.allclose(first, shifted(x)) is same
+        assert torch.allclose(first, shifted(x), atol=1e-5) is same
 
 
 @pytest.mark.parametrize("row", ROWS, ids="-".join)
@@ -143,10 +146,12 @@ def test_operations_are_the_articles(row):
     assert found.macs / 1e9 == pytest.approx(ROWS[row][1], rel=0.012)
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "ddf_up"])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_gradients_reach_every_parameter(framework, upsample):
-    network = toy(framework, op=ElsaOp(group_width=4), classes=2, upsample=upsample)
+@pytest.mark.parametrize(
+    ("framework", "changes"),
+    [*((framework, {}) for framework in FRAMEWORKS), ("mask_rcnn", {"upsample": "ddf_up"})],
+)
+def test_gradients_reach_every_parameter(framework, changes):
+    network = toy(framework, op=ElsaOp(group_width=4), channels=40, **changes)
     sum(losses(network, [scene(0), scene(1)]).values()).backward()
     for name, tensor in network.named_parameters():
         assert tensor.grad is not None, f"{name} is not used"
@@ -257,7 +262,25 @@ def test_a_few_steps_lower_the_loss(framework):
         total.backward()
         optimizer.step()
         seen.append(total.item())
-    assert sum(seen[-2:]) < 0.8 * sum(seen[:2]), seen
+    assert sum(seen[-2:]) < 0.92 * sum(seen[:2]), seen
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_half_precision_keeps_boxes_exact(framework):
+    """Under autocast coordinates stay in float32: losses are near, boxes no multiples of 1/2."""
+    network, scenes = toy(framework), [scene(0), scene(1)]
+    exact = losses(network, scenes)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(network, scenes)
+        sum(found.values()).backward()
+        answers = network.eval().predict([scenes[0][0]])
+    assert found["class" if framework == "upernet" else "rpn_class"].dtype == torch.float32
+    for name in exact:
+        if name.startswith(("rpn", "class", "auxiliary")):
+            assert found[name].item() == pytest.approx(exact[name].item(), rel=0.05)
+    if framework != "upernet":
+        assert answers[0]["boxes"].dtype == torch.float32
+        assert (answers[0]["boxes"] * 4 % 1 != 0).any()
 
 
 @pytest.mark.slow
@@ -328,7 +351,9 @@ def test_refusals(monkeypatch):
         ConfigError, match=r"model\.backbone='swin_micro': a Swin of 2 stages has not"
     ):
         toy("mask_rcnn", backbone="swin_micro")
-    with pytest.raises(ConfigError, match="'mask_rcn' is unknown; did you mean 'mask_rcnn'"):
+    with pytest.raises(ConfigError, match="upsample='ddf_up': upernet has no such pyramid"):
+        toy("upernet", upsample="ddf_up")
+    with pytest.raises(ConfigError, match="'mask_rcn' is unknown; did you mean mask_rcnn"):
         build_detector("mask_rcn", "lsa_swin_tiny")
     with pytest.raises(ConfigError, match=r"'lsa_swin_tin' is unknown"):
         build_detector("mask_rcnn", "lsa_swin_tin")

@@ -43,9 +43,14 @@ def build(task: Task, model: Model, num_classes: int) -> Detector | Segmenter:
         num_classes: of objects, or of pixels.
 
     Raises:
-        ConfigError: the backbone is no Swin of four stages, or cannot hold its operator.
+        ConfigError: the backbone is no Swin of four stages, or cannot hold its operator; a
+            segmenter is asked to upsample as a detector.
         EnvironmentLacks: a segmenter is asked for and its package is not installed.
     """
+    if task.kind == "segment" and task.upsample != "nearest":
+        raise ConfigError(
+            f"task.upsample={task.upsample!r}: {task.framework} has no such pyramid; give nearest"
+        )
     network = registry.from_settings(model, image_size=BUILT_FOR, num_classes=0)
     try:
         backbone = detection_backbone(network)

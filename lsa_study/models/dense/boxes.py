@@ -62,10 +62,9 @@ class RoiPool(nn.Module):
         cut: Tensor = wide(levels[0]).new_zeros(shape)
         for index, (level, stride) in enumerate(zip(levels, STRIDES[:-1], strict=False)):
             (here,) = torch.where(found == index)
-            cells = roi_align(
+            cut[here] = roi_align(
                 wide(level), regions[here].to(cut), self.side, 1 / stride, aligned=True
             )
-            cut = cut.index_put((here,), cells)
         return cut
 
 
@@ -150,9 +149,9 @@ class Stage(RoIHeads):  # type: ignore[misc]  # torchvision ships no types
         }
         next_boxes = self.moved(boxes, predicted, torch.where(known, classes, best(logits)), sizes)
         # Objects themselves were among the boxes; the next stage adds its own.
-        fresh = ~(known & (every == owned).all(1)).cpu()
+        fresh = ~(known & (every == owned).all(1))
         parts = torch.split(fresh, [len(one) for one in boxes])
-        kept = [one[keep.to(one.device)] for one, keep in zip(next_boxes, parts, strict=True)]
+        kept = [one[keep] for one, keep in zip(next_boxes, parts, strict=True)]
         return {name: self.rule.weight * loss for name, loss in losses.items()}, kept
 
     def _mask_loss(

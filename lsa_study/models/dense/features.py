@@ -63,11 +63,12 @@ def detection_features(network: Any, images: Tensor) -> list[Tensor]:
     height, width = images.shape[2:]
     if height % rows or width % columns:
         images = F.pad(images, (0, -width % columns, 0, -height % rows))
-    maps = network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
-    return [
-        network.get_submodule(f"norm{index}")(one.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        for index, one in enumerate(maps)
-    ]
+    x, maps = network.patch_embed(images), []
+    for index, stage in enumerate(network.layers):
+        x = stage(x)
+        # timm's forward_intermediates would give copies with the channels first.
+        maps.append(network.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2))
+    return maps
 
 
 def begin_from(backbone: nn.Module, weights: Mapping[str, Any], *, source: Source) -> None:
