@@ -117,6 +117,8 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """Walk the parts that have a formula."""
     # ELSA reads the weights of its convolutions without calling them: its formula holds them.
     whole = isinstance(module, ops.ELSA) or type(module) in OUTSIDE
+    if getattr(module, "training_only", False):
+        return
     children = [] if whole else list(module.named_children())
     if type(module) in FORMULAS or type(module) in OUTSIDE:
         yield name or type(module).__name__, module
@@ -193,6 +195,11 @@ def _outlook(op: Any, inputs: Shape, output: Shape) -> Products:
 FORMULAS: dict[type[nn.Module], Callable[[Any, Shape, Shape], Products]] = {
     nn.Linear: lambda linear, _, output: (math.prod(output) * linear.in_features, 0),
     nn.Conv2d: _conv,
+    # Every pixel of the input with every tap.
+    nn.ConvTranspose2d: lambda conv, x, _: (
+        math.prod(x) * conv.out_channels // conv.groups * math.prod(conv.kernel_size),
+        0,
+    ),
     ops.UnifiedSpatialOp: _unified,
     ops.ELSA: _elsa,
     ops.DwConv: _depthwise,

@@ -37,16 +37,18 @@ SIZES: dict[str, SwinSize] = {
     "swin_micro": SwinSize(16, (2, 1), (2, 4), patch=2),
     "swin_mini": SwinSize(16, (2, 2, 2), (1, 2, 4), patch=1),
     "swin_mini_p2": SwinSize(32, (2, 2), (2, 4), patch=2),
+    "swin_micro4": SwinSize(16, (1, 2, 2, 1), (2, 4, 8, 16)),
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
     "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
     "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "swin_large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
-"""Liu et al., 2021, Table 7, and three small ones for 28x28 images.
+"""Liu et al., 2021, Table 7, three small ones for 28x28 images, and one for scenes of about 128.
 
-The small ones keep what the study turns on: areas of 7x7 pixels, a stage that holds several windows
+The three keep what the study turns on: areas of 7x7 pixels, a stage that holds several windows
 and whose odd blocks are shifted, and a last stage that is one window (maps 28, 14, 7 of
-``swin_mini``; 14, 7 of the others).
+``swin_mini``; 14, 7 of the others). ``swin_micro4`` has the four stages that detectors read, with
+maps of 32, 16, 8 and 4 pixels on images of 128.
 """
 
 

@@ -39,7 +39,8 @@ class UnifiedSpatialOp(nn.Module):
         implementation: see ``functional.spatial_attention``.
 
     Shape: (B, H, W, C) to (B, H, W, C), any H and W. Maps that are not whole windows are rolled,
-    then padded with zeros at the bottom and right, as timm does.
+    then padded with zeros at the bottom and right, as timm does; the other way round, as in Swin's
+    and ELSA's detectors, where the attribute ``pads_first`` is true.
 
     Raises:
         ValueError: heads do not divide, an even neighborhood, an unknown option.
@@ -58,6 +59,7 @@ class UnifiedSpatialOp(nn.Module):
         self.dim, self.num_heads, self.terms = dim, num_heads, frozenset(terms)
         self.norm, self.application, self.border = norm, application, border
         self.size, self.shift, self.implementation = size, shift, implementation
+        self.pads_first = False
         self.depth = depth = dim // num_heads
         self.scale = depth**-0.5 if scale is None else scale
         self.reads_q = bool(self.terms & {"qk", "q_rk"})
@@ -102,22 +104,27 @@ class UnifiedSpatialOp(nn.Module):
         return mixed.permute(0, 2, 3, 1, 4).reshape(x.shape)
 
     def _windows(self, x: Tensor) -> Tensor:
-        # Rolled before it is padded, each axis by itself, and padded before the projection, so
-        # that padded keys and values are the projection's bias: all of it as timm does.
+        # Each axis is rolled by itself, and padded before the projection, so that padded keys and
+        # values are the projection's bias: all of it as timm does.
         height, width = x.shape[1:3]
         rows, columns = sides(self.size)
         shifts = self.shift * (height > rows), self.shift * (width > columns)
+        padding = (0, 0, 0, -width % columns, 0, -height % rows)
+        if self.pads_first and any(padding):
+            x = F.pad(x, padding)
         if any(shifts):
             x = x.roll((-shifts[0], -shifts[1]), (1, 2))
-        if height % rows or width % columns:
-            x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+        if not self.pads_first and any(padding):
+            x = F.pad(x, padding)
         q, k, v = self._project(x)
         tall, wide = x.shape[1:3]
         excluded = shift_bands(tall, wide, self.size, shifts, x.device)
         given = Eq4Inputs(q, k, v, self.rel_k, self.rel_q, self.rel_bias, "qk" in self.terms)
         out = rolled_window(given, self.norm, self.size, excluded, self.scale, self.implementation)
-        out = out.permute(0, 2, 3, 1, 4).flatten(3)[:, :height, :width]
-        return out.roll(shifts, (1, 2)) if any(shifts) else out
+        out = out.permute(0, 2, 3, 1, 4).flatten(3)
+        if not self.pads_first:
+            out = out[:, :height, :width]
+        return (out.roll(shifts, (1, 2)) if any(shifts) else out)[:, :height, :width]
 
     def _project(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         parts = torch.unflatten(self.qkv(x), -1, (-1, self.num_heads, self.depth))

@@ -1,0 +1,90 @@
+"""Boxes that may hold an object: torchvision's region proposals, as mmdet sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from lsa_study.models.dense.task import Task
+from lsa_study.ops.precision import wide
+
+STRIDES = (4, 8, 16, 32, 64)
+"""Pixels of the image between two of each level of the pyramid."""
+RATIOS = (0.5, 1.0, 2.0)
+"""Height against width."""
+
+
+class Anchors(nn.Module):
+    """Boxes of three ratios around every pixel of every level.
+
+    Not torchvision's: those have whole sides, take the stride from the sizes of maps, which is
+    wrong where a side is odd, and are in half precision where the maps are.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, images: Any, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The same (anchors, 4) for every image, level by level, pixel by pixel."""
+        every = []
+        for level, stride in zip(levels, STRIDES, strict=True):
+            like = {"device": level.device, "dtype": wide(level[:0]).dtype}
+            tall = torch.tensor(RATIOS, **like).sqrt()
+            half = self.scale * stride / 2 * torch.stack([1 / tall, tall], 1)
+            rows, columns = (stride * torch.arange(side, **like) for side in level.shape[2:])
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            centers = torch.stack([x, y], -1).reshape(-1, 1, 2)
+            every.append(torch.cat([centers - half, centers + half], -1).reshape(-1, 4))
+        return [torch.cat(every)] * len(images.image_sizes)
+
+
+class ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's, whose answers are in float32 at least: coordinates need it."""
+
+    def forward(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Map levels (B, C, H, W) to logits (B, 3, H, W) and shifts of anchors (B, 12, H, W)."""
+        logits, shifts = super().forward(levels)
+        return [wide(one) for one in logits], [wide(one) for one in shifts]
+
+
+class Proposals(RegionProposalNetwork):  # type: ignore[misc]
+    """Region proposals with mmdet's numbers: 256 anchors, 0.7 and 0.3, suppression at 0.7.
+
+    Args:
+        beta: below it the loss of boxes is quadratic; 0: nowhere.
+    """
+
+    def __init__(self, task: Task, *, proposals: int, beta: float) -> None:
+        most, tested = min(2000, 2 * proposals), min(1000, proposals)
+        super().__init__(
+            Anchors(task.anchor_scale),
+            ProposalHead(task.width, len(RATIOS)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": most, "testing": tested},
+            post_nms_top_n={"training": proposals, "testing": tested},
+            nms_thresh=0.7,
+        )
+        self.beta = beta
+
+    def compute_loss(
+        self, objectness: Tensor, shifts: Tensor, labels: list[Tensor], targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and box loss of sampled anchors, both over the number of all sampled."""
+        positive, negative = (torch.cat(one) > 0 for one in self.fg_bg_sampler(labels))
+        sampled = positive | negative
+        judged = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled]
+        )
+        boxes = F.smooth_l1_loss(
+            shifts[positive], torch.cat(targets)[positive], beta=self.beta, reduction="sum"
+        )
+        return judged, boxes / sampled.sum()

@@ -1,0 +1,41 @@
+"""What a detector or segmenter is around its backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Framework = Literal["mask_rcnn", "cascade_mask_rcnn", "upernet"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The networks of the article's Tables 9 and 10; smaller ones by smaller numbers."""
+
+    framework: Framework
+    upsample: Literal["nearest", "ddf_up"] = "nearest"
+    """How a detector's feature pyramid enlarges a map."""
+    channels: int | None = None
+    """Of the pyramid; null: 256 for detectors, 512 for segmenters."""
+    anchor_scale: float = 8.0
+    """Side of an anchor against the stride of its level."""
+    proposals: int | None = None
+    """Of an image in training; null: 1000, 2000 for the cascade. In tests 1000 at most."""
+    rois: int = 512
+    """Of an image in training, of which a quarter can be positive."""
+    box_width: int = 1024
+    """Of the fully connected layers that judge a box."""
+    mask_size: int = 28
+    """Side of a mask in its box, an even number."""
+    convs: int = 4
+    """Convolutions of a mask head, and of a box head of the cascade."""
+
+    @property
+    def kind(self) -> Literal["detect", "segment"]:
+        """Boxes and masks of objects, or a class for every pixel."""
+        return "segment" if self.framework == "upernet" else "detect"
+
+    @property
+    def width(self) -> int:
+        """Channels of the pyramid."""
+        return self.channels or (512 if self.kind == "segment" else 256)
