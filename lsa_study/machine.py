@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -78,6 +79,17 @@ def visible_gpus() -> list[str]:
     return _gpus()
 
 
+def gpu_bytes() -> int | None:
+    """The memory of this machine's smallest GPU; None where no driver says."""
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        listed = _ask_driver(asked)
+        sizes = [int(line) for line in listed.stdout.split("\n") if line.strip().isdigit()]
+        if listed.returncode == 0 and sizes:
+            return min(sizes) * 2**20
+    return None
+
+
 def _gpus() -> list[str]:
     """The GPUs that the driver lists; none where there is no driver.
 
@@ -85,10 +97,7 @@ def _gpus() -> list[str]:
         EnvironmentLacks: the driver fails; its own message is repeated.
     """
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False,
-            timeout=DRIVER_SECONDS,
-        )  # fmt: skip
+        listed = _ask_driver(["nvidia-smi", "-L"])
     except OSError:
         return []
     except subprocess.TimeoutExpired:
@@ -99,6 +108,13 @@ def _gpus() -> list[str]:
         reason = " ".join(f"{listed.stdout} {listed.stderr}".split())
         reason = reason or f"exit code {listed.returncode}"
     raise EnvironmentLacks(f"nvidia-smi: {reason}; {CURE}", cause="node")
+
+
+def _ask_driver(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False,
+        timeout=DRIVER_SECONDS,
+    )  # fmt: skip
 
 
 def device_kind(asked: str) -> str:

@@ -103,7 +103,7 @@ class Facts(_Record):
         str | None,
         Fact("environment", why=True, mismatch="precision", follows=("train.precision",)),
     ] = None
-    """The type of the matrix products: float32, bfloat16 or float16."""
+    """The type of the matrix products: float32, tf32, bfloat16 or float16."""
     torch: Annotated[str | None, Fact("code", why=True, mismatch="torch")] = None
     """Its version."""
     commit: Annotated[str | None, Fact("code", why=True, mismatch="commit")] = None

@@ -106,11 +106,12 @@ class Train(Optimised):
     """Token labeling and MixToken, in place of mixup and cutmix; VOLO only."""
     start: Start | None = None
     """Fine-tuning: weights to begin from; null: random ones."""
-    precision: Literal["float32", "amp", "fp16", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "amp", "fp16", "bf16"] = "float32"
     """bf16: bfloat16 autocast on every device; one whose processor does not compute in it itself
-    refuses the run. On a GPU alone, and float32 on a CPU, are amp: the same bfloat16 autocast, and
-    fp16: float16 autocast and a loss scale that skips steps whose gradients overflow, as released.
-    A run records which it was."""
+    refuses the run. On a GPU alone, and float32 on a CPU, are tf32: float32 whose matrix products
+    and convolutions round their factors to 10 bits, on tensor cores; amp: the same bfloat16
+    autocast; and fp16: float16 autocast and a loss scale that skips steps whose gradients overflow,
+    as released. A run records which it was."""
 
     @model_serializer(mode="wrap")
     def _without_cosine(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -137,6 +137,27 @@ class Datasets(ABC):
         """The test or held-out images ``rows``, pixels in 0..255."""
 
 
+def beside(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, which a GPU copies and prepares while it still computes what came before.
+
+    Args:
+        batches: made by operations on ``device``; on a CPU nothing changes.
+    """
+    streams = torch.get_device_module(device)
+    computing, copying = streams.current_stream(device), streams.Stream()
+    copying.wait_stream(computing)  # what a set keeps on the device may have just been put there
+    while True:
+        with streams.stream(copying):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        computing.wait_stream(copying)
+        for tensor in (batch.images, batch.targets, batch.tokens):
+            if tensor is not None and tensor.is_cuda:
+                tensor.record_stream(computing)  # its memory is not given away before the step ends
+        yield batch
+
+
 def hold_out(labels: Tensor, images: int | None, classes: int) -> tuple[Tensor, Tensor]:
     """Split training images: the numbers of those that train, and of ``images`` others, in order.
 

@@ -1,7 +1,8 @@
 """The local queue: train what is missing here, seed 0 of every row first.
 
-One run per GPU at a time, else one. A run whose process dies takes no other with it, and none
-outlives the queue.
+One run per GPU at a time, or ``--jobs`` of them, since a small run fills a fraction; without a
+GPU one run, or ``--jobs``. A run whose process dies takes no other with it, and none outlives the
+queue.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +21,12 @@ from rich.live import Live
 
 from lsa_study import rundir
 from lsa_study.config.study import RunSpec
-from lsa_study.errors import EnvironmentLacks
+from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.launch.board import Board
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
-from lsa_study.machine import need_bfloat16, visible_gpus
+from lsa_study.launch.rehearse import key, read_rehearsals
+from lsa_study.machine import cores, gpu_bytes, need_bfloat16, visible_gpus
 from lsa_study.record import OUTCOMES
 from lsa_study.rundir import RunDir
 from lsa_study.terminal import STYLES, wrapped
@@ -53,8 +56,41 @@ def need_starts(
         raise EnvironmentLacks("\n".join(lacking))
 
 
+def need_room(runs: Sequence[RunSpec], results: Path, *, jobs: int, gpus: int) -> None:
+    """Check that so many runs at once on each GPU have a core each, and fit by their rehearsals.
+
+    Raises:
+        ConfigError: they do not; it says how many do.
+    """
+    if jobs == 1:
+        return
+    where, most = f"--jobs {jobs}", max(1, cores() // gpus)
+    if jobs > most:
+        raise ConfigError(
+            f"{where}: {jobs * gpus} runs at once, {jobs} on each GPU, want a core each of the "
+            f"{cores()} there are; give --jobs {most} at most"
+        )
+    peaks: list[int] = []
+    for tier in {run.settings.tier for run in runs}:
+        rows = read_rehearsals(results, tier)
+        found = [rows.get(key(run.settings)) for run in runs if run.settings.tier == tier]
+        peaks += [row.peak_bytes or 0 for row in found if row and row.device_kind == "cuda"]
+    peaks = sorted(peaks, reverse=True)[:jobs]
+    if (there := gpu_bytes() if peaks else None) is None or sum(peaks) <= there:
+        return
+    fit = max(1, sum(held <= there for held in accumulate(peaks)))
+    raise ConfigError(
+        f"{where}: as rehearsed, the largest {len(peaks)} runs take {sum(peaks) / 1e9:.1f} GB "
+        f"together, and a GPU has {there / 1e9:.1f} GB; give --jobs {fit} at most"
+    )
+
+
 class Queue:
-    """Runs waiting for a GPU, or for their share of the cores."""
+    """Runs waiting for a GPU, or for their share of the cores.
+
+    Args:
+        jobs: at once on each GPU, or on a machine without one in all; None: one.
+    """
 
     def __init__(self, results: Path, *, jobs: int | None, console: Console) -> None:
         self.results, self.console = results, console
@@ -82,6 +118,7 @@ class Queue:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
 
         Raises:
+            ConfigError: so many ``jobs`` do not fit.
             LsaError: the data are missing, a GPU's driver fails, the processor cannot compute in
                 the precision asked for, or the results folder cannot be written; nothing ran.
         """
@@ -98,7 +135,9 @@ class Queue:
         self.gpus = visible_gpus() if wanted else []
         if not self.gpus and any(run.settings.train.precision == "bf16" for run in self.waiting):
             need_bfloat16()
-        self.places = range(self.jobs or max(1, len(self.gpus)))
+        if self.gpus:
+            need_room(self.waiting, self.results, jobs=self.jobs or 1, gpus=len(self.gpus))
+        self.places = range((self.jobs or 1) * max(1, len(self.gpus)))
         with StopOnSignals(self._kill_all) as stop, Server(len(self.places)) as self.server:
             self.server.check_data(self.waiting, stop)
             if not stop():

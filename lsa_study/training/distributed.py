@@ -8,10 +8,10 @@ sets: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from torch import distributed as torch_distributed
 from lsa_study.errors import EnvironmentLacks, LsaError
 
 Value = TypeVar("Value")
+
+
+class PeersLost(EnvironmentLacks):
+    """Another process of this run has gone."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,23 @@ class Distributed:
         """Replace ``tensor`` by its sum over all processes.
 
         Raises:
-            EnvironmentLacks: another process has gone.
+            PeersLost: another process has gone.
         """
         if self.count > 1:
             with _peers():
                 torch_distributed.all_reduce(tensor)
         return tensor
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over all processes, in one exchange."""
-        if self.count == 1:
-            return
-        flat = self.sum(torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])) / self.count
-        sizes = [t.numel() for t in tensors]
-        for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
-            tensor.copy_(part.view_as(tensor))
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to replace ``tensor`` by its sum over all processes; returns what waits for it."""
+        with _peers():
+            work = torch_distributed.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _peers():
+                work.wait()
+
+        return wait
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by the first process's."""
@@ -81,9 +87,11 @@ class Distributed:
 
     def any(self, wish: bool) -> bool:
         """Whether any process wishes it."""
-        if self.count == 1:
-            return wish
-        return bool(self.sum(torch.tensor(float(wish))).item())
+        return wish if self.count == 1 else self.totals(wish)[0] > 0
+
+    def totals(self, *figures: float) -> list[float]:
+        """The sums of figures over all processes, in one exchange that no GPU takes part in."""
+        return self.sum(torch.tensor(figures, dtype=torch.float64)).tolist()
 
     def all_or_raise(self, work: Callable[[], Value]) -> Value:
         """Do ``work`` in every process; if it fails in one, the same error is raised in all.
@@ -97,8 +105,15 @@ class Distributed:
             value = work()
         except Exception as caught:
             error = caught
-        if not self.any(error is not None):
-            return value
+        if self.any(error is not None):
+            self.raise_any(error)
+        return value
+
+    def raise_any(self, error: Exception | None) -> NoReturn:
+        """Raise in every process what was raised in one of them: its own, or the first of others'.
+
+        All call this together, once they know that there is one.
+        """
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             sent: Exception | None = type(error)(str(error))
         elif error is None or isinstance(error, LsaError):
@@ -120,7 +135,7 @@ def join() -> Iterator[Distributed]:
     """Meet the other processes of this run, if there are any.
 
     Raises:
-        EnvironmentLacks: they do not come.
+        PeersLost: they do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -144,7 +159,7 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EnvironmentLacks(
+        raise PeersLost(
             f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: lost the other "
             f"processes of this run ({reason}); call the same again, the last checkpoint stands",
             cause="node",

@@ -26,6 +26,8 @@ from lsa_study.ops.functional import kernels_on
 ROOMS = ("config", "ops", "models", "data", "training")
 """Folders of the package whose sources decide what a run computes, beside the kernels'."""
 SUFFIXES = (".py", ".cpp", ".h")
+TF32_SINCE = (8, 0)
+"""The compute capability, that of Ampere."""
 PACKAGES = ("torch", "timm", "numpy", "triton", "lsa_study")
 
 
@@ -55,6 +57,29 @@ def precision(train: Train, device: torch.device) -> torch.dtype:
         return torch.float32
     need_bfloat16()
     return torch.bfloat16
+
+
+def precision_name(train: Train, device: torch.device) -> str:
+    """What a run records as its precision: tf32 only where the GPU has it."""
+    if train.precision == "tf32" and device.type == "cuda":
+        return "tf32" if torch.cuda.get_device_capability(device) >= TF32_SINCE else "float32"
+    return str(precision(train, device)).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def tf32(train: Train, device: torch.device) -> Iterator[None]:
+    """On a GPU, round the factors of float32 products where the setting asks for it alone."""
+    if device.type != "cuda":
+        yield
+        return
+    # By default torch's convolutions round and its matrix products do not.
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = train.precision == "tf32"
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -100,7 +100,7 @@ class _Attempt:
         if device.type == "cpu":
             keep_memory()
         environment.forget_peak_memory(device)
-        with environment.deterministic(device):
+        with environment.deterministic(device), environment.tf32(settings.train, device):
             ranks.all_or_raise(lambda: verify(settings))
             sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
             # The first weights depend on the seed alone.
@@ -155,7 +155,7 @@ class _Attempt:
         facts = Facts(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             device_kind=device.type,
-            precision=str(dtype).removeprefix("torch."),
+            precision=environment.precision_name(settings.train, device),
             torch=torch.__version__,
             commit=commit,
             dirty=dirty,

@@ -15,7 +15,8 @@ from lsa_study.data import rng
 from lsa_study.errors import ConfigError
 from lsa_study.training import environment, optim, tasks
 from lsa_study.training.batch_norm import GroupedBatchNorm
-from lsa_study.training.distributed import Distributed
+from lsa_study.training.buckets import Buckets
+from lsa_study.training.distributed import Distributed, PeersLost
 
 
 class Stepper:
@@ -49,16 +50,41 @@ class Stepper:
         if reason := parts.why_not(settings, ranks.count):
             raise ConfigError(reason)
         self.norms = GroupedBatchNorm(model, images=train.norm_batch)
+        self.buckets = Buckets(model.parameters(), ranks)
+        self.failed: Exception | None = None
+        """What this one of several processes failed of: it takes part in exchanges alone, until
+        they vote and all raise it."""
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Any]) -> Tensor:
         """Do one step; returns the mean loss over the effective batch, on the device.
 
         Epochs and their steps are counted from 0; ``batches`` gives this process's parts next.
+        Where one of several processes fails, see ``failed``, the weights are of no use any more.
+
+        Raises:
+            PeersLost: another process has gone.
         """
         self.set_rate(epoch, step)
-        loss = self.ranks.all_or_raise(lambda: self._gradients(epoch, step, batches))
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.ranks.average([loss, *gradients, *self.norms.running])
+        loss = torch.zeros((), device=self.device)
+        if self.failed is None:
+            try:
+                loss = self._gradients(epoch, step, batches)
+            except Exception as error:
+                if self.ranks.count == 1 or isinstance(error, PeersLost):
+                    raise
+                self._fail(error)
+        self.buckets.finish([loss, *self.norms.running])
+        if self.failed is None:
+            self._update()
+        return loss
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            error.__traceback__ = None  # its frames hold the tensors of the whole pass
+        self.failed = error
+        self.optimizer.zero_grad()
+
+    def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
         if (most := self.settings.train.clip_grad) is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), most)
@@ -69,7 +95,6 @@ class Stepper:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
-        return loss
 
     def rate(self, at: tuple[int, int] | None = None) -> float:
         """The learning rate of the last step, or of an (epoch, step), both from 0."""
@@ -114,13 +139,15 @@ class Stepper:
         accumulate = self.settings.runtime.accumulate
         total = torch.zeros((), device=self.device)
         with self.norms.step() as norms_of_part:
-            for part in self.ranks.parts(accumulate)[1]:
+            parts = self.ranks.parts(accumulate)[1]
+            for part in parts:
                 batch = next(batches)
                 # Drop path and dropout draw from the global generators.
                 torch.manual_seed(rng.derive(self.settings.seed, "step", epoch, step, part))
                 with norms_of_part():
                     loss = self._loss_of(batch, epoch, part) / accumulate
-                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    with self.buckets.sending(part == parts[-1]):
+                        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         return total
 

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from lsa_study.data import DataLacks
 from lsa_study.data.sampler import EpochSampler
-from lsa_study.data.sets import Datasets
+from lsa_study.data.sets import Datasets, beside
 from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment, tasks
 from lsa_study.training.distributed import Distributed
@@ -27,6 +27,10 @@ from lsa_study.training.stop_rule import GivenUp, why_given_up
 
 GPU_CHECK_STEPS = 50
 """On a GPU, looking at a loss waits for all queued work; so look now and then."""
+
+VOTE_SECONDS = 1.0
+"""About so often several processes agree whether to stop, and whether one has failed; after
+``GPU_CHECK_STEPS`` steps at the latest. All count the same steps until then."""
 
 LEAST_SCALE = 1.0
 """Below this loss scale float16 overflows without any scaling: the run has diverged."""
@@ -195,21 +199,17 @@ class Trainer:
     def _train_epoch(self) -> float:
         """Do the steps that are left of this epoch; returns the epoch's mean training loss."""
         plan, at = self._plan(), self.progress
-        batches = iter(self.sets.train(plan))
+        batches = beside(self.sets.train(plan), self.device)
         before, begun = at.epoch_seconds, time.monotonic()
-        every = 1 if self.device.type == "cpu" else GPU_CHECK_STEPS
+        self._voted, self._vote_at = (at.step, begun), at.step + 1
         for step in range(at.step, plan.steps):
             loss = self.stepper.train_step(at.epoch, step, batches)
             self._unread.append((step, loss))
-            if (step + 1) % every == 0 or step + 1 == plan.steps:
-                self._look(plan.batch)
             at.step = step + 1
             at.epoch_seconds = before + time.monotonic() - begun
             self._step_done()
-            self._stop_if_asked(plan.batch)
-            if time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds:
-                self._look(plan.batch)
-                self._save()
+            if self.ranks.count == 1 or at.step in (self._vote_at, plan.steps):
+                self._between_steps(plan.batch)
             self._tick(f"step {at.step}/{self.steps}")
         return at.loss_sum / (max(1, plan.steps - at.lost) * plan.batch)
 
@@ -230,18 +230,41 @@ class Trainer:
             if hopeless:
                 self._diverged(step, f"training loss {loss}")
         if scaler.is_enabled() and hopeless:
-            self._diverged(at.step, f"gradients overflow at a loss scale of {scaler.get_scale():g}")
+            what = f"gradients overflow at a loss scale of {scaler.get_scale():g}"
+            self._diverged(at.step - 1, what)
         unread.clear()
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         epoch, rate = self.progress.epoch, self.stepper.rate((self.progress.epoch, step))
         raise Diverged(f"epoch {epoch + 1}, step {step + 1}: {what} at lr {rate:.3g}")
 
-    def _stop_if_asked(self, batch: int) -> None:
-        if self.ranks.any(self.stop()):
+    def _between_steps(self, batch: int) -> None:
+        """Look, save and stop where that is due, in all processes at once."""
+        stop, every = self._vote(), 1 if self.device.type == "cpu" else GPU_CHECK_STEPS
+        due = time.monotonic() - self._saved >= self.settings.runtime.checkpoint_seconds
+        if stop or due or len(self._unread) >= every or self.progress.step == self.steps:
             self._look(batch)
+        if stop or due:
             self._save()
+        if stop:
             raise Stopped
+
+    def _vote(self) -> bool:
+        """Whether any process is asked to stop; raises in all of them what one has failed of."""
+        if self.ranks.count == 1:
+            return self.stop()
+        now, at, (step, then) = time.monotonic(), self.progress.step, self._voted
+        # Whole numbers, whose sum is the same in all processes.
+        each = round(1e6 * (now - then) / (at - step))
+        failed, asked, total = self.ranks.totals(
+            self.stepper.failed is not None, self.stop(), max(1, each)
+        )
+        if failed:
+            self.ranks.raise_any(self.stepper.failed)
+        seconds = total / self.ranks.count / 1e6
+        self._voted = at, now
+        self._vote_at = at + min(GPU_CHECK_STEPS, max(1, int(VOTE_SECONDS / seconds)))
+        return asked > 0
 
     def _tick(self, doing: str) -> None:
         at = self.progress

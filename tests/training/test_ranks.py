@@ -12,7 +12,7 @@ from lsa_study import data
 from lsa_study.data.paths import DataLacks
 from lsa_study.models import volo
 from lsa_study.rundir import RunDir
-from lsa_study.training import train
+from lsa_study.training import train, trainer
 
 STATES = {"done": 0, "stopped": 10, "failed": 11, "diverged": 12, "oom": 13}
 
@@ -89,7 +89,12 @@ def test_processes_mix_tokens_as_one_does_in_as_many_parts(make_run, start, monk
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def vote_at_every_step():
+    trainer.VOTE_SECONDS = 0.0
+
+
 def stop_at_the_second_question():
+    vote_at_every_step()
     questions = itertools.count()
     return lambda: next(questions) == 1
 
@@ -97,7 +102,8 @@ def stop_at_the_second_question():
 def test_if_one_is_asked_to_stop_all_do_and_another_number_goes_on(make_run, start):
     """Steps are whole, so two processes can begin what one ends."""
     whole, cut = make_run("whole", model__drop_path=0.0), make_run("cut", model__drop_path=0.0)
-    assert together(start, cut, prepare=(None, stop_at_the_second_question)) == [10, 10]
+    prepare = (vote_at_every_step, stop_at_the_second_question)
+    assert together(start, cut, prepare=prepare) == [10, 10]
     assert (cut.status().state, cut.status().step) == ("stopped", 2)
     assert [train(cut), train(whole)] == ["done", "done"]
     first, second = load_file(whole.weights), load_file(cut.weights)
