@@ -25,7 +25,7 @@ from lsa_study.models import MODELS, dense
 from lsa_study.models.throughput import interleaved, machine
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "detection.json"
-TASK = dense.Task("mask_rcnn")
+TASK = dense.Heads("mask_rcnn")
 CLASSES = 80
 THEIRS = "timm"
 

@@ -11,7 +11,7 @@ import copy
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -179,7 +179,7 @@ def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:
     groups = [kind]
     for key in loc[:-1]:
         if len(groups) > 1:  # operators or tasks, of which the location names the chosen one
-            groups = [(OP_KINDS | TASK_KINDS)[key]]
+            groups = [{**OP_KINDS, **TASK_KINDS}[key]]
         elif key in groups[0].model_fields:
             groups = _groups(groups[0].model_fields[key]) or groups
     known = sorted(groups[0].model_fields)

@@ -38,6 +38,8 @@ SIZES: dict[str, SwinSize] = {
     "swin_mini": SwinSize(16, (2, 2, 2), (1, 2, 4), patch=1),
     "swin_mini_p2": SwinSize(32, (2, 2), (2, 4), patch=2),
     "swin_micro4": SwinSize(16, (1, 2, 2, 1), (2, 4, 8, 16)),
+    "swin_micro4_deep": SwinSize(16, (1, 2, 4, 1), (2, 4, 8, 16)),
+    "swin_micro4_wide": SwinSize(24, (1, 2, 2, 1), (3, 6, 12, 24)),
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
     "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
     "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),

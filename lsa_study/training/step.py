@@ -45,7 +45,7 @@ class Stepper:
         self.ema = None if train.ema_decay is None else ModelEmaV3(model, decay=train.ema_decay)
         self.optimizer = optim.optimiser(model, train)
         self.set_rate = optim.schedule(self.optimizer, train, steps=steps)
-        self.forward: nn.Module = torch.compile(model) if settings.runtime.compile else model
+        self.forward: Any = torch.compile(model) if settings.runtime.compile else model
         self.task = tasks.of(settings)
         if reason := parts.why_not(settings, ranks.count):
             raise ConfigError(reason)

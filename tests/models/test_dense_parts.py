@@ -9,12 +9,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from lsa_study.models.dense.boxes import RoiPool, Rule, Stage
 from lsa_study.models.dense.detector import together
+from lsa_study.models.dense.heads import Heads
 from lsa_study.models.dense.masks import mask_targets, paste
 from lsa_study.models.dense.proposals import Anchors
 from lsa_study.models.dense.pyramid import Pyramid
-from lsa_study.models.dense.task import Task
 
-TASK = Task("cascade_mask_rcnn", channels=8, box_width=8, mask_size=14, convs=1, rois=16)
+TASK = Heads("cascade_mask_rcnn", channels=8, box_width=8, mask_size=14, convs=1, rois=16)
 
 
 def test_anchors():

@@ -37,7 +37,7 @@ ROWS = {
 """Tables 9 and 10: parameters as counted of the released networks, which round to the article's;
 and the article's GFLOPs."""
 QUICK = ("mask_rcnn", "elsa_swin_tiny")
-TOY = dense.Task(
+TOY = dense.Heads(
     "mask_rcnn", channels=16, anchor_scale=4.0, proposals=60, rois=24, box_width=32, mask_size=14,
     convs=1,
 )  # fmt: skip

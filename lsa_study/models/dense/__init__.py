@@ -9,17 +9,18 @@ from typing import get_args
 
 from lsa_study.config.names import nearest
 from lsa_study.config.settings import Model
+from lsa_study.config.task import Detect, Segment
 from lsa_study.errors import ConfigError
 from lsa_study.models import registry
 from lsa_study.models.dense.detector import Detector
 from lsa_study.models.dense.features import begin_from, detection_backbone, detection_features
+from lsa_study.models.dense.heads import Framework, Heads
 from lsa_study.models.dense.segmenter import Segmenter
-from lsa_study.models.dense.task import Framework, Task
 
 __all__ = [
     "Detector",
+    "Heads",
     "Segmenter",
-    "Task",
     "begin_from",
     "build",
     "build_detector",
@@ -34,23 +35,18 @@ CLASSES = {"detect": 80, "segment": 150}
 """Of COCO and of ADE20K."""
 
 
-def build(task: Task, model: Model, num_classes: int) -> Detector | Segmenter:
+def build(task: Detect | Segment, model: Model, num_classes: int) -> Detector | Segmenter:
     """Build a detector or segmenter.
 
     Args:
-        task: what stands around the backbone.
+        task: what stands around the backbone, as a run's settings ask for it.
         model: the backbone, as a run's settings ask for it.
         num_classes: of objects, or of pixels.
 
     Raises:
-        ConfigError: the backbone is no Swin of four stages, or cannot hold its operator; a
-            segmenter is asked to upsample as a detector.
+        ConfigError: the backbone is no Swin of four stages, or cannot hold its operator.
         EnvironmentLacks: a segmenter is asked for and its package is not installed.
     """
-    if task.kind == "segment" and task.upsample != "nearest":
-        raise ConfigError(
-            f"task.upsample={task.upsample!r}: {task.framework} has no such pyramid; give nearest"
-        )
     network = registry.from_settings(model, image_size=BUILT_FOR, num_classes=0)
     try:
         backbone = detection_backbone(network)
@@ -59,7 +55,7 @@ def build(task: Task, model: Model, num_classes: int) -> Detector | Segmenter:
             f"model.backbone={model.backbone!r}: {error}, such as swin_tiny"
         ) from None
     kind = Segmenter if task.kind == "segment" else Detector
-    return kind(backbone, task, num_classes)
+    return kind(backbone, Heads.of(task), num_classes)
 
 
 def build_detector(framework: Framework, backbone: str) -> Detector | Segmenter:
@@ -76,5 +72,9 @@ def build_detector(framework: Framework, backbone: str) -> Detector | Segmenter:
     for name, known in ((framework, FRAMEWORKS), (backbone, registry.MODELS)):
         if name not in known:
             raise ConfigError(f"detector: {name!r} is unknown; {nearest(name, list(known))}")
-    task = Task(framework)
+    task = (
+        Segment(kind="segment")
+        if framework == "upernet"
+        else Detect(kind="detect", framework=framework)
+    )
     return build(task, registry.MODELS[backbone], CLASSES[task.kind])

@@ -12,9 +12,9 @@ from torchvision.models.detection import faster_rcnn, mask_rcnn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, roi_align
 
+from lsa_study.models.dense.heads import Heads
 from lsa_study.models.dense.masks import mask_targets
 from lsa_study.models.dense.proposals import STRIDES
-from lsa_study.models.dense.task import Task
 from lsa_study.ops.precision import wide
 
 BOX_SIDE = 7
@@ -77,28 +77,31 @@ class Stage(RoIHeads):  # type: ignore[misc]  # torchvision ships no types
             (generalised IoU); else two such layers, and a loss on shifts (L1).
     """
 
-    def __init__(self, task: Task, num_classes: int, rule: Rule, *, cascade: bool) -> None:
-        width, classes, pooled = task.width, num_classes + 1, task.mask_size // 2
-        head: nn.Module = faster_rcnn.TwoMLPHead(width * BOX_SIDE**2, task.box_width)
+    def __init__(self, heads: Heads, num_classes: int, rule: Rule, *, cascade: bool) -> None:
+        width, classes, pooled = heads.width, num_classes + 1, heads.mask_size // 2
+        head: nn.Module = faster_rcnn.TwoMLPHead(width * BOX_SIDE**2, heads.box_width)
         if cascade:
             head = faster_rcnn.FastRCNNConvFCHead(
-                (width, BOX_SIDE, BOX_SIDE), [width] * task.convs, [task.box_width], nn.BatchNorm2d
+                (width, BOX_SIDE, BOX_SIDE),
+                [width] * heads.convs,
+                [heads.box_width],
+                nn.BatchNorm2d,
             )
         shift, side = rule.spread
         super().__init__(
             RoiPool(BOX_SIDE),
             head,
-            faster_rcnn.FastRCNNPredictor(task.box_width, classes),
+            faster_rcnn.FastRCNNPredictor(heads.box_width, classes),
             fg_iou_thresh=rule.overlap,
             bg_iou_thresh=rule.overlap,
-            batch_size_per_image=task.rois,
+            batch_size_per_image=heads.rois,
             positive_fraction=0.25,
             bbox_reg_weights=(1 / shift, 1 / shift, 1 / side, 1 / side),
             score_thresh=0.05,
             nms_thresh=0.5,
             detections_per_img=100,
             mask_roi_pool=RoiPool(pooled),
-            mask_head=mask_rcnn.MaskRCNNHeads(width, [width] * task.convs, 1),
+            mask_head=mask_rcnn.MaskRCNNHeads(width, [width] * heads.convs, 1),
             mask_predictor=mask_rcnn.MaskRCNNPredictor(width, width, classes),
         )
         self.rule, self.cascade = rule, cascade

@@ -11,10 +11,10 @@ from torchvision.models.detection.image_list import ImageList
 
 from lsa_study.models.dense.boxes import BOX_SIDE, Rule, Sizes, Stage, Targets, best
 from lsa_study.models.dense.features import detection_features
+from lsa_study.models.dense.heads import Heads
 from lsa_study.models.dense.masks import paste
 from lsa_study.models.dense.proposals import Proposals
 from lsa_study.models.dense.pyramid import Pyramid
-from lsa_study.models.dense.task import Task
 
 RULES = {
     "mask_rcnn": (Rule(),),
@@ -39,16 +39,16 @@ class Detector(nn.Module):
         num_classes: of objects; their labels begin at 1.
     """
 
-    def __init__(self, backbone: Any, task: Task, num_classes: int) -> None:
+    def __init__(self, backbone: Any, heads: Heads, num_classes: int) -> None:
         super().__init__()
-        cascade = task.framework == "cascade_mask_rcnn"
+        cascade = heads.framework == "cascade_mask_rcnn"
         self.backbone = backbone
         stages = [info["num_chs"] for info in backbone.feature_info]
-        self.pyramid = Pyramid(stages, task.width, task.upsample)
-        proposals = task.proposals or (2000 if cascade else 1000)
-        self.proposals: Any = Proposals(task, proposals=proposals, beta=1 / 9 if cascade else 0.0)
+        self.pyramid = Pyramid(stages, heads.width, heads.upsample)
+        proposals = heads.proposals or (2000 if cascade else 1000)
+        self.proposals: Any = Proposals(heads, proposals=proposals, beta=1 / 9 if cascade else 0.0)
         self.stages: Any = nn.ModuleList(
-            Stage(task, num_classes, rule, cascade=cascade) for rule in RULES[task.framework]
+            Stage(heads, num_classes, rule, cascade=cascade) for rule in RULES[heads.framework]
         )
 
     def loss(self, images: Sequence[Tensor], targets: Targets) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from lsa_study.models.dense.task import Task
+from lsa_study.models.dense.heads import Heads
 from lsa_study.ops.precision import wide
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -60,11 +60,11 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         beta: below it the loss of boxes is quadratic; 0: nowhere.
     """
 
-    def __init__(self, task: Task, *, proposals: int, beta: float) -> None:
+    def __init__(self, heads: Heads, *, proposals: int, beta: float) -> None:
         most, tested = min(2000, 2 * proposals), min(1000, proposals)
         super().__init__(
-            Anchors(task.anchor_scale),
-            ProposalHead(task.width, len(RATIOS)),
+            Anchors(heads.anchor_scale),
+            ProposalHead(heads.width, len(RATIOS)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,

@@ -13,7 +13,7 @@ from lsa_study.errors import EnvironmentLacks
 from lsa_study.models.dense.boxes import Targets
 from lsa_study.models.dense.detector import together
 from lsa_study.models.dense.features import detection_features
-from lsa_study.models.dense.task import Task
+from lsa_study.models.dense.heads import Heads
 
 IGNORED = 255
 """The label of pixels that are not judged."""
@@ -48,14 +48,14 @@ class Segmenter(nn.Module):
         EnvironmentLacks: segmentation-models-pytorch is not installed, whose decoder this takes.
     """
 
-    def __init__(self, backbone: Any, task: Task, num_classes: int) -> None:
+    def __init__(self, backbone: Any, heads: Heads, num_classes: int) -> None:
         super().__init__()
         stages = [info["num_chs"] for info in backbone.feature_info]
         self.backbone = backbone
-        self.decoder = _decoder(stages, task.width)
+        self.decoder = _decoder(stages, heads.width)
         self.dropout = nn.Dropout2d(0.1)
-        self.classifier = nn.Conv2d(task.width, num_classes, 1)
-        self.auxiliary: Any = AuxiliaryHead(stages[2], task.width // 2, num_classes)
+        self.classifier = nn.Conv2d(heads.width, num_classes, 1)
+        self.auxiliary: Any = AuxiliaryHead(stages[2], heads.width // 2, num_classes)
         for head in (self.decoder, self.auxiliary):
             for part in head.modules():
                 if isinstance(part, nn.Conv2d):
@@ -117,7 +117,7 @@ def _decoder(stages: Sequence[int], channels: int) -> nn.Module:
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
     except ImportError as error:
         raise EnvironmentLacks(
-            f"task: upernet needs the package segmentation-models-pytorch ({error}); install it by "
+            f"task.framework: upernet needs the package segmentation-models-pytorch ({error}); install it by "
             "pip install 'lsa_study[detection]'",
             cause="import",
         ) from None

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
+
+from lsa_study.config.task import Detect, Segment
 
 Framework = Literal["mask_rcnn", "cascade_mask_rcnn", "upernet"]
 
+MICRO: dict[str, dict[str, Any]] = {
+    "detect": {
+        "channels": 32, "anchor_scale": 4.0, "proposals": 100, "rois": 32, "box_width": 64,
+        "mask_size": 14, "convs": 1,
+    },
+    "segment": {"channels": 64},
+}  # fmt: skip
+"""Of a task, what is smaller for pictures of about 100 pixels."""
+
 
 @dataclass(frozen=True)
-class Task:
+class Heads:
     """The networks of the article's Tables 9 and 10; smaller ones by smaller numbers."""
 
     framework: Framework
@@ -29,6 +40,13 @@ class Task:
     """Side of a mask in its box, an even number."""
     convs: int = 4
     """Convolutions of a mask head, and of a box head of the cascade."""
+
+    @classmethod
+    def of(cls, heads: Detect | Segment) -> Self:
+        """Those that the settings of a task ask for."""
+        upsample = heads.upsample if isinstance(heads, Detect) else "nearest"
+        smaller = MICRO[heads.kind] if heads.size == "micro" else {}
+        return cls(heads.framework, upsample, **smaller)
 
     @property
     def kind(self) -> Literal["detect", "segment"]:
