@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsa_study.config.settings import Settings
+from lsa_study.data import dense
 from lsa_study.data.paths import DataLacks, head_rows, require, weights
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["DataLacks", "check", "head_rows", "load", "require", "weights"]
 
 
 def load(settings: Settings, *, device: str = "cpu") -> Datasets:
-    """Load the training and the test set that ``settings`` ask for.
+    """Load the training and the test set that ``settings`` ask for, of a run that classifies.
 
     Small sets are read whole; of ImageNet only the list of images is read. Batches are made and
     handed over on ``device``, such as ``"cuda"``.
@@ -44,4 +45,7 @@ def check(settings: Settings) -> None:
         weights(settings.data, start.weights)
         if start.map is not None:
             head_rows(settings.data, start.map)
-    load(settings)
+    if settings.task.kind == "classify":
+        load(settings)
+    else:
+        dense.load(settings)

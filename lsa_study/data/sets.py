@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ Tested = Iterator[tuple[Tensor, Tensor, Tensor]]
 """Numbers of test images, on the CPU; on the device their pixels and labels."""
 
 CHANNELS = 3
+AnyBatch = TypeVar("AnyBatch")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Datasets(ABC):
         """The test or held-out images ``rows``, pixels in 0..255."""
 
 
-def beside(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def beside(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
     """The same batches, which a GPU copies and prepares while it still computes what came before.
 
     Args:
@@ -152,10 +154,19 @@ def beside(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         if batch is None:
             return
         computing.wait_stream(copying)
-        for tensor in (batch.images, batch.targets, batch.tokens):
-            if tensor is not None and tensor.is_cuda:
+        for tensor in _tensors(vars(batch)):
+            if tensor.is_cuda:
                 tensor.record_stream(computing)  # its memory is not given away before the step ends
         yield batch
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists and dicts."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, list | dict):
+        for one in held.values() if isinstance(held, dict) else held:
+            yield from _tensors(one)
 
 
 def hold_out(labels: Tensor, images: int | None, classes: int) -> tuple[Tensor, Tensor]:

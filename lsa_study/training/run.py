@@ -6,17 +6,18 @@ import contextlib
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lsa_study import data, measure
+from lsa_study import measure
 from lsa_study.config.outside import verify
 from lsa_study.config.parts import smaller
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.data import rng
-from lsa_study.data.sets import CHANNELS, Datasets
+from lsa_study.data.sets import CHANNELS
 from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of, explained
 from lsa_study.machine import cpu_name, keep_memory
 from lsa_study.models import tokens
@@ -100,12 +101,13 @@ class _Attempt:
         if device.type == "cpu":
             keep_memory()
         environment.forget_peak_memory(device)
+        task = tasks.of(settings)
         with environment.deterministic(device), environment.tf32(settings.train, device):
             ranks.all_or_raise(lambda: verify(settings))
-            sets = ranks.all_or_raise(lambda: data.load(settings, device=str(device)))
+            sets = ranks.all_or_raise(lambda: task.sets(str(device)))
             # The first weights depend on the seed alone.
             torch.manual_seed(rng.derive(settings.seed, "weights"))
-            model = tasks.of(settings).network(sets.source.num_classes)
+            model = task.network(sets.source.num_classes)
             self.facts = self._facts(model, sets)
             try:
                 loop = ranks.all_or_raise(lambda: self._prepare(model, sets))
@@ -130,7 +132,7 @@ class _Attempt:
             return self._end("done", None, report)
 
     def _token_cosine(
-        self, model: nn.Module, sets: Datasets, weights: dict[str, Tensor]
+        self, model: nn.Module, sets: Any, weights: dict[str, Tensor]
     ) -> float | None:
         """How alike tokens are behind the stem, where the run is about stems."""
         if self.settings.model.stem is None:
@@ -139,7 +141,7 @@ class _Attempt:
         _, images, _ = next(iter(sets.test(self.settings.evaluation.batch_size)))
         return tokens.mean_cosine(tokens.stem_tokens(model.eval(), images))
 
-    def _facts(self, model: nn.Module, sets: Datasets) -> Facts:
+    def _facts(self, model: nn.Module, sets: Any) -> Facts:
         """What is known before training; recorded for this attempt, and part of the result."""
         settings, source, device = self.settings, sets.source, self.device
         config = self.run_dir.config()
@@ -187,7 +189,7 @@ class _Attempt:
             self.run_dir.write_environment(self.monitor.attempt, found)
         return facts
 
-    def _prepare(self, model: nn.Module, sets: Datasets) -> Trainer:
+    def _prepare(self, model: nn.Module, sets: Any) -> Trainer:
         state, begun = checkpoint.load(self.run_dir), None
         if state is None:
             begun = init_from.load_initial_weights(model, self.run_dir, self.settings)

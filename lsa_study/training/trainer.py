@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from lsa_study.data import DataLacks
 from lsa_study.data.sampler import EpochSampler
-from lsa_study.data.sets import Datasets, beside
+from lsa_study.data.sets import beside
 from lsa_study.files import replacing
 from lsa_study.training import checkpoint, environment, tasks
 from lsa_study.training.distributed import Distributed
@@ -94,7 +94,7 @@ class Trainer:
         stop: Callable[[], bool],
         ranks: Distributed,
         model: nn.Module,
-        sets: Datasets,
+        sets: Any,
     ) -> None:
         self.monitor, self.stop, self.ranks, self.sets = monitor, stop, ranks, sets
         self.run_dir, self.settings, self.device = monitor.run_dir, monitor.settings, sets.device

@@ -117,8 +117,8 @@ def _decoder(stages: Sequence[int], channels: int) -> nn.Module:
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
     except ImportError as error:
         raise EnvironmentLacks(
-            f"task.framework: upernet needs the package segmentation-models-pytorch ({error}); install it by "
-            "pip install 'lsa_study[detection]'",
+            f"task.framework: upernet needs the package segmentation-models-pytorch ({error}); "
+            "install it: pip install 'lsa_study[detection]'",
             cause="import",
         ) from None
     decoder: nn.Module = UPerNetDecoder(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsa_study import models
+from lsa_study import data, models
 from lsa_study.data.sets import Batch, Datasets
 from lsa_study.training import token_labeling
 from lsa_study.training.distributed import ALONE, Distributed
@@ -19,6 +19,10 @@ from lsa_study.training.tasks.protocol import Task, Tick
 
 class Classification(Task):
     """One class of each image."""
+
+    def sets(self, device: str) -> Datasets:
+        """See ``Task``."""
+        return data.load(self.settings, device=device)
 
     def network(self, num_classes: int) -> nn.Module:
         """See ``Task``."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lsa_study.config.task import Classify
+from lsa_study.data.dense import load
 from lsa_study.data.dense.sets import DenseBatch, DenseSets
 from lsa_study.models import dense
 from lsa_study.training import scores
@@ -32,9 +34,15 @@ class _Dense(Task):
         height, width = (round(data.image_size * by) for by in SHAPES.get(data.name, (1, 1)))
         return height, width
 
+    def sets(self, device: str) -> DenseSets:
+        """See ``Task``."""
+        return load(self.settings, device=device)
+
     def network(self, num_classes: int) -> nn.Module:
         """See ``Task``."""
-        return dense.build(self.settings.task, self.settings.model, num_classes)
+        task = self.settings.task
+        assert not isinstance(task, Classify)
+        return dense.build(task, self.settings.model, num_classes)
 
     def loss(
         self, network: Any, batch: DenseBatch, amp: AbstractContextManager[Any], *, epoch: int,

@@ -30,6 +30,14 @@ class Task(ABC):
         return side, side
 
     @abstractmethod
+    def sets(self, device: str) -> Any:
+        """The training and the test images, handed over on ``device``.
+
+        Raises:
+            DataLacks: files are missing, incomplete or damaged.
+        """
+
+    @abstractmethod
     def network(self, num_classes: int) -> nn.Module:
         """The network, its weights drawn from torch's global generator."""
 
