@@ -1,0 +1,145 @@
+"""Runs that detect and segment: through the same loop, stopped and resumed, in several processes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from lives import StopAfter, equal, weights_of, without_times
+
+from lsa_study.config.settings import Settings
+from lsa_study.config.task import OF_TASK
+from lsa_study.errors import ConfigError
+from lsa_study.training import scores, tasks, train
+from lsa_study.training.distributed import ALONE
+
+TINY = {
+    "data": "{name: scenes, image_size: 64, train_limit: 8, test_limit: 4}",
+    "augment": "{crop: multi_scale, hflip: 0.5}", "train__batch_size": 4, "train__lr_batch": 4,
+    "model__backbone": "swin_micro4", "data.train_limit": 8,
+}  # fmt: skip
+DETECT = {**TINY, "task": "{kind: detect, size: micro}"}
+CASCADE = {
+    **TINY, "task": "{kind: detect, framework: cascade_mask_rcnn, upsample: ddf_up, size: micro}",
+}  # fmt: skip
+SEGMENT = {**TINY, "task": "{kind: segment, size: micro, test_scales: [1.0, 1.5], test_flip: true}"}
+
+
+@pytest.mark.parametrize("row", [DETECT, CASCADE, SEGMENT], ids=["mask", "cascade", "upernet"])
+def test_stopping_anywhere_changes_nothing(make_run, row):
+    whole, pieces = make_run("whole", **row), make_run("pieces", **row)
+    assert train(whole) == "done"
+    assert train(pieces, stop=StopAfter(1)) == "stopped"
+    assert train(pieces, stop=StopAfter(2)) == "stopped"
+    assert train(pieces) == "done"
+    assert equal(weights_of(whole), weights_of(pieces))
+    assert without_times(whole.metrics()) == without_times(pieces.metrics())
+    result, kind = whole.result(), whole.settings().task.kind
+    assert result.acc1 is None
+    assert result.loss is None
+    assert set(OF_TASK[kind]) <= result.metrics.keys()
+    assert result.score == result.metrics[OF_TASK[kind][0]]
+    assert result.params > 0
+    assert result.macs > 0
+    assert whole.image_scores_file.exists() == (kind == "segment")
+    if kind == "segment":
+        each = np.frombuffer(whole.image_scores(4), np.float32)
+        assert 100 * each.mean() == pytest.approx(result.metrics["miou"], abs=1e-4)
+
+
+def test_a_step_in_parts_learns_as_a_whole_one(make_run):
+    """Detection has no norm over images, so parts only change how sums are rounded."""
+    row = {**DETECT, "train__epochs": 1, "augment": "{crop: none}"}
+    parts = make_run("parts", **row, runtime__accumulate=2)
+    assert train(parts) == "done"
+
+
+def test_first_order_scores_agree_with_a_bootstrap():
+    draw = torch.Generator().manual_seed(0)
+    images, classes = 200, 5
+    named = torch.randint(1, 60, (images, classes), generator=draw)
+    quality = torch.rand((images, 1), generator=draw)  # one image is easy, another hard
+    agreed = (named * quality).round().long()
+    overlap = torch.stack([agreed, named], 1)
+    each = scores.by_image(overlap).double()
+    assert 100 * float(each.mean()) == pytest.approx(float(scores.mean_iou(overlap.sum(0))), abs=1e-4)
+    chosen = torch.randint(images, (4000, images), generator=draw)
+    again = torch.stack([scores.mean_iou(overlap[rows].sum(0)) for rows in chosen])
+    first_order = 100 * float(each.std()) / images**0.5
+    assert first_order == pytest.approx(float(again.std()), rel=0.06)
+
+
+def test_a_class_that_no_image_names_moves_no_score():
+    overlap = torch.zeros((3, 2, 3), dtype=torch.int64)
+    overlap[:, :, 0], overlap[:, 1, 1] = 5, 2
+    each = scores.by_image(overlap)
+    assert torch.isfinite(each).all()
+    assert float(each.mean()) == pytest.approx(0.5)
+
+
+def test_what_processes_found_is_put_together(monkeypatch):
+    """Two processes, whose sums are of what both would give."""
+    found = [[{"image_id": 0, "score": 0.25}], [{"image_id": 1, "score": 0.5}, {"image_id": 3}]]
+    sent: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+
+    class Two:
+        count = 2
+
+        def __init__(self, rank, others):
+            self.rank, self.others, self.calls = rank, others, 0
+
+        def sum(self, tensor):
+            sent[self.rank].append(tensor.clone())
+            other = self.others[self.calls] if self.others else torch.zeros_like(tensor)
+            self.calls += 1
+            return tensor + other
+
+    lengths = torch.tensor([len(json.dumps(one)) for one in found])
+    texts = torch.zeros((2, int(lengths.max())), dtype=torch.uint8)
+    for row, one in zip(texts, found, strict=True):
+        raw = json.dumps(one).encode()
+        row[: len(raw)] = torch.tensor(list(raw), dtype=torch.uint8)
+    only = [torch.tensor([0, int(lengths[1])]), texts * torch.tensor([[0], [1]], dtype=torch.uint8)]
+    device = torch.device("cpu")
+    assert tasks.dense._of_all(found[0], Two(0, only), device) == found[0] + found[1]
+    assert tasks.dense._of_all(found[0], ALONE, device) == found[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task.kind": "classify"}, "data.name='scenes' holds nothing to classify"),
+        ({"data.name": "imagenet"}, "data.name='imagenet' holds nothing to detect"),
+        ({"augment.label_smoothing": 0.1}, "augment.label_smoothing=0.1"),
+        ({"augment.crop": "pad"}, "augment.crop='pad'"),
+        ({"runtime.compile": True}, "runtime.compile=True"),
+        ({"data.validation": 20}, "data.validation=20"),
+        ({"model.backbone": "volo_d1"}, "only a Swin gives the four maps"),
+        ({"train.decay": {"kind": "steps"}}, "steps need some, such as [8, 11]"),
+        ({"train.decay": {"kind": "steps", "milestones": [9, 3]}}, "give rising epochs"),
+        ({"train.decay": {"milestones": [3]}}, "nothing else reads them"),
+        ({"train.decay": {"power": 2.0}}, "power=2 changes nothing"),
+    ],
+)
+def test_settings_that_do_not_fit_a_task_are_refused(make_run, change, said):
+    plain = make_run(**DETECT).settings().model_dump(mode="json")
+    for path, value in change.items():
+        *groups, last = path.split(".")
+        place = plain
+        for group in groups:
+            place = place.setdefault(group, {})
+        if isinstance(value, dict):
+            place[last] = value
+        elif path == "task.kind":
+            plain["task"] = {"kind": value}
+        else:
+            place[last] = value
+    with pytest.raises((ValueError, ConfigError)) as caught:
+        Settings.model_validate(plain)
+    assert said in str(caught.value)
+
+
+def test_a_run_that_classifies_is_written_as_before(make_run):
+    plain = make_run().settings().model_dump(mode="json")
+    assert "task" not in plain
+    assert "decay" not in plain["train"]
