@@ -21,7 +21,10 @@ from lsa_study.files import write_json
 from lsa_study.record import Result, Status
 from lsa_study.rundir import RunDir
 
-IMAGES = {"digits": (1437, 360), "cifar10": (50000, 10000), "imagenet": (1281167, 50000)}
+IMAGES = {
+    "digits": (1437, 360), "cifar10": (50000, 10000), "imagenet": (1281167, 50000),
+    "scenes": (2000, 500), "coco": (117266, 5000), "ade20k": (20210, 2000),
+}  # fmt: skip
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = "0123456789abcdef" * 4
 LEVEL = {
@@ -49,7 +52,7 @@ def write_run(
         folder.create(run.settings, variant=run.variant)
         for record in curve(result, run):
             folder.log_metrics(record)
-        if result["outcome"] == "done":
+        if result["outcome"] == "done" and result["acc1"] is not None:
             folder.write_correct(correct(result))
         folder.write_result(Result(**result_of(run)))
         change_result(folder, changes or {})

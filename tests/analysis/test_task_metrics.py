@@ -63,7 +63,7 @@ def test_tables_are_rebuilt_from_what_is_kept(detected):
 
 
 def test_claims_on_ap_are_judged_by_ap(detected, tmp_path):
-    results, loaded = detected
+    results, _ = detected
     path = tmp_path / "claims.yaml"
     lines = ["claims:"]
     for metric, margin in (("box_ap", 1.0), ("mask_ap", 1.0), ("mask_ap", 3.0)):
@@ -90,7 +90,7 @@ def test_figures_name_the_metric_and_where_it_came_from(detected):
     assert "Box AP on the test set" in accuracy.axes[0].get_xlabel()
     assert "COCO" in accuracy.axes[1].get_xlabel()
     assert "costs-box_ap" in drawn
-    found = why(loaded, "mask_elsa_t_1x", results, collect(results, "toy"))
+    found = why(loaded, "mask_elsa_t_1x", collect(results, "toy"), results)
     assert "box_ap    4" in why_text(found)
 
 

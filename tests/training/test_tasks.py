@@ -1,4 +1,4 @@
-"""Runs that detect and segment: through the same loop, stopped and resumed, in several processes."""
+"""Runs that detect and segment: through the same loop, stopped and resumed."""
 
 import json
 
@@ -16,7 +16,7 @@ from lsa_study.training.distributed import ALONE
 TINY = {
     "data": "{name: scenes, image_size: 64, train_limit: 8, test_limit: 4}",
     "augment": "{crop: multi_scale, hflip: 0.5}", "train__batch_size": 4, "train__lr_batch": 4,
-    "model__backbone": "swin_micro4", "data.train_limit": 8,
+    "model__backbone": "swin_micro4",
 }  # fmt: skip
 DETECT = {**TINY, "task": "{kind: detect, size: micro}"}
 CASCADE = {
@@ -62,7 +62,9 @@ def test_first_order_scores_agree_with_a_bootstrap():
     agreed = (named * quality).round().long()
     overlap = torch.stack([agreed, named], 1)
     each = scores.by_image(overlap).double()
-    assert 100 * float(each.mean()) == pytest.approx(float(scores.mean_iou(overlap.sum(0))), abs=1e-4)
+    assert 100 * float(each.mean()) == pytest.approx(
+        float(scores.mean_iou(overlap.sum(0))), abs=1e-4
+    )
     chosen = torch.randint(images, (4000, images), generator=draw)
     again = torch.stack([scores.mean_iou(overlap[rows].sum(0)) for rows in chosen])
     first_order = 100 * float(each.std()) / images**0.5
