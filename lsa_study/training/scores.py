@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -77,12 +76,6 @@ class Truth:
             for suffix, value in zip(("ap", "ap50", "ap75"), judge.stats, strict=False):
                 scores[f"{kind}_{suffix}"] = 100 * float(value) if value >= 0 else float("nan")
         return scores
-
-
-@functools.lru_cache(maxsize=2)
-def truth(split: Split) -> Truth:
-    """The same, made once for a set."""
-    return Truth(split)
 
 
 def found_in(test: TestImage, answer: Target, scale: tuple[float, float]) -> list[Found]:

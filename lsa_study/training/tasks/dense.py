@@ -76,6 +76,8 @@ class _Dense(Task):
 class Detection(_Dense):
     """Boxes and masks of objects."""
 
+    _truth: scores.Truth | None = None
+
     def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
         found: list[scores.Found] = []
         for test in sets.test(rank=ranks.rank, ranks=ranks.count):
@@ -84,7 +86,8 @@ class Detection(_Dense):
                 found += scores.found_in(test, answer, view.scale)
             tick()
         found = _of_all(found, ranks, sets.device)
-        return Report(metrics={**scores.truth(sets.test_split).average_precision(found)})
+        self._truth = self._truth or scores.Truth(sets.test_split)
+        return Report(metrics={**self._truth.average_precision(found)})
 
 
 class Segmentation(_Dense):
