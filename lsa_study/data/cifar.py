@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lsa_study.data import fast_pil, rng
-from lsa_study.data.paths import DataLacks
+from lsa_study.data.paths import DataLacks, cached
 from lsa_study.data.shards import Rows, read_columns
 from lsa_study.files import replacing
 
@@ -47,23 +46,18 @@ def read(paths: tuple[Path, ...]) -> tuple[Tensors, str]:
         content += [sizes, labels, b"".join(images)]
     fingerprint = rng.fingerprint("cifar10", *content)
     with contextlib.suppress(OSError, RuntimeError, SafetensorError):
-        return load_file(_cached(fingerprint)), fingerprint
+        return load_file(cached(f"{fingerprint}.safetensors")), fingerprint
     tensors: Tensors = {}
     for path, (images, labels) in encoded.items():
         tensors[f"{path.stem}.pixels"] = _decoded(path, images)
         tensors[f"{path.stem}.labels"] = torch.from_numpy(labels)
     # A cache that cannot be written costs seconds at the next start, never a run.
     with contextlib.suppress(OSError, RuntimeError):
-        cached = _cached(fingerprint)
-        cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with replacing(cached) as part:
+        path = cached(f"{fingerprint}.safetensors")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(path) as part:
             save_file(tensors, part)
     return tensors, fingerprint
-
-
-def _cached(fingerprint: str) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"  # raises if there is no home
-    return Path(home) / "lsa_study" / f"{fingerprint}.safetensors"
 
 
 def _encoded(path: Path) -> tuple[list[bytes], Rows]:

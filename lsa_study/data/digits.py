@@ -21,6 +21,8 @@ SIDE = 28
 TEST_SOURCES = 497
 UNIT = 64
 """Positions and sizes are in this fraction of a pixel."""
+INK = 16 * UNIT * UNIT
+"""Of an enlarged picture: the most that a pixel can have."""
 SCALES = (210, 224)
 """Pixels of a picture per pixel of its source, in UNITs: from the first, below the second."""
 CONTRAST = 200
@@ -38,14 +40,24 @@ def make(split: str) -> tuple[NDArray[np.uint8], Whole]:
     Raises:
         DataLacks: scikit-learn does not carry the digits where it used to.
     """
+    pictures, digits = sources(split)
+    draw = np.random.default_rng([1, split == "test"])
+    ink = _place(pictures, draw)
+    noise = draw.integers(-NOISE, NOISE + 1, (len(digits), 3, SIDE, SIDE))
+    shade = ink[:, None] * CONTRAST // INK + noise
+    return np.clip(shade, 0, 255).astype(np.uint8), digits
+
+
+def sources(split: str) -> tuple[Whole, Whole]:
+    """The pictures (N, 8, 8), in 0..16, of ``"train"`` or ``"test"``, and their digits (N,).
+
+    Raises:
+        DataLacks: scikit-learn does not carry the digits where it used to.
+    """
     pictures, digits = _sources()
     order = np.random.default_rng(0).permutation(len(digits))
     chosen = order[:TEST_SOURCES] if split == "test" else order[TEST_SOURCES:]
-    draw = np.random.default_rng([1, split == "test"])
-    ink = _place(pictures[chosen], draw)
-    noise = draw.integers(-NOISE, NOISE + 1, (len(chosen), 3, SIDE, SIDE))
-    shade = ink[:, None] * CONTRAST // (16 * UNIT * UNIT) + noise
-    return np.clip(shade, 0, 255).astype(np.uint8), digits[chosen]
+    return pictures[chosen], digits[chosen]
 
 
 def _sources() -> tuple[Whole, Whole]:
@@ -65,20 +77,23 @@ def _sources() -> tuple[Whole, Whole]:
 def _place(sources: Whole, draw: np.random.Generator) -> Whole:
     """Enlarge each 8 x 8 picture by about 3.4, at a random place.
 
-    Bilinear; returns (N, 28, 28) with ink in 0..16 * UNIT * UNIT.
+    Bilinear; returns (N, 28, 28) with ink in 0..INK.
     """
     scale = draw.integers(*SCALES, len(sources))
     room = SIDE * UNIT - 8 * scale
-    rows = _weights(scale, draw.integers(0, room))
-    columns = _weights(scale, draw.integers(0, room))
+    rows = weights(scale, draw.integers(0, room))
+    columns = weights(scale, draw.integers(0, room))
     enlarged: Whole = np.matmul(np.matmul(rows, sources), columns.transpose(0, 2, 1))
     return enlarged
 
 
-def _weights(scale: Whole, start: Whole) -> Whole:
-    """How much source pixel k weighs in pixel p of the picture: (N, 28, 8), in 0..UNIT."""
-    centres = (np.arange(SIDE) * UNIT + UNIT // 2)[None, :] - start[:, None]
+def weights(scale: Whole, start: Whole, side: int = SIDE) -> Whole:
+    """How much source pixel k weighs in pixel p of the picture: (N, side, 8), in 0..UNIT.
+
+    ``scale`` and ``start`` (N,), of the source pixels and of the first one's edge, are in UNITs.
+    """
+    centres = (np.arange(side) * UNIT + UNIT // 2)[None, :] - start[:, None]
     at = centres * UNIT // scale[:, None] - UNIT // 2
     distance = np.abs(at[:, :, None] - np.arange(8) * UNIT)
-    weights: Whole = np.clip(UNIT - distance, 0, UNIT)
-    return weights
+    weighing: Whole = np.clip(UNIT - distance, 0, UNIT)
+    return weighing

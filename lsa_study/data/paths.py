@@ -27,6 +27,23 @@ LAYOUTS = {
         ("imagenet/train", "imagenet/val"),
         ("imagenet/train*.parquet", "imagenet/val*.parquet"),
     ),
+    "coco": (
+        (
+            "coco/annotations/instances_train2017.json",
+            "coco/train2017",
+            "coco/annotations/instances_val2017.json",
+            "coco/val2017",
+        ),
+    ),
+    "ade20k": tuple(
+        (
+            f"{home}/images/training",
+            f"{home}/annotations/training",
+            f"{home}/images/validation",
+            f"{home}/annotations/validation",
+        )
+        for home in ("ade20k", "ADEChallengeData2016", "ade20k/ADEChallengeData2016")
+    ),
 }
 """Accepted layouts under the root: all paths of one of them exist. The first is preferred.
 
@@ -71,6 +88,15 @@ def require(data: Data) -> tuple[Path, ...]:
         if all((root / part).exists() for part in layout):
             return tuple(root / part for part in layout)
     raise _missing(data)
+
+
+def cached(name: str) -> Path:
+    """Where what is made of a data set's files is kept for the next time.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsa_study" / name
 
 
 def weights(data: Data, name: str) -> Path:
@@ -186,7 +212,8 @@ def _root(data: Data) -> tuple[Path, str]:
 def _missing(data: Data) -> DataLacks:
     root, origin = _root(data)
     wanted = " or ".join(" and ".join(layout) for layout in LAYOUTS[data.name])
+    title = TITLES.get(data.name, data.name)
     return DataLacks(
-        f"{TITLES[data.name]} not found at {root / data.name} (from {origin}); {CURE}. "
+        f"{title} not found at {root / data.name} (from {origin}); {CURE}. "
         f"Wanted under {root}: {wanted}"
     )

@@ -57,7 +57,7 @@ def test_fingerprint(settings):
 def test_a_picture_is_placed_where_the_weights_say():
     """Bilinear enlargement by 3 at a known place, against NumPy's own interpolation."""
     scale, start = np.array([3 * digits.UNIT]), np.array([2 * digits.UNIT])
-    got = digits._weights(scale, start)[0] / digits.UNIT
+    got = digits.weights(scale, start)[0] / digits.UNIT
     source = np.arange(8.0)
     at = (np.arange(digits.SIDE) + 0.5 - 2) / 3 - 0.5
     inside = (at >= 0) & (at <= 7)
