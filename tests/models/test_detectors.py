@@ -316,6 +316,24 @@ def test_ignored_pixels_teach_nothing():
     assert network.loss([image] * 2, [half] * 2) == network.loss([image] * 2, [other] * 2)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_step_is_the_same_bit_by_bit(framework):
+    """As training on a CPU asks of every part: a killed run goes on with the same numbers."""
+    network, scenes = toy(framework), [scene(0), scene(1)]
+    network.train()
+    seen = []
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            network.zero_grad()
+            sum(losses(network, scenes).values()).backward()
+            seen.append([tensor.grad.clone() for tensor in network.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(map(torch.equal, *seen))
+
+
 def test_a_network_that_diverged_says_so_by_its_loss():
     for framework in DETECTORS:
         network = toy(framework)
