@@ -192,9 +192,10 @@ class Trainer:
     def _plan(self) -> EpochSampler:
         parts, mine = self.ranks.parts(self.settings.runtime.accumulate)
         at = self.progress
-        return self.sets.epoch(
+        plan: EpochSampler = self.sets.epoch(
             at.epoch, self.settings.train.batch_size, first_step=at.step, parts=parts, mine=mine
         )
+        return plan
 
     def _train_epoch(self) -> float:
         """Do the steps that are left of this epoch; returns the epoch's mean training loss."""

@@ -9,7 +9,6 @@ from typing import get_args
 
 from lsa_study.config.names import nearest
 from lsa_study.config.settings import Model
-from lsa_study.config.task import Detect, Segment
 from lsa_study.errors import ConfigError
 from lsa_study.models import registry
 from lsa_study.models.dense.detector import Detector
@@ -35,18 +34,23 @@ CLASSES = {"detect": 80, "segment": 150}
 """Of COCO and of ADE20K."""
 
 
-def build(task: Detect | Segment, model: Model, num_classes: int) -> Detector | Segmenter:
+def build(heads: Heads, model: Model, num_classes: int) -> Detector | Segmenter:
     """Build a detector or segmenter.
 
     Args:
-        task: what stands around the backbone, as a run's settings ask for it.
+        heads: what stands around the backbone.
         model: the backbone, as a run's settings ask for it.
         num_classes: of objects, or of pixels.
 
     Raises:
-        ConfigError: the backbone is no Swin of four stages, or cannot hold its operator.
+        ConfigError: the backbone is no Swin of four stages, or cannot hold its operator; a
+            segmenter is asked to upsample as a detector.
         EnvironmentLacks: a segmenter is asked for and its package is not installed.
     """
+    if heads.kind == "segment" and heads.upsample != "nearest":
+        raise ConfigError(
+            f"task.upsample={heads.upsample!r}: {heads.framework} has no such pyramid; give nearest"
+        )
     network = registry.from_settings(model, image_size=BUILT_FOR, num_classes=0)
     try:
         backbone = detection_backbone(network)
@@ -54,8 +58,8 @@ def build(task: Detect | Segment, model: Model, num_classes: int) -> Detector | 
         raise ConfigError(
             f"model.backbone={model.backbone!r}: {error}, such as swin_tiny"
         ) from None
-    kind = Segmenter if task.kind == "segment" else Detector
-    return kind(backbone, Heads.of(task), num_classes)
+    kind = Segmenter if heads.kind == "segment" else Detector
+    return kind(backbone, heads, num_classes)
 
 
 def build_detector(framework: Framework, backbone: str) -> Detector | Segmenter:
@@ -72,9 +76,5 @@ def build_detector(framework: Framework, backbone: str) -> Detector | Segmenter:
     for name, known in ((framework, FRAMEWORKS), (backbone, registry.MODELS)):
         if name not in known:
             raise ConfigError(f"detector: {name!r} is unknown; {nearest(name, list(known))}")
-    task = (
-        Segment(kind="segment")
-        if framework == "upernet"
-        else Detect(kind="detect", framework=framework)
-    )
-    return build(task, registry.MODELS[backbone], CLASSES[task.kind])
+    heads = Heads(framework)
+    return build(heads, registry.MODELS[backbone], CLASSES[heads.kind])

@@ -42,7 +42,7 @@ class _Dense(Task):
         """See ``Task``."""
         task = self.settings.task
         assert not isinstance(task, Classify)
-        return dense.build(task, self.settings.model, num_classes)
+        return dense.build(dense.Heads.of(task), self.settings.model, num_classes)
 
     def loss(
         self, network: Any, batch: DenseBatch, amp: AbstractContextManager[Any], *, epoch: int,
