@@ -78,6 +78,11 @@ class RunDir(OwnedFolder):
         return self.root / "image_scores.npz"
 
     @property
+    def seen_file(self) -> Path:
+        """A picture of what the network finds in a few test images, of tasks that find things."""
+        return self.root / "seen.jpg"
+
+    @property
     def tracking(self) -> Path:
         """Folders of experiment trackers by their name: copies of the metrics, never read."""
         return self.root / "tracking"
@@ -302,6 +307,11 @@ class RunDir(OwnedFolder):
         np.savez(content, bits=np.packbits(right), count=np.int64(len(right)))
         with self.writing():
             write_whole(self.correct_bits, content.getvalue())
+
+    def write_seen(self, picture: bytes) -> None:
+        """Keep a picture of what the network finds."""
+        with self.writing():
+            write_whole(self.seen_file, picture)
 
     def write_image_scores(self, scores: npt.NDArray[np.float32]) -> None:
         """Record one number for each test image, in the data set's order."""

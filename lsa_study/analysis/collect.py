@@ -21,7 +21,7 @@ from lsa_study.analysis.tags import NONE, Remarks, read_remarks
 from lsa_study.config.asked import parquet_path
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
-from lsa_study.files import write_whole
+from lsa_study.files import read_whole, write_whole
 from lsa_study.record import LATER, Count, Result
 from lsa_study.rundir import RunDir
 
@@ -45,6 +45,8 @@ class RunRecord(Result):
     image_scores: bytes | None = None
     """One float32 for each test image, whose mean is the metric as a share to first order; of runs
     whose metric is no mean over images and yet known so. See ``training.scores``."""
+    seen: bytes | None = None
+    """A JPEG of what it finds in a few test images below what stands there, of such tasks."""
     metric: str = "acc1"
     """By which it is judged; see ``by``."""
 
@@ -70,7 +72,7 @@ DTYPES = {
     for name, column, _ in RunRecord.facts()
     for hint in [get_type_hints(RunRecord)[name]]
     # They have no column: some came later, others have one for each of their entries.
-    if name not in ("start", "settings", "remarks", "image_scores", "metric", *LATER)
+    if name not in ("start", "settings", "remarks", "image_scores", "seen", "metric", *LATER)
 }
 """The columns that every collection has; ``settings.*`` follow, as the runs have them."""
 COLUMNS = tuple(DTYPES)
@@ -139,7 +141,7 @@ def _grouped(columns: Mapping[str, Any]) -> dict[str, Any]:
         group, _, key = name.partition(".")
         if group == "settings":
             fields["settings"][key] = value
-        elif name in ("metrics_missing", "image_scores"):
+        elif name in ("metrics_missing", "image_scores", "seen"):
             fields[name] = value
         elif group == "metrics" and (
             value is not None or columns.get(f"settings.evaluation.{name}") is not None
@@ -261,6 +263,29 @@ def _typed(runs: pd.DataFrame) -> pd.DataFrame:
     return typed.set_index("identity", drop=False).rename_axis("key")
 
 
+def _by_image(run: RunDir, result: Result) -> dict[str, Any]:
+    """The columns of a finished run that are about single test images.
+
+    Raises:
+        ValueError: a file is damaged, or is not of this result.
+    """
+    if result.outcome != "done":
+        return {}
+    if result.acc1 is None:
+        scores = run.image_scores_file.exists()
+        columns = {
+            "image_scores": run.image_scores(result.test_images) if scores else None,
+            "seen": read_whole(run.seen_file),
+        }
+        return {name: value for name, value in columns.items() if value is not None}
+    bits = run.correct(result.test_images)
+    right = 100 * int.from_bytes(bits, "big").bit_count() / (result.test_images or 1)
+    if abs(right - result.acc1) > TORN:
+        shown = f"{right:.4f} % are right, its result says {result.acc1:.4f} %"
+        raise ValueError(f"{run.correct_bits}: {shown}; run it again")
+    return {"correct": bits, "correct_count": result.test_images}
+
+
 @dataclass
 class _Reader:
     """Reads run folders; settings that differ in seed alone are parsed once."""
@@ -298,29 +323,20 @@ class _Reader:
             raise ConfigError(
                 f"{run.root}: is of tier {tier}, this is {self.tier}; move it to its own"
             )
-        bits = scores = None
         try:
-            if result.outcome == "done" and result.acc1 is not None:
-                bits = run.correct(result.test_images)
-            elif result.outcome == "done" and run.image_scores_file.exists():
-                scores = run.image_scores(result.test_images)
-            if bits is not None:
-                right = 100 * int.from_bytes(bits, "big").bit_count() / (result.test_images or 1)
-                if abs(right - (result.acc1 or 0.0)) > TORN:
-                    path, bits = run.root / "correct.npz", None
-                    shown = f"{path}: {right:.4f} % are right, its result says {result.acc1:.4f} %"
-                    raise ValueError(f"{shown}; run it again")
-        except ValueError as error:
+            by_image = _by_image(run, result)
+        except (ValueError, OSError) as error:
+            by_image = {}
             self.broken.append(f"{error}; comparisons by image leave this run out")
         return {
             **dict(zip(_RESULT, _facts_of(result), strict=True)),
             "curve": CURVE.encode(run.metrics()),
-            "correct": bits,
-            "correct_count": None if bits is None else result.test_images,
+            "correct": None,
+            "correct_count": None,
             **columns,
             **{f"metrics.{name}": value for name, value in result.metrics.items()},
             **({"metrics_missing": result.metrics_missing} if result.metrics_missing else {}),
-            **({"image_scores": scores} if scores is not None else {}),
+            **by_image,
             "settings.seed": result.seed,
         }
 

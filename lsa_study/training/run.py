@@ -128,6 +128,9 @@ class _Attempt:
             if ranks.first:
                 weights = loop.final_weights()
                 checkpoint.save_weights(self.run_dir, weights)
+                model.load_state_dict(weights)
+                if (seen := task.seen(model, sets)) is not None:
+                    self.run_dir.write_seen(seen)
                 self.cosine = self._token_cosine(model, sets, weights)
             return self._end("done", None, report)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.claims import ClaimVerdict, families, judge_studies
-from lsa_study.analysis.plots import costs, curves, forest, heat, rows, style
+from lsa_study.analysis.plots import costs, curves, forest, heat, rows, seen, style
 from lsa_study.analysis.rows import Row, with_runs
 from lsa_study.analysis.table import build
 from lsa_study.config.study import Study
@@ -52,6 +52,7 @@ def figures(
             of_some = {
                 "agreement": forest.agreement(study, of_study),
                 "heat": heat.heat(study, of_study),
+                "seen": seen.seen(study, of_study),
             }
             made |= {kind: figure for kind, figure in of_some.items() if figure is not None}
             made["curves"] = curves.curves(study, of_study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,15 +14,21 @@ from torch import Tensor, nn
 
 from lsa_study.config.task import Classify
 from lsa_study.data.dense import load
-from lsa_study.data.dense.sets import DenseBatch, DenseSets
+from lsa_study.data.dense.sets import DenseBatch, DenseSets, TestImage
+from lsa_study.data.dense.targets import Target
 from lsa_study.models import dense
 from lsa_study.training import scores
 from lsa_study.training.distributed import ALONE, Distributed
 from lsa_study.training.evaluate import Report
+from lsa_study.training.seen import strip
 from lsa_study.training.tasks.protocol import Task, Tick
 
 SHAPES = {"coco": (1, 1.6), "ade20k": (1, 4)}
 """Height and width of the image whose costs the article counts, relative to ``data.image_size``."""
+SHOWN = 4
+"""Test images of which pictures are kept."""
+SURE = 0.5
+"""The score from which an object is shown."""
 
 
 class _Dense(Task):
@@ -68,6 +75,18 @@ class _Dense(Task):
         finally:
             network.train(training)
 
+    @torch.no_grad()
+    def seen(self, network: nn.Module, sets: DenseSets) -> bytes:
+        """See ``Task``; the truth above, what is found below."""
+        network.eval()
+        tests = list(itertools.islice(sets.test(), SHOWN))
+        answers = [self._answer(network, test) for test in tests]
+        return strip([test.pixels for test in tests], [test.target for test in tests], answers)
+
+    @abstractmethod
+    def _answer(self, network: Any, test: TestImage) -> Target:
+        """What is found in a test image, in its own size and on the CPU."""
+
     @abstractmethod
     def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
         """Look at all test images."""
@@ -77,6 +96,15 @@ class Detection(_Dense):
     """Boxes and masks of objects."""
 
     _truth: scores.Truth | None = None
+
+    def _answer(self, network: Any, test: TestImage) -> Target:
+        view = next(test.views())
+        [found] = network.predict([view.image])
+        sure = found["scores"] >= SURE
+        answer = {key: value[sure].cpu() for key, value in found.items()}
+        down, across = view.scale
+        boxes = answer["boxes"] / torch.tensor([across, down, across, down])
+        return answer | {"boxes": boxes}
 
     def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
         found: list[scores.Found] = []
@@ -92,6 +120,10 @@ class Detection(_Dense):
 
 class Segmentation(_Dense):
     """The class of every pixel."""
+
+    def _answer(self, network: Any, test: TestImage) -> Target:
+        found = scores.label_map(test, lambda image: network.logits([image])[0])
+        return {"labels": found.cpu()}
 
     def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
         source = sets.source

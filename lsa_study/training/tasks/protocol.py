@@ -48,6 +48,10 @@ class Task(ABC):
     ) -> Tensor:  # fmt: skip
         """The loss of one part of a step; the network's forward pass goes on within ``amp``."""
 
+    def seen(self, network: nn.Module, sets: Any) -> bytes | None:
+        """A JPEG of what the network finds in a few test images; None where that is no picture."""
+        return None
+
     @abstractmethod
     def evaluate(
         self, network: nn.Module, sets: Any, *, precision: torch.dtype = torch.float32,
