@@ -11,7 +11,8 @@ from lsa_study.config.imports import ImportPath
 from lsa_study.config.operators import OUTSIDE, OWN
 
 Backbone = Literal[
-    "swin_micro", "swin_mini", "swin_mini_p2", "swin_tiny", "swin_small", "swin_base", "swin_large",
+    "swin_micro", "swin_mini", "swin_mini_p2", "swin_mini_conv",
+    "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
     "deit_micro", "deit_mini", "deit_tiny", "deit_small", "deit_base",
     "resnet_micro", "resnet_micro_deep", "resnet_mini", "resnet_mini_deep",
