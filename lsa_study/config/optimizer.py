@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from lsa_study.config.operators import Group
 
@@ -33,18 +33,6 @@ class Optimizer(Group):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=True needs a momentum above 0; give momentum: 0.9")
         return self
-
-
-class Optimised(Group):
-    """A group of settings with an optimiser, which is left out where it is AdamW."""
-
-    optimizer: Optimizer = Optimizer()
-    """Which rule moves the weights, and its momentum."""
-
-    @model_serializer(mode="wrap")
-    def _without_adamw(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        adamw = self.optimizer.kind == "adamw"
-        return {k: v for k, v in dump(self).items() if k != "optimizer" or not adamw}
 
 
 def science_of_optimizer(optimizer: Optimizer) -> dict[str, Any] | None:

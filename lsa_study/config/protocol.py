@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from lsa_study.config.operators import Group, Weight
-from lsa_study.config.optimizer import Optimised
+from lsa_study.config.optimizer import Optimizer
 from lsa_study.config.start import Start
 from lsa_study.config.values import RANGE, Epochs, Images, Policy, Rate, Share, listed
 
@@ -65,13 +65,15 @@ class Decay(Group):
         return self
 
 
-class Train(Optimised):
+class Train(Group):
     """The optimisation protocol; the same for every row of a table."""
 
     epochs: Annotated[int, Field(gt=0, le=100_000)]
     """All epochs: warm-up, cosine or other decay, and cool-down together."""
     decay: Decay = Decay()
     """How the rate falls."""
+    optimizer: Optimizer = Optimizer()
+    """Which rule moves the weights, and its momentum."""
     batch_size: Images
     """Effective batch: images per optimiser step over all devices and accumulation steps."""
     lr: Annotated[Rate, Field(gt=0)]
@@ -114,9 +116,9 @@ class Train(Optimised):
     as released. A run records which it was."""
 
     @model_serializer(mode="wrap")
-    def _without_cosine(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        cosine = self.decay.kind == "cosine"
-        return {k: v for k, v in dump(self).items() if k != "decay" or not cosine}
+    def _without_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {"decay": self.decay.kind == "cosine", "optimizer": self.optimizer.kind == "adamw"}
+        return {k: v for k, v in dump(self).items() if not usual.get(k)}
 
 
 class Augment(Group):

@@ -52,9 +52,9 @@ SIZES: dict[str, SwinSize] = {
 
 The four keep what the study turns on: areas of 7x7 pixels, a stage that holds several windows
 and whose odd blocks are shifted, and a last stage that is one window (maps 28, 14, 7 of
-``swin_mini``; 14, 7 of the others). ``swin_mini_conv`` is ``swin_mini_p2`` behind convolutions. Those
-of ``swin_micro4`` have the four stages that detectors read, with maps of 24, 12, 6 and 3 pixels on
-images of 96.
+``swin_mini``; 14, 7 of the others). ``swin_mini_conv`` is ``swin_mini_p2`` behind convolutions.
+Those of ``swin_micro4`` have the four stages that detectors read, with maps of 24, 12, 6 and 3
+pixels on images of 96.
 """
 
 

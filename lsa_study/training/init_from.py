@@ -9,7 +9,7 @@ from torch import nn
 from lsa_study.config.settings import Settings
 from lsa_study.data import DataLacks, paths
 from lsa_study.errors import ConfigError
-from lsa_study.models import load_official, read_checkpoint
+from lsa_study.models import dense, load_official, read_checkpoint
 from lsa_study.rundir import RunDir
 
 
@@ -51,6 +51,9 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
         begun += f", head by {start.map} sha256:{hashlib.sha256(numbers.encode()).hexdigest()}"
     state = read_checkpoint(path)
     try:
+        if settings.task.kind != "classify":
+            dense.begin_from(network.backbone, state, source=source)  # type: ignore[arg-type]
+            return begun
         load_official(network, state, source=source, head=start.head, rows=rows)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(
