@@ -23,6 +23,8 @@ other packages; pages for settings, one table of runs, a stopping rule, template
 tensor cores took 1,020 of the kernels' lines; decoupled dynamic filters, ResNets, DeiT and stems
 1,000 lines; detectors and segmenters 920. A change that needs more says what it removed
 instead.
+1,000 lines; gradients in buckets, votes, batches beside steps and several runs on a GPU 270. A
+change that needs more says what it removed instead.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from timm.layers import to_2tuple
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
@@ -92,3 +93,12 @@ class Resnet(ResNet):  # type: ignore[misc]  # timm ships no types
                 )
                 block.conv2 = operators.build_operator(op, place)
         self.init_weights(zero_init_last=zero_init_last)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to the last stage's maps, channels innermost in memory."""
+        # Convolutions keep the layout of what they get, and operators want pixels' channels side by
+        # side. In float32 on a GPU cuDNN's convolutions are made for the other layout.
+        if x.device.type != "cuda" or torch.is_autocast_enabled("cuda"):
+            x = x.contiguous(memory_format=torch.channels_last)
+        maps: Tensor = super().forward_features(x)
+        return maps

@@ -68,11 +68,15 @@ class Buckets:
             self._send(())
         self._send(more)
         sent, self._sent = self._sent, []
-        for place, (flat, wait) in enumerate(sent):
+        rest = [()] * (len(sent) - 1) + [more]
+        for (flat, wait), bucket, others in zip(sent, self.buckets, rest, strict=True):
             wait()
             flat /= self.ranks.count
-            last = place == len(self.buckets) - 1
-            self._read(flat, self.buckets[place], more if last else ())
+            sizes = [tensor.numel() for tensor in (*bucket, *others)]
+            wanted = [*(parameter.grad for parameter in bucket), *others]
+            for tensor, mean in zip(wanted, torch.split(flat, sizes), strict=True):
+                if tensor is not None:
+                    tensor.copy_(mean.view_as(tensor))
 
     def _come(self, place: int, _: Tensor) -> None:
         if not self._listens:
@@ -86,16 +90,3 @@ class Buckets:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([part.reshape(-1).to(torch.float32) for part in (*parts, *more)])
         self._sent.append((flat, self.ranks.begin_sum(flat)))
-
-    @staticmethod
-    @torch.no_grad()
-    def _read(flat: Tensor, bucket: list[nn.Parameter], more: Sequence[Tensor]) -> None:
-        tensors = [*(p if p.grad is None else p.grad for p in bucket), *more]
-        means = torch.split(flat, [tensor.numel() for tensor in tensors])
-        there = [
-            (tensor, mean.view_as(tensor))
-            for tensor, mean in zip(tensors, means, strict=True)
-            if not isinstance(tensor, nn.Parameter)
-        ]
-        if there:
-            torch._foreach_copy_([one for one, _ in there], [mean for _, mean in there])

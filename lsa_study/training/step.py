@@ -72,17 +72,14 @@ class Stepper:
             except Exception as error:
                 if self.ranks.count == 1 or isinstance(error, PeersLost):
                     raise
-                self._fail(error)
+                if isinstance(error, torch.OutOfMemoryError):
+                    error.__traceback__ = None  # its frames hold the tensors of the whole pass
+                self.failed = error
+                self.optimizer.zero_grad()
         self.buckets.finish([loss, *self.norms.running])
         if self.failed is None:
             self._update()
         return loss
-
-    def _fail(self, error: Exception) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            error.__traceback__ = None  # its frames hold the tensors of the whole pass
-        self.failed = error
-        self.optimizer.zero_grad()
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)

@@ -110,3 +110,16 @@ def test_maps_of_the_stages():
     with torch.no_grad():
         maps = model(torch.empty(1, 3, 64, 64, device="meta"))
     assert [m.shape[-1] for m in maps] == [32, 16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("op", [ConvOp(), DdfOp()], ids=["conv", "ddf"])
+def test_channels_lie_innermost_and_gradients_as_their_weights(op):
+    torch.manual_seed(0)
+    network = Resnet(SIZES["resnet_micro"], op, img_size=28, num_classes=10)
+    seen = []
+    network.layer1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.randn(4, 3, 28, 28)
+    network(images).sum().backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    # Fused optimisers walk through both by their order in memory.
+    assert all(parameter.grad.is_contiguous() for parameter in network.parameters())
