@@ -98,6 +98,7 @@ class ImagenetSets(Datasets):
             mean=MEAN, std=STD, held_out=len(self._held),
         )  # fmt: skip
         super().__init__(source, settings, device)
+        self._look_bytes_up()
         self.workers, size = settings.runtime.workers, data.image_size
         past = transforms.Moved()
         self._train = _Images(train, transforms.training(settings, MEAN, past), size, past, maps)
