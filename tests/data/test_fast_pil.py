@@ -222,7 +222,8 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("count", [2, 6, 0])
 def test_bytes_are_mixed_as_torch_mixes_and_rounds(count):
     draw = torch.Generator().manual_seed(3)
-    for share in [0.0, 0.25, 0.5, 1.0, *torch.rand(40, generator=draw, dtype=torch.float64).tolist()]:
+    shares = torch.rand(40, generator=draw, dtype=torch.float64).tolist()
+    for share in [0.0, 0.25, 0.5, 1.0, *shares]:
         before = torch.randint(0, 256, (count, 3, 7, 11), generator=draw, dtype=torch.uint8)
         got = before.clone()
         pictures.mix(got.numpy(), share)
