@@ -61,7 +61,7 @@ def _operators(sizes: Sizes) -> Iterator[Found]:
 
 def _networks(what: str, precision: str) -> Callable[[Sizes], Iterator[Found]]:
     def part(sizes: Sizes) -> Iterator[Found]:
-        tiny = {"batch": 1, "size": 32} if sizes.tiny else {}
+        tiny = {"batch": 2, "size": 32} if sizes.tiny else {}
         return network_steps.measured(what, precision, Effort(0, sizes.rounds), **tiny)
 
     return part
@@ -72,7 +72,7 @@ def _training(what: str) -> Callable[[Sizes], Iterator[Found]]:
         effort = Effort(sizes.seconds if what == "loading" else 0, sizes.rounds)
         with tempfile.TemporaryDirectory() as folder:
             training_step.lay_out(sizes.data, Path(folder))
-            given = ["data.image_size=32"] if sizes.tiny else []
+            given = ["runtime.workers=0", *(["data.image_size=32"] if sizes.tiny else [])]
             for found in training_step.measured(Path(folder), (what,), effort, "cpu", given):
                 yield found | {"photographs": "real" if sizes.data else "made up"}
 

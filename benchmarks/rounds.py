@@ -91,7 +91,7 @@ class Apart:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         serve = (there, torch.get_num_threads(), keep, make, given)
-        self._process = context.Process(target=_serve, args=serve, daemon=True)
+        self._process = context.Process(target=_serve, args=serve)
         self._process.start()
         there.close()
         self.contenders: dict[str, Contender] = {
