@@ -93,7 +93,7 @@ def stage(
         names = [name for name in calls if name == BASE or (name in SLOW) == apart]
         if len(names) > 1:
             group = timed({name: calls[name] for name in names}, BASE, effort, device)
-            times = group | times
+            times |= {name: time for name, time in group.items() if name not in times}
     passes = 1 if mode == "forward" else 2
     bounds = {
         name: least(calls[name], [*inputs, gradient], passes, peaks)
