@@ -73,11 +73,13 @@ class Call:
                 sys.executable, timings["operators"], "--quick",
                 *(["--smallest"] if tiny else []), "--batch", "1" if tiny else "128",
                 "--device", self.device, "--seconds", "0" if tiny else timed,
+                *(["--rounds", "3"] if tiny else []),
                 "--out", str(self.out / "operators.json"),
             ],
             "trainer": [
                 sys.executable, timings["training_step"], "--device", self.device,
-                "--seconds", "0" if tiny else timed, "--out", str(self.out / "training.json"),
+                "--seconds", "0" if tiny else timed, *(["--rounds", "3"] if tiny else []),
+                "--out", str(self.out / "training.json"),
             ],
             "runs": [
                 *lsa, "run", "table1", "--tier", "toy" if tiny else "proxy", "--jobs",

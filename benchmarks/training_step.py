@@ -1,27 +1,28 @@
-"""Our training step, evaluation and loader beside timm's, interleaved in one process.
+"""Our training step, evaluation and loader beside timm's, in turns.
 
 Run: python benchmarks/training_step.py [--data FOLDER] [--seconds 20] [--threads 2]
 
 Both sides have the same network with the same first weights, batch, data and precision; what is
 timed on timm's side is the recipe of its train and validate scripts: ``create_loader``,
-``create_optimizer_v2``, clipped gradients, schedule, meters. FOLDER holds ``train/<wnid>/*.JPEG``,
-of which 32 pictures are used; without it only the digits are measured.
+``create_optimizer_v2``, clipped gradients, schedule, meters. Each side is a process of its own,
+ours with memory kept as our workers do. FOLDER holds ``train/<wnid>/*.JPEG``, of which 32 pictures
+are used; without it only the digits are measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from rounds import Apart, Effort, machine, options, shown, timed, write
 from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import model_parameters
@@ -35,14 +36,18 @@ from lsa_study.config import study
 from lsa_study.config.settings import Settings
 from lsa_study.data import digits
 from lsa_study.data.sets import Datasets
-from lsa_study.models.throughput import Contender, interleaved, machine
+from lsa_study.errors import EnvironmentLacks
+from lsa_study.machine import need_bfloat16
+from lsa_study.models.throughput import Contender
 from lsa_study.training import environment
 from lsa_study.training.distributed import ALONE
 from lsa_study.training.evaluate import evaluate
 from lsa_study.training.step import Stepper
 
-OUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "training.json"
 PICTURES = 32
+DIGITS, PHOTOGRAPHS = "micro Swin, digits", "Swin-T, ImageNet photographs"
+WHAT = ("step", "evaluation", "loading")
+SIDES = ("timm", "ours")
 Pair = tuple[Contender, Contender]
 
 
@@ -199,78 +204,121 @@ def toy(device: torch.device) -> Bench:
     return Bench(run.settings, device, (Digits("train"), Digits("test")))
 
 
-def imagenet(folder: Path, work: Path, device: torch.device, workers: int) -> Bench:
-    """Swin-T on real photographs: 8 at a time, 224 x 224."""
-    (work / "imagenet").mkdir()
+def lay_out(folder: Path | None, work: Path) -> None:
+    """Lay photographs out as ImageNet is, under ``work``; made up where there is no folder."""
+    made_up = work / "made_up" / "train" / "n00000001"
+    if folder is None:
+        made_up.mkdir(parents=True)
+        draw = np.random.default_rng(0)
+        for number in range(PICTURES):
+            coarse = Image.fromarray(draw.integers(0, 256, (47, 63, 3), np.uint8))
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(made_up / f"{number}.JPEG")
+        folder = work / "made_up"
     for split in ("train", "val"):
         chosen = work / "imagenet" / split
-        chosen.mkdir()
         for path in sorted((folder / "train").glob("*/*"))[:PICTURES]:
-            (chosen / path.parent.name).mkdir(exist_ok=True)
+            (chosen / path.parent.name).mkdir(parents=True, exist_ok=True)
             (chosen / path.parent.name / path.name).symlink_to(path.resolve())
-    overrides = [
+
+
+def photographs(work: Path, device: torch.device, overrides: list[str]) -> Bench:
+    """Swin-T on photographs that ``lay_out`` laid out: 8 at a time, 224 x 224."""
+    given = [
         f"data.root={work}", f"data.train_limit={PICTURES}", "train.batch_size=8",
-        "evaluation.batch_size=8", "model.drop_path=0.0", f"runtime.workers={workers}",
+        "evaluation.batch_size=8", "model.drop_path=0.0",
         # Without noise on its strength: at the strongest, timm's Posterize fails on new Pillows.
-        "augment.rand_augment=rand-m9-inc1",
+        "augment.rand_augment=rand-m9-inc1", *overrides,
     ]  # fmt: skip
-    (run,) = study.load_study("table1", tier="paper", only="swin", overrides=overrides).runs()
+    (run,) = study.load_study("table1", tier="paper", only="swin", overrides=given).runs()
     roots = (str(work / "imagenet" / split) for split in ("train", "val"))
     train, test = (create_dataset("", root) for root in roots)
     return Bench(run.settings, device, (train, test))
 
 
-def same(what: str, pair: Pair) -> None:
-    """Prove that both sides do the same work: equal first loss, accuracy, number of pictures."""
-    one, other = (float(call()) for call in pair)
-    if abs(one - other) > 1e-2 * max(1.0, abs(one)):
-        raise SystemExit(f"{what}: ours gives {one}, timm's {other}; they do not do the same")
+def make(
+    work: Path | None, device: str, what: str, side: str, name: str, overrides: list[str]
+) -> dict[str, Contender]:
+    """One side of a pair, by its name; on digits where there are no photographs."""
+    place = torch.device(device)
+    bench = toy(place) if work is None else photographs(work, place, overrides)
+    pair: Pair = getattr(bench, what)()
+    return {name: pair[side == "timm"]}
+
+
+def same(what: str, calls: dict[str, Contender]) -> None:
+    """Prove that all do the same work: equal first loss, accuracy, number of pictures."""
+    found = {name: float(call()) for name, call in calls.items()}  # type: ignore[arg-type]
+    values = list(found.values())
+    if max(values) - min(values) > 1e-2 * max(1.0, abs(values[0])):
+        raise SystemExit(f"{what}: they do not do the same: {found}")
+
+
+def compared(
+    work: Path | None, what: str, effort: Effort, device: str, overrides: list[str]
+) -> dict[str, Any]:
+    """Both sides of one pair in turns; a step on photographs also in bf16, where it can be."""
+    kinds = {"": overrides}
+    if what == "step" and work is not None and device == "cpu":
+        try:
+            need_bfloat16()
+            kinds[", bf16"] = [*overrides, "train.precision=bf16"]
+        except EnvironmentLacks as error:
+            print(f"no step in bf16: {error}")
+    sides = []
+    try:
+        for (kind, given), side in itertools.product(kinds.items(), SIDES):
+            name = f"{side}{kind}"
+            keep = side == "ours"
+            sides.append(Apart(make, work, device, what, side, name, given, keep=keep))
+        calls = {name: call for side in sides for name, call in side.contenders.items()}
+        network = DIGITS if work is None else PHOTOGRAPHS
+        same(f"{network}: {what}", calls)
+        times = timed(calls, "timm", effort, torch.device(device), beside=SIDES)
+    finally:
+        for one in sides:
+            one.end()
+    row = {"network": network, "what": what, "batch": 32 if work is None else 8, "times": times}
+    lines = (
+        f"  {name} {1e3 * t['median']:.1f} ms ({1e3 * t['low']:.1f}-{1e3 * t['high']:.1f}), "
+        f"{shown(t['speed'])} x timm"
+        for name, t in times.items()
+    )
+    print(f"{network}: {what}", *lines, sep="\n", flush=True)
+    return row
+
+
+def measured(
+    work: Path | None, what: tuple[str, ...], effort: Effort, device: str, overrides: list[str],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Pairs on digits or on what ``lay_out`` laid out in ``work``; anew after each."""
+    found: dict[str, Any] = {"machine": machine(torch.device(device)), "pairs": []}
+    for one in what:
+        found["pairs"].append(compared(work, one, effort, device, overrides))
+        yield found
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options(parser, seconds=20.0)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each pair")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=0, help="loading processes of either side")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    device = torch.device(asked.device)
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as work:
-        benches = {"micro Swin, digits": toy(device)}
+    effort = Effort(asked.seconds, asked.rounds)
+    before: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        places: list[Path | None] = [None]
         if asked.data:
-            photographs = imagenet(asked.data, Path(work), device, asked.workers)
-            benches["Swin-T, ImageNet photographs"] = photographs
-        for name, bench in benches.items():
-            for what in ("step", "evaluation", "loading"):
-                pair: Pair = getattr(bench, what)()
-                same(f"{name}: {what}", pair)
-                times = interleaved(
-                    dict(zip(("ours", "timm"), pair, strict=True)),
-                    seconds=asked.seconds, device=device,
-                )  # fmt: skip
-                batch = bench.settings.train.batch_size
-                rows.append(
-                    {"network": name, "what": what, "batch": batch,
-                     "precision": str(bench.precision).removeprefix("torch."),
-                     "timm_over_ours": times["timm"].median / times["ours"].median,
-                     **{side: asdict(timing) for side, timing in times.items()}}
-                )  # fmt: skip
-                shown = "  ".join(
-                    f"{side} {t.median * 1e3:.1f} ms ({t.low * 1e3:.1f}-{t.high * 1e3:.1f})"
-                    for side, t in times.items()
-                )
-                print(
-                    f"{name}: {what}: {shown}  timm/ours {rows[-1]['timm_over_ours']:.2f}",
-                    flush=True,
-                )
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine(device), "workers": asked.workers, "pairs": rows}
-    asked.out.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            lay_out(asked.data, Path(folder))
+            places.append(Path(folder))
+        for work in places:
+            overrides = [f"runtime.workers={asked.workers}"]
+            for found in measured(work, WHAT, effort, asked.device, overrides):
+                pairs = [*before, *found["pairs"]]
+                write(asked.out, found | {"workers": asked.workers, "pairs": pairs})
+            before += found["pairs"]
 
 
 if __name__ == "__main__":

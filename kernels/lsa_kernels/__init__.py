@@ -1,6 +1,6 @@
 """Fused local-attention kernels: C++ for CPUs, Triton for GPUs. Knows nothing of lsa_study."""
 
-from lsa_kernels.build import build_info, window_lanes
+from lsa_kernels.build import build_info, scratch_bytes, window_lanes
 from lsa_kernels.filters import apply_filters, why_not_filters
 from lsa_kernels.grouped_conv import grouped_conv, why_not_grouped_conv
 from lsa_kernels.neighboring import neighboring_attention, why_not_neighboring
@@ -17,6 +17,7 @@ __all__ = [
     "grouped_conv",
     "neighboring_attention",
     "resized_crop",
+    "scratch_bytes",
     "warped",
     "why_not_filters",
     "why_not_grouped_conv",

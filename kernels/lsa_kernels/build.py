@@ -114,6 +114,18 @@ def window_lanes() -> int:
     return int(library().window_lanes())
 
 
+def scratch_bytes() -> int:
+    """The most scratch memory that calls of this process held at once since this was asked last.
+
+    0 where there are no kernels.
+    """
+    loaded = built().loaded
+    if loaded is None:
+        return 0
+    loaded.most_scratch.restype = ctypes.c_int64
+    return int(loaded.most_scratch())
+
+
 def build_info() -> str:
     """Say what was built, or why nothing was."""
     found = built()

@@ -1,4 +1,7 @@
-"""Cut, resize and bend pictures of 8 bits a channel on the CPU, bit for bit as Pillow does."""
+"""Work on pictures of 8 bits a channel on the CPU.
+
+They are cut, resized and bent bit for bit as Pillow does it, mixed and normalised as torch does it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from lsa_kernels import build
 
 Pixels = NDArray[np.uint8]
+Reals = NDArray[np.float32]
 Order = Callable[[tuple[int, int], tuple[int, int]], bool]
 """Whether Pillow resizes columns before rows, from the (width, height) before and after."""
 ORDERS: tuple[Order, ...] = (
@@ -96,6 +100,49 @@ def warped(pixels: Pixels, matrix: Sequence[float], *, cubic: bool, fill: Sequen
     return out
 
 
+def mix(pictures: Pixels, share: float) -> None:
+    """Mix every picture with its counterpart from the other end, in place.
+
+    Args:
+        pictures: (N, ...), contiguous; N is even.
+        share: what is left of each picture, in 0..1; the sums are float32, rounded to even.
+
+    Raises:
+        ValueError: the pictures are not contiguous, or their number is odd.
+        BuildError: the kernels cannot be compiled here.
+    """
+    if not pictures.flags.c_contiguous or len(pictures) % 2:
+        raise ValueError(f"pictures {pictures.shape} must be contiguous, an even number of them")
+    build.library(build.PICTURES).pictures_mix(
+        _at(pictures), ctypes.c_int64(len(pictures)),
+        ctypes.c_int64(pictures.size // max(1, len(pictures))), ctypes.c_float(share),
+        ctypes.c_float(1 - share),
+    )  # fmt: skip
+
+
+def look_up(pictures: Pixels, tables: Reals, out: Reals) -> None:
+    """Write for each byte the number that its channel's table has at that place.
+
+    Args:
+        pictures: (N, C, H, W), contiguous.
+        tables: (C, 256), contiguous.
+        out: as ``pictures``.
+
+    Raises:
+        ValueError: the shapes do not fit, or an array is not contiguous.
+        BuildError: the kernels cannot be compiled here.
+    """
+    if tables.shape != (pictures.shape[1], 256) or out.shape != pictures.shape:
+        raise ValueError(f"tables {tables.shape} and {out.shape} do not fit {pictures.shape}")
+    if not all(array.flags.c_contiguous for array in (pictures, tables, out)):
+        raise ValueError("pictures, tables and what is written must be contiguous")
+    number, channels, *sides = map(ctypes.c_int64, pictures.shape)
+    build.library(build.PICTURES).pictures_look_up(
+        _at(pictures), number, channels, ctypes.c_int64(sides[0].value * sides[1].value),
+        _at(tables), _at(out),
+    )  # fmt: skip
+
+
 def why_not_pictures() -> str | None:
     """Say why pictures cannot be worked on here, or None if they can."""
     return build.built(build.PICTURES).reason
@@ -138,7 +185,7 @@ def as_pillow() -> AsPillow:
     return AsPillow(order, all(bends()))
 
 
-def _at(array: Pixels) -> ctypes.c_void_p:
+def _at(array: Pixels | Reals) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 

@@ -112,9 +112,9 @@ def mixer(augment: Augment, num_classes: int) -> Mixer | None:
     """Mixup and cutmix of a batch by timm, or None where neither is on."""
     if not augment.mixes:
         return None
-    from timm.data import Mixup
+    from lsa_study.data.mixing import WholeMixup
 
-    mixup: Mixer = Mixup(
+    mixup: Mixer = WholeMixup(
         mixup_alpha=augment.mixup, cutmix_alpha=augment.cutmix, prob=augment.mix_prob,
         switch_prob=augment.mix_switch, label_smoothing=augment.label_smoothing,
         num_classes=num_classes,

@@ -87,6 +87,7 @@ class ImagenetSets(Datasets):
             mean=MEAN, std=STD, held_out=len(self._held),
         )  # fmt: skip
         super().__init__(source, settings, device)
+        self._look_bytes_up()
         self._workers, size = Workers(settings.runtime.workers, self.device), data.image_size
         past = transforms.Moved()
         self._train = _Images(train, transforms.training(settings, MEAN, past), size, past, maps)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lsa_kernels import pictures
 from lsa_study.config.parts import batch_norms
 from lsa_study.config.protocol import Augment
 from lsa_study.config.settings import Settings
@@ -73,6 +74,8 @@ class Datasets(ABC):
         self.mixer = augment.mixer(settings.augment, source.num_classes)
         scale = 255 * torch.tensor([source.mean, source.std], device=self.device)
         self._mean, self._std = scale.view(2, CHANNELS, 1, 1).unbind(0)
+        self._bytes: Tensor | None = None
+        """What each value of a channel's byte is when it is normalised; (channels, 256)."""
 
     def epoch(
         self, epoch: int, batch_size: int, *, first_step: int = 0, parts: int = 1,
@@ -94,9 +97,9 @@ class Datasets(ABC):
             purpose, mix_first = (self.seed, epoch.epoch, share.step), False
             if self.mixer is not None and (mix_first := self.augment.order == "mix_first"):
                 # As timm's collate, which gives whole numbers to its loader.
-                pixels = pixels.to(torch.float32)
                 labels = self._mix(pixels, labels, share, purpose)
-                pixels.round_()
+                if pixels.is_floating_point():
+                    pixels.round_()
             images = self._normalise(pixels)
             augment.erase(images, share, batch=epoch.batch, augment=self.augment, purpose=purpose)
             if not mix_first:
@@ -128,7 +131,17 @@ class Datasets(ABC):
         return torch.cat(targets)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        return pixels.to(torch.float32).sub_(self._mean).div_(self._std)
+        if self._bytes is None or pixels.dtype != torch.uint8 or not pixels.is_contiguous():
+            return pixels.to(torch.float32).sub_(self._mean).div_(self._std)
+        images = torch.empty(pixels.shape)
+        pictures.look_up(pixels.numpy(), self._bytes.numpy(), images.numpy())
+        return images
+
+    def _look_bytes_up(self) -> None:
+        """Normalise by a table from here on, where there are kernels: the same in one pass."""
+        if self.device.type == "cpu" and pictures.why_not_pictures() is None:
+            every = torch.arange(256, dtype=torch.uint8).repeat(1, CHANNELS, 1, 1)
+            self._bytes = self._normalise(every).view(CHANNELS, 256)
 
     @abstractmethod
     def _train_pixels(self, epoch: EpochSampler) -> Shares:

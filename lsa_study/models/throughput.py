@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import lsa_kernels
 from lsa_study import measure
 from lsa_study.config.names import nearest
 from lsa_study.errors import ConfigError
@@ -46,9 +47,22 @@ class _Timing:
 def interleaved(
     contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
 ) -> dict[str, _Timing]:
+    """Time contenders by ``rounds``, three at least; medians and quartiles."""
+    found: dict[str, _Timing] = {}
+    for name, times in rounds(contenders, seconds=seconds, device=device).items():
+        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+        peak = peak_bytes(contenders[name], device)
+        found[name] = _Timing(median, low, high, len(times), peak)
+    return found
+
+
+def rounds(
+    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device, least: int = 3
+) -> dict[str, list[float]]:
     """Time contenders in turns, A B C A B C, so that what the machine does affects them alike.
 
-    Each is called twice before, apart. Rounds go on for ``seconds`` in all, three at least.
+    Each is called twice before, apart. Rounds go on for ``seconds`` in all, ``least`` of them at
+    least; what each call took is returned in their order.
     """
 
     def wait() -> None:
@@ -64,7 +78,7 @@ def interleaved(
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
+        while time.perf_counter() < end or len(next(iter(taken.values()))) < least:
             for name, call in contenders.items():
                 begun = time.perf_counter()
                 call()
@@ -72,19 +86,14 @@ def interleaved(
                 taken[name].append(time.perf_counter() - begun)
     finally:
         gc.enable()
-    found: dict[str, _Timing] = {}
-    for name, times in taken.items():
-        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        peak = _peak_bytes(contenders[name], device)
-        found[name] = _Timing(median, low, high, len(times), peak)
-    return found
+    return taken
 
 
-def _peak_bytes(call: Contender, device: torch.device) -> int:
+def peak_bytes(call: Contender, device: torch.device) -> int:
     """Most memory a call holds beyond what was there before.
 
-    On a CPU this is what torch's allocator handed out, as its profiler saw it; scratch memory that
-    a kernel takes by itself is not in it.
+    On a CPU this is what torch's allocator handed out, as its profiler saw it, and the most scratch
+    memory of our kernels, as if both came together.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -93,14 +102,16 @@ def _peak_bytes(call: Contender, device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would write to the terminal
     activities = [torch.profiler.ProfilerActivity.CPU]
+    lsa_kernels.scratch_bytes()
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
+    scratch = lsa_kernels.scratch_bytes()
     held = most = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    return most
+    return most + scratch
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
@@ -143,6 +154,7 @@ def bench(
         device_kind("cuda")
     number = batch or (128 if place.type == "cuda" else 8)
     sized = {} if size == 224 else {"img_size": size}
+    precision = torch.bfloat16 if place.type == "cuda" else torch.float32
     torch.manual_seed(0)
     networks: dict[str, nn.Module] = {}
     for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
@@ -156,21 +168,22 @@ def bench(
         counted = measure.count(network, (1, 3, size, size))
         found[name] = {"params": counted.params, "macs": counted.macs}
     for mode in MODES:
-        calls = {name: _step(network, images, mode) for name, network in networks.items()}
+        calls = {name: step(one, images, mode, precision) for name, one in networks.items()}
         timed = interleaved(calls, seconds=seconds, device=place)
         for name, taken in timed.items():
             found[name][mode] = asdict(taken) | {"images_per_second": number / taken.median}
     answer = {
         "machine": machine(place),
-        "precision": "bfloat16" if place.type == "cuda" else "float32",
+        "precision": str(precision).removeprefix("torch."),
         "batch": number, "size": size, "networks": found,
     }  # fmt: skip
     write_json(results / "benchmarks" / "networks.json", answer, make_folder=True)
     return answer
 
 
-def _step(network: nn.Module, images: Tensor, mode: str) -> Contender:
-    wide = torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda)
+def step(network: nn.Module, images: Tensor, mode: str, precision: torch.dtype) -> Contender:
+    """One call of a network: inference, or training as far as its gradients."""
+    wide = torch.autocast(images.device.type, precision, enabled=precision != torch.float32)
 
     def infer() -> None:
         with torch.inference_mode(), wide:

@@ -218,6 +218,40 @@ def test_what_does_not_fit_is_refused():
         pictures.warped(np.zeros((5, 6, 4), np.uint8), (1, 0), cubic=True, fill=(0, 0, 0))
 
 
+@need_kernels
+@pytest.mark.parametrize("count", [2, 6, 0])
+def test_bytes_are_mixed_as_torch_mixes_and_rounds(count):
+    draw = torch.Generator().manual_seed(3)
+    shares = torch.rand(40, generator=draw, dtype=torch.float64).tolist()
+    for share in [0.0, 0.25, 0.5, 1.0, *shares]:
+        before = torch.randint(0, 256, (count, 3, 7, 11), generator=draw, dtype=torch.uint8)
+        got = before.clone()
+        pictures.mix(got.numpy(), share)
+        whole = before.float()
+        assert torch.equal(got, (whole * share + whole.flip(0) * (1 - share)).round().byte())
+
+
+@need_kernels
+def test_every_byte_is_looked_up_in_the_table_of_its_channel():
+    draw = np.random.default_rng(0)
+    bytes_ = draw.integers(0, 256, (2, 3, 5, 7), np.uint8)
+    tables, out = draw.random((3, 256), np.float32), np.empty(bytes_.shape, np.float32)
+    pictures.look_up(bytes_, tables, out)
+    for n, c, y, x in np.ndindex(out.shape):
+        assert out[n, c, y, x] == tables[c, bytes_[n, c, y, x]]
+
+
+def test_what_cannot_be_mixed_or_looked_up_is_refused():
+    bytes_, tables = np.zeros((2, 3, 4, 4), np.uint8), np.zeros((3, 256), np.float32)
+    for wrong in (bytes_[:1], bytes_[:, :, ::2]):
+        with pytest.raises(ValueError, match="must be contiguous, an even number"):
+            pictures.mix(wrong, 0.5)
+    with pytest.raises(ValueError, match="do not fit"):
+        pictures.look_up(bytes_, tables[:2], np.zeros(bytes_.shape, np.float32))
+    with pytest.raises(ValueError, match="must be contiguous"):
+        pictures.look_up(bytes_[:, :, ::2], tables, np.zeros((2, 3, 2, 4), np.float32))
+
+
 def test_planes_are_the_channels():
     image = picture(5, 7)
     out = np.empty((3, 5, 7), np.uint8)

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import FastCollateMixup, Mixup
 
 from lsa_study import data
-from lsa_study.data import augment, in_memory, rng
+from lsa_study.data import augment, in_memory, mixing, rng
 from lsa_study.data.sets import Batch
 
 
@@ -206,6 +206,37 @@ def test_erasing_and_mixing_come_in_the_order_asked_for(settings, order):
         erased += int(changed.flatten(1).any(1).sum())
     assert len(kinds) > 1
     assert erased > 400
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_bytes_are_mixed_as_by_timms_collate(monkeypatch, kernels):
+    """Cutmix and mixup, by the kernel and by torch; labels too."""
+    if not kernels:
+        monkeypatch.setattr(mixing.pictures, "why_not_pictures", lambda: "none")
+    given = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": 10}
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 3, 20, 16), generator=draw, dtype=torch.uint8)
+    labels = torch.arange(6)
+    for seed in range(12):
+        with rng.seeded_global(seed):
+            wanted, shares = FastCollateMixup(**given)(
+                list(zip(pixels.numpy(), labels.tolist(), strict=True))
+            )
+        with rng.seeded_global(seed):
+            got, targets = mixing.WholeMixup(**given)(pixels.clone(), labels)
+        assert got.dtype == torch.uint8
+        assert torch.equal(got, wanted)
+        torch.testing.assert_close(targets, shares.float(), rtol=0, atol=1e-6)
+
+
+def test_a_table_of_bytes_normalises_as_arithmetic_does(settings):
+    sets = data.load(settings())
+    pixels = torch.arange(3 * 256, dtype=torch.int32).remainder(256).byte().view(1, 3, 16, 16)
+    plain = sets._normalise(pixels)
+    sets._look_bytes_up()
+    assert torch.equal(sets._normalise(pixels), plain)
+    assert torch.equal(sets._normalise(pixels.transpose(2, 3)), plain.transpose(2, 3))
+    assert torch.equal(sets._normalise(pixels.float()), plain)
 
 
 def test_the_order_is_part_of_a_run_only_where_images_are_mixed(settings):

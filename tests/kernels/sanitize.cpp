@@ -47,6 +47,8 @@ int grouped_conv_backward(const Maps*, int, int, const View*, const float*, cons
                           float*, float*);
 int pictures_resize(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, int, int, uint8_t*);
 int pictures_warp(const uint8_t*, int64_t, int64_t, const double*, int, const uint8_t*, uint8_t*);
+void pictures_mix(uint8_t*, int64_t, int64_t, float, float);
+void pictures_look_up(const uint8_t*, int64_t, int64_t, int64_t, const float*, float*);
 }
 
 
@@ -224,6 +226,16 @@ static int warp(int64_t width, int64_t height, int way) {
   return pictures_warp(from.data(), width, height, matrix, way & 1, fill, to.data());
 }
 
+static int batch(int64_t pictures, int64_t pixels) {
+  std::vector<uint8_t> bytes(pictures * 3 * pixels);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(i);
+  pictures_mix(bytes.data(), pictures, 3 * pixels, 0.3f, 0.7f);
+  const std::vector<float> tables(3 * 256);
+  std::vector<float> out(bytes.size());
+  pictures_look_up(bytes.data(), pictures, 3, pixels, tables.data(), out.data());
+  return 0;
+}
+
 static int at_random() {
   const int sizes[] = {3, 7, 9}, size = sizes[pick(0, 2)], terms = pick(1, 15), norm = pick(0, 2);
   const int way = pick(0, 7);
@@ -246,7 +258,7 @@ static int at_random() {
     default:
       return picture(left + wide + pick(0, 3), top + tall + pick(0, 3), {left, top, wide, tall},
                      pick(1, 40), pick(1, 40), way) |
-             warp(shape[3], shape[2], way);
+             warp(shape[3], shape[2], way) | batch(shape[0], shape[2] * shape[3]);
   }
 }
 

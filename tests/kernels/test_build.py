@@ -246,3 +246,4 @@ def test_what_was_built_is_said_in_one_line(machine):
     machine.environment.setenv("CXX", "none")
     assert build.build_info() == words
     assert build.why_missing() == words.removeprefix("no C++ kernels: ")
+    assert build.scratch_bytes() == 0

@@ -215,3 +215,17 @@ def test_a_layer_compiles_exports_and_recomputes():
     again.sum().backward()
     exported = torch.export.export(op, (x.detach(),)).module()
     torch.testing.assert_close(exported(x.detach()), want)
+
+
+def test_scratch_memory_is_counted_until_it_is_asked_for_and_given_back():
+    given, _ = make(0, 1, 2, 5, 9, 3, 3)
+    call, counted = chosen(TERMS, fused("softmax", 3, "zero")), []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        lsa_kernels.scratch_bytes()
+        call(*given)
+        counted.append(lsa_kernels.scratch_bytes())
+    torch.set_num_threads(threads)
+    assert counted[2] - counted[1] == counted[1] - counted[0] > 4 * 9 * 5 * 3 * 3  # of a thread
+    assert lsa_kernels.scratch_bytes() == 0

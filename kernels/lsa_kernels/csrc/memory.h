@@ -2,6 +2,7 @@
 #pragma once
 #include <omp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -9,16 +10,26 @@
 #include <new>
 #include <vector>
 
+// Bytes that all threads hold, and the most they held since that was asked last.
+inline std::atomic<int64_t> scratch_held{0}, scratch_most{0};
+
 struct Buffer {
   float* at = nullptr;
   int64_t size = 0;
   explicit Buffer(int64_t n) : size(n) {
     at = static_cast<float*>(std::aligned_alloc(64, ((n * 4 + 63) / 64) * 64));
     if (!at) throw std::bad_alloc();
+    const int64_t held = scratch_held += size * 4;
+    int64_t most = scratch_most;
+    while (most < held && !scratch_most.compare_exchange_weak(most, held)) {
+    }
     clear();
   }
   Buffer(Buffer&& other) noexcept : at(other.at), size(other.size) { other.at = nullptr; }
-  ~Buffer() { std::free(at); }
+  ~Buffer() {
+    if (at) scratch_held -= size * 4;
+    std::free(at);
+  }
   void clear() { std::memset(at, 0, size * 4); }
 };
 

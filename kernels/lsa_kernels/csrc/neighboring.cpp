@@ -253,6 +253,9 @@ extern "C" {
 
 int lanes() { return VL; }
 
+// Bytes of scratch memory that were held at once since this was called last.
+int64_t most_scratch() { return scratch_most.exchange(scratch_held); }
+
 // 0 done, 1 out of memory, 2 a size that is not compiled.
 int neighboring_forward(const Problem* p, int size, const View* q, const View* k, const View* v,
                         const float* rel_k, const float* rel_q, const float* bias, const View* out,

@@ -1,5 +1,6 @@
 // Resampling of pictures of 8 bits a channel, bit for bit as Pillow does it: the same arithmetic in
-// the same order, several channels at a time. Single-threaded: loading processes share the cores.
+// the same order, several channels at a time; and what is done to whole batches of them, as torch
+// does it. Single-threaded: loading processes share the cores.
 
 // One rounding more or less moves a pixel: products and sums must not become one instruction.
 #if defined(__clang__)
@@ -232,6 +233,27 @@ int pictures_warp(const uint8_t* in, int64_t width, int64_t height, const double
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
+  }
+}
+
+// Picture i of ``count`` becomes ``share`` of itself and ``rest`` of picture count - 1 - i, rounded.
+void pictures_mix(uint8_t* pictures, int64_t count, int64_t bytes, float share, float rest) {
+  for (int64_t i = 0; i < count / 2; ++i) {
+    uint8_t *one = pictures + i * bytes, *other = pictures + (count - 1 - i) * bytes;
+    for (int64_t b = 0; b < bytes; ++b) {
+      const float x = one[b], y = other[b];
+      one[b] = uint8_t(int32_t(std::nearbyint(x * share + y * rest)));
+      other[b] = uint8_t(int32_t(std::nearbyint(y * share + x * rest)));
+    }
+  }
+}
+
+// Each byte of (pictures, channels, pixels) is looked up in the table of 256 of its channel.
+void pictures_look_up(const uint8_t* in, int64_t pictures, int64_t channels, int64_t pixels,
+                      const float* tables, float* out) {
+  for (int64_t plane = 0; plane < pictures * channels; ++plane, in += pixels, out += pixels) {
+    const float* table = tables + plane % channels * 256;
+    for (int64_t i = 0; i < pixels; ++i) out[i] = table[in[i]];
   }
 }
 }
