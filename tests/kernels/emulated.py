@@ -13,7 +13,8 @@ import torch
 import triton
 
 PASSED = {
-    name: getattr(torch, name) for name in ("exp", "log", "where", "reshape", "int64", "float32")
+    name: getattr(torch, name)
+    for name in ("exp", "log", "where", "reshape", "int16", "int32", "int64", "float32")
 }
 
 
@@ -87,7 +88,7 @@ class Shared:
 
 
 def allocate_shared_memory(kind, shape, layout, value=None):
-    room = Shared(torch.full(shape, float("nan"), dtype=kind))
+    room = Shared(torch.full(shape, float("nan") if kind.is_floating_point else -1, dtype=kind))
     if value is not None:
         room.store(value)
     return room
@@ -115,6 +116,11 @@ class Copies:
         while len(self.groups) > number:
             for room, numbers in self.groups.popleft():
                 room.store(numbers)
+
+
+def counted(begin, end):
+    """Numbers that are not known when a kernel is compiled."""
+    return map(torch.tensor, range(begin, end))
 
 
 def language(at, programs, warps):
@@ -158,7 +164,7 @@ def start(kernel, programs, warps, *given, **constants):
 
     given, at, copies = pointers(given), [0], Copies()
     gl = language(at, programs, warps)
-    names = {"gl": gl, "tl": gl, "async_copy": copies, "mma_v2": mma_v2}
+    names = {"gl": gl, "tl": gl, "async_copy": copies, "mma_v2": mma_v2, "range": counted}
     run = translated(kernel, names, {})
     for at[0] in range(programs):
         run(*given, **constants)
