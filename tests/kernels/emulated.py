@@ -8,6 +8,7 @@ nothing is written twice. Layouts and races are not seen.
 
 import types
 from collections import deque
+from functools import partial
 
 import torch
 import triton
@@ -169,3 +170,23 @@ def start(kernel, programs, warps, *given, **constants):
     for at[0] in range(programs):
         run(*given, **constants)
         assert not [*copies.open, *copies.groups], "a copy that nobody waited for"
+
+
+def spoil(monkeypatch, modules, name, change):
+    """Put a function in the place of one that the kernels of these modules call."""
+    right = next(getattr(module, name) for module in modules if hasattr(module, name))
+    plain = translated(right, {"gl": language([0], 1, 4)}, {})
+    for module in modules:
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, partial(change, plain))
+
+
+def make(seed, batch, heads, height, width, depth, offsets):
+    """Inputs of Eq. 4 and a gradient of its output."""
+    draw = torch.Generator().manual_seed(seed)
+    maps = torch.randn(3, batch, height, width, heads, depth, generator=draw)
+    shapes = [(heads, offsets, depth), (heads, offsets, depth), (heads, offsets)]
+    tables = [0.3 * torch.randn(shape, generator=draw) for shape in shapes]
+    return [*maps.transpose(-2, -3).transpose(-3, -4), *tables], torch.randn(
+        batch, heads, height, width, depth, generator=draw
+    )

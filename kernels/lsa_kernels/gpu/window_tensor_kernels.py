@@ -89,7 +89,7 @@ def positions(SIDE: gl.constexpr):
 
 @gluon.jit
 def _kept_room(numbers, kind: gl.constexpr):
-    """Numbers of pairs that are the same for all windows, out of the way of registers."""
+    """Numbers of pairs (n, m) that stay from window to window, where they take no registers."""
     return gl.allocate_shared_memory(kind, [64, 64], swizzled(64), numbers.to(kind))
 
 
@@ -140,8 +140,8 @@ def _window(window, heads, head, image_has, across, SIDE: gl.constexpr):
 
 @gluon.jit
 def _logits(
-    queries, keys, by_query, by_key, bias, excluded, inner, place, scale, USE_QK: gl.constexpr,
-    USE_RK: gl.constexpr, USE_RQ: gl.constexpr, SIDE: gl.constexpr, PARTS: gl.constexpr,
+    queries, keys, by_query, by_key, biases, excluded, inner, place, scale, USE_QK: gl.constexpr,
+    USE_RK: gl.constexpr, USE_RQ: gl.constexpr, SIDE: gl.constexpr,
 ):  # fmt: skip
     """Eq. 4's logits of all pairs (n, m), minus infinity where m is padding or excluded."""
     form: gl.constexpr = products(gl.num_warps())
@@ -150,10 +150,10 @@ def _logits(
     if USE_QK:
         total = times(queries, keys.permute((1, 0)), total)
     if USE_RK:
-        total += met(queries, by_query, place, PARTS, used)
+        total += met(queries, by_query, place, 1, used)
     if USE_RQ:
-        total += met_rows(by_key, keys, place, PARTS, used)
-    total = total * scale + bias
+        total += met_rows(by_key, keys, place, 1, used)
+    total = total * scale + biases.load(form)
     if excluded is not None:
         n = gl.arange(0, 64, gl.SliceLayout(1, form))
         m = gl.arange(0, 64, gl.SliceLayout(0, form))
@@ -169,7 +169,7 @@ def _logits(
 def window_forward_kernel(
     x, excluded, out, kept, map_steps, out_steps, heads, height, width, windows, scale, walk,
     USE_QK: gl.constexpr, NORM: gl.constexpr, SIDE: gl.constexpr, DEPTH: gl.constexpr,
-    WIDE: gl.constexpr, PARTS: gl.constexpr,
+    WIDE: gl.constexpr,
 ):  # fmt: skip
     """Output, and the two numbers a pixel that the backward needs, if ``kept`` is there."""
     q, k, v, rel_k, rel_q, bias = x[0], x[1], x[2], x[3], x[4], x[5]
@@ -179,7 +179,7 @@ def window_forward_kernel(
     queries, keys, values, by_query, by_key = _rooms(v.dtype.element_ty, SIDE, WIDE)
     put_table(by_query, rel_k, head, table, False, DEPTH, WIDE)
     put_table(by_key, rel_q, head, table, False, DEPTH, WIDE)
-    biases = _bias_of(bias, head, place, SIDE)
+    biases = _kept_room(_bias_of(bias, head, place, SIDE), gl.float32)
     for window in range(begin, end):
         plane, top, left, inner, where = _window(window, heads, head, image_has, across, SIDE)
         # No warp may still be reading the last window.
@@ -193,7 +193,7 @@ def window_forward_kernel(
         gl.barrier()
         logit = _logits(
             queries, keys, by_query, by_key, biases, excluded, inner, place, scale, USE_QK,
-            rel_k is not None, rel_q is not None, SIDE, PARTS,
+            rel_k is not None, rel_q is not None, SIDE,
         )  # fmt: skip
         weight, first, second = normalise(logit, NORM, SIDE)
         async_copy.wait_group(0)
@@ -212,7 +212,7 @@ def window_backward_kernel(
     x, excluded, to_out, kept, to_q, to_k, to_v, to_rel_k, to_rel_q, to_bias, map_steps,
     to_out_steps, to_q_steps, to_k_steps, to_v_steps, heads, height, width, windows, scale, walk,
     USE_QK: gl.constexpr, NORM: gl.constexpr, SIDE: gl.constexpr, DEPTH: gl.constexpr,
-    WIDE: gl.constexpr, PARTS: gl.constexpr,
+    WIDE: gl.constexpr,
 ):  # fmt: skip
     """Gradients of all maps, and the program's shares of the tables'."""
     q, k, v, rel_k, rel_q, bias = x[0], x[1], x[2], x[3], x[4], x[5]
@@ -230,7 +230,7 @@ def window_backward_kernel(
     biases = _kept_room(_bias_of(bias, head, place, SIDE), gl.float32)
     rel_k_total = gl.zeros([most, WIDE], gl.float32, form)
     rel_q_total = gl.zeros([most, WIDE], gl.float32, form)
-    bias_total = gl.zeros([64, 64], gl.float32, form)
+    bias_total = _kept_room(gl.zeros([64, 64], gl.float32, form), gl.float32)
     nothing = gl.zeros([64, WIDE], gl.float32, form)
     for window in range(begin, end):
         plane, top, left, inner, where = _window(window, heads, head, image_has, across, SIDE)
@@ -245,8 +245,8 @@ def window_backward_kernel(
         gl.barrier()
         place = places.load(form).to(gl.int32)
         logit = _logits(
-            queries, keys, by_query, by_key, biases.load(form), excluded, inner, place, scale, USE_QK,
-            rel_k is not None, rel_q is not None, SIDE, PARTS,
+            queries, keys, by_query, by_key, biases, excluded, inner, place, scale, USE_QK,
+            rel_k is not None, rel_q is not None, SIDE,
         )  # fmt: skip
         row, column, real, pixel = tile_of(plane, where, top, left, height, width)
         first, second = two_numbers(kept, pixel, height * width, real)
@@ -256,14 +256,16 @@ def window_backward_kernel(
         weight = weigh(logit, seen, first[:, None], rate[:, None], NORM)
         async_copy.wait_group(0)
         gl.barrier()
-        to_value = times(compact_room(weight, values).permute((1, 0)), grads, nothing)
-        put_tile(to_v, to_v_steps, where, row, column, to_value, DEPTH, WIDE)
+        weights = compact_room(weight, values)
         zeros = gl.zeros([64, 64], gl.float32, form)
         to_weight = times(grads, values.permute((1, 0)), zeros)
         pull, push = taken_off(to_weight, weight, seen, second, NORM, SIDE)
         to_logit = slope(to_weight, weight, seen, rate[:, None], pull[:, None], push[:, None], NORM)
-        bias_total += to_logit
+        if to_bias is not None:
+            bias_total.store(bias_total.load(form) + to_logit)
         compact = compact_room(to_logit, values)
+        to_value = times(weights.permute((1, 0)), grads, nothing)
+        put_tile(to_v, to_v_steps, where, row, column, to_value, DEPTH, WIDE)
         if to_q is not None:
             total = nothing
             if USE_QK:
@@ -285,7 +287,7 @@ def window_backward_kernel(
     share = gl.program_id(0)
     put_share(to_rel_k, share, rel_k_total * scale, table, False, DEPTH, WIDE)
     put_share(to_rel_q, share, rel_q_total * scale, table, False, DEPTH, WIDE)
-    _put_bias_share(to_bias, share, bias_total, positions(SIDE), SIDE)
+    _put_bias_share(to_bias, share, bias_total.load(form), positions(SIDE), SIDE)
 
 
 @gluon.jit
