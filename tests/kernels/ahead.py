@@ -18,8 +18,10 @@ KERNELS = ("forward_kernel", "queries_kernel", "keys_kernel")
 WINDOW_KERNELS = ("window_forward_kernel", "window_backward_kernel")
 INPUTS = ("q", "k", "v", "rel_k", "rel_q", "bias")
 NUMBERS = ("heads", "height", "width", "windows", "walk")
-WIDE = ("kept", "norms", "to_rel_k", "to_rel_q", "to_bias")
-"""Arguments that are float32, whatever the maps are."""
+OF_A_TYPE = {"excluded": "*i1"} | dict.fromkeys(
+    ("kept", "norms", "to_rel_k", "to_rel_q", "to_bias"), "*fp32"
+)
+"""Arguments whose type it is, whatever the maps are."""
 ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -76,10 +78,8 @@ def signature(kernel, fixed, dtype, absent):
             kinds[argument] = (("i32",) * 4,) * 3 if argument == "map_steps" else ("i32",) * 4
         elif name in absent:
             kinds[argument], constants[(at,)] = "constexpr", None
-        elif name == "excluded":
-            kinds[argument], attributes[(at,)] = "*i1", ALIGNED
         else:
-            kinds[argument] = "*fp32" if argument in WIDE else f"*{dtype}"
+            kinds[argument] = OF_A_TYPE.get(argument, f"*{dtype}")
             attributes[(at,)] = ALIGNED
     return kinds, constants, attributes
 

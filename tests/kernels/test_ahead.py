@@ -14,8 +14,6 @@ if reason := gpu.why_missing() or tensor_cores.why_untested():
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from lsa_kernels.gpu import tensor_kernels
-
 WAYS = [(norm, border) for norm in NORMS for border in ("zero", "mask")][1:]
 MOST = {
     "forward_kernel": 7_000, "queries_kernel": 11_000, "keys_kernel": 13_000,
@@ -64,9 +62,12 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-@pytest.mark.parametrize("sizes", [(2, 3, 16, 9, 32), (1, 1, 1, 1, 24)], ids=str)
-def test_what_a_start_would_compile(sizes, monkeypatch, tmp_path):
-    """Triton takes ones and multiples of 16 among the arguments for constants of the code."""
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """Whatever would be started on a GPU is compiled; the shared memory that it takes.
+
+    Triton takes ones and multiples of 16 among the arguments for constants of the code.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(driver, "_active", Driver())
     monkeypatch.setattr(operators, "on_gpu", lambda tensor: True)
@@ -77,12 +78,17 @@ def test_what_a_start_would_compile(sizes, monkeypatch, tmp_path):
         options = {
             "num_warps": tensor_cores.warps(kernel, constants["WIDE"]), "enable_fp_fusion": True
         }  # fmt: skip
-        made = getattr(tensor_kernels, kernel).warmup(
+        made = tensor_cores.kernel_of(kernel).warmup(
             *given, grid=(programs,), **constants, **options
         )
         shared.append(made.metadata.shared)
 
     monkeypatch.setattr(tensor_cores, "start", start)
+    return shared
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 16, 9, 32), (1, 1, 1, 1, 24)], ids=str)
+def test_what_a_start_would_compile(sizes, compiler):
     batch, heads, height, width, depth = sizes
     q, k, v = torch.zeros(3, batch, height, width, heads, depth).half().transpose(-2, -3)
     tables = torch.zeros(heads, 49, depth), torch.zeros(heads, 49, depth), torch.zeros(heads, 49)
@@ -90,8 +96,22 @@ def test_what_a_start_would_compile(sizes, monkeypatch, tmp_path):
     x, options = Eq4Inputs(*maps, *tables), ("softmax", 7, "mask", 0.2)
     out, kept, _ = tensor_cores.forward(x, *options, keep=True)
     tensor_cores.backward(out, kept, x, *options)
-    assert len(shared) == 3
-    assert max(shared) <= tensor_cores.shared_memory(32, 1)
+    assert len(compiler) == 3
+    assert max(compiler) <= tensor_cores.shared_memory(32, 1)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 16, 24, 32, 8), (1, 1, 7, 7, 24, 7)], ids=str)
+def test_what_a_start_of_windows_would_compile(sizes, compiler):
+    batch, heads, height, width, depth, size = sizes
+    maps = torch.zeros(3, batch, height, width, heads, depth).half().permute(0, 1, 4, 2, 3, 5)
+    shapes = [((2 * size - 1) ** 2, *rest) for rest in ((depth,), (depth,), ())]
+    x = Eq4Inputs(*maps, *(torch.zeros(heads, *shape) for shape in shapes))
+    excluded = torch.zeros(height // size * width // size, size**2, size**2, dtype=torch.bool)
+    options = ("softmax", size, excluded, 0.2)
+    out, kept, _ = tensor_cores.window_forward(x, *options, keep=True)
+    tensor_cores.window_backward(out, kept, x, *options)
+    assert len(compiler) == 2
+    assert max(compiler) <= OF_SM_80
 
 
 FEW_TERMS = [
