@@ -20,9 +20,8 @@ learnt since of other machines, clusters and damaged folders took 2,000, and ver
 the article's own protocol (float16, label maps that move, parts and batch norm, the fidelity
 sheet). Studies of one's own took 4,300: without an article, by grids and samples, with code of
 other packages; pages for settings, one table of runs, a stopping rule, templates. Neighborhoods by
-tensor cores took 1,020 of the kernels' lines, windows 510 more; decoupled dynamic filters, ResNets, DeiT and stems
-1,000 lines. A change that needs more says what it removed
-instead.
+tensor cores took 1,020 of the kernels' lines, windows 510 more; decoupled dynamic filters, ResNets,
+DeiT and stems 1,000 lines. A change that needs more says what it removed instead.
 """
 
 
