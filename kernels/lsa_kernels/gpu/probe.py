@@ -93,14 +93,10 @@ def compare(
 ) -> str | None:  # fmt: skip
     """Say which result of a pair of functions differs from the definition, or None."""
     draw = torch.Generator().manual_seed(0)
-    (batch, heads, height, width), side, right, way = SHAPE, case.size, definition, case.area
+    (batch, heads, height, width), side, way = SHAPE, case.size, case.area
+    right: Callable[..., Tensor] = definition
     if case.of_windows:
-        height, width, side, right = (
-            2 * case.size,
-            3 * case.size,
-            2 * case.size - 1,
-            window_definition,
-        )
+        height, width, side, right = 2 * side, 3 * side, 2 * side - 1, window_definition
         way = _some_excluded(case.size, device) if case.area == "shifted" else None
 
     def normal(*shape: int) -> Tensor:
