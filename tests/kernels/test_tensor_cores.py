@@ -154,7 +154,7 @@ WINDOW = tensor_cores.USUAL["windows"]
     [
         ({"kind": torch.float32}, "maps are float32, tensor cores multiply bfloat16 and float16"),
         ({"size": 9}, "size=9 does not fit a tile; known: 3, 5, 7"),
-        ({"area": "window", "size": 9}, "size=9 does not fit a tile; known: 3, 4, 5, 6, 7, 8"),
+        ({"area": "window", "size": 9}, "size=9 does not fit a tile; known: 3, 4, 5, 6, 7"),
         ({"area": "shifted", "depth": 40}, "heads have 40 channels, known: 16 to 32 in steps of 8"),
         ({"depth": 20}, "heads have 20 channels, known: 16 to 64 in steps of 8"),
         ({"depth": 72}, "heads have 72 channels"),

@@ -19,8 +19,8 @@ TESTED = ((3, 8),)
 """Versions of Triton whose Gluon these kernels were compiled with; it is experimental."""
 SIZES = (3, 5, 7)
 """Sides of neighborhoods: the taps of a tile of 8 x 8 must lie in 16 x 16."""
-WINDOWS = range(3, 9)
-"""Sides of windows, square ones: their pixels must lie in a tile of 8 x 8."""
+WINDOWS = range(3, 8)
+"""Sides of windows, square ones: 8 x 8 fit a tile, but not registers."""
 DEPTHS = range(16, 65, 8)
 """Channels of a head, copied in groups of 8, and at most as many as registers hold."""
 WINDOW_DEPTHS = range(16, 33, 8)
