@@ -1,6 +1,7 @@
 """Eq. 4 of the article on shared windows.
 
-The kernels compute in float32, in C++ on a CPU and in Triton on a GPU.
+The kernels compute in float32, in C++ on a CPU and in Triton on a GPU; there tensor cores may
+multiply bfloat16 and float16, with float32 sums.
 ``torch.ops.lsa_kernels.window`` gives the output and what its backward needs;
 ``window_attention`` is the function to call.
 """

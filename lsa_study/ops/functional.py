@@ -29,8 +29,12 @@ def kernels_on(kind: str) -> str:
     missing = lsa_kernels.gpu.why_missing()
     if missing:
         return f"no Triton kernels: {missing}"
-    reason = lsa_kernels.gpu.why_no_tensor_cores()
-    return f"Triton kernels, {f'no tensor cores: {reason}' if reason else 'tensor cores'}"
+    areas = ("neighborhoods", "windows")
+    reasons = {area: lsa_kernels.gpu.why_no_tensor_cores(area) for area in areas}
+    taken = [area for area, reason in reasons.items() if reason is None]
+    cores = "no tensor cores" if not taken else f"tensor cores for {taken[0]} alone"
+    why = next((f": {reason}" for reason in reasons.values() if reason), None)
+    return f"Triton kernels, {cores}{why}" if why else "Triton kernels, tensor cores"
 
 
 def spatial_attention(

@@ -15,10 +15,13 @@ from typing import NamedTuple
 
 NORMS = ("softmax", "filter_norm", "identity")
 KERNELS = ("forward_kernel", "queries_kernel", "keys_kernel")
+WINDOW_KERNELS = ("window_forward_kernel", "window_backward_kernel")
 INPUTS = ("q", "k", "v", "rel_k", "rel_q", "bias")
-NUMBERS = ("heads", "height", "width", "walk")
-WIDE = ("kept", "norms", "to_rel_k", "to_rel_q", "to_bias")
-"""Arguments that are float32, whatever the maps are."""
+NUMBERS = ("heads", "height", "width", "windows", "walk")
+OF_A_TYPE = {"excluded": "*i1"} | dict.fromkeys(
+    ("kept", "norms", "to_rel_k", "to_rel_q", "to_bias"), "*fp32"
+)
+"""Arguments whose type it is, whatever the maps are."""
 ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -76,28 +79,29 @@ def signature(kernel, fixed, dtype, absent):
         elif name in absent:
             kinds[argument], constants[(at,)] = "constexpr", None
         else:
-            kinds[argument] = "*fp32" if argument in WIDE else f"*{dtype}"
+            kinds[argument] = OF_A_TYPE.get(argument, f"*{dtype}")
             attributes[(at,)] = ALIGNED
     return kinds, constants, attributes
 
 
 def compiled(
-    name, architecture=90, dtype="bf16", depth=32, norm="softmax", border="zero", size=7, cut=1,
+    name, architecture=90, dtype="bf16", depth=32, norm="softmax", area="zero", size=7, cut=1,
     absent=(), use_qk=True,
 ):  # fmt: skip
-    """A kernel of ``tensor_kernels``, and its warps; ``absent`` are inputs that are left out."""
+    """A kernel of Gluon, and its warps; ``absent`` are inputs that are left out."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from lsa_kernels.gpu import tensor_cores, tensor_kernels
+    from lsa_kernels.gpu import tensor_cores
 
     wide = tensor_cores.padded(depth)
     fixed = {
-        "USE_QK": use_qk, "NORM": norm, "MASK": border == "mask", "SIDE": size, "DEPTH": depth,
+        "USE_QK": use_qk, "NORM": norm, "MASK": area == "mask", "SIDE": size, "DEPTH": depth,
         "WIDE": wide, "PARTS": cut,
     }  # fmt: skip
-    kernel, warps = getattr(tensor_kernels, name), tensor_cores.warps(name, wide, cut)
+    absent = (*absent, "excluded") if area == "window" else absent
+    kernel, warps = tensor_cores.kernel_of(name), tensor_cores.warps(name, wide, cut)
     made = triton.compile(
         GluonASTSource(kernel, *signature(kernel, fixed, dtype, absent)),
         target=GPUTarget("cuda", architecture, 32),
@@ -136,16 +140,19 @@ def count(made, warps, folder):
 
 
 def rows():
-    """Figures of all norms and borders, then of another type, architecture and depths."""
-    yield "kernel, architecture, type, channels, norm, border:", *Count._fields
-    cases = [
-        *((90, "bf16", 32, *way) for way in itertools.product(NORMS, ("zero", "mask"))),
-        (90, "fp16", 32, "softmax", "zero"), (80, "bf16", 32, "softmax", "zero"),
-        (90, "bf16", 16, "softmax", "zero"), (90, "bf16", 64, "softmax", "zero"),
-    ]  # fmt: skip
-    for case, name in itertools.product(cases, KERNELS):
-        with tempfile.TemporaryDirectory() as folder:
-            yield name, *case, *count(*compiled(name, *case), folder)
+    """Figures of all norms and areas, then of another type, architecture and depths."""
+    yield "kernel, architecture, type, channels, norm, area:", *Count._fields
+    for kernels, areas, most in (
+        (KERNELS, ("zero", "mask"), 64), (WINDOW_KERNELS, ("window", "shifted"), 24)
+    ):  # fmt: skip
+        cases = [
+            *((90, "bf16", 32, *way) for way in itertools.product(NORMS, areas)),
+            (90, "fp16", 32, "softmax", areas[0]), (80, "bf16", 32, "softmax", areas[0]),
+            (90, "bf16", 16, "softmax", areas[0]), (90, "bf16", most, "softmax", areas[0]),
+        ]  # fmt: skip
+        for case, name in itertools.product(cases, kernels):
+            with tempfile.TemporaryDirectory() as folder:
+                yield name, *case, *count(*compiled(name, *case), folder)
 
 
 if __name__ == "__main__":

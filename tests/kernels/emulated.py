@@ -8,12 +8,14 @@ nothing is written twice. Layouts and races are not seen.
 
 import types
 from collections import deque
+from functools import partial
 
 import torch
 import triton
 
 PASSED = {
-    name: getattr(torch, name) for name in ("exp", "log", "where", "reshape", "int64", "float32")
+    name: getattr(torch, name)
+    for name in ("exp", "log", "where", "reshape", "int16", "int32", "int64", "float32")
 }
 
 
@@ -87,7 +89,7 @@ class Shared:
 
 
 def allocate_shared_memory(kind, shape, layout, value=None):
-    room = Shared(torch.full(shape, float("nan"), dtype=kind))
+    room = Shared(torch.full(shape, float("nan") if kind.is_floating_point else -1, dtype=kind))
     if value is not None:
         room.store(value)
     return room
@@ -115,6 +117,11 @@ class Copies:
         while len(self.groups) > number:
             for room, numbers in self.groups.popleft():
                 room.store(numbers)
+
+
+def counted(begin, end):
+    """Numbers that are not known when a kernel is compiled."""
+    return map(torch.tensor, range(begin, end))
 
 
 def language(at, programs, warps):
@@ -158,8 +165,28 @@ def start(kernel, programs, warps, *given, **constants):
 
     given, at, copies = pointers(given), [0], Copies()
     gl = language(at, programs, warps)
-    names = {"gl": gl, "tl": gl, "async_copy": copies, "mma_v2": mma_v2}
+    names = {"gl": gl, "tl": gl, "async_copy": copies, "mma_v2": mma_v2, "range": counted}
     run = translated(kernel, names, {})
     for at[0] in range(programs):
         run(*given, **constants)
         assert not [*copies.open, *copies.groups], "a copy that nobody waited for"
+
+
+def spoil(monkeypatch, modules, name, change):
+    """Put a function in the place of one that the kernels of these modules call."""
+    right = next(getattr(module, name) for module in modules if hasattr(module, name))
+    plain = translated(right, {"gl": language([0], 1, 4)}, {})
+    for module in modules:
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, partial(change, plain))
+
+
+def make(seed, batch, heads, height, width, depth, offsets):
+    """Inputs of Eq. 4 and a gradient of its output."""
+    draw = torch.Generator().manual_seed(seed)
+    maps = torch.randn(3, batch, height, width, heads, depth, generator=draw)
+    shapes = [(heads, offsets, depth), (heads, offsets, depth), (heads, offsets)]
+    tables = [0.3 * torch.randn(shape, generator=draw) for shape in shapes]
+    return [*maps.transpose(-2, -3).transpose(-3, -4), *tables], torch.randn(
+        batch, heads, height, width, depth, generator=draw
+    )

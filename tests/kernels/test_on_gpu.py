@@ -81,6 +81,9 @@ def test_tensor_cores_are_taken(dtype, gpu):
     for *sizes, side in SHAPES:
         x = Eq4Inputs(*(t.to(gpu, dtype) for t in make(0, *sizes, side**2)[0]))
         assert tensor_cores.why_not(x, "softmax", side, "zero") is None
+    x = Eq4Inputs(*(t.to(gpu, dtype) for t in make(0, 2, 2, 14, 21, 32, 13**2)[0]))
+    for area in ("window", "shifted"):
+        assert tensor_cores.why_not(x, "softmax", 7, area) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,16 +5,16 @@ They were not run on a GPU: layouts, races and speed are not seen here.
 
 import itertools
 import warnings
-from functools import partial
 from unittest import mock
 
 import emulated
 import pytest
 import torch
+from emulated import make
 from exactness import BITS, chosen, hold, spoiled, terms_of_eq4
 
 import lsa_kernels
-from lsa_kernels import gpu, operators
+from lsa_kernels import gpu
 from lsa_kernels.gpu import probe, tensor_cores
 from lsa_study.ops import functional, reference
 
@@ -27,35 +27,6 @@ TERMS = ("qk", "q_rk", "rq_k", "bias")
 SETS = [c for n in range(1, 5) for c in itertools.combinations(TERMS, n)]
 NORMS = ("softmax", "identity", "filter_norm")
 WAYS = list(itertools.product(NORMS, ("zero", "mask")))
-PLENTY = 2**20
-
-
-def start(kernel, programs, on, *given, **constants):
-    warps = tensor_cores.warps(kernel, constants["WIDE"])
-    emulated.start(getattr(tensor_kernels, kernel), programs, warps, *given, **constants)
-
-
-@pytest.fixture
-def emulation(monkeypatch):
-    """Operators take tensors on a CPU as if they were on a GPU whose kernels are emulated."""
-    monkeypatch.setattr(operators, "on_gpu", lambda tensor: True)
-    monkeypatch.setattr(tensor_cores, "why_not", lambda *given: None)
-    monkeypatch.setattr(tensor_cores, "room_of", lambda device: PLENTY)
-    monkeypatch.setattr(tensor_cores, "start", start)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make(seed, batch, heads, height, width, depth, offsets):
-    draw = torch.Generator().manual_seed(seed)
-    maps = torch.randn(3, batch, height, width, heads, depth, generator=draw)
-    shapes = [(heads, offsets, depth), (heads, offsets, depth), (heads, offsets)]
-    tables = [0.3 * torch.randn(shape, generator=draw) for shape in shapes]
-    return [*maps.transpose(-2, -3).transpose(-3, -4), *tables], torch.randn(
-        batch, heads, height, width, depth, generator=draw
-    )
 
 
 def check(sizes, terms, norm, border, dtype=torch.bfloat16, spoil=lambda call: call):
@@ -144,15 +115,6 @@ def test_either_backward_follows_either_forward(emulation):
     torch.testing.assert_close(found["filter_norm"][1], logits.std(-1))
 
 
-def wrong(monkeypatch, name, change):
-    """Put a function in the place of one that the kernels call."""
-    right = getattr(halo, name)
-    plain = emulated.translated(right, {"gl": emulated.language([0], 1, 4)}, {})
-    for module in (halo, tensor_kernels):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, partial(change, plain))
-
-
 FAULTS = {
     "a halo one pixel off": ("positions", lambda right: (right() + 1) % 256),
     "taps not turned": ("table_rows", lambda right, t, side, turned: right(t, side, False)),
@@ -168,7 +130,7 @@ def test_faults_are_seen(fault, emulation, monkeypatch):
     if name is None:
         monkeypatch.setattr(emulated.Copies, "wait_group", lambda self, number: None)
     else:
-        wrong(monkeypatch, name, change)
+        emulated.spoil(monkeypatch, (halo, tensor_kernels), name, change)
     with pytest.raises(AssertionError):
         check((1, 1, 9, 10, 16, 5), TERMS, "softmax", "mask")
 
@@ -183,14 +145,17 @@ def test_lost_bits_are_seen(at, emulation):
         )  # fmt: skip
 
 
-CASE = tensor_cores.USUAL
+CASE = tensor_cores.USUAL["neighborhoods"]
+WINDOW = tensor_cores.USUAL["windows"]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"kind": torch.float32}, "maps are float32, tensor cores multiply bfloat16 and float16"),
-        ({"size": 9}, "size=9 does not fit a tile's halo; known: 3, 5, 7"),
+        ({"size": 9}, "size=9 does not fit a tile; known: 3, 5, 7"),
+        ({"area": "window", "size": 9}, "size=9 does not fit a tile; known: 3, 4, 5, 6, 7"),
+        ({"area": "shifted", "depth": 40}, "heads have 40 channels, known: 16 to 32 in steps of 8"),
         ({"depth": 20}, "heads have 20 channels, known: 16 to 64 in steps of 8"),
         ({"depth": 72}, "heads have 72 channels"),
         ({}, None),
@@ -247,20 +212,29 @@ def test_a_case_is_tried_once_and_a_failure_said_once(untried, monkeypatch):
     assert tensor_cores.why_not(x._replace(v=torch.ones(1)), "softmax", 7, "zero")
 
 
+SAID = {
+    (CASE, WINDOW): "no tensor cores: it is old",
+    (WINDOW,): "tensor cores for neighborhoods alone: it is old",
+    (CASE,): "tensor cores for windows alone: it is old",
+    (): "tensor cores",
+}
+
+
 def test_what_stands_for_all_cases_is_said_in_records(monkeypatch):
     assert gpu.why_no_tensor_cores() == "torch sees no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     asked = []
-    for reason in ("it is old", None):
+    for missing, said in SAID.items():
         monkeypatch.setattr(
             tensor_cores,
             "why_not_proven",
-            lambda *given, reason=reason: asked.append(given) or reason,
+            lambda case, device, missing=missing: (
+                asked.append((case, device)) or ("it is old" if case in missing else None)
+            ),
         )
-        said = "tensor cores" if reason is None else "no tensor cores: it is old"
         assert functional.kernels_on("cuda") == f"Triton kernels, {said}"
-    assert asked == [(tensor_cores.USUAL, torch.device("cuda", 1))] * 2
+    assert asked == [(case, torch.device("cuda", 1)) for case in (CASE, WINDOW)] * 4
 
 
 def test_nothing_is_tried_while_a_graph_is_captured(untried, monkeypatch):
@@ -273,7 +247,7 @@ def test_nothing_is_tried_while_a_graph_is_captured(untried, monkeypatch):
 def test_the_probe_compares_with_the_definition(emulation, monkeypatch):
     device = torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device", lambda device: mock.MagicMock())
-    for case in (CASE, CASE._replace(norm="filter_norm", border="mask", depth=24, size=3)):
+    for case in (CASE, CASE._replace(norm="filter_norm", area="mask", depth=24, size=3)):
         with torch.no_grad():
             assert tensor_cores._tried(case, device) is None
     forward = tensor_cores.forward

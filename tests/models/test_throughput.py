@@ -37,7 +37,7 @@ def test_networks_are_timed_beside_window_attention(tmp_path):
 def test_the_kernels_named_are_those_of_the_device(monkeypatch):
     assert throughput.machine(torch.device("cpu"))["kernels"].endswith("C++ kernels")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
-    monkeypatch.setattr(lsa_kernels.gpu, "why_no_tensor_cores", lambda: "untested")
+    monkeypatch.setattr(lsa_kernels.gpu, "why_no_tensor_cores", lambda area: "untested")
     on_card = throughput.machine(torch.device("cuda"))["kernels"]
     assert on_card.endswith("Triton kernels, no tensor cores: untested")
 

@@ -33,8 +33,8 @@ def _missing() -> str | None:
     return None
 
 
-def why_no_tensor_cores() -> str | None:
-    """Say why neighborhoods are not computed by tensor cores on this device, or None.
+def why_no_tensor_cores(area: str = "neighborhoods") -> str | None:
+    """Say why this area, neighborhoods or windows, has no tensor cores on this device, or None.
 
     The first call of a process compiles and tries their kernels, which takes seconds.
     """
@@ -45,7 +45,7 @@ def why_no_tensor_cores() -> str | None:
     from lsa_kernels.gpu import tensor_cores
 
     here = torch.device("cuda", torch.cuda.current_device())
-    return tensor_cores.why_not_proven(tensor_cores.USUAL, here)
+    return tensor_cores.why_not_proven(tensor_cores.USUAL[area], here)
 
 
 def too_large(*tensors: Tensor | None) -> str | None:

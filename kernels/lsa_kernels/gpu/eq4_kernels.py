@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lsa_kernels.gpu.norms import filter_pull, grow, slope, soften, spread, weigh
+from lsa_kernels.gpu.norms import filter_pull, grow, rate_of, slope, soften, spread, weigh
 from lsa_kernels.gpu.tiles import at, inside, pixels, read, write
 
 
@@ -199,6 +199,7 @@ def forward_kernel(
             )  # fmt: skip
             count, first, squares = grow(logit, seen, count, first, squares)
         second = spread(count, squares)
+    rate = rate_of(second, NORM, SIDE)
     for j in range(DOWN * ACROSS):
         logit, _, seen, mask = _meet(
             query, x, k_at, map_strides[1], area, head, j, height, width, channel, scale, USE_QK,
@@ -208,7 +209,7 @@ def forward_kernel(
             first, second, fade, weight = soften(logit, seen, first, second)
             total = total * fade[:, None]
         else:
-            weight = weigh(logit, seen, first, second, NORM, SIDE)
+            weight = weigh(logit, seen, first, rate, NORM)
         total += weight[:, None] * _near(v_at, map_strides[2], j, mask, query, ACROSS)
     if NORM == "softmax":
         second = 1.0 / second
@@ -261,14 +262,15 @@ def queries_kernel(
     if to_q is not None:
         query = read(at(q, map_strides[0], image, head, row, column, channel), own)
         total = tl.zeros([ROWS * COLUMNS, WIDE], tl.float32)
+        rate = rate_of(second, NORM, SIDE)
         for j in range(DOWN * ACROSS):
             logit, side, seen, mask = _meet(
                 query, x, k_at, map_strides[1], area, head, j, height, width, channel, scale,
                 USE_QK, MASK, WINDOWS, DOWN, ACROSS, DEPTH,
             )  # fmt: skip
-            weight = weigh(logit, seen, first, second, NORM, SIDE)
+            weight = weigh(logit, seen, first, rate, NORM)
             to_weight = tl.sum(grad * _near(v_at, map_strides[2], j, mask, query, ACROSS), 1)
-            to_logit = slope(to_weight, weight, seen, second, pull, push, NORM, SIDE)
+            to_logit = slope(to_weight, weight, seen, rate, pull, push, NORM)
             total += to_logit[:, None] * side
         write(at(to_q, to_q_strides, image, head, row, column, channel), total * scale, own)
 
@@ -309,12 +311,13 @@ def keys_kernel(
         logit, side = logits(key, query, rel_q, rel_k, bias, place, channel, scale, USE_QK, DEPTH)
         source = corner + i // ACROSS * width + i % ACROSS
         first, second = pair(kept, source, height * width, there)
-        weight = weigh(logit, seen, first, second, NORM, SIDE)
+        rate = rate_of(second, NORM, SIDE)
+        weight = weigh(logit, seen, first, rate, NORM)
         value_total += weight[:, None] * grad
         if to_k is not None:
             pull, push = pair(norms, source, height * width, there)
             to_weight = tl.sum(grad * value, 1)
-            to_logit = slope(to_weight, weight, seen, second, pull, push, NORM, SIDE)
+            to_logit = slope(to_weight, weight, seen, rate, pull, push, NORM)
             key_total += to_logit[:, None] * side
     write(at(to_v, to_v_strides, image, head, row, column, channel), value_total, own)
     if to_k is not None:

@@ -1,6 +1,6 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
-"""What the tensor-core kernels of neighborhoods share: tiles, their halos, and the compact form.
+"""What the tensor-core kernels share: tiles, their halos, and the compact form.
 
 A tile is 8 x 8 pixels, n = 8 y + x. What it meets lies in its halo, 16 x 16 pixels of which the
 first SIDE // 2 rows and columns lie before the tile: m = 16 y + x. Taps are padded to 8 x 8 too,
@@ -14,6 +14,10 @@ spread back over a *band* (n, m) that is zero elsewhere. ``WIDE`` are a head's c
 
 In ``keys_kernel`` the tile holds keys and the halo queries. A key meets them by the opposite taps,
 so there tables are read and written with their taps turned round (``TURNED``).
+
+A window is a tile whose pixels meet each other; what lies around it like a halo are the rows of its
+tables, one for each offset (``window_tensor_kernels``). Tables of either area are square, and their
+rows padded by the same rule: row (y, x) of a SIDE x SIDE table is t = max(SIDE, 8) y + x.
 """
 
 from __future__ import annotations
@@ -74,16 +78,30 @@ def positions():
     return (n // 8 * 16 + n % 8)[:, None] + (t // 8 * 16 + t % 8)[None, :]
 
 
+@gluon.constexpr_function
+def pieces(pairs, left):
+    """Pieces of 64 that are left of so many pairs."""
+    return min(pairs, left) // 64
+
+
+@gluon.constexpr_function
+def step_of(side):
+    """How far apart the padded rows of a table's rows are."""
+    return max(side, 8)
+
+
 @gluon.jit
 def known_taps(t, SIDE: gl.constexpr):
     """Which of the padded taps there are."""
-    return (t // 8 < SIDE) & (t % 8 < SIDE)
+    step: gl.constexpr = step_of(SIDE)
+    return (t // step < SIDE) & (t % step < SIDE)
 
 
 @gluon.jit
 def table_rows(t, SIDE: gl.constexpr, TURNED: gl.constexpr):
     """Rows of the padded taps in a table."""
-    row = t // 8 * SIDE + t % 8
+    step: gl.constexpr = step_of(SIDE)
+    row = t // step * SIDE + t % step
     if TURNED:
         row = SIDE * SIDE - 1 - row
     return row
@@ -93,6 +111,19 @@ def table_rows(t, SIDE: gl.constexpr, TURNED: gl.constexpr):
 def on_map(y, x, height, width):
     """Which pixels are on the map."""
     return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+@gluon.jit
+def tile_of(plane, where, top, left, height, width):
+    """Rows and columns of a tile's pixels, which there are, and where their numbers lie.
+
+    ``where`` is as in ``start_copy``, ``height`` and ``width`` are the map's.
+    """
+    n = gl.arange(0, 64, gl.SliceLayout(1, products(gl.num_warps())))
+    row = top + n // 8
+    column = left + n % 8
+    pixel = plane.to(gl.int64) * 2 * height * width + row * width + column
+    return row, column, on_map(row, column, where[2], where[3]), pixel
 
 
 @gluon.jit
@@ -108,8 +139,8 @@ def start_copy(
 ):  # fmt: skip
     """Start to copy BROAD x BROAD pixels of a map, if it is there, into a room (pixels, WIDE).
 
-    The first pixel is (top, left); what is off the map becomes zero. ``where`` is an image, a head,
-    and the map's height and width.
+    The first pixel is (top, left). ``where`` is an image, a head, and the row and column at which
+    the map or window ends; what is not before them becomes zero.
     """
     if base is not None:
         form: gl.constexpr = lines(WIDE, gl.num_warps())
@@ -128,10 +159,10 @@ def put_table(
     room, table, head, SIDE: gl.constexpr, TURNED: gl.constexpr, DEPTH: gl.constexpr,
     WIDE: gl.constexpr,
 ):  # fmt: skip
-    """Fill a room (64, WIDE) with a head's table, if it is there: zero for taps that are not."""
+    """Fill a room (taps, WIDE) with a head's table, if it is there: zero for taps that are not."""
     if table is not None:
         form: gl.constexpr = lines(WIDE, gl.num_warps())
-        t = gl.arange(0, 64, gl.SliceLayout(1, form))
+        t = gl.arange(0, room.shape[0], gl.SliceLayout(1, form))
         channel = gl.arange(0, WIDE, gl.SliceLayout(0, form))
         row = head * (SIDE * SIDE) + table_rows(t, SIDE, TURNED)
         mask = known_taps(t, SIDE)[:, None] & (channel < DEPTH)[None, :]
@@ -160,19 +191,20 @@ def times(left, right, total):
 
 
 @gluon.jit
-def met(tile, halo, place, PARTS: gl.constexpr):
-    """Products of every pixel with what it meets, compact: tile (64, WIDE), halo (256, WIDE).
+def met(tile, halo, place, PARTS: gl.constexpr, USED: gl.constexpr):
+    """Products of every pixel with what it meets, compact: tile (64, WIDE), halo (most, WIDE).
 
-    All pairs lie in shared memory, a share of 1 / PARTS at a time.
+    The first USED of the halo's rows are met. All pairs lie in shared memory, a share of 1 / PARTS
+    at a time.
     """
     warps: gl.constexpr = gl.num_warps()
     form: gl.constexpr = products(warps)
-    pairs: gl.constexpr = 256 // PARTS
+    pairs: gl.constexpr = halo.shape[0] // PARTS
     room = gl.allocate_shared_memory(gl.float32, [64, pairs], padded(pairs))
     left = tile.load(factor(0, warps))
     found = gl.zeros([64, 64], gl.float32, form)
     for part in gl.static_range(PARTS):
-        for chunk in gl.static_range(4 // PARTS):
+        for chunk in gl.static_range(pieces(pairs, USED - pairs * part)):
             right = halo.slice(pairs * part + 64 * chunk, 64).permute((1, 0)).load(factor(1, warps))
             product = mma_v2(left, right, gl.zeros([64, 64], gl.float32, form))
             room.slice(64 * chunk, 64, dim=1).store(product)
@@ -184,16 +216,16 @@ def met(tile, halo, place, PARTS: gl.constexpr):
 
 
 @gluon.jit
-def met_rows(halo, table, place, PARTS: gl.constexpr):
+def met_rows(halo, table, place, PARTS: gl.constexpr, USED: gl.constexpr):
     """Products of what every pixel meets with the tap's row of a table (64, WIDE), compact."""
     warps: gl.constexpr = gl.num_warps()
     form: gl.constexpr = products(warps)
-    pairs: gl.constexpr = 256 // PARTS
+    pairs: gl.constexpr = halo.shape[0] // PARTS
     room = gl.allocate_shared_memory(gl.float32, [pairs, 64], swizzled(64))
     right = table.permute((1, 0)).load(factor(1, warps))
     found = gl.zeros([64, 64], gl.float32, form)
     for part in gl.static_range(PARTS):
-        for chunk in gl.static_range(4 // PARTS):
+        for chunk in gl.static_range(pieces(pairs, USED - pairs * part)):
             left = halo.slice(pairs * part + 64 * chunk, 64).load(factor(0, warps))
             product = mma_v2(left, right, gl.zeros([64, 64], gl.float32, form))
             room.slice(64 * chunk, 64, dim=0).store(product)
@@ -220,16 +252,16 @@ def logits(
     if BY_TILE:
         total = times(tile, tile_table.permute((1, 0)), total)
     if USE_QK:
-        total += met(tile, halo, place, PARTS)
+        total += met(tile, halo, place, PARTS, 256)
     if BY_HALO:
-        total += met_rows(halo, halo_table, place, PARTS)
+        total += met_rows(halo, halo_table, place, PARTS, 256)
     return total * scale + bias[None, :]
 
 
 @gluon.jit
 def of_halo(numbers, place):
-    """One number a pixel of the halo (256,), compact."""
-    room = gl.allocate_shared_memory(gl.float32, [256], in_line(), numbers)
+    """One number a pixel of the halo (most,), compact."""
+    room = gl.allocate_shared_memory(gl.float32, [numbers.shape[0]], in_line(), numbers)
     found = room.gather(gl.reshape(place, [4096]), 0)
     return gl.convert_layout(gl.reshape(found, [64, 64]), products(gl.num_warps()))
 
@@ -240,12 +272,24 @@ def gathered_sum(weights, halo, place):
 
     The band is 0 where a pixel does not reach; what is not finite there spreads to the whole tile.
     """
-    warps: gl.constexpr = gl.num_warps()
-    band = gl.allocate_shared_memory(halo.dtype, [64, 256], swizzled(256))
-    band.store(gl.zeros([64, 256], halo.dtype, lines(256, warps)))
-    band.scatter(weights.to(halo.dtype), place, 1)
-    total = gl.zeros([64, halo.shape[1]], gl.float32, products(warps))
-    for part in gl.static_range(4):
+    total = gl.zeros([64, halo.shape[1]], gl.float32, products(gl.num_warps()))
+    return sum_over(band_of(weights, halo, place), halo, total, 256)
+
+
+@gluon.jit
+def band_of(numbers, halo, place):
+    """Compact numbers spread over a band (64, most), in shared memory and of the halo's type."""
+    most: gl.constexpr = halo.shape[0]
+    band = gl.allocate_shared_memory(halo.dtype, [64, most], swizzled(most))
+    band.store(gl.zeros([64, most], halo.dtype, lines(most, gl.num_warps())))
+    band.scatter(numbers.to(halo.dtype), place, 1)
+    return band
+
+
+@gluon.jit
+def sum_over(band, halo, total, USED: gl.constexpr):
+    """``total`` plus the product of a band with the first USED of a halo's rows."""
+    for part in gl.static_range(USED // 64):
         total = times(band.slice(64 * part, 64, dim=1), halo.slice(64 * part, 64), total)
     return total
 
@@ -271,10 +315,10 @@ def put_share(
     to_table, share, numbers, SIDE: gl.constexpr, TURNED: gl.constexpr, DEPTH: gl.constexpr,
     WIDE: gl.constexpr,
 ):  # fmt: skip
-    """Write a program's share (64, WIDE) of a table's gradient, if it is asked for."""
+    """Write a program's share (taps, WIDE) of a table's gradient, if it is asked for."""
     if to_table is not None:
         form: gl.constexpr = products(gl.num_warps())
-        t = gl.arange(0, 64, gl.SliceLayout(1, form))
+        t = gl.arange(0, numbers.shape[0], gl.SliceLayout(1, form))
         channel = gl.arange(0, WIDE, gl.SliceLayout(0, form))
         row = share.to(gl.int64) * (SIDE * SIDE) + table_rows(t, SIDE, TURNED)
         mask = known_taps(t, SIDE)[:, None] & (channel < DEPTH)[None, :]
@@ -283,8 +327,8 @@ def put_share(
 
 @gluon.jit
 def put_bias_share(to_bias, share, numbers, SIDE: gl.constexpr):
-    """Write a program's share of the bias's gradient, if it is asked for: of compact numbers."""
+    """Write a program's share of the bias's gradient, if it is asked for: sums of (64, taps)."""
     if to_bias is not None:
-        t = gl.arange(0, 64, gl.SliceLayout(0, products(gl.num_warps())))
+        t = gl.arange(0, numbers.shape[1], gl.SliceLayout(0, products(gl.num_warps())))
         row = share.to(gl.int64) * (SIDE * SIDE) + table_rows(t, SIDE, False)
         gl.store(to_bias + row, gl.sum(numbers, 0), mask=known_taps(t, SIDE))

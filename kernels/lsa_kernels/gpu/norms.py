@@ -1,6 +1,6 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
-"""From logits to weights and back, for both forms of Eq. 4: arithmetic of one tap or key a call.
+"""From logits to weights and back, for both areas of Eq. 4: arithmetic of one tap or key a call.
 
 Two numbers a pixel are kept of the forward, from which the backward finds the weights again:
 
@@ -20,12 +20,21 @@ EPSILON = tl.constexpr(1e-10)
 
 
 @triton.jit
-def weigh(logit, seen, first, second, NORM: tl.constexpr, SIDE: tl.constexpr):
+def rate_of(second, NORM: tl.constexpr, SIDE: tl.constexpr):
+    """What a pixel's weights are multiplied with, from the second number that is kept."""
+    rate = second
+    if NORM == "filter_norm":
+        rate = GAIN / SIDE / second
+    return rate
+
+
+@triton.jit
+def weigh(logit, seen, first, rate, NORM: tl.constexpr):
     """Logits to weights, with what the forward found out about each pixel."""
     if NORM == "softmax":
-        weight = tl.exp(logit - first) * second
+        weight = tl.exp(logit - first) * rate
     elif NORM == "filter_norm":
-        weight = (logit - first) * (GAIN / SIDE / second)
+        weight = (logit - first) * rate
     else:
         weight = logit
     return tl.where(seen, weight, 0.0)
@@ -59,9 +68,7 @@ def spread(count, squares):
 
 
 @triton.jit
-def slope(
-    to_weight, weight, seen, second, pull, push, NORM: tl.constexpr, SIDE: tl.constexpr
-):  # fmt: skip
+def slope(to_weight, weight, seen, rate, pull, push, NORM: tl.constexpr):
     """Gradients of weights to gradients of logits.
 
     ``pull`` and ``push`` are what the norm takes off: for the weight, and for all alike.
@@ -69,7 +76,7 @@ def slope(
     if NORM == "softmax":
         found = weight * (to_weight - pull)
     elif NORM == "filter_norm":
-        found = (GAIN / SIDE / second) * (to_weight - push - pull * weight)
+        found = rate * (to_weight - push - pull * weight)
     else:
         found = to_weight
     return tl.where(seen, found, 0.0)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lsa_kernels.gpu.eq4_kernels import included, logits, pair
-from lsa_kernels.gpu.norms import slope, weigh
+from lsa_kernels.gpu.norms import rate_of, slope, weigh
 from lsa_kernels.gpu.tiles import at, inside, read, write_share
 
 
@@ -22,8 +22,9 @@ def _to_logits(
     """Gradients of the logits of pairs whose queries are these pixels."""
     first, second = pair(kept, pixel, area, real)
     pull, push = pair(norms, pixel, area, real)
-    weight = weigh(logit, seen, first, second, NORM, SIDE)
-    return slope(to_weight, weight, seen, second, pull, push, NORM, SIDE)
+    rate = rate_of(second, NORM, SIDE)
+    weight = weigh(logit, seen, first, rate, NORM)
+    return slope(to_weight, weight, seen, rate, pull, push, NORM)
 
 
 @triton.jit

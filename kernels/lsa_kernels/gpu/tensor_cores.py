@@ -1,4 +1,4 @@
-"""Run Eq. 4 on neighborhoods by tensor cores, where a probe has shown that this works."""
+"""Run Eq. 4 by tensor cores, where a probe has shown that this works."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from lsa_kernels.gpu import probe
-from lsa_kernels.operators import Eq4Inputs, eq4_outputs, heads_last
+from lsa_kernels.operators import Eq4Inputs, eq4_outputs, heads_last, packed
 
 TESTED = ((3, 8),)
 """Versions of Triton whose Gluon these kernels were compiled with; it is experimental."""
 SIZES = (3, 5, 7)
 """Sides of neighborhoods: the taps of a tile of 8 x 8 must lie in 16 x 16."""
+WINDOWS = range(3, 8)
+"""Sides of windows, square ones: 8 x 8 fit a tile, but not registers."""
 DEPTHS = range(16, 65, 8)
 """Channels of a head, copied in groups of 8, and at most as many as registers hold."""
+WINDOW_DEPTHS = range(16, 33, 8)
+"""The same of windows, whose backward holds the gradients of larger tables."""
 WALK = 8
 """Tiles that a program works on one after the other, with one share of the tables' gradients."""
 
@@ -32,36 +36,48 @@ class Case(NamedTuple):
     depth: int
     size: int
     norm: str
-    border: str
+    area: str
+    """Neighborhoods by their border, zero or mask; window, or shifted: one with excluded pairs."""
     terms: tuple[bool, ...]
     """Which of q, k, rel_k, rel_q and the bias are there, and whether q.k is in."""
+
+    @property
+    def of_windows(self) -> bool:
+        """Whether the area is a window."""
+        return self.area in ("window", "shifted")
 
     def __str__(self) -> str:
         """The same for a reader; the terms by their number."""
         kind, terms = str(self.kind).removeprefix("torch."), sum(self.terms[2:])
+        area, way = "neighborhoods", f"border {self.area}"
+        if self.of_windows:
+            area, way = "windows", "some pairs excluded" if self.area == "shifted" else "all pairs"
         return (
-            f"neighborhoods of {self.size} x {self.size}, {self.norm}, border {self.border}, "
+            f"{area} of {self.size} x {self.size}, {self.norm}, {way}, "
             f"{terms} terms, {self.depth} channels, {kind}"
         )
 
 
-USUAL = Case(torch.bfloat16, 32, 7, "softmax", "zero", (True,) * 6)
-"""What stands for all cases where none is given."""
+USUAL = {
+    area: Case(torch.bfloat16, 32, 7, "softmax", way, (True,) * 6)
+    for area, way in (("neighborhoods", "zero"), ("windows", "shifted"))
+}
+"""What stands for all cases of an area where none is given."""
 
 
-def case_of(x: Eq4Inputs, norm: str, size: int, border: str) -> Case:
+def case_of(x: Eq4Inputs, norm: str, size: int, area: str) -> Case:
     """What these inputs need."""
     there = tuple(t is not None for t in (*x[:2], *x.tables))
-    return Case(x.v.dtype, x.v.shape[-1], size, norm, border, (*there, x.use_qk))
+    return Case(x.v.dtype, x.v.shape[-1], size, norm, area, (*there, x.use_qk))
 
 
-def why_not(x: Eq4Inputs, norm: str, size: int, border: str) -> str | None:
+def why_not(x: Eq4Inputs, norm: str, size: int, area: str) -> str | None:
     """Say why these inputs are left to the kernels without tensor cores, or None."""
     if not x.v.is_cuda:
         return "the values are not on a GPU"
     if any(t is not None and t.dtype != x.v.dtype for t in x[:2]):
         return "maps are of different types"
-    case = case_of(x, norm, size, border)
+    case = case_of(x, norm, size, area)
     return why_never(case) or why_not_proven(case, x.v.device)
 
 
@@ -71,10 +87,11 @@ def why_never(case: Case) -> str | None:
         return f"maps are {case.kind}, tensor cores multiply bfloat16 and float16".replace(
             "torch.", ""
         )
-    if case.size not in SIZES:
-        return f"size={case.size} does not fit a tile's halo; known: {', '.join(map(str, SIZES))}"
-    if case.depth not in DEPTHS:
-        return f"heads have {case.depth} channels, known: 16 to 64 in steps of 8"
+    sizes, depths = (WINDOWS, WINDOW_DEPTHS) if case.of_windows else (SIZES, DEPTHS)
+    if case.size not in sizes:
+        return f"size={case.size} does not fit a tile; known: {', '.join(map(str, sizes))}"
+    if case.depth not in depths:
+        return f"heads have {case.depth} channels, known: 16 to {depths[-1]} in steps of 8"
     return None
 
 
@@ -119,7 +136,8 @@ def _tried(case: Case, device: torch.device) -> str | None:
     def attempt() -> str | None:
         try:
             with torch.cuda.device(device):
-                return probe.compare(case, device, forward, backward)
+                run = (window_forward, window_backward) if case.of_windows else (forward, backward)
+                return probe.compare(case, device, *run)
         except Exception as error:  # whatever it is, there are other kernels
             return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
@@ -153,18 +171,23 @@ def padded(depth: int) -> int:
 
 def warps(kernel: str, wide: int, cut: int = 1) -> int:
     """Warps of a program: as few as hold it in registers."""
-    return 4 if kernel == "forward_kernel" and wide <= 32 and cut == 1 else 8
+    return 4 if kernel.endswith("forward_kernel") and wide <= 32 and cut == 1 else 8
+
+
+def kernel_of(name: str) -> Any:
+    """A kernel by its name."""
+    from lsa_kernels.gpu import tensor_kernels, window_tensor_kernels
+
+    return getattr(window_tensor_kernels if name.startswith("window") else tensor_kernels, name)
 
 
 def start(kernel: str, programs: int, on: Tensor, *given: Any, **constants: Any) -> None:
-    """Start a kernel of ``tensor_kernels`` by name."""
-    from lsa_kernels.gpu import tensor_kernels
-
+    """Start a kernel by name."""
     with torch.cuda.device(on.device):
-        getattr(tensor_kernels, kernel)[(programs,)](
+        kernel_of(kernel)[(programs,)](
             *given,
             **constants,
-            num_warps=warps(kernel, constants["WIDE"], constants["PARTS"]),
+            num_warps=warps(kernel, constants["WIDE"], constants.get("PARTS", 1)),
             enable_fp_fusion=True,
         )
 
@@ -178,11 +201,13 @@ def room_of(device: torch.device) -> int:
 def constants(x: Eq4Inputs, norm: str, size: int) -> dict[str, Any]:
     """What all kernels are compiled for."""
     depth = x.v.shape[-1]
-    wide = padded(depth)
-    return {
-        "USE_QK": x.use_qk, "NORM": norm, "SIDE": size, "DEPTH": depth, "WIDE": wide,
-        "PARTS": parts(wide, room_of(x.v.device)),
-    }  # fmt: skip
+    fixed = {"NORM": norm, "SIDE": size, "DEPTH": depth, "WIDE": padded(depth)}
+    return {"USE_QK": x.use_qk, **fixed}
+
+
+def cut(v: Tensor) -> dict[str, int]:
+    """What the kernels of neighborhoods are compiled for besides."""
+    return {"PARTS": parts(padded(v.shape[-1]), room_of(v.device))}
 
 
 def spans(v: Tensor) -> int:
@@ -219,7 +244,7 @@ def forward(
         start(
             "forward_kernel", batch * heads * spans(x.v), x.v, (*maps, *ready(x.tables)), out,
             kept if keep else None, tuple(map(steps, maps)), steps(out), heads, height, width,
-            scale, WALK, MASK=border == "mask", **constants(x, norm, size),
+            scale, WALK, MASK=border == "mask", **cut(x.v), **constants(x, norm, size),
         )  # fmt: skip
     return out, kept, unused
 
@@ -241,7 +266,7 @@ def backward(
         for t in tables
     ]
     read, given = (*maps, *tables), tuple(map(steps, maps))
-    programs, fixed = batch * heads * spans(v), constants(x, norm, size)
+    programs, fixed = batch * heads * spans(v), cut(v) | constants(x, norm, size)
     options = (heads, height, width, scale, WALK)
     start(
         "queries_kernel", programs, v, read, grad, kept, norms, to_q, shares[0], shares[2], given,
@@ -251,8 +276,58 @@ def backward(
         "keys_kernel", programs, v, read, grad, kept, norms, to_k, to_v, shares[1], given,
         *map(steps, (grad, to_k, to_v)), *options, **fixed,
     )  # fmt: skip
-    to_tables = (
-        None if share is None or t is None else share.sum((0, 1)).to(t.dtype)
-        for share, t in zip(shares, x.tables, strict=True)
-    )
-    return (to_q, to_k, to_v, *to_tables)
+    return (to_q, to_k, to_v, *added(shares, x.tables))
+
+
+def added(
+    shares: Sequence[Tensor | None], tables: Sequence[Tensor | None]
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of tables from the programs' shares, of whose sizes the tables' are the last."""
+    return [
+        None if share is None or t is None else share.sum(tuple(range(share.dim() - t.dim()))).to(t)
+        for share, t in zip(shares, tables, strict=True)
+    ]
+
+
+def window_forward(
+    x: Eq4Inputs, norm: str, size: int, excluded: Tensor | None, scale: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``eq4.forward``, on windows of size x size pixels."""
+    out, kept, unused = eq4_outputs(x.v, lambda: ([0], [0]), keep)
+    if x.v.numel():
+        maps = [None if t is None else aligned(t) for t in x[:3]]
+        programs, options = _windows(x.v, size)
+        start(
+            "window_forward_kernel", programs, x.v, (*maps, *ready(x.tables)), *packed(excluded),
+            out, kept if keep else None, tuple(map(steps, maps)), steps(out), *options, scale,
+            WALK, **constants(x, norm, size),
+        )  # fmt: skip
+    return out, kept, unused
+
+
+def window_backward(
+    grad: Tensor, kept: Tensor, x: Eq4Inputs, norm: str, size: int, excluded: Tensor | None,
+    scale: float,
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v and the three tables; None where the input is absent."""
+    tables = ready(x.tables)
+    to_maps = [None if t is None else heads_last(t) for t in x[:3]]
+    if not x.v.numel():
+        return (*to_maps, *(None if t is None else torch.zeros_like(t) for t in x.tables))
+    maps, grad = [None if t is None else aligned(t) for t in x[:3]], aligned(grad)
+    programs, options = _windows(x.v, size)
+    spans = programs // x.v.shape[1]
+    shares = [None if t is None else t.new_empty(spans, *t.shape) for t in tables]
+    start(
+        "window_backward_kernel", programs, x.v, (*maps, *tables), *packed(excluded), grad, kept,
+        *to_maps, *shares, tuple(map(steps, maps)), *map(steps, (grad, *to_maps)), *options, scale,
+        WALK, **constants(x, norm, size),
+    )  # fmt: skip
+    return (*to_maps, *added(shares, x.tables))
+
+
+def _windows(v: Tensor, size: int) -> tuple[int, tuple[int, ...]]:
+    """Programs, and what they are given: heads, height, width, windows of a head."""
+    batch, heads, height, width, _ = v.shape
+    windows = batch * (height // size) * (width // size)
+    return heads * -(-windows // WALK), (heads, height, width, windows)

@@ -30,7 +30,7 @@ import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-from lsa_kernels.gpu import norms as of_norms
+from lsa_kernels.gpu.compact import normalise, rate_of, slope, taken_off, two_numbers, weigh
 from lsa_kernels.gpu.halo import (
     bias_of,
     compact_room,
@@ -48,12 +48,9 @@ from lsa_kernels.gpu.halo import (
     put_tile,
     start_copy,
     swizzled,
+    tile_of,
     times,
 )
-
-GAIN = gl.constexpr(of_norms.GAIN.value)
-EPSILON = gl.constexpr(of_norms.EPSILON.value)
-filter_pull = gluon.jit(of_norms.filter_pull.fn)
 
 
 @gluon.jit
@@ -87,16 +84,6 @@ def _rooms(kind: gl.constexpr, WIDE: gl.constexpr):
 
 
 @gluon.jit
-def _tile(plane, top, left, height, width):
-    """Rows and columns of a tile's pixels, which are on the map, and where their numbers lie."""
-    n = gl.arange(0, 64, gl.SliceLayout(1, products(gl.num_warps())))
-    row = top + n // 8
-    column = left + n % 8
-    pixel = plane.to(gl.int64) * 2 * height * width + row * width + column
-    return row, column, on_map(row, column, height, width), pixel
-
-
-@gluon.jit
 def _halo(plane, top, left, height, width):
     """Which of a halo's pixels are on the map, and where their numbers lie."""
     m = gl.arange(0, 256, loose(gl.num_warps()))
@@ -115,53 +102,6 @@ def _hidden(plane, top, left, height, width, place, MASK: gl.constexpr):
     else:
         found = 0.0
     return found
-
-
-@gluon.jit
-def _weigh(logit, seen, first, rate, NORM: gl.constexpr):
-    """Logits to weights."""
-    if NORM == "softmax":
-        weight = gl.exp(logit - first) * rate
-    elif NORM == "filter_norm":
-        weight = (logit - first) * rate
-    else:
-        weight = logit
-    return gl.where(seen, weight, 0.0)
-
-
-@gluon.jit
-def _slope(to_weight, weight, seen, rate, pull, push, NORM: gl.constexpr):
-    """Gradients of weights to gradients of logits."""
-    if NORM == "softmax":
-        found = weight * (to_weight - pull)
-    elif NORM == "filter_norm":
-        found = rate * (to_weight - push - pull * weight)
-    else:
-        found = to_weight
-    return gl.where(seen, found, 0.0)
-
-
-@gluon.jit
-def _normalise(logit, NORM: gl.constexpr, SIDE: gl.constexpr):
-    """Weights of a tile's pixels, and the two numbers that the backward finds them by."""
-    seen = logit != float("-inf")
-    first = gl.zeros([64], gl.float32, gl.SliceLayout(1, products(gl.num_warps())))
-    second = first
-    if NORM == "softmax":
-        first = gl.max(logit, 1)
-        weight = gl.exp(logit - first[:, None])
-        second = 1.0 / gl.sum(weight, 1)
-        weight *= second[:, None]
-    elif NORM == "filter_norm":
-        count = gl.maximum(gl.sum(seen.to(gl.float32), 1), 1.0)
-        first = gl.sum(gl.where(seen, logit, 0.0), 1) / count
-        apart = gl.where(seen, logit - first[:, None], 0.0)
-        squares = gl.sum(apart * apart, 1)
-        second = gl.sqrt_rn(squares / gl.maximum(count - 1, 1.0)) + EPSILON
-        weight = apart * (GAIN / SIDE / second)[:, None]
-    else:
-        weight = gl.where(seen, logit, 0.0)
-    return weight, first, second
 
 
 @gluon.jit
@@ -196,11 +136,11 @@ def forward_kernel(
             rel_q is not None, PARTS,
         )  # fmt: skip
         logit += _hidden(plane, top - reach, left - reach, height, width, place, MASK)
-        weight, first, second = _normalise(logit, NORM, SIDE)
+        weight, first, second = normalise(logit, NORM, SIDE)
         async_copy.wait_group(0)
         gl.barrier()
         total = gathered_sum(weight, values, place)
-        row, column, real, pixel = _tile(plane, top, left, height, width)
+        row, column, real, pixel = tile_of(plane, where, top, left, height, width)
         put_tile(out, out_steps, where, row, column, total, DEPTH, WIDE)
         if kept is not None:
             gl.store(kept + pixel, first, mask=real)
@@ -243,29 +183,19 @@ def queries_kernel(
             rel_q is not None, PARTS,
         )  # fmt: skip
         logit += _hidden(plane, top - reach, left - reach, height, width, place, MASK)
-        row, column, real, pixel = _tile(plane, top, left, height, width)
-        first = gl.load(kept + pixel, mask=real, other=0.0)
-        second = gl.load(kept + height * width + pixel, mask=real, other=1.0)
-        rate = second
-        if NORM == "filter_norm":
-            rate = GAIN / SIDE / second
+        row, column, real, pixel = tile_of(plane, where, top, left, height, width)
+        first, second = two_numbers(kept, pixel, height * width, real)
+        rate = rate_of(second, NORM, SIDE)
         # Pixels off the map have no say, though their logits may be anything.
         seen = (logit != float("-inf")) & real[:, None]
-        weight = _weigh(logit, seen, first[:, None], rate[:, None], NORM)
+        weight = weigh(logit, seen, first[:, None], rate[:, None], NORM)
         async_copy.wait_group(0)
         gl.barrier()
-        to_weight = met(grads, values, place, PARTS)
-        pull = gl.sum(weight * to_weight, 1)
-        push = gl.zeros([64], gl.float32, gl.SliceLayout(1, form))
-        if NORM == "filter_norm":
-            count = gl.maximum(gl.sum(seen.to(gl.float32), 1), 1.0)
-            push = gl.sum(gl.where(seen, to_weight, 0.0), 1) / count
-            pull = filter_pull(pull, count, second, SIDE)
+        to_weight = met(grads, values, place, PARTS, 256)
+        pull, push = taken_off(to_weight, weight, seen, second, NORM, SIDE)
         gl.store(norms + pixel, pull, mask=real)
         gl.store(norms + height * width + pixel, push, mask=real)
-        to_logit = _slope(
-            to_weight, weight, seen, rate[:, None], pull[:, None], push[:, None], NORM
-        )
+        to_logit = slope(to_weight, weight, seen, rate[:, None], pull[:, None], push[:, None], NORM)
         bias_total += to_logit
         if to_q is not None:
             compact = compact_room(to_logit, queries)
@@ -315,7 +245,7 @@ def keys_kernel(
             keys, queries, by_key, by_query, bias_row, place, scale, USE_QK, rel_q is not None,
             rel_k is not None, PARTS,
         )  # fmt: skip
-        row, column, real, _ = _tile(plane, top, left, height, width)
+        row, column, real, _ = tile_of(plane, where, top, left, height, width)
         there, pixel = _halo(plane, top - reach, left - reach, height, width)
         seen = (logit != float("-inf")) & real[:, None]
         # A query off the map sends nothing: its weights are 0, or its gradient of the output is.
@@ -324,24 +254,23 @@ def keys_kernel(
         pull = 0.0
         push = 0.0
         if NORM != "identity":
-            first = gl.load(kept + pixel, mask=there, other=0.0)
-            second = gl.load(kept + height * width + pixel, mask=there, other=1.0)
+            first, second = two_numbers(kept, pixel, height * width, there)
             pull = of_halo(gl.load(norms + pixel, mask=there, other=0.0), place)
         if NORM == "softmax":
             base = of_halo(gl.where(there, first - gl.log(second), float("inf")), place)
         if NORM == "filter_norm":
             base = of_halo(first, place)
-            rate = of_halo(gl.where(there, GAIN / SIDE / second, 0.0), place)
+            rate = of_halo(gl.where(there, rate_of(second, NORM, SIDE), 0.0), place)
             numbers = gl.load(norms + height * width + pixel, mask=there, other=0.0)
             push = of_halo(numbers, place)
-        weight = _weigh(logit, seen, base, rate, NORM)
+        weight = weigh(logit, seen, base, rate, NORM)
         async_copy.wait_group(0)
         gl.barrier()
         to_value = gathered_sum(weight, grads, place)
         put_tile(to_v, to_v_steps, where, row, column, to_value, DEPTH, WIDE)
         if to_k is not None:
-            to_weight = met(values, grads, place, PARTS)
-            to_logit = _slope(to_weight, weight, seen, rate, pull, push, NORM)
+            to_weight = met(values, grads, place, PARTS, 256)
+            to_logit = slope(to_weight, weight, seen, rate, pull, push, NORM)
             compact = compact_room(to_logit, keys)
             if USE_QK:
                 total = gathered_sum(to_logit, queries, place)

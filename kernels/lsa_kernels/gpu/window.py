@@ -1,4 +1,8 @@
-"""Run Eq. 4 on windows on a GPU; same arguments as the CPU's."""
+"""Run Eq. 4 on windows on a GPU; same arguments as the CPU's.
+
+By tensor cores where they take these inputs (``tensor_cores``), else pixel by pixel (``eq4``). Both
+keep the same numbers for the backward, so either can follow either.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lsa_kernels.gpu import eq4
+from lsa_kernels.gpu import eq4, tensor_cores
 from lsa_kernels.gpu.table_kernels import windows_kernel
 from lsa_kernels.gpu.tiles import SPAN
 from lsa_kernels.operators import Eq4Inputs
@@ -18,6 +22,8 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As ``eq4.forward``."""
+    if _by_tensor_cores(x, excluded, norm, rows, columns):
+        return tensor_cores.window_forward(x, norm, rows, excluded, scale, keep)
     return eq4.forward(x, _area(x, excluded, norm, rows, columns), scale, keep)
 
 
@@ -26,7 +32,16 @@ def backward(
     rows: int, columns: int, scale: float,
 ) -> Sequence[Tensor | None]:  # fmt: skip
     """As ``eq4.backward``."""
+    if _by_tensor_cores(x, excluded, norm, rows, columns):
+        return tensor_cores.window_backward(grad, kept, x, norm, rows, excluded, scale)
     return eq4.backward(grad, kept, out, x, _area(x, excluded, norm, rows, columns), scale)
+
+
+def _by_tensor_cores(
+    x: Eq4Inputs, excluded: Tensor | None, norm: str, rows: int, columns: int
+) -> bool:  # fmt: skip
+    area = "window" if excluded is None else "shifted"
+    return rows == columns and tensor_cores.why_not(x, norm, rows, area) is None
 
 
 def _area(x: Eq4Inputs, excluded: Tensor | None, norm: str, rows: int, columns: int) -> eq4.Area:
