@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from lsa_study import by_image
 from lsa_study.config import names
 from lsa_study.config.settings import SCHEMA_VERSION, Settings
 from lsa_study.config.yaml import parse
@@ -46,6 +44,8 @@ class RunDir(OwnedFolder):
                                an epoch wins
     ``result.json``            final metrics; a run has ended if and only if this file exists
     ``correct.npz``            one bit per test image: was it classified rightly
+    ``image_scores.npz``       in its place, one number per test image, of tasks that have such
+    ``seen.jpg``               what the network finds in a few test images, of such tasks
     ``checkpoint/last.pt``     where to resume; ``previous.pt`` stands in when it is torn
     ``checkpoint/weights.safetensors``  final weights
     ``attempts/001/``          log and environment of each attempt
@@ -301,12 +301,8 @@ class RunDir(OwnedFolder):
 
     def write_correct(self, right: npt.NDArray[np.uint8]) -> None:
         """Record per-image correctness: 1 or 0 for each test image, in the data set's order."""
-        import numpy as np
-
-        content = io.BytesIO()
-        np.savez(content, bits=np.packbits(right), count=np.int64(len(right)))
         with self.writing():
-            write_whole(self.correct_bits, content.getvalue())
+            write_whole(self.correct_bits, by_image.packed(right))
 
     def write_seen(self, picture: bytes) -> None:
         """Keep a picture of what the network finds."""
@@ -315,30 +311,12 @@ class RunDir(OwnedFolder):
 
     def write_image_scores(self, scores: npt.NDArray[np.float32]) -> None:
         """Record one number for each test image, in the data set's order."""
-        import numpy as np
-
-        content = io.BytesIO()
-        np.savez(content, scores=scores.astype(np.float32))
         with self.writing():
-            write_whole(self.image_scores_file, content.getvalue())
+            write_whole(self.image_scores_file, by_image.kept(scores))
 
     def image_scores(self, images: int | None) -> bytes:
-        """Read them as bytes of float32.
-
-        Raises:
-            ValueError: the file cannot be read, or is about another number of images.
-        """
-        import numpy as np
-
-        try:
-            with np.load(io.BytesIO(read_whole(self.image_scores_file) or b"")) as file:
-                scores = file["scores"].astype(np.float32, casting="no")
-        except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
-            raise ValueError(f"{self.image_scores_file}: is unreadable") from None
-        if scores.shape != (images,) or not np.isfinite(scores).all():
-            found = f"holds {scores.shape[0] if scores.ndim else 0} images or no finite numbers"
-            raise ValueError(f"{self.image_scores_file}: {found}, the result says {images}")
-        return bytes(scores.tobytes())
+        """Read them as bytes of float32; ``images`` and errors as of ``correct``."""
+        return by_image.scores(self.image_scores_file, images)
 
     def correct(self, images: int | None) -> bytes:
         """Read per-image correctness: packed bits, the first of eight images highest.
@@ -349,44 +327,7 @@ class RunDir(OwnedFolder):
         Raises:
             ValueError: the file cannot be read, or is about another number of images.
         """
-        try:
-            bits, counts = _arrays(read_whole(self.correct_bits) or b"")
-            count = int(counts[0])
-        except Exception:  # NumPy and zipfile raise a dozen kinds, by where the damage is.
-            raise ValueError(f"{self.correct_bits}: is unreadable") from None
-        if count != images or len(bits) != -(-count // 8):
-            raise ValueError(f"{self.correct_bits}: holds {count} images, the result says {images}")
-        return bits.tobytes()
-
-
-# One file of an archive, as np.savez writes it: checksum, name and size.
-_MEMBER = re.compile(
-    rb"PK\x03\x04-\0{7}!\0(.{4})\xff{8}.\0\x14\0(bits|count)\.npy\x01\0\x10\0(.{8})\3", re.DOTALL
-)
-
-
-def _arrays(content: bytes) -> list[npt.NDArray[Any]]:
-    """``bits`` and ``count`` of an archive, each as its checksum says."""
-    import numpy as np
-
-    found, at = {}, 0
-    # zipfile takes ten times as long, which is felt with thousands of runs.
-    while head := _MEMBER.match(content, at):
-        at = head.end() + int.from_bytes(head[3], "little")
-        found[head[2]] = content[head.end() : at]
-        if zlib.crc32(found[head[2]]) != int.from_bytes(head[1], "little"):
-            raise ValueError("damaged")
-    if len(found) < 2 or content[-22:-18] != b"PK\x05\x06":
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            found = {name: archive.read(f"{name.decode()}.npy") for name in (b"bits", b"count")}
-    arrays = []
-    for file in (found[b"bits"], found[b"count"]):
-        # NumPy evaluates Python to read a header, which takes most of the time of np.load.
-        kind = re.match(rb"\x93NUMPY\x01.{3}\{'descr': '([<|][iu]\d)'", file, re.DOTALL)
-        if kind is None:
-            raise ValueError("not an array of whole numbers")
-        arrays.append(np.frombuffer(file, kind[1].decode(), offset=file.index(b"\n", 10) + 1))
-    return arrays
+        return by_image.bits(self.correct_bits, images)
 
 
 def identity_of(name: str) -> str:

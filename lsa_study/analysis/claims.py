@@ -31,7 +31,6 @@ from lsa_study.config.contrast import beyond, differing_rows, under
 from lsa_study.config.ledger import Claim, Claims
 from lsa_study.config.names import short
 from lsa_study.config.study import Study
-from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError
 
 RUN_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
@@ -77,16 +76,7 @@ def judge_tier(
         for name, file in files.items()
         if tier in tiers[name]
     }
-    sides = {
-        metric: {
-            f"{name}/{row.variant}": (study, row)
-            for name, study in known.items()
-            for row in rows_of(study, runs, metric if metric in study.metrics else None)
-        }
-        for metric in dict.fromkeys(
-            claim.metric if claim.metric in METRICS else "" for claim in claims
-        )
-    }
+    first, further = _sides(known, runs)
     figures = ("inference",) if own else measured.CELLS
     by_figures = [claim for claim in claims if claim.metric in figures]
     papers = known
@@ -96,7 +86,7 @@ def judge_tier(
     found = [
         _by_figures(claim, papers)
         if claim in by_figures
-        else _by_runs(claim, sides[claim.metric if claim.metric in METRICS else ""], tiers, tier)
+        else _by_runs(claim, first | further.get(claim.metric, {}), tiers, tier)
         for claim in claims
     ]
     if own and side:
@@ -110,6 +100,22 @@ def judge_tier(
     adjusted = holm([one.p for one in found])
     tested = sum(p is not None for p in adjusted)
     return [one.after_holm(p, tested) for one, p in zip(found, adjusted, strict=True)]
+
+
+def _sides(
+    known: Mapping[str, Study], runs: Collected
+) -> tuple[dict[str, Side], dict[str, dict[str, Side]]]:
+    """The rows of studies by ``study/variant``: by their first metrics, and by each further one."""
+
+    def rows(name: str, study: Study, metric: str | None = None) -> dict[str, Side]:
+        return {f"{name}/{r.variant}": (study, r) for r in rows_of(study, runs, metric)}
+
+    first, further = dict[str, Side](), dict[str, dict[str, Side]]()
+    for name, study in known.items():
+        first |= rows(name, study)
+        for metric in study.metrics[1:]:
+            further.setdefault(metric, {}).update(rows(name, study, metric))
+    return first, further
 
 
 def judge_studies(
@@ -376,8 +382,7 @@ def _signs(found: ClaimVerdict, sides: Mapping[str, Side], lacking: Sequence[str
     A pair counts by the sign of its mean, however sure that is.
     """
     run = [pair for pair in found.claim.compared if not {*pair} & {*lacking}]
-    found = _held_together(found, sides, run)
-    if found.word == "not comparable":
+    if (found := _held_together(found, sides, run)).word == "not comparable":
         return found
     lost = [f"{name}: {row.lost}" for pair in run for name in pair if (row := sides[name][1]).ends]
     if lost:
@@ -386,8 +391,7 @@ def _signs(found: ClaimVerdict, sides: Mapping[str, Side], lacking: Sequence[str
     for pair in run:
         ours, theirs = (sides[name][1].done for name in pair)
         means.append(contrast([(1.0, ours), (-1.0, theirs)]).difference.mean)
-    signs = [mean > 0 for mean in means if mean]
-    if not signs:
+    if not (signs := [mean > 0 for mean in means if mean]):
         return replace(found, reason="no pair was run at a common seed")
     reason = f"positive in {sum(signs)} of {len(signs)} pairs"
     if left := len(found.claim.pairs) - len(signs):

@@ -73,6 +73,7 @@ Policy = Annotated[str, AfterValidator(_known_policy)]
 
 IMAGES = {
     "digits": (1_300, 497, 10), "cifar10": (50_000, 10_000, 10),
-    "imagenet": (1_281_167, 50_000, 1000),
+    "imagenet": (1_281_167, 50_000, 1000), "scenes": (2_000, 500, 10),
+    "coco": (117_266, 5_000, 80), "ade20k": (20_210, 2_000, 150),
 }  # fmt: skip
 """Training images, test images and classes of each data set."""

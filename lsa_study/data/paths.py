@@ -13,7 +13,10 @@ from typing import Literal
 from lsa_study.config.settings import Data
 from lsa_study.errors import ConfigError, EnvironmentLacks
 
-TITLES = {"digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
+TITLES = {
+    "digits": "digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet", "scenes": "scenes",
+    "coco": "COCO", "ade20k": "ADE20K",
+}  # fmt: skip
 
 CURE = "set LSA_DATA or data.root; `lsa run table1 --tier toy` needs no data"
 

@@ -12,10 +12,11 @@ from lsa_study.data.paths import TITLES, DataLacks
 
 
 def test_all_that_must_be_known_of_a_set_is_known_of_every_name():
+    from lsa_study.data.dense import TASKS
     from lsa_study.data.in_memory import SETS
 
     names = set(get_args(DataName))
-    assert names == IMAGES.keys() == TITLES.keys() == {*SETS, "imagenet"}
+    assert names == IMAGES.keys() == TITLES.keys() == {*SETS, *TASKS, "imagenet"}
 
 
 def test_digits_need_nothing(settings):
