@@ -31,7 +31,7 @@ class Heads:
     anchor_scale: float = 8.0
     """Side of an anchor against the stride of its level."""
     proposals: int | None = None
-    """Of an image in training; null: 1000, 2000 for the cascade. In tests 1000 at most."""
+    """Of an image in training; null: 1000, 2000 for the cascade. In evaluation 1000 at most."""
     rois: int = 512
     """Of an image in training, of which a quarter can be positive."""
     box_width: int = 1024
