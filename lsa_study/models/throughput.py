@@ -44,11 +44,12 @@ class _Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
+    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device, rounds: int = 3
 ) -> dict[str, _Timing]:
     """Time contenders in turns, A B C A B C, so that what the machine does affects them alike.
 
-    Each is called twice before, apart. Rounds go on for ``seconds`` in all, three at least.
+    Each is called twice before, apart. Rounds go on for ``seconds`` in all, ``rounds`` of them at
+    least.
     """
 
     def wait() -> None:
@@ -64,7 +65,7 @@ def interleaved(
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
+        while time.perf_counter() < end or len(next(iter(taken.values()))) < rounds:
             for name, call in contenders.items():
                 begun = time.perf_counter()
                 call()
@@ -136,20 +137,9 @@ def bench(
         ConfigError: a network is unknown.
         EnvironmentLacks: the device is not here, or the results cannot be written.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
-    place = torch.device(device or device_kind("auto"))
-    if place.type == "cuda":
-        device_kind("cuda")
-    number = batch or (128 if place.type == "cuda" else 8)
-    sized = {} if size == 224 else {"img_size": size}
+    place, number = place_of(device, batch)
     torch.manual_seed(0)
-    networks: dict[str, nn.Module] = {}
-    for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
-        if not timm.is_model(name):
-            near = nearest(name, timm.list_models(f"*{name.split('_')[0]}*") or LAYERS)
-            raise ConfigError(f"{name}: no such network; {near}")
-        networks[name] = timm.create_model(name, **sized).to(place)
+    networks = networks_by_name(layers, size, place)
     images = torch.randn(number, 3, size, size, device=place)
     found: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
@@ -167,6 +157,37 @@ def bench(
     }  # fmt: skip
     write_json(results / "benchmarks" / "networks.json", answer, make_folder=True)
     return answer
+
+
+def place_of(device: str | None, batch: int | None) -> tuple[torch.device, int]:
+    """The device that is asked for, else a GPU where there is one; and how many images at once.
+
+    Raises:
+        ConfigError: there is no such device.
+        EnvironmentLacks: it is not here.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
+    place = torch.device(device or device_kind("auto"))
+    if place.type == "cuda":
+        device_kind("cuda")
+    return place, batch or (128 if place.type == "cuda" else 8)
+
+
+def networks_by_name(layers: Sequence[str], size: int, place: torch.device) -> dict[str, nn.Module]:
+    """Networks of ``lsa_study.models`` or of timm, window attention always among them.
+
+    Raises:
+        ConfigError: a network is unknown.
+    """
+    sized = {} if size == 224 else {"img_size": size}
+    found: dict[str, nn.Module] = {}
+    for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
+        if not timm.is_model(name):
+            near = nearest(name, timm.list_models(f"*{name.split('_')[0]}*") or LAYERS)
+            raise ConfigError(f"{name}: no such network; {near}")
+        found[name] = timm.create_model(name, **sized).to(place)
+    return found
 
 
 def _step(network: nn.Module, images: Tensor, mode: str) -> Contender:
