@@ -52,9 +52,9 @@ def write(cases, **changed):
 
 def attend(case, batch=1):
     tensors, _ = choose.inputs(case, batch, CPU)
-    q, k, v, rel_k, rel_q, rel_bias = tensors
     x = Eq4Inputs(*(t if t is None else t.requires_grad_(case.learns) for t in tensors))
-    return functional.neighboring(x, *case.options[:1], 3, case.options[1], 0.25, "auto")
+    norm, border = case.options
+    return functional.neighboring(x, norm, 3, border, 0.25, "auto")
 
 
 # -- measuring -----------------------------------------------------------------------------------
