@@ -45,6 +45,19 @@ def _missing() -> str | None:
     return None
 
 
+@constant_in_graphs
+def why_not_tried(family: str, dtype: torch.dtype, index: int | None) -> str | None:
+    """Say why a family's kernels do not work on a GPU, or None; see ``tried``.
+
+    The first call of a process compiles and tries them, which takes seconds.
+    """
+    if not torch.cuda.is_available():
+        return None
+    from lsa_kernels.gpu import tried
+
+    return tried.why_not(family, dtype, index)
+
+
 def why_no_tensor_cores() -> str | None:
     """Say why neighborhoods are not computed by tensor cores on this device, or None.
 
