@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 25_800,
-    "kernel_lines": 3_540,
-    "public": 620,
-    "single": 216,
+    "lines": 26_700,
+    "kernel_lines": 3_780,
+    "public": 640,
+    "single": 226,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
@@ -21,8 +21,9 @@ the article's own protocol (float16, label maps that move, parts and batch norm,
 sheet). Studies of one's own took 4,300: without an article, by grids and samples, with code of
 other packages; pages for settings, one table of runs, a stopping rule, templates. Neighborhoods by
 tensor cores took 1,020 of the kernels' lines; decoupled dynamic filters, ResNets, DeiT and stems
-1,000 lines. A change that needs more says what it removed
-instead.
+1,000 lines. Ways chosen by measurement, FlexAttention among them, took 880 lines, and Triton's
+kernels tried before they are taken 230 of the kernels'. A change that needs more says what it
+removed instead.
 """
 
 

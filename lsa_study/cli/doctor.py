@@ -122,7 +122,7 @@ def _choices() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same reason is in the line
         found = [f"GPU {device.index}: {choices.said(device)}" for device in devices]
-        found.append(f"CPU: {choices.said(torch.device('cpu'))}, which auto does not follow")
+        found.append(f"CPU, where auto follows none: {choices.said(torch.device('cpu'))}")
     return "; ".join(found)
 
 

@@ -23,7 +23,7 @@ import torch
 
 import lsa_kernels
 from lsa_kernels import Eq4Inputs
-from lsa_kernels.build import BuildError, cache_folder, constant_in_graphs
+from lsa_kernels.build import cache_folder, constant_in_graphs
 from lsa_kernels.operators import wants_gradients
 from lsa_study.files import read_whole
 from lsa_study.machine import cpu_name
@@ -205,6 +205,8 @@ def _device(kind: str, index: int | None) -> torch.device:
 
 def table_of(device: torch.device) -> tuple[Table | None, str | None]:
     """The table of a device, and why there is none; looked up once in a process."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return None, "torch sees no GPU"
     index = device.index
     if index is None and device.type == "cuda":
         index = torch.cuda.current_device()
@@ -217,7 +219,7 @@ def _table_of(kind: str, index: int) -> tuple[Table | None, str | None]:
     try:
         facts = made_for(device)
         table = read(path_of(facts), facts)
-    except (ValueError, BuildError) as error:
+    except (ValueError, RuntimeError) as error:  # torch's, of a GPU that it cannot use, too
         reason = f"{error}; nothing is taken from it, make it anew: lsa bench --choose"
         warnings.warn(f"lsa: table of choices: {reason}", stacklevel=2)
         return None, reason

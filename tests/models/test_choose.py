@@ -265,8 +265,8 @@ def test_a_table_of_another_machine_is_not_used(fact, followed, monkeypatch):
 
 def test_what_was_chosen_is_named_of_the_kernels(monkeypatch):
     table = choices.read(write({NEAR: "reference"}), choices.made_for(CPU))
-    monkeypatch.setattr(choices, "_table_of", lambda kind, index: (table, None))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(choices, "table_of", lambda device: (table, None))
+    monkeypatch.setattr(lsa_kernels.gpu, "why_missing", lambda: None)
     monkeypatch.setattr(lsa_kernels.gpu, "why_no_tensor_cores", lambda: None)
     assert functional.kernels_on("cuda") == f"Triton kernels by table {table.digest}, tensor cores"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
