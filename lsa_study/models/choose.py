@@ -73,8 +73,7 @@ def choose(
     # Once at least, however short the time.
     while late and (late == cases or time.monotonic() < end):
         case, *late = late
-        with _tiles_timed(place):
-            found[str(case)] = measured(case, place)
+        found[str(case)] = measured(case, place)
         _write(path, facts, found)
     choices.forget()
     answer = {
@@ -105,33 +104,34 @@ def asked(networks: Iterable[nn.Module], size: int, batch: int, device: torch.de
 def measured(case: Case, device: torch.device) -> dict[str, Any]:
     """What came of one case: the way that is chosen, times by way, and who was left out why."""
     left_out: dict[str, str] = {}
-    tensors, gradient = inputs(case, IMAGES, device)
-    for way in choices.WAYS[case.form][:-1]:
-        with _noted(left_out, way, device):
-            if reason := why_wrong(case, way, tensors, gradient):
-                left_out[way] = reason
-    del tensors, gradient
     tensors, gradient = inputs(case, case.batch, device)
-    calls: dict[str, throughput.Contender] = {}
+    calls: dict[str, throughput.Contender] = {
+        way: partial(results_of, contender(case, way), tensors, gradient, case.learns)
+        for way in choices.WAYS[case.form]
+    }
     first: dict[str, float] = {}
-    for way in choices.WAYS[case.form]:
-        if way not in left_out:
-            with _noted(left_out, way, device):
-                call = partial(results_of, contender(case, way), tensors, gradient, case.learns)
-                timed = throughput.interleaved({way: call}, seconds=0.0, device=device)
-                calls[way], first[way] = call, timed[way].low
-    for way in [*calls]:
-        times = first[way] / min(first.values())
-        if times > SLOW:
+    for way, call in calls.items():
+        # Tiles are timed at the size of the case, and then compared.
+        with _noted(left_out, way, device), _tiles_timed(device):
+            timed = throughput.interleaved({way: call}, seconds=0.0, device=device)
+            first[way] = timed[way].low
+    small = inputs(case, IMAGES, device)
+    for way in [*first]:
+        with _noted(left_out, way, device):
+            if way != "reference" and (reason := why_wrong(case, way, *small)):
+                left_out[way] = reason
+    right = {way: first[way] for way in first if way not in left_out}
+    for way in right:
+        if (times := right[way] / min(right.values())) > SLOW:
             left_out[way] = f"takes {times:.1f} times as long as the fastest"
-            del calls[way]
-    if not calls:
+    kept = {way: calls[way] for way in right if way not in left_out}
+    if not kept:
         return {"way": "reference", "seconds": {}, "left_out": left_out}
-    timed = throughput.interleaved(calls, seconds=SECONDS, device=device, rounds=ROUNDS)
-    fastest = min(one.median for one in timed.values())
-    way = next(way for way in calls if timed[way].median <= EVEN * fastest)
-    times_of = {name: asdict(one) for name, one in timed.items()}
-    return {"way": way, "seconds": times_of, "left_out": left_out}
+    timings = throughput.interleaved(kept, seconds=SECONDS, device=device, rounds=ROUNDS)
+    fastest = min(one.median for one in timings.values())
+    chosen = next(way for way, one in timings.items() if one.median <= EVEN * fastest)
+    times_of = {way: asdict(one) for way, one in timings.items()}
+    return {"way": chosen, "seconds": times_of, "left_out": left_out}
 
 
 @contextlib.contextmanager
@@ -186,22 +186,19 @@ def inputs(case: Case, batch: int, device: torch.device) -> tuple[list[Tensor | 
 
 
 def contender(case: Case, way: str) -> Call:
-    """What computes a case's inputs by a way.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """What computes a case's inputs by a way, or raises a ValueError that says why it cannot."""
     if case.form == "filters":
         return lambda values, filters, mul, add: functional.apply_filters(
             values, filters, ghost_mul=mul, ghost_add=add, kernel_size=case.size[0],
             implementation=way,
         )  # fmt: skip
     norm, border = case.options
-    if way == "sdpa" and not (norm == "softmax" and {"qk"} <= {*case.terms} <= {"qk", "bias"}):
-        raise ValueError("torch's attention computes a softmax of q.k and a bias alone")
+    plain = norm == "softmax" and {"qk"} <= {*case.terms} <= {"qk", "bias"}
     scale = case.depth**-0.5
 
     def eq4(q: Any, k: Any, v: Tensor, rel_k: Any, rel_q: Any, rel_bias: Any) -> Tensor:
+        if way == "sdpa" and not plain:
+            raise ValueError("torch's attention computes a softmax of q.k and a bias alone")
         x = Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias, "qk" in case.terms)
         if case.form == "window":
             shifts = (case.size[0] // 2, case.size[1] // 2) if border == "shifted" else (0, 0)

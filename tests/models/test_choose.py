@@ -271,3 +271,15 @@ def test_what_was_chosen_is_named_of_the_kernels(monkeypatch):
     assert functional.kernels_on("cuda") == f"Triton kernels by table {table.digest}, tensor cores"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
     assert throughput.machine(torch.device("cuda"))["kernels"].startswith("Triton kernels by table")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_case_is_measured(gpu):
+    case = NEAR._replace(size=(7, 7), map_size=(14, 14), depth=32, dtype=torch.bfloat16)
+    found = choose.measured(case, gpu)
+    wrong = {way: why for way, why in found["left_out"].items() if "wrong" in why}
+    assert not wrong
+    if gpu.type == "cuda":
+        assert "fused" in found["seconds"] or "times as long" in found["left_out"]["fused"]
+        assert "flex" not in found["left_out"] or "times as long" in found["left_out"]["flex"]
+        assert torch.cuda.get_device_name(gpu) in choices.made_for(gpu)["device"]

@@ -119,3 +119,19 @@ def test_an_empty_batch_and_many_shapes_end_well():
             tensors, _ = make(height, width, 3, ("qk",), depth=4, batch=1)
             out = flex.flex(Eq4Inputs(*tensors), "softmax", 3, "zero", 0.5)
             assert out.shape == tensors[2].shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("border", ["zero", "mask"])
+@pytest.mark.parametrize("terms", SETS, ids="+".join)
+def test_on_a_gpu_it_agrees_and_repeats(terms, border, dtype, gpu):
+    learns = gpu.type == "cuda"
+    case = choices.Case(
+        "neighboring", (7, 7), ("softmax", border), terms, 3, (14, 11), 32, 2, dtype, learns
+    )
+    given = choose.inputs(case, choose.IMAGES, gpu)
+    assert choose.why_wrong(case, "flex", *given) is None
+    call = choose.contender(case, "flex")
+    one, other = (choose.results_of(call, *given, learns) for _ in "ab")
+    assert all(a is None or torch.equal(a, b) for a, b in zip(one, other, strict=True))
