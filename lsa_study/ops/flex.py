@@ -10,6 +10,7 @@ so its gradient is the same each time although FlexAttention adds it up by atomi
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -184,4 +185,17 @@ def _compiled(key: Any, learns: bool) -> Any:
 
     # A code of its own, since torch compiles a code for eight cases and no more.
     call.__code__ = call.__code__.replace()
-    return torch.compile(call, backend=BACKENDS[key[2].type], dynamic=False, fullgraph=True)
+    compiled = torch.compile(call, backend=BACKENDS[key[2].type], dynamic=False, fullgraph=True)
+    done: list[bool] = []
+
+    def quiet(*given: Any) -> Any:
+        if done:
+            return compiled(*given)
+        with warnings.catch_warnings():
+            # Torch looks at gradients of tensors that are no leaves, and warns of that.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
+            out = compiled(*given)
+        done.append(True)
+        return out
+
+    return quiet
