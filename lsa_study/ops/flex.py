@@ -168,14 +168,18 @@ def _attend(
 
     border = "mask" if place.masked else "zero"
     mask = _block_mask(place.height, place.width, place.size, border, v.device)
-    key = (q.shape, q.dtype, q.device, place.size, border, of_queries is None, of_keys is None)
-    learns = wants_gradients((q, k, v, of_queries, of_keys))
-    out: Tensor = _compiled(key, learns)(q, k, v, score, mask, scale)
+    given = (q, k, v, of_queries, of_keys)
+    learns = tuple(t is not None and t.requires_grad for t in given)
+    absent = tuple(t is None for t in given)
+    area = (place.height, place.width, place.size, border, scale)
+    # All that would make torch compile anew.
+    key = (v.device.type, v.device.index, v.dtype, q.shape, area, absent, learns)
+    out: Tensor = _compiled((*key, torch.is_grad_enabled()))(q, k, v, score, mask, scale)
     return out
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(key: Any, learns: bool) -> Any:
+def _compiled(key: Any) -> Any:
     """FlexAttention compiled for one case alone."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -185,7 +189,7 @@ def _compiled(key: Any, learns: bool) -> Any:
 
     # A code of its own, since torch compiles a code for eight cases and no more.
     call.__code__ = call.__code__.replace()
-    compiled = torch.compile(call, backend=BACKENDS[key[2].type], dynamic=False, fullgraph=True)
+    compiled = torch.compile(call, backend=BACKENDS[key[0]], dynamic=False, fullgraph=True)
     done: list[bool] = []
 
     def quiet(*given: Any) -> Any:
