@@ -10,6 +10,7 @@ from torch.nn.attention import flex_attention as torchs
 from lsa_kernels import Eq4Inputs
 from lsa_study.models import choose
 from lsa_study.ops import UnifiedSpatialOp, choices, flex, reference
+from lsa_study.ops.functional import spatial_attention
 
 TERMS = ("qk", "q_rk", "rq_k", "bias")
 SETS = [TERMS, ("qk", "bias"), ("q_rk",), ("rq_k", "bias")]
@@ -67,7 +68,7 @@ def test_output_and_gradients_are_the_definitions(shape, terms, border):
 
 def test_a_wrong_place_is_seen(monkeypatch):
     right = flex._Place.tap
-    monkeypatch.setattr(flex._Place, "tap", lambda self, i, j: right(self, i, j) ^ 1)
+    monkeypatch.setattr(flex._Place, "tap", lambda self, i, j: 48 - right(self, i, j))
     tensors, _ = make(*SHAPES[0], TERMS)
     x = Eq4Inputs(*tensors)
     with torch.no_grad():
@@ -111,16 +112,20 @@ def test_what_it_cannot_take_is_refused_with_the_reason():
         got = layer(maps)
         layer.implementation = "reference"
         torch.testing.assert_close(got, layer(maps), rtol=0, atol=1e-5)
-    layer.application, layer.implementation = "window", "flex"
-    with torch.no_grad(), pytest.raises(ValueError, match="'flex' does not compute windows"):
-        layer(maps)
+    maps = torch.randn(1, 2, 6, 6, 4)
+    with pytest.raises(ValueError, match="'flex' does not compute windows"):
+        spatial_attention(
+            maps, maps, maps, norm="softmax", application="window", size=3, implementation="flex"
+        )
 
 
 def test_an_empty_batch_and_many_shapes_end_well():
     """Torch compiles a function for eight cases, and here each has a function of its own."""
     with torch.no_grad():
-        for height, width in itertools.product((1, 2, 3), (0, 1, 2, 9)):
-            tensors, _ = make(height, width, 3, ("qk",), depth=4, batch=1)
+        for height, width in itertools.product((1, 2, 3), (1, 2, 9)):
+            # One of them is empty.
+            batch = 0 if height == width == 2 else 1
+            tensors, _ = make(height, width, 3, ("qk",), depth=4, batch=batch)
             out = flex.flex(Eq4Inputs(*tensors), "softmax", 3, "zero", 0.5)
             assert out.shape == tensors[2].shape
 
