@@ -7,11 +7,13 @@ what it found is in FOLDER/gpu.json before the next one begins, so that a call t
 leaves what it had:
 
 1. environment: what ``lsa doctor`` says.
-2. networks: ``lsa bench`` of Table 7's networks in training and inference.
-3. tests: those marked ``gpu``: every kernel, norm, type and gradient, and whole runs.
-4. operators: ``benchmarks/operators.py``.
-5. trainer: ``benchmarks/training_step.py``, our step beside timm's.
-6. runs: rows of Table 1, several at a time, for the minutes that are left.
+2. choices: ``lsa bench --choose``: our kernels, torch's FlexAttention and attention and the plain
+   definition in turns, and which of them are wrong. All that comes after follows the table.
+3. networks: ``lsa bench`` of Table 7's networks in training and inference.
+4. tests: those marked ``gpu``: every kernel, norm, type and gradient, and whole runs.
+5. operators: ``benchmarks/operators.py``.
+6. trainer: ``benchmarks/training_step.py``, our step beside timm's.
+7. runs: rows of Table 1, several at a time, for the minutes that are left.
 
 ``--device cpu`` goes through all of it with tiny sizes, which only shows that it works.
 """
@@ -29,8 +31,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE = {
-    "environment": 0.1, "networks": 0.25, "tests": 0.4, "operators": 0.3, "trainer": 0.4,
-    "runs": 1.0,
+    "environment": 0.1, "choices": 0.25, "networks": 0.25, "tests": 0.4, "operators": 0.3,
+    "trainer": 0.4, "runs": 1.0,
 }  # fmt: skip
 """Of the minutes that are left when a step begins, the most that it may take."""
 OURS = ("operators", "training_step")
@@ -57,11 +59,17 @@ class Call:
         timings = {name: str(ROOT / "benchmarks" / f"{name}.py") for name in OURS}
         timed = str(max(1.0, seconds / 8))
         tiny = self.tiny
+        networks = ["lsa_swin_tiny", "net7_swin_tiny_n"] if tiny else []
+        sizes = ["--device", self.device, *(["--size", "32", "--batch", "1"] if tiny else [])]
         commands = {
             "environment": [*lsa, "doctor"],
+            "choices": [
+                *lsa, "bench", "--choose", *networks, *sizes, "--results", str(self.out),
+                # A case that has begun is measured to its end.
+                "--seconds", "0" if tiny else str(seconds / 2),
+            ],
             "networks": [
-                *lsa, "bench", *(["lsa_swin_tiny", "net7_swin_tiny_n"] if tiny else []),
-                "--device", self.device, *(["--size", "32", "--batch", "1"] if tiny else []),
+                *lsa, "bench", *networks, *sizes,
                 "--seconds", "0" if tiny else timed, "--results", str(self.out), "--json",
             ],
             "tests": [

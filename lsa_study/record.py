@@ -315,6 +315,8 @@ class Attempt(Facts):
     """Version of the GPU's; None on a CPU."""
     kernels: str | None = None
     """Which fused kernels there were for the device, or why there were none."""
+    choices: str | None = None
+    """The table of choices that ``auto`` followed on a GPU, or why none, and what it chose."""
     attention: str | None = None
     """What computed window attention in training where no kernel of ours did, and why."""
 

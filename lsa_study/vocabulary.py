@@ -6,7 +6,7 @@ Term = Literal["qk", "q_rk", "rq_k", "bias"]
 Norm = Literal["identity", "filter_norm", "softmax"]
 Application = Literal["window", "neighboring"]
 Border = Literal["zero", "mask"]
-Implementation = Literal["auto", "reference", "unfold", "sdc", "fused"]
+Implementation = Literal["auto", "reference", "unfold", "sdc", "flex", "fused"]
 
 TERMS: tuple[Term, ...] = get_args(Term)
 NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -21,10 +21,14 @@ def test_every_step_comes_to_its_end(tmp_path):
     done = call("--device", "cpu", "--minutes", 12, "--out", tmp_path)
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert done.returncode == 0, done.stdout[-4000:]
-    assert [one["exit_code"] for one in found] == [0] * 6
+    assert [one["exit_code"] for one in found] == [0] * 7
     said = {one["step"]: one["output"] for one in found}
     assert "4 passed" in said["tests"]
     assert "net7_swin_tiny_n" in said["networks"]
+    # One case of neighborhoods, by all that can compute it.
+    assert "flex" in said["choices"]
+    assert "wrong" not in said["choices"]
+    assert json.loads((tmp_path / "benchmarks" / "choices.json").read_text())["cases"]
     assert "1 done" in said["runs"]
     for name in ("operators", "training"):
         assert json.loads((tmp_path / f"{name}.json").read_text())["machine"]["threads"]

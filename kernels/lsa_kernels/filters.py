@@ -31,7 +31,7 @@ def why_not_filters(
     """Say why the fused kernel cannot take these inputs, or None if it can."""
     others = (filters, mul, add)
     reason = why_not_here(values, *others, kinds=others) or why_not_compiled(size)
-    return reason or why_not_ready(values, filters)
+    return reason or why_not_ready(values, filters, family="filters")
 
 
 def apply_filters(

@@ -33,7 +33,7 @@ def why_not_neighboring(
 ) -> str | None:  # fmt: skip
     """Say why the fused kernel cannot take these inputs, or None if it can."""
     x = Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias)
-    return why_not_eq4(x, compiled=why_not_compiled(size))
+    return why_not_eq4(x, compiled=why_not_compiled(size), family="neighboring")
 
 
 def neighboring_attention(

@@ -96,18 +96,28 @@ def why_not_compiled(size: int) -> str | None:
     return None if size in SIZES else f"size={size} is not compiled; known: {known}"
 
 
-def why_not_ready(first: Tensor, *others: Tensor | None) -> str | None:
-    """Say why the kernels of this device are missing or cannot address the tensors, or None."""
+def why_not_ready(first: Tensor, *others: Tensor | None, family: str = "") -> str | None:
+    """Say why the kernels of this device are missing or cannot address the tensors, or None.
+
+    Args:
+        family: neighboring, window or filters, whose kernels are tried on a GPU.
+    """
     if on_gpu(first):
-        return gpu.too_large(first, *others) or gpu.why_missing()
+        lacks = gpu.too_large(first, *others) or gpu.why_missing()
+        if lacks or not family:
+            return lacks
+        return gpu.why_not_tried(family, first.dtype, first.device.index)
     reason: str | None = build.why_missing()
     return reason
 
 
-def why_not_eq4(x: Eq4Inputs, *others: Tensor | None, compiled: str | None) -> str | None:
+def why_not_eq4(
+    x: Eq4Inputs, *others: Tensor | None, compiled: str | None, family: str
+) -> str | None:
     """Say why the kernels of Eq. 4 cannot take these inputs, or None.
 
     Args:
+        family: as of ``why_not_ready``.
         others: further tensors that must be beside the values.
         compiled: why there is no kernel of this area.
     """
@@ -115,7 +125,7 @@ def why_not_eq4(x: Eq4Inputs, *others: Tensor | None, compiled: str | None) -> s
         return reason
     if on_gpu(x.v) and x.v.shape[-1] > gpu.DEEPEST:
         return f"heads have {x.v.shape[-1]} channels, the kernel takes up to {gpu.DEEPEST}"
-    return compiled or why_not_ready(x.v, x.q, x.k)
+    return compiled or why_not_ready(x.v, x.q, x.k, family=family)
 
 
 def wants_gradients(tensors: Sequence[Any]) -> bool:

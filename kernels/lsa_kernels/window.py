@@ -36,7 +36,8 @@ def why_not_window(
 ) -> str | None:  # fmt: skip
     """Say why the fused kernel cannot take these inputs, or None if it can."""
     long = f"size={size}: a side is longer than {LARGEST}" if max(size) > LARGEST else None
-    return why_not_eq4(Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias), excluded, compiled=long)
+    x = Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias)
+    return why_not_eq4(x, excluded, compiled=long, family="window")
 
 
 def window_attention(

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
         ("gpu", _gpus()),
         ("kernels", functional.kernels_on("cpu")),
         ("triton", _triton()),
+        ("choices", _choices()),
         ("attention", _attention()),
         ("slurm", _slurm()),
         ("data", _data()),
@@ -68,9 +70,13 @@ def _triton() -> str:
     """Whether there are kernels for GPUs, and what each GPU can do."""
     import torch
 
+    import lsa_kernels
     from lsa_study.ops import functional
 
     reasons = [functional.kernels_on("cuda")]
+    if not lsa_kernels.gpu.why_missing():
+        where = lsa_kernels.gpu.local_cache()
+        reasons.append(f"compiled into {where or 'its own cache: no folder on this node is fit'}")
     if not torch.cuda.is_available():
         reasons.append("not usable: torch sees no GPU")
     for index in range(torch.cuda.device_count()):
@@ -104,6 +110,20 @@ def _runs(name: str, device: tuple[int, int]) -> bool:
     digits = re.sub(r"\D", "", number)
     code = int(digits[:-1]), int(digits[-1])
     return code <= device and (kind == "compute" or code[0] == device[0])
+
+
+def _choices() -> str:
+    """The table of choices of every device: present, when made, what it says."""
+    import torch
+
+    from lsa_study.ops import choices
+
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same reason is in the line
+        found = [f"GPU {device.index}: {choices.said(device)}" for device in devices]
+        found.append(f"CPU, where auto follows none: {choices.said(torch.device('cpu'))}")
+    return "; ".join(found)
 
 
 def _attention() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -242,16 +242,31 @@ def bench(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU if there is")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="of timing, for each mode")] = 60.0,
+    choose: Annotated[
+        bool,
+        typer.Option(
+            "--choose",
+            help="measure which way computes the operators of these networks fastest on this "
+            "device, for --seconds at most, and keep it for runs here",
+        ),
+    ] = False,
     results: opt.Results = opt.RESULTS,
     as_json: opt.AsJson = False,
 ) -> None:
     """Time networks in turns with window attention: params, MACs, images/s, peak memory."""
+    from lsa_study.models import choose as choosing
     from lsa_study.models import throughput as benchmark
 
-    found = benchmark.bench(
-        layer or (), size=size, batch=batch, device=device, seconds=seconds, results=results
-    )
-    typer.echo(json.dumps(found, indent=2) if as_json else benchmark.bench_text(found))
+    asked: dict[str, Any] = {
+        "size": size, "batch": batch, "device": device, "seconds": seconds, "results": results
+    }  # fmt: skip
+    if choose:
+        found = choosing.choose(layer or (), **asked)
+        text = choosing.choose_text(found)
+    else:
+        found = benchmark.bench(layer or (), **asked)
+        text = benchmark.bench_text(found)
+    typer.echo(json.dumps(found, indent=2) if as_json else text)
 
 
 COMMANDS = (table, why, diff, claims, plots, report, doctor, bench)

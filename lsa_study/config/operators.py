@@ -96,7 +96,7 @@ class UnifiedOp(Group):
                 "give an odd size (window accepts even sizes)"
             )
         if self.application == "window":
-            for key, idle in (("border", ("mask",)), ("implementation", ("unfold", "sdc"))):
+            for key, idle in (("border", ("mask",)), ("implementation", ("unfold", "sdc", "flex"))):
                 if getattr(self, key) in idle:
                     raise ValueError(
                         f"{key}={getattr(self, key)!r} changes nothing in a window; drop it, "
@@ -105,6 +105,11 @@ class UnifiedOp(Group):
         if self.implementation == "sdc" and self.border != "mask":
             raise ValueError(
                 "implementation='sdc' excludes pixels outside the map; set border: mask beside it"
+            )
+        if self.implementation == "flex" and self.norm != "softmax":
+            raise ValueError(
+                f"implementation='flex' computes a softmax, norm={self.norm!r} is none; set "
+                "norm: softmax, or drop it"
             )
         return self
 

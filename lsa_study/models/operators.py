@@ -100,7 +100,7 @@ def _unified(op: UnifiedOp, place: BlockContext) -> nn.Module:
             "shift": min(op.size // 2, rows - 1, columns - 1) if place.odd else 0,
         }
         # These are ways to gather neighborhoods; the last stage's window has no use for them.
-        if op.implementation in ("unfold", "sdc"):
+        if op.implementation in ("unfold", "sdc", "flex"):
             options["implementation"] = "auto"
     return ops.UnifiedSpatialOp(
         place.dim, _heads(op.heads, place), qkv_bias=place.qkv_bias, **options

@@ -45,11 +45,11 @@ class _Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device
+    contenders: Mapping[str, Contender], *, seconds: float, device: torch.device, least: int = 3
 ) -> dict[str, _Timing]:
-    """Time contenders by ``rounds``, three at least; medians and quartiles."""
+    """Time contenders by ``rounds``, ``least`` at least; medians and quartiles."""
     found: dict[str, _Timing] = {}
-    for name, times in rounds(contenders, seconds=seconds, device=device).items():
+    for name, times in rounds(contenders, seconds=seconds, device=device, least=least).items():
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
         peak = peak_bytes(contenders[name], device)
         found[name] = _Timing(median, low, high, len(times), peak)
@@ -147,21 +147,10 @@ def bench(
         ConfigError: a network is unknown.
         EnvironmentLacks: the device is not here, or the results cannot be written.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
-    place = torch.device(device or device_kind("auto"))
-    if place.type == "cuda":
-        device_kind("cuda")
-    number = batch or (128 if place.type == "cuda" else 8)
-    sized = {} if size == 224 else {"img_size": size}
+    place, number = place_of(device, batch)
     precision = torch.bfloat16 if place.type == "cuda" else torch.float32
     torch.manual_seed(0)
-    networks: dict[str, nn.Module] = {}
-    for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
-        if not timm.is_model(name):
-            near = nearest(name, timm.list_models(f"*{name.split('_')[0]}*") or LAYERS)
-            raise ConfigError(f"{name}: no such network; {near}")
-        networks[name] = timm.create_model(name, **sized).to(place)
+    networks = networks_by_name(layers, size, place)
     images = torch.randn(number, 3, size, size, device=place)
     found: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
@@ -179,6 +168,37 @@ def bench(
     }  # fmt: skip
     write_json(results / "benchmarks" / "networks.json", answer, make_folder=True)
     return answer
+
+
+def place_of(device: str | None, batch: int | None) -> tuple[torch.device, int]:
+    """The device that is asked for, else a GPU where there is one; and how many images at once.
+
+    Raises:
+        ConfigError: there is no such device.
+        EnvironmentLacks: it is not here.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
+    place = torch.device(device or device_kind("auto"))
+    if place.type == "cuda":
+        device_kind("cuda")
+    return place, batch or (128 if place.type == "cuda" else 8)
+
+
+def networks_by_name(layers: Sequence[str], size: int, place: torch.device) -> dict[str, nn.Module]:
+    """Networks of ``lsa_study.models`` or of timm, window attention always among them.
+
+    Raises:
+        ConfigError: a network is unknown.
+    """
+    sized = {} if size == 224 else {"img_size": size}
+    found: dict[str, nn.Module] = {}
+    for name in dict.fromkeys([LSA, *(layers or LAYERS)]):
+        if not timm.is_model(name):
+            near = nearest(name, timm.list_models(f"*{name.split('_')[0]}*") or LAYERS)
+            raise ConfigError(f"{name}: no such network; {near}")
+        found[name] = timm.create_model(name, **sized).to(place)
+    return found
 
 
 def step(network: nn.Module, images: Tensor, mode: str, precision: torch.dtype) -> Contender:

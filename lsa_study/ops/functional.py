@@ -5,14 +5,18 @@ The definitions are in :mod:`lsa_study.ops.reference`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import lsa_kernels
 from lsa_kernels import Eq4Inputs
-from lsa_study.ops import reference
+from lsa_study.ops import choices, reference
 from lsa_study.ops import unfold as unfolded
 from lsa_study.ops.checks import Size, check_attention, check_filters, check_implementation, sides
+from lsa_study.ops.flex import flex, why_not_flex
 from lsa_study.ops.precision import rounded_once
 from lsa_study.ops.reference import filter_norm as filter_norm
 from lsa_study.ops.sdpa import why_not_fused, window_by_sdpa
@@ -34,7 +38,9 @@ def kernels_on(kind: str) -> str:
     taken = [area for area, reason in reasons.items() if reason is None]
     cores = "no tensor cores" if not taken else f"tensor cores for {taken[0]} alone"
     why = next((f": {reason}" for reason in reasons.values() if reason), None)
-    return f"Triton kernels, {cores}{why}" if why else "Triton kernels, tensor cores"
+    table, _ = choices.table_of(torch.device("cuda"))
+    by = f" by table {table.digest}" if table else ""
+    return f"Triton kernels{by}, {cores}{why}" if why else f"Triton kernels{by}, tensor cores"
 
 
 def spatial_attention(
@@ -62,8 +68,9 @@ def spatial_attention(
         border: neighboring only. zero: taps outside the map stay in the norm with a key of 0
             and add nothing to the sum; mask: they are left out of the norm too.
         scale: on all three dot products, none on the bias; None means d**-0.5.
-        implementation: auto, reference, unfold, sdc (border mask only) or fused. auto takes the
-            fastest that fits.
+        implementation: auto, reference, unfold, sdc (border mask only), flex (softmax only; on a
+            CPU without gradients) or fused. auto takes the fastest that fits, on a GPU as a table
+            of choices says (``lsa_study.ops.choices``).
 
     Returns:
         (B, h, H, W, d).
@@ -76,9 +83,9 @@ def spatial_attention(
     check_attention(x, norm, application, size, shift, border)
     scale = v.shape[-1] ** -0.5 if scale is None else scale
     if application == "neighboring":
-        return _neighboring(x, norm, sides(size)[0], border, scale, implementation)
+        return neighboring(x, norm, sides(size)[0], border, scale, implementation)
     known = "windows; give auto, reference or fused"
-    check_implementation(implementation, ("unfold", "sdc"), known)
+    check_implementation(implementation, ("unfold", "sdc", "flex"), known)
     height, width = v.shape[2:4]
     excluded = reference.shift_bands(height, width, size, (shift, shift), v.device)
     if shift:
@@ -96,21 +103,33 @@ def rolled_window(
         excluded: pairs that are left out, as ``reference.shift_bands`` gives them.
     """
     area = sides(size)
-    plain = norm == "softmax" and x.use_qk and x.rel_k is None and x.rel_q is None
-    # Where torch's attention cannot be its fused one, the plain definition is faster.
-    by_sdpa = implementation == "auto" and plain and not why_not_fused(x.v, x.rel_bias)
-    if implementation in KERNELS:
-        reason = lsa_kernels.why_not_window(*x[:6], excluded, size=area)
-        if _takes(implementation, reason) and (
-            implementation == "fused" or _worth_it(x.v, area, plain)
-        ):
-            return lsa_kernels.window_attention(
-                *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk,
-                norm=norm, size=area, excluded=excluded, scale=scale,
-            )  # fmt: skip
-    if by_sdpa:
+    if implementation == "auto":
+        implementation = _window_way(x, norm, area, excluded)
+    if implementation == "fused":
+        _takes(implementation, lsa_kernels.why_not_window(*x[:6], excluded, size=area))
+        return lsa_kernels.window_attention(
+            *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk,
+            norm=norm, size=area, excluded=excluded, scale=scale,
+        )  # fmt: skip
+    if implementation == "sdpa":
         return window_by_sdpa(x, size, excluded, scale)
     return reference.window(x, norm, size, excluded, scale)
+
+
+def _window_way(x: Eq4Inputs, norm: str, area: tuple[int, int], excluded: Tensor | None) -> str:
+    """What ``auto`` takes: as it was measured on this device, else what is known to be safe."""
+    plain = norm == "softmax" and x.use_qk and x.rel_k is None and x.rel_q is None
+    fused = lsa_kernels.why_not_window(*x[:6], excluded, size=area) is None
+    # Where torch's attention cannot be its fused one, the plain definition is faster.
+    sdpa = plain and not why_not_fused(x.v, x.rel_bias)
+    if choices.wanted(x.v.device.type, x.v.device.index):
+        case = choices.eq4_case(x, norm, area, "whole" if excluded is None else "shifted")
+        chosen = choices.way_of(case, x.v.device)
+        if {"fused": fused, "sdpa": sdpa, "reference": True}.get(chosen or ""):
+            return str(chosen)
+    if fused and _worth_it(x.v, area, plain):
+        return "fused"
+    return "sdpa" if sdpa else "reference"
 
 
 def _worth_it(v: Tensor, area: tuple[int, int], plain: bool) -> bool:
@@ -131,10 +150,15 @@ def _worth_it(v: Tensor, area: tuple[int, int], plain: bool) -> bool:
     return in_use >= (0.9 if plain else 0.4)
 
 
-def _neighboring(
+def neighboring(
     x: Eq4Inputs, norm: str, size: int, border: str, scale: float, implementation: str
 ) -> Tensor:
+    """Eq. 4 on every pixel's own neighborhood; see ``spatial_attention``."""
     check_implementation(implementation)
+    if implementation == "auto" and choices.wanted(x.v.device.type, x.v.device.index):
+        chosen = choices.way_of(choices.eq4_case(x, norm, size, border), x.v.device)
+        if chosen == "reference" or (chosen == "flex" and not why_not_flex(x, norm)):
+            implementation = chosen
     if implementation in KERNELS and _takes(
         implementation, lsa_kernels.why_not_neighboring(*x[:6], size=size)
     ):
@@ -147,7 +171,9 @@ def _neighboring(
             f"implementation='sdc' excludes pixels outside the map, border={border!r} does not; "
             "give border='mask'"
         )
-    ways = {"reference": reference.neighboring, "unfold": unfolded.unfold}
+    ways: dict[str, Callable[..., Tensor]] = {
+        "reference": reference.neighboring, "unfold": unfolded.unfold, "flex": flex
+    }  # fmt: skip
     return ways.get(implementation, unfolded.sliding_chunks)(x, norm, size, border, scale)
 
 
@@ -177,7 +203,13 @@ def apply_filters(
         ValueError: the shapes do not fit together, or the implementation cannot take them.
     """
     check_filters(values, filters, ghost_mul, ghost_add, kernel_size)
-    check_implementation(implementation, ("sdc",), "filters; give auto, reference, unfold or fused")
+    known = "filters; give auto, reference, unfold or fused"
+    check_implementation(implementation, ("sdc", "flex"), known)
+    if implementation == "auto" and choices.wanted(values.device.type, values.device.index):
+        case = choices.filter_case(values, filters, ghost_mul, ghost_add, kernel_size)
+        implementation = (
+            "reference" if choices.way_of(case, values.device) == "reference" else "auto"
+        )
     if implementation in KERNELS:
         mul, add = (None if t is None else t.flatten(1) for t in (ghost_mul, ghost_add))
         reason = lsa_kernels.why_not_filters(values, filters, mul, add, size=kernel_size)

@@ -21,7 +21,7 @@ from lsa_study.data.sets import CHANNELS
 from lsa_study.errors import EnvironmentLacks, LsaError, Refused, cause_of, explained
 from lsa_study.machine import cpu_name, keep_memory
 from lsa_study.models import tokens
-from lsa_study.ops import sdpa
+from lsa_study.ops import choices, sdpa
 from lsa_study.record import Attempt, Facts, Outcome, Result, changes
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, distributed, environment, init_from, tasks
@@ -187,6 +187,7 @@ class _Attempt:
         if self.ranks.first:
             found = Attempt(
                 **dict(facts), **environment.machine(device), kernels=kernels,
+                choices=choices.said(device) if device.type in choices.FOLLOWED else None,
                 attention=sdpa.way_on(device.type, dtype, learns=True),
             )  # fmt: skip
             self.run_dir.write_environment(self.monitor.attempt, found)

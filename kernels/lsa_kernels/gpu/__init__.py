@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +20,10 @@ from lsa_kernels.build import constant_in_graphs
 OLDEST = (3, 3)
 # Channels of a head: what a tile of 4 x 4 pixels has registers for.
 DEEPEST = 128
+TILES: dict[str, int] = {}
+"""The number of the tile of every kernel and shape that was timed; the first serves all others."""
+TIMING = False
+"""Whether tiles that are not in ``TILES`` are timed when a kernel is started."""
 
 
 @constant_in_graphs
@@ -30,7 +40,22 @@ def _missing() -> str | None:
         return "triton is not installed"
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
         return f"triton {version} is installed, the kernels need {'.'.join(map(str, OLDEST))}"
+    if torch.cuda.is_available():
+        local_cache()
     return None
+
+
+@constant_in_graphs
+def why_not_tried(family: str, dtype: torch.dtype, index: int | None) -> str | None:
+    """Say why a family's kernels do not work on a GPU, or None; see ``tried``.
+
+    The first call of a process compiles and tries them, which takes seconds.
+    """
+    if not torch.cuda.is_available():
+        return None
+    from lsa_kernels.gpu import tried
+
+    return tried.why_not(family, dtype, index)
 
 
 def why_no_tensor_cores(area: str = "neighborhoods") -> str | None:
@@ -46,6 +71,49 @@ def why_no_tensor_cores(area: str = "neighborhoods") -> str | None:
 
     here = torch.device("cuda", torch.cuda.current_device())
     return tensor_cores.why_not_proven(tensor_cores.USUAL[area], here)
+
+
+def prefer_tiles(chosen: Mapping[str, int]) -> None:
+    """Let kernels be started with these tiles from now on, as ``timed_tiles`` found them."""
+    TILES.clear()
+    TILES.update(chosen)
+
+
+@contextlib.contextmanager
+def timed_tiles() -> Iterator[dict[str, int]]:
+    """Time the tiles of every kernel that is started in the block; gives what was found so far."""
+    global TIMING
+    TIMING = True
+    try:
+        yield TILES
+    finally:
+        TIMING = False
+
+
+def local_cache() -> Path | None:
+    """Where Triton keeps what it compiled: a folder on this node's own disk; None if it has none.
+
+    Processes on many nodes would compile into one folder of a shared home at once. Whoever set
+    ``TRITON_CACHE_DIR`` or ``TRITON_HOME`` is obeyed. The folder is the user's alone, since
+    programs are loaded from it.
+    """
+    if "TRITON_CACHE_DIR" in os.environ:
+        return Path(os.environ["TRITON_CACHE_DIR"])
+    if "TRITON_HOME" in os.environ:
+        return None
+    try:
+        folder = Path(tempfile.gettempdir()) / f"lsa-triton-{os.geteuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts, disk = folder.lstat(), os.statvfs(folder)
+    except OSError:
+        return None
+    ours = (
+        stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+    )
+    if not ours or disk.f_flag & os.ST_NOEXEC:
+        return None
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    return folder
 
 
 def too_large(*tensors: Tensor | None) -> str | None:

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lsa_kernels import gpu
+
 # Rows and columns; a tile with its border of taps should lie in the first cache.
 SHAPES = ((8, 8), (4, 8), (4, 4))
 WARPS = (1, 2, 4, 8)
+# Tiles that are compiled and timed at most.
+FEW = 3
 # Pixels whose share of a table's gradient one program adds up: a map of 56 x 56 and less.
 SPAN = 4096
 KEY = ("height", "width", "DEPTH", "SIZE", "WINDOWS", "DOWN", "ACROSS")
@@ -34,14 +38,14 @@ def choices(wide: int) -> list[dict[str, int]]:
         for warps in WARPS
         if 8 <= rows * columns * wide / (32 * warps) <= 16
     ]
-    return found or [{"ROWS": 8, "COLUMNS": 8, "num_warps": 1}]
+    return found[:FEW] or [{"ROWS": 8, "COLUMNS": 8, "num_warps": 1}]
 
 
 def launch(kernel: Any, grid: Any, on: Tensor, *given: Any, **constants: Any) -> None:
-    """Start a kernel with the fastest of the known tiles, found by timing on first use.
+    """Start a kernel with the tile that was measured as the fastest, or else with the first.
 
-    Other tiles add in another order. So that results repeat from run to run, nothing is timed
-    under ``torch.use_deterministic_algorithms`` (nor in Triton's interpreter).
+    Other tiles add in another order, so that nothing is timed during a run: its results would not
+    repeat, and the ranks of a run would differ. ``gpu.timed_tiles`` is where tiles are timed.
 
     Args:
         grid: gives the number of programs for a choice of tile.
@@ -51,22 +55,25 @@ def launch(kernel: Any, grid: Any, on: Tensor, *given: Any, **constants: Any) ->
     # Triton warns where nothing says whether a * b + c may round once.
     constants = {name: c for name, c in constants.items() if name in kernel.arg_names}
     constants["enable_fp_fusion"] = True
-    interpreted = not isinstance(kernel, triton.JITFunction)
+    named = dict(zip(kernel.arg_names, given, strict=False)) | constants
+    facts = [kernel.fn.__name__, str(on.dtype).removeprefix("torch.")]
+    key = " ".join(facts + [f"{name}={named[name]}" for name in KEY if name in named])
+    known = choices(constants["WIDE"])
     with torch.cuda.device_of(on):
-        if interpreted or torch.are_deterministic_algorithms_enabled():
-            kernel[grid](*given, **constants, **choices(constants["WIDE"])[0])
-        else:
-            _tuned(kernel, constants["WIDE"])[grid](*given, **constants)
+        if gpu.TIMING and key not in gpu.TILES:
+            gpu.TILES[key] = fastest(
+                [partial(kernel[grid], *given, **constants, **tile) for tile in known]
+            )
+        at = gpu.TILES.get(key, 0)
+        kernel[grid](*given, **constants, **known[at if at < len(known) else 0])
 
 
-@functools.cache
-def _tuned(kernel: Any, wide: int) -> Any:
-    configs = [
-        triton.Config({"ROWS": c["ROWS"], "COLUMNS": c["COLUMNS"]}, num_warps=c["num_warps"])
-        for c in choices(wide)
-    ]
-    key = [name for name in kernel.arg_names if name in KEY]
-    return triton.autotune(configs=configs, key=key)(kernel)
+def fastest(calls: Sequence[Callable[[], object]]) -> int:
+    """Which of these calls takes least time on the GPU, by medians."""
+    from triton.testing import do_bench
+
+    times = [float(do_bench(call, warmup=5, rep=20, return_mode="median")) for call in calls]
+    return times.index(min(times))
 
 
 def dense(tensor: Tensor) -> Tensor:
