@@ -98,7 +98,7 @@ def rolled_window(
     if implementation in KERNELS:
         reason = lsa_kernels.why_not_window(*x[:6], excluded, size=area)
         if _takes(implementation, reason) and (
-            implementation == "fused" or _worth_it(x.v, area, plain)
+            implementation == "fused" or _worth_it(x, area, plain)
         ):
             return lsa_kernels.window_attention(
                 *x[:3], rel_k=x.rel_k, rel_q=x.rel_q, rel_bias=x.rel_bias, use_qk=x.use_qk,
@@ -109,22 +109,22 @@ def rolled_window(
     return reference.window(x, norm, size, excluded, scale)
 
 
-def _worth_it(v: Tensor, area: tuple[int, int], plain: bool) -> bool:
+def _worth_it(x: Eq4Inputs, area: tuple[int, int], plain: bool) -> bool:
     """Whether enough of the fused kernel's lanes, a window each, would be in use.
 
-    The shares are measured, on a CPU. With all lanes in use the kernel is 1.1 to 2.6 times as fast
-    as the better one of torch's fused attention and the plain definition where these compute a
-    softmax of q.k and bias alone (``plain``), with three quarters of them half as fast. Where
-    tables are read besides it is about twice as fast as the definition. On a GPU lanes are pixels,
-    and torch's own attention keeps what it can compute.
+    Measured on a CPU: where tables are read, the kernel is twice as fast as the definition with one
+    window already. Without them it is faster than the definition and torch's fused attention once
+    four fifths of its lanes are in use. On a GPU lanes are pixels, and torch's own attention keeps
+    the softmax of q.k and bias (``plain``), which it can compute.
     """
-    if v.is_cuda:
+    if x.v.is_cuda:
         # Unmeasured: neither the kernel nor this choice was run on a GPU.
         return not plain
-    lanes = lsa_kernels.window_lanes()
-    windows = v.shape[0] * (v.shape[2] // area[0]) * (v.shape[3] // area[1])
-    in_use = windows / (-(-windows // lanes) * lanes) if windows else 1.0
-    return in_use >= (0.9 if plain else 0.4)
+    if x.rel_k is not None or x.rel_q is not None:
+        return True
+    windows = x.v.shape[0] * (x.v.shape[2] // area[0]) * (x.v.shape[3] // area[1])
+    lanes = lsa_kernels.window_lanes(windows, tables=False)
+    return windows == 0 or windows / (-(-windows // lanes) * lanes) >= 0.8
 
 
 def _neighboring(
