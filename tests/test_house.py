@@ -7,7 +7,7 @@ import pytest
 
 LIMITS = {
     "lines": 25_800,
-    "kernel_lines": 3_540,
+    "kernel_lines": 3_560,
     "public": 620,
     "single": 216,
     "long_files": 0,

@@ -49,6 +49,16 @@ int pictures_warp(const uint8_t*, int64_t, int64_t, const double*, int, const ui
 }
 
 
+// Memory on a boundary of 64 bytes, as torch's is: the window kernel keeps whole vectors there.
+struct Kept {
+  void* at = nullptr;
+  explicit Kept(int64_t n) {
+    if (posix_memalign(&at, 64, n * sizeof(float))) std::abort();
+  }
+  ~Kept() { std::free(at); }
+  float* data() const { return static_cast<float*>(at); }
+};
+
 static uint32_t state = 1;
 static bool scattered = false;  // whether maps that are read lie in memory at random
 
@@ -137,7 +147,8 @@ static int window(std::vector<int64_t> shape, int64_t rows, int64_t columns, int
   shape[2] *= rows, shape[3] *= columns;
   const int64_t slots = (shape[0] * windows + together - 1) / together * together * shape[1] * pixels;
   Eq4 x(shape, offsets, terms);
-  std::vector<float> kept(slots * pixels), spreads(slots);
+  Kept kept(slots * pixels);
+  std::vector<float> spreads(slots);
   std::vector<uint8_t> excluded(windows * pixels * pixels);
   for (size_t e = 0; e < excluded.size(); ++e)
     excluded[e] = e % 5 == 0 && e / pixels % pixels != e % pixels;  // a pixel always sees itself
