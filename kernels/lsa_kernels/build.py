@@ -105,13 +105,26 @@ def why_missing() -> str | None:
 
 
 @constant_in_graphs
-def window_lanes() -> int:
-    """How many windows the window kernel works on together; it pads to a multiple of them.
+def vector_lanes() -> int:
+    """How many floats a vector of the kernels holds.
 
     Raises:
         BuildError: the kernels cannot be compiled here.
     """
-    return int(library().window_lanes())
+    return int(library().lanes())
+
+
+def window_lanes(windows: int, *, tables: bool) -> int:
+    """How many windows the window kernel works on together; it pads to a multiple of them.
+
+    Args:
+        windows: of all images. tables: whether it reads any, which are loaded once for all lanes.
+
+    Raises:
+        BuildError: the kernels cannot be compiled here.
+    """
+    lanes = vector_lanes()
+    return 2 * lanes if tables and windows >= 2 * lanes else lanes
 
 
 def scratch_bytes() -> int:

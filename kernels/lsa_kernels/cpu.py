@@ -51,6 +51,7 @@ class _Windows(ctypes.Structure):
         ),
         ("use_qk", ctypes.c_int),
         ("norm", ctypes.c_int),
+        ("vectors", ctypes.c_int),
         ("scale", ctypes.c_float),
     )
 
@@ -130,16 +131,23 @@ def _eq4_backward(
     return (*to_maps, *to_tables)
 
 
-def kept_window_shapes(v: Tensor, rows: int, columns: int) -> tuple[list[int], list[int]]:
+def kept_window_shapes(x: Eq4Inputs, rows: int, columns: int) -> tuple[list[int], list[int]]:
     """Shapes of what the window's forward keeps: weights of all pairs, and spreads."""
-    batch, heads, height, width, _ = v.shape
-    pixels, together = rows * columns, build.window_lanes()
-    groups = -(-batch * (height // rows) * (width // columns) // together)
+    heads, pixels, (windows, together) = x.v.shape[1], rows * columns, _lanes(x, rows, columns)
+    groups = -(-windows // together)
     return [heads, groups, pixels, pixels, together], [heads, groups, pixels, together]
 
 
+def _lanes(x: Eq4Inputs, rows: int, columns: int) -> tuple[int, int]:
+    """How many windows there are, and how many are worked on together."""
+    windows = x.v.shape[0] * (x.v.shape[2] // rows) * (x.v.shape[3] // columns)
+    tables = x.rel_k is not None or x.rel_q is not None
+    return windows, build.window_lanes(windows, tables=tables)
+
+
 def _windows(x: Eq4Inputs, norm: str, rows: int, columns: int, scale: float) -> _Windows:
-    return _Windows(*x.v.shape, rows, columns, int(x.use_qk), NORMS[norm], scale)
+    vectors = _lanes(x, rows, columns)[1] // build.vector_lanes()
+    return _Windows(*x.v.shape, rows, columns, int(x.use_qk), NORMS[norm], vectors, scale)
 
 
 def window_forward(
@@ -147,7 +155,7 @@ def window_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output, and what the backward needs (empty unless ``keep``)."""
-    out, *kept = eq4_outputs(x.v, lambda: kept_window_shapes(x.v, rows, columns), keep)
+    out, *kept = eq4_outputs(x.v, lambda: kept_window_shapes(x, rows, columns), keep)
     _call(
         "window_forward", _windows(x, norm, rows, columns, scale), *map(_view, x[:3]),
         *packed(*x.tables, excluded), _view(out), *(kept if keep else (None, None)),

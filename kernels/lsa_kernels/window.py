@@ -78,7 +78,7 @@ def _shapes(
     x: Eq4Inputs, excluded: Tensor | None, norm: str, rows: int, columns: int, scale: float,
     keep: bool,
 ) -> Any:  # fmt: skip
-    return eq4_outputs(x.v, lambda: cpu.kept_window_shapes(x.v, rows, columns), keep)
+    return eq4_outputs(x.v, lambda: cpu.kept_window_shapes(x, rows, columns), keep)
 
 
 def _pack(given: Sequence[Any]) -> Sequence[Any]:

@@ -24,6 +24,8 @@ from lsa_study.vocabulary import Application, Border, Norm
 
 KERNELS = ("auto", "fused")
 """Implementations that ask for the kernels."""
+QUICK_CONVOLUTION = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether torch convolves by oneDNN's kernels for AVX-512 here."""
 
 
 def kernels_on(kind: str) -> str:
@@ -127,27 +129,27 @@ def _window_way(x: Eq4Inputs, norm: str, area: tuple[int, int], excluded: Tensor
         chosen = choices.way_of(case, x.v.device)
         if {"fused": fused, "sdpa": sdpa, "reference": True}.get(chosen or ""):
             return str(chosen)
-    if fused and _worth_it(x.v, area, plain):
+    if fused and _worth_it(x, area, plain):
         return "fused"
     return "sdpa" if sdpa else "reference"
 
 
-def _worth_it(v: Tensor, area: tuple[int, int], plain: bool) -> bool:
+def _worth_it(x: Eq4Inputs, area: tuple[int, int], plain: bool) -> bool:
     """Whether enough of the fused kernel's lanes, a window each, would be in use.
 
-    The shares are measured, on a CPU. With all lanes in use the kernel is 1.1 to 2.6 times as fast
-    as the better one of torch's fused attention and the plain definition where these compute a
-    softmax of q.k and bias alone (``plain``), with three quarters of them half as fast. Where
-    tables are read besides it is about twice as fast as the definition. On a GPU lanes are pixels,
-    and torch's own attention keeps what it can compute.
+    Measured on a CPU: where tables are read, the kernel is twice as fast as the definition with one
+    window already. Without them it is faster than the definition and torch's fused attention once
+    four fifths of its lanes are in use. On a GPU lanes are pixels, and torch's own attention keeps
+    the softmax of q.k and bias (``plain``), which it can compute.
     """
-    if v.is_cuda:
+    if x.v.is_cuda:
         # Unmeasured: neither the kernel nor this choice was run on a GPU.
         return not plain
-    lanes = lsa_kernels.window_lanes()
-    windows = v.shape[0] * (v.shape[2] // area[0]) * (v.shape[3] // area[1])
-    in_use = windows / (-(-windows // lanes) * lanes) if windows else 1.0
-    return in_use >= (0.9 if plain else 0.4)
+    if x.rel_k is not None or x.rel_q is not None:
+        return True
+    windows = x.v.shape[0] * (x.v.shape[2] // area[0]) * (x.v.shape[3] // area[1])
+    lanes = lsa_kernels.window_lanes(windows, tables=False)
+    return windows == 0 or windows / (-(-windows // lanes) * lanes) >= 0.8
 
 
 def neighboring(
@@ -231,9 +233,21 @@ def _added_apart(values: Tensor, filters: Tensor, add: Tensor, size: int) -> Ten
 def static_filters(values: Tensor, filters: Tensor) -> Tensor:
     """One (K, K) filter per channel, the same at every pixel of (B, H, W, C)."""
     size = filters.shape[-1]
-    if lsa_kernels.why_not_filters(values, None, None, filters, size=size):
+    why_not = lsa_kernels.why_not_filters(values, None, None, filters, size=size)
+    if why_not or _torch_is_faster(values, filters):
         return reference.static_filters(values, filters)
     return lsa_kernels.apply_filters(values, None, add=filters.flatten(1), size=size)
+
+
+def _torch_is_faster(values: Tensor, filters: Tensor) -> bool:
+    """Whether torch's convolution computes static filters in less time than the kernel.
+
+    Measured on CPUs: its forward is 1.4 to 3 times as fast with AVX-512, not with AVX2, nor with
+    filters longer than 9. Its backward is slower, and it rounds filters to the values' type.
+    """
+    learns = torch.is_grad_enabled() and (values.requires_grad or filters.requires_grad)
+    plain = values.dtype == filters.dtype == torch.float32 and not values.is_cuda
+    return QUICK_CONVOLUTION and plain and not learns and filters.shape[-1] <= 9
 
 
 def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, implementation: str) -> Tensor:

@@ -60,7 +60,8 @@ def test_libraries_of_both_widths_lie_side_by_side():
     for lanes in LANES:
         with vectors_of(lanes):
             assert build.library().lanes() == lanes
-            assert build.library().window_lanes() == 2 * lanes
+            assert build.window_lanes(2 * lanes, tables=True) == 2 * lanes
+            assert build.window_lanes(2 * lanes, tables=False) == lanes
     assert build.library() is before
 
 

@@ -104,6 +104,34 @@ def test_static_filters_are_a_depthwise_convolution(channels):
     )
 
 
+@pytest.mark.parametrize(
+    ("learns", "size", "dtype", "by_torch"),
+    [
+        (False, 7, torch.float32, True),
+        (True, 7, torch.float32, False),
+        (False, 11, torch.float32, False),
+        (False, 7, torch.bfloat16, False),
+    ],
+    ids=["inference", "training", "long filters", "bfloat16"],
+)
+@pytest.mark.parametrize("quick", [True, False])
+def test_torch_convolves_where_that_is_faster(monkeypatch, quick, learns, size, dtype, by_torch):
+    monkeypatch.setattr(functional, "QUICK_CONVOLUTION", quick)
+    called = []
+    plain = reference.static_filters
+    monkeypatch.setattr(
+        reference, "static_filters", lambda *given: called.append(given) or plain(*given)
+    )
+    values = torch.randn(1, 9, 11, 24).to(dtype)
+    filters = torch.randn(24, size, size, requires_grad=learns)
+    got = functional.static_filters(values, filters)
+    assert bool(called) == (by_torch and quick)
+    want = plain(values.double(), filters.double())
+    torch.testing.assert_close(
+        got.double(), want, rtol=0, atol=0.1 if dtype != torch.float32 else 1e-4
+    )
+
+
 @pytest.mark.golden("elsa_d*")
 def test_golden_elsa(golden):
     meta = golden.meta

@@ -1,28 +1,23 @@
 // One head of one image, packed to [row][channel][x] with a border of zeros, so that the pixels of a
 // row lie in the vector's lanes: no sums across lanes, the norm over the taps is lane by lane, and a
-// tap to the right is a load one float further. Two tiles of VL pixels, one under the other, are
-// worked on together: a loaded neighbor serves both.
+// tap to the right is a load one float further. Some tiles of VL pixels, one under the other, are
+// worked on together: a loaded neighbor serves all that it is a neighbor of.
 //
 // Everything is made of three sums: ``products`` over channels (logits; gradient of the weights),
 // ``mix`` over taps (output; gradients of queries, keys and values), and ``outer`` over pixels
 // (gradients of the tables).
 #pragma once
 #include <algorithm>
-#include <cmath>
+#include <type_traits>
 
 #include "memory.h"
-#include "simd.h"
+#include "neighborhood_norms.h"
 #include "transpose.h"
 
 namespace {
 
-enum Norm { IDENTITY = 0, FILTER_NORM = 1, SOFTMAX = 2 };
-
-struct Problem {
-  int64_t batch, heads, height, width, depth;
-  int use_qk, norm, mask;
-  float scale;
-};
+template <int N>
+using Known = std::integral_constant<int, N>;
 
 // Element strides of a (B, h, H, W, d) view.
 struct View {
@@ -36,8 +31,13 @@ struct View {
 template <int K>
 struct Task {
   static constexpr int R = K / 2, T = K * K;
-  static constexpr int PAIR = 2;     // tiles worked on together
-  static constexpr int GROUP = 16;   // tiles whose outer products are added up at once
+  // Tiles worked on together, as many as the registers have room for; at a map's end two.
+#ifdef __AVX512F__
+  static constexpr int MANY = 4;
+#else
+  static constexpr int MANY = 2;
+#endif
+  static constexpr int GROUP = 8;  // tiles whose outer products are added up at once
   static_assert(R <= VL, "the border must fit into one vector");
   const Problem& p;
   const int64_t b, h, blocks, span;  // span: floats of a packed row, border included
@@ -49,6 +49,16 @@ struct Task {
         rel_k(rel_k_ ? rel_k_ + h * T * p.depth : nullptr),
         rel_q(rel_q_ ? rel_q_ + h * T * p.depth : nullptr),
         bias(bias_ ? bias_ + h * T : nullptr) {}
+
+  // Calls with the number of tiles from (y, x) on, for all tiles of the map.
+  template <class Call>
+  void each_tiles(Call call) const {
+    int64_t y = 0;
+    for (; y + MANY <= p.height; y += MANY)
+      for (int64_t x = 0; x < wide(); x += VL) call(Known<MANY>(), y, x);
+    for (; y < p.height; y += 2)
+      for (int64_t x = 0; x < wide(); x += VL) call(Known<2>(), y, x);
+  }
 
   // One row more below, for the second tile of a last pair; a vector more for loads past the end.
   int64_t packed() const { return (p.height + 2 * R + 1) * row() + VL; }
@@ -64,9 +74,14 @@ struct Task {
   int64_t row() const { return p.depth * span + 16; }
 
   void pack(const View& from, float* map) const {
-    for (int64_t y = 0; y < p.height; ++y)
+    for (int64_t y = 0; y < p.height; ++y) {
+      // Pixels lie further apart than the processor looks ahead by itself.
+      for (int64_t x = 0; x < p.width && y + 1 < p.height && from.stride[4] == 1; ++x)
+        for (int64_t c = 0; c < p.depth; c += 16)
+          __builtin_prefetch(from.row(b, h, y + 1) + x * from.stride[3] + c);
       to_lanes(from.row(b, h, y), from.stride[3], from.stride[4], p.width, p.depth,
                at(map, y, 0, 0), span);
+    }
   }
 
   void unpack(const float* map, const View& to, float factor) const {
@@ -82,17 +97,9 @@ struct Task {
     return lane;
   }
 
-  // Lanes whose tap (dy, dx) lies on the map.
-  vi inside(int64_t y, int64_t x, int dy, int dx) const {
-    vi lane;
-    const bool row = y + dy >= 0 && y + dy < p.height;
-    for (int i = 0; i < VL; ++i) lane[i] = row && x + i + dx >= 0 && x + i + dx < p.width ? -1 : 0;
-    return lane;
-  }
-
-  // What the row ``dy`` of their areas gives to the logits of both tiles, ALL terms or any choice
+  // What the row ``dy`` of their areas gives to the logits of the tiles, ALL terms or any choice
   // of them: the tiles share the tables' entries, whose loads are the limit, not the neighbors.
-  template <bool ALL>
+  template <int ROWS, bool ALL>
   void table_row(const float* query, const float* key, const float* table_k, const float* table_q,
                  int dy, vf (*out)[T]) const {
     constexpr int CHUNK = 4;
@@ -103,15 +110,17 @@ struct Task {
     };
 #pragma GCC unroll 4
     for (int first = 0; first < K; first += CHUNK) {
-      vf acc[2][CHUNK] = {};
+      vf acc[ROWS][CHUNK] = {};
       for (int64_t c = 0; c < p.depth; ++c) {
-        const vf q[2] = {held(load_of(query, 0, c * span)), held(load_of(query, 1, c * span))};
+        vf q[ROWS];
+#pragma GCC unroll 4
+        for (int j = 0; j < ROWS; ++j) q[j] = held(load_of(query, j, c * span));
 #pragma GCC unroll 4
         for (int i = 0; i < CHUNK; ++i) {
           if (first + i >= K) continue;
           const int64_t entry = c * K + first + i;
-#pragma GCC unroll 2
-          for (int j = 0; j < 2; ++j) {
+#pragma GCC unroll 4
+          for (int j = 0; j < ROWS; ++j) {
             const vf neighbor = load_of(key, j, c * span + first + i);
             if (ALL || (rq && p.use_qk))
               acc[j][i] += (q[j] + rq[entry]) * neighbor;
@@ -125,209 +134,154 @@ struct Task {
       }
 #pragma GCC unroll 4
       for (int i = 0; i < CHUNK; ++i)
-#pragma GCC unroll 2
-        for (int j = 0; j < 2 && first + i < K; ++j) out[j][dy * K + first + i] = p.scale * acc[j][i];
+#pragma GCC unroll 4
+        for (int j = 0; j < ROWS && first + i < K; ++j)
+          out[j][dy * K + first + i] = p.scale * acc[j][i];
     }
   }
 
-  // What a row of neighbors gives to the sums of the upper tile (UP), for which it is the row ``dy``
-  // of its area, and of the lower one (LOW), for which it is ``dy - 1``: they share the neighbors.
-  template <bool UP, bool LOW>
-  void plain_row(const float* query, const float* key, int dy, float scale, vf (*out)[T]) const {
-    constexpr int CHUNK = UP && LOW ? 4 : 8;  // as many sums under way as the units take at once
-    const int rows[2] = {dy, dy - 1};
+  // Calls with the tiles, from the first to before the second number, that have a row of neighbors
+  // in their areas: the row ``e`` of the first tile's, the row ``e - j`` of tile j's.
+  template <int ROWS, class Call>
+  static void each_row(Call call) {
+    static_assert(ROWS <= K + 1, "the first and the last tile would share no row");
+    upper_rows<ROWS, 1>(call);
+    for (int e = ROWS - 1; e < K; ++e) call(Known<0>(), Known<ROWS>(), e);
+    lower_rows<ROWS, 1>(call);
+  }
+  template <int ROWS, int TO, class Call>
+  static void upper_rows(Call call) {
+    if constexpr (TO < ROWS) {
+      call(Known<std::max(0, TO - K)>(), Known<TO>(), TO - 1);
+      upper_rows<ROWS, TO + 1>(call);
+    }
+  }
+  template <int ROWS, int FROM, class Call>
+  static void lower_rows(Call call) {
+    if constexpr (FROM < ROWS) {
+      call(Known<FROM>(), Known<ROWS>(), K - 1 + FROM);
+      lower_rows<ROWS, FROM + 1>(call);
+    }
+  }
+
+  // What a row of neighbors gives to the sums of the tiles that share it.
+  template <int FROM, int TO>
+  void plain_row(const float* query, const float* key, int e, float scale, vf (*out)[T]) const {
+    constexpr int ROWS = TO - FROM;
+    constexpr int CHUNK = ROWS > 1 ? 4 : 8;  // as many sums under way as the units take at once
 #pragma GCC unroll 4
     for (int first = 0; first < K; first += CHUNK) {
-      vf acc[2][CHUNK] = {};
+      vf acc[ROWS][CHUNK] = {};
       for (int64_t c = 0; c < p.depth; ++c) {
-        vf q[2] = {};
-        if (UP) q[0] = held(load(query + c * span));
-        if (LOW) q[1] = held(load(query + row() + c * span));
+        vf q[ROWS];
+#pragma GCC unroll 4
+        for (int j = 0; j < ROWS; ++j) q[j] = held(load(query + (FROM + j) * row() + c * span));
 #pragma GCC unroll 8
         for (int i = 0; i < CHUNK; ++i) {
           if (first + i >= K) continue;
           const vf neighbor = held(load(key + c * span + first + i));
-          if (UP) acc[0][i] += q[0] * neighbor;
-          if (LOW) acc[1][i] += q[1] * neighbor;
+#pragma GCC unroll 4
+          for (int j = 0; j < ROWS; ++j) acc[j][i] += q[j] * neighbor;
         }
       }
 #pragma GCC unroll 8
-      for (int i = 0; i < CHUNK; ++i) {
-        if (first + i >= K) continue;
-        if (UP) out[0][rows[0] * K + first + i] = scale * acc[0][i];
-        if (LOW) out[1][rows[1] * K + first + i] = scale * acc[1][i];
-      }
+      for (int i = 0; i < CHUNK; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < ROWS && first + i < K; ++j)
+          out[FROM + j][(e - FROM - j) * K + first + i] = scale * acc[j][i];
     }
   }
 
-  // Sums over channels between a pair of tiles and all their neighbors. ``query`` is the upper
-  // tile's first pixel, ``key`` the first neighbor of it.
+  // Sums over channels between some tiles and all their neighbors. ``query`` is the upper tile's
+  // first pixel, ``key`` the first neighbor of it.
+  template <int ROWS>
   void products(const float* query, const float* key, float scale, vf (*out)[T]) const {
-    plain_row<true, false>(query, key, 0, scale, out);
-    for (int dy = 1; dy < K; ++dy)
-      plain_row<true, true>(query, key + dy * row(), dy, scale, out);
-    plain_row<false, true>(query, key + K * row(), K, scale, out);
+    each_row<ROWS>([&](auto from, auto to, int e) {
+      plain_row<decltype(from)::value, decltype(to)::value>(query, key + e * row(), e, scale, out);
+    });
   }
 
+  template <int ROWS>
   void logits(const float* query, const float* key, const float* table_k, const float* table_q,
               vf (*out)[T]) const {
     auto below = [&](int rows) { return key ? key + rows * row() : nullptr; };
     if (!table_k && !table_q && p.use_qk)
-      products(query, key, p.scale, out);
+      products<ROWS>(query, key, p.scale, out);
     else if (p.use_qk && table_k && table_q)
       for (int dy = 0; dy < K; ++dy)
-        table_row<true>(query, below(dy), table_k, table_q, dy, out);
+        table_row<ROWS, true>(query, below(dy), table_k, table_q, dy, out);
     else
       for (int dy = 0; dy < K; ++dy)
-        table_row<false>(query, below(dy), table_k, table_q, dy, out);
-    for (int j = 0; j < PAIR && bias; ++j)
+        table_row<ROWS, false>(query, below(dy), table_k, table_q, dy, out);
+    for (int j = 0; j < ROWS && bias; ++j)
       for (int t = 0; t < T; ++t) out[j][t] += bias[t];
   }
 
-  // A sum over the taps, row by row: K short sums round less than one of K * K.
-  template <class Term>
-  static vf by_rows(Term term) {
-    vf total = vf{};
-    for (int dy = 0; dy < K; ++dy) {
-      vf row = vf{};
-      for (int t = dy * K; t < (dy + 1) * K; ++t) row += term(t);
-      total += row;
-    }
-    return total;
-  }
-
-  // Logits to weights in place. ``spread`` is what filter norm divided by, for the way back.
-  void normalise(vf* a, int64_t y, int64_t x, vf* spread) const {
-    vi seen[T];
-    for (int t = 0; t < T && (p.mask || p.norm == FILTER_NORM); ++t)
-      seen[t] = p.mask ? inside(y, x, t / K - R, t % K - R) : vi{} - 1;
-    if (p.norm == SOFTMAX) {
-      vf top = splat(-INFINITY);
-      for (int t = 0; t < T; ++t) {
-        if (p.mask) a[t] = seen[t] ? a[t] : splat(-INFINITY);
-        top = larger(a[t], top);  // a NaN stays in the sum
-      }
-      for (int t = 0; t < T; ++t) a[t] = exp_of(a[t] - top);
-      const vf inverse = 1.0f / by_rows([&](int t) { return a[t]; });
-      for (int t = 0; t < T; ++t) a[t] *= inverse;
-    } else if (p.norm == IDENTITY) {
-      if (p.mask)
-        for (int t = 0; t < T; ++t) a[t] = seen[t] ? a[t] : vf{};
-    } else {
-      vf count = vf{};
-      for (int t = 0; t < T; ++t) {
-        count += seen[t] ? splat(1) : vf{};
-        a[t] = seen[t] ? a[t] : vf{};
-      }
-      const vf mean = by_rows([&](int t) { return a[t]; }) / count;
-      for (int t = 0; t < T; ++t) a[t] = seen[t] ? a[t] - mean : vf{};
-      const vf squares = by_rows([&](int t) { return a[t] * a[t]; });
-      const vf others = count > 1.0f ? count - 1.0f : splat(1);
-      vf variance = squares / others;
-      for (int i = 0; i < VL; ++i) variance[i] = std::sqrt(variance[i]);
-      *spread = variance + 1e-10f;
-      const vf gain = (1.41421356237309515f / K) / *spread;
-      for (int t = 0; t < T; ++t) a[t] *= gain;
-    }
-  }
-
-  // Gradient of the weights to gradient of the logits, in place.
-  void normalise_back(vf* d, const vf* a, int64_t y, int64_t x, vf spread) const {
-    if (p.norm == SOFTMAX) {
-      const vf dot = by_rows([&](int t) { return d[t] * a[t]; });
-      for (int t = 0; t < T; ++t) d[t] = a[t] * (d[t] - dot);
-      return;
-    }
-    vi seen[T];
-    for (int t = 0; t < T; ++t) seen[t] = p.mask ? inside(y, x, t / K - R, t % K - R) : vi{} - 1;
-    if (p.norm == IDENTITY) {
-      for (int t = 0; t < T; ++t) d[t] = seen[t] ? d[t] : vf{};
-      return;
-    }
-    constexpr float G = 1.41421356237309515f / K;
-    vf count = vf{};
-    for (int t = 0; t < T; ++t) count += seen[t] ? splat(1) : vf{};
-    const vf dot = by_rows([&](int t) { return d[t] * a[t]; });
-    const vf others = count > 1.0f ? count - 1.0f : splat(1);
-    const vf deviation = spread - 1e-10f;
-    // With w = G x / (s + e): x = w (s + e) / G, and s changes by x / ((n - 1) s). The mean goes
-    // last: it also takes what rounding left of the weights' own mean.
-    const vf pull = deviation > 0.0f ? dot * spread / (G * G * others * deviation) : vf{};
-    for (int t = 0; t < T; ++t) d[t] = seen[t] ? d[t] - pull * a[t] : vf{};
-    const vf mean = by_rows([&](int t) { return d[t]; }) / count;
-    // Of two numbers filter norm keeps the order alone: rounding would stand where 0 belongs.
-    const vf slope = count == 2.0f && deviation > 0.0f ? vf{} : G / spread;
-    for (int t = 0; t < T; ++t) d[t] = seen[t] ? slope * (d[t] - mean) : vf{};
-  }
-
   // Sums over taps of the weights a[tile][t] and the neighbors' channels. ``from`` is the upper
-  // tile's first neighbor, channel 0; the lower tile's channels follow the upper's in ``to``.
-  template <int CB>
+  // tile's first neighbor, channel 0; a tile's channels are ``lower`` behind those above in ``to``.
+  template <int ROWS, int CB>
   void mix_channels(const vf (*a)[T], const float* from, int64_t c, float* to, int64_t step,
                     int64_t lower) const {
     const float* top = from + c * span;
-    const float* end = top + K * row();
-    vf acc[2][CB] = {};
-    for (int dy = 1; dy < K; ++dy)
+    vf acc[ROWS][CB] = {};
+    each_row<ROWS>([&](auto first, auto last, int e) __attribute__((always_inline)) {
+      constexpr int FROM = decltype(first)::value, TO = decltype(last)::value;
 #pragma GCC unroll 16
       for (int dx = 0; dx < K; ++dx) {
-        const vf up = held(a[0][dy * K + dx]), low = held(a[1][(dy - 1) * K + dx]);
+        vf weight[TO - FROM];
+#pragma GCC unroll 4
+        for (int j = FROM; j < TO; ++j) weight[j - FROM] = held(a[j][(e - j) * K + dx]);
 #pragma GCC unroll 6
         for (int i = 0; i < CB; ++i) {
-          const vf value = held(load(top + dy * row() + i * span + dx));
-          acc[0][i] += up * value;
-          acc[1][i] += low * value;
+          const vf value = held(load(top + e * row() + i * span + dx));
+#pragma GCC unroll 4
+          for (int j = FROM; j < TO; ++j) acc[j][i] += weight[j - FROM] * value;
         }
       }
-    // The rows that only one of the tiles sees.
-#pragma GCC unroll 16
-    for (int dx = 0; dx < K; ++dx) {
-      const vf up = held(a[0][dx]), low = held(a[1][(K - 1) * K + dx]);
-#pragma GCC unroll 6
-      for (int i = 0; i < CB; ++i) {
-        acc[0][i] += up * load(top + i * span + dx);
-        acc[1][i] += low * load(end + i * span + dx);
-      }
-    }
+    });
     for (int i = 0; i < CB; ++i)
-      for (int j = 0; j < 2; ++j) store(to + j * lower + (c + i) * step, acc[j][i]);
+      for (int j = 0; j < ROWS; ++j) store(to + j * lower + (c + i) * step, acc[j][i]);
   }
 
-  // By sixes, which fill the registers and keep the units busy, once fours have made that possible.
+  // As many channels as fill the registers and keep the units busy: four of four tiles, six of two,
+  // once fours have made that possible.
+  template <int ROWS>
   void mix(const vf (*a)[T], const float* from, float* to, int64_t step, int64_t lower) const {
     int64_t c = 0;
-    for (; c + 4 <= p.depth && (p.depth - c) % 6; c += 4)
-      mix_channels<4>(a, from, c, to, step, lower);
-    for (; c + 6 <= p.depth; c += 6) mix_channels<6>(a, from, c, to, step, lower);
-    for (; c < p.depth; ++c) mix_channels<1>(a, from, c, to, step, lower);
+    for (; c + 4 <= p.depth && (ROWS > 2 || (p.depth - c) % 6); c += 4)
+      mix_channels<ROWS, 4>(a, from, c, to, step, lower);
+    for (; ROWS == 2 && c + 6 <= p.depth; c += 6)
+      mix_channels<ROWS, 6>(a, from, c, to, step, lower);
+    for (; c < p.depth; ++c) mix_channels<ROWS, 1>(a, from, c, to, step, lower);
   }
 
   // Adds the sums over taps of a[tile][t] and the table's channels.
-  template <int CB>
+  template <int ROWS, int CB>
   void mix_table(const vf (*a)[T], const float* table, bool backwards, int64_t c, float* to,
                  int64_t lower) const {
-    vf acc[2][CB] = {};
+    vf acc[ROWS][CB] = {};
     for (int t = 0; t < T; ++t) {
       const float* entry = table + (backwards ? T - 1 - t : t) * p.depth + c;
-      const vf up = held(a[0][t]), low = held(a[1][t]);
+      vf weight[ROWS];
+      for (int j = 0; j < ROWS; ++j) weight[j] = held(a[j][t]);
       for (int i = 0; i < CB; ++i) {
         const vf value = held(splat(entry[i]));
-        acc[0][i] += up * value;
-        acc[1][i] += low * value;
+        for (int j = 0; j < ROWS; ++j) acc[j][i] += weight[j] * value;
       }
     }
-    for (int j = 0; j < 2; ++j)
+    for (int j = 0; j < ROWS; ++j)
       for (int i = 0; i < CB; ++i) {
         float* sum = to + j * lower + (c + i) * span;
         store(sum, load(sum) + acc[j][i]);
       }
   }
 
+  template <int ROWS>
   void mix_table(const vf (*a)[T], const float* table, bool backwards, float* to,
                  int64_t lower) const {
     int64_t c = 0;
-    for (; c + 4 <= p.depth; c += 4) mix_table<4>(a, table, backwards, c, to, lower);
-    for (; c < p.depth; ++c) mix_table<1>(a, table, backwards, c, to, lower);
+    for (; c + 4 <= p.depth; c += 4) mix_table<ROWS, 4>(a, table, backwards, c, to, lower);
+    for (; c < p.depth; ++c) mix_table<ROWS, 1>(a, table, backwards, c, to, lower);
   }
 
   // Weights [y][t][x] of a map without borders.
@@ -340,14 +294,15 @@ struct Task {
     return tap(const_cast<float*>(map), y, t, x);
   }
 
-  // What the queries around a pair of tiles gave them: weights by place of the query, row by row
-  // from the top left, which is the taps' order backwards.
+  // What the queries around some tiles gave them: weights by place of the query, row by row from
+  // the top left, which is the taps' order backwards.
+  template <int ROWS>
   void received(const float* weights, int64_t y, int64_t x, vf (*a)[T]) const {
     vi inside_row[K];
     for (int e = 0; e < K; ++e)
       for (int i = 0; i < VL; ++i)
         inside_row[e][i] = x + i + e - R >= 0 && x + i + e - R < p.width ? -1 : 0;
-    for (int j = 0; j < 2; ++j)
+    for (int j = 0; j < ROWS; ++j)
       for (int dy = 0; dy < K; ++dy) {
         const int64_t from = y + j + dy - R;
         const bool there = from >= 0 && from < p.height;
@@ -385,14 +340,16 @@ struct Task {
   template <int TB>
   void outer_taps(const vf (*a)[T], const float* const* maps, int count, int t,
                   float* lanes) const {
+    constexpr int CB = MANY > 2 ? 3 : 4;
     int64_t c = 0;
-    for (; c + 4 <= p.depth; c += 4) outer_block<TB, 4>(a, maps, count, t, c, lanes);
+    for (; c + CB <= p.depth; c += CB) outer_block<TB, CB>(a, maps, count, t, c, lanes);
     for (; c < p.depth; ++c) outer_block<TB, 1>(a, maps, count, t, c, lanes);
   }
 
   void outer(const vf (*a)[T], const float* const* maps, int count, float* lanes) const {
+    constexpr int TB = MANY > 2 ? 7 : 3;
     int t = 0;
-    for (; t + 3 <= T; t += 3) outer_taps<3>(a, maps, count, t, lanes);
+    for (; t + TB <= T; t += TB) outer_taps<TB>(a, maps, count, t, lanes);
     for (; t < T; ++t) outer_taps<1>(a, maps, count, t, lanes);
   }
 };

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Pairs of tiles gathered until their outer products are worth adding up.
+// Tiles gathered until their outer products are worth adding up.
 template <int K>
 struct Gathered {
   using T = Task<K>;
@@ -18,13 +18,13 @@ struct Gathered {
   const float* maps[T::GROUP];
 
   Gathered(const T& task, float* lanes) : task(task), lanes(lanes) {}
-  void take(const vf (*pair)[T::T], const float* map) {
-    if (!lanes) return;
-    for (int j = 0; j < 2; ++j) {
-      std::copy(pair[j], pair[j] + T::T, a[count]);
+  template <int ROWS>
+  void take(const vf (*tiles)[T::T], const float* map) {
+    for (int j = 0; j < ROWS && lanes; ++j) {
+      std::copy(tiles[j], tiles[j] + T::T, a[count]);
       maps[count++] = map + j * task.row();
+      if (count == T::GROUP) flush();
     }
-    if (count == T::GROUP) flush();
   }
   void flush() {
     if (lanes && count) task.outer(a, maps, count, lanes);
@@ -67,7 +67,7 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
   };
   Each<Scratch> scratch([&] {
     return new Scratch{Buffer(q.at ? shape.packed() : 1), Buffer(k.at ? shape.packed() : 1),
-                       Buffer(shape.packed()), Buffer(2 * p.depth * VL)};
+                       Buffer(shape.packed()), Buffer(Task<K>::MANY * p.depth * VL)};
   });
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < tasks; ++n) {
@@ -77,27 +77,27 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
     if (k.at) task.pack(k, my.k.at);
     task.pack(v, my.v.at);
     float* kept = weights ? weights + n * task.taps() : nullptr;
-    for (int64_t y = 0; y < p.height; y += 2)
-      for (int64_t block = 0; block < task.blocks; ++block) {
-        const int64_t x = block * VL;
-        vf a[2][T];
-        task.logits(q.at ? task.at(my.q.at, y, x, 0) : nullptr,
-                    k.at ? task.at(my.k.at, y - R, x - R, 0) : nullptr,
-                    tables_k.of(task, rel_k), tables_q.of(task, rel_q), a);
-        for (int j = 0; j < 2 && y + j < p.height; ++j) {
-          vf spread = vf{};
-          task.normalise(a[j], y + j, x, &spread);
-          if (!kept) continue;
-          const vi real = task.real(x);
-          for (int t = 0; t < T; ++t) store(task.tap(kept, y + j, t, x), real ? a[j][t] : vf{});
-          store(spreads + ((n * p.height + y + j) * task.blocks + block) * VL, spread);
-        }
-        task.mix(a, task.at(my.v.at, y - R, x - R, 0), my.mixed.at, VL, p.depth * VL);
-        for (int j = 0; j < 2 && y + j < p.height; ++j)
-          from_lanes(my.mixed.at + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x),
-                     p.depth, 1.0f, out.row(task.b, task.h, y + j) + x * out.stride[3],
-                     out.stride[3], out.stride[4]);
+    task.each_tiles([&](auto rows, int64_t y, int64_t x) {
+      constexpr int ROWS = decltype(rows)::value;
+      vf a[ROWS][T];
+      task.template logits<ROWS>(q.at ? task.at(my.q.at, y, x, 0) : nullptr,
+                                 k.at ? task.at(my.k.at, y - R, x - R, 0) : nullptr,
+                                 tables_k.of(task, rel_k), tables_q.of(task, rel_q), a);
+      const int64_t there = std::min<int64_t>(ROWS, p.height - y);
+      for (int j = 0; j < there; ++j) {
+        vf spread = vf{};
+        Norms<K>{p}.normalise(a[j], y + j, x, &spread);
+        if (!kept) continue;
+        const vi real = task.real(x);
+        for (int t = 0; t < T; ++t) store(task.tap(kept, y + j, t, x), real ? a[j][t] : vf{});
+        store(spreads + (n * p.height + y + j) * task.wide() + x, spread);
       }
+      task.template mix<ROWS>(a, task.at(my.v.at, y - R, x - R, 0), my.mixed.at, VL, p.depth * VL);
+      for (int j = 0; j < there; ++j)
+        from_lanes(my.mixed.at + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x), p.depth,
+                   1.0f, out.row(task.b, task.h, y + j) + x * out.stride[3], out.stride[3],
+                   out.stride[4]);
+    });
   }
 }
 
@@ -114,77 +114,70 @@ struct Backward {
 
   // From the output's gradient to the logits', and on to the queries and their tables.
   void queries(const float* kept, const float* spreads) {
-    const Problem& p = task.p;
     Gathered<K> gathered(task, tables_k ? my.lanes_k.at : nullptr);
-    for (int64_t y = 0; y < p.height; y += 2)
-      for (int64_t block = 0; block < task.blocks; ++block) {
-        const int64_t x = block * VL;
-        const vi real = task.real(x);
-        vf g[2][T];
-        task.products(task.at(my.dout.at, y, x, 0), task.at(my.v.at, y - R, x - R, 0), 1.0f, g);
-        for (int j = 0; j < 2; ++j) {
-          if (y + j == p.height) {
-            std::fill(g[j], g[j] + T, vf{});
-            continue;
-          }
-          vf a[T];
-          for (int t = 0; t < T; ++t) a[t] = load(task.tap(kept, y + j, t, x));
-          task.normalise_back(g[j], a, y + j, x,
-                              load(spreads + ((y + j) * task.blocks + block) * VL));
-          for (int t = 0; t < T; ++t) {
-            g[j][t] = real ? g[j][t] : vf{};  // lanes beyond the row's end hold no pixel
-            store(task.tap(my.slopes.at, y + j, t, x), g[j][t]);
-          }
-        }
-        if (tables_b)
-          for (int t = 0; t < T; ++t) {
-            float* sum = my.lanes_b.at + t * VL;
-            store(sum, load(sum) + g[0][t] + g[1][t]);
-          }
-        if (reads_q) gathered.take(g, task.at(my.q.at, y, x, 0));
-        if (reads_q) to_query(g, y, x);
+    task.each_tiles([&](auto rows, int64_t y, int64_t x) {
+      constexpr int ROWS = decltype(rows)::value;
+      vf g[ROWS][T];
+      task.template products<ROWS>(task.at(my.dout.at, y, x, 0),
+                                   task.at(my.v.at, y - R, x - R, 0), 1.0f, g);
+      for (int j = 0; j < ROWS; ++j) to_logits(g[j], kept, spreads, y + j, x);
+      for (int t = 0; t < T && tables_b; ++t) {
+        vf total = load(my.lanes_b.at + t * VL);
+        for (int j = 0; j < ROWS; ++j) total += g[j][t];
+        store(my.lanes_b.at + t * VL, total);
       }
+      if (!reads_q) return;
+      gathered.template take<ROWS>(g, task.at(my.q.at, y, x, 0));
+      to_map<ROWS>(g, y, x, my.k.at, task.rel_k, false, my.dq.at);
+    });
     gathered.flush();
   }
 
-  void to_query(const vf (*g)[T], int64_t y, int64_t x) {
-    float* to = task.at(my.dq.at, y, x, 0);
+  void to_logits(vf* g, const float* kept, const float* spreads, int64_t y, int64_t x) {
+    if (y == task.p.height) {  // the lower tile of a last pair is no row of the map
+      std::fill(g, g + T, vf{});
+      return;
+    }
+    const vi real = task.real(x);
+    vf a[T];
+    for (int t = 0; t < T; ++t) a[t] = load(task.tap(kept, y, t, x));
+    Norms<K>{task.p}.normalise_back(g, a, y, x, load(spreads + y * task.wide() + x));
+    for (int t = 0; t < T; ++t) {
+      g[t] = real ? g[t] : vf{};  // lanes beyond the row's end hold no pixel
+      store(task.tap(my.slopes.at, y, t, x), g[t]);
+    }
+  }
+
+  // The gradient of queries or keys, by the other map and their own table.
+  template <int ROWS>
+  void to_map(const vf (*g)[T], int64_t y, int64_t x, const float* other, const float* table,
+              bool backwards, float* map) {
+    float* to = task.at(map, y, x, 0);
     if (task.p.use_qk)
-      task.mix(g, task.at(my.k.at, y - R, x - R, 0), to, task.span, task.row());
+      task.template mix<ROWS>(g, task.at(other, y - R, x - R, 0), to, task.span, task.row());
     else
-      for (int j = 0; j < 2; ++j)
+      for (int j = 0; j < ROWS; ++j)
         for (int64_t c = 0; c < task.p.depth; ++c) store(to + j * task.row() + c * task.span, vf{});
-    if (task.rel_k) task.mix_table(g, task.rel_k, false, to, task.row());
+    if (table) task.template mix_table<ROWS>(g, table, backwards, to, task.row());
   }
 
   // Every pixel as a neighbor: what the queries around it send to its value and its key.
   void neighbors(const float* kept) {
-    const Problem& p = task.p;
     Gathered<K> gathered(task, tables_q ? my.lanes_q.at : nullptr);
-    for (int64_t y = 0; y < p.height; y += 2)
-      for (int64_t x = 0; x < task.wide(); x += VL) {
-        vf a[2][T];
-        task.received(kept, y, x, a);
-        task.mix(a, task.at(my.dout.at, y - R, x - R, 0), task.at(my.dv.at, y, x, 0), task.span,
-                 task.row());
-        if (!reads_k) continue;
-        task.received(my.slopes.at, y, x, a);
-        // The lower tile of a last pair is no row of the map; nor are lanes beyond the row's end.
-        if (y + 1 == p.height) std::fill(a[1], a[1] + T, vf{});
-        gathered.take(a, task.at(my.k.at, y, x, 0));
-        to_key(a, y, x);
-      }
+    task.each_tiles([&](auto rows, int64_t y, int64_t x) {
+      constexpr int ROWS = decltype(rows)::value;
+      vf a[ROWS][T];
+      task.template received<ROWS>(kept, y, x, a);
+      task.template mix<ROWS>(a, task.at(my.dout.at, y - R, x - R, 0), task.at(my.dv.at, y, x, 0),
+                              task.span, task.row());
+      if (!reads_k) return;
+      task.template received<ROWS>(my.slopes.at, y, x, a);
+      // The lower tile of a last pair is no row of the map; nor are lanes beyond the row's end.
+      if (y + ROWS > task.p.height) std::fill(a[ROWS - 1], a[ROWS - 1] + T, vf{});
+      gathered.template take<ROWS>(a, task.at(my.k.at, y, x, 0));
+      to_map<ROWS>(a, y, x, my.q.at, task.rel_q, true, my.dk.at);
+    });
     gathered.flush();
-  }
-
-  void to_key(const vf (*a)[T], int64_t y, int64_t x) {
-    float* to = task.at(my.dk.at, y, x, 0);
-    if (task.p.use_qk)
-      task.mix(a, task.at(my.q.at, y - R, x - R, 0), to, task.span, task.row());
-    else
-      for (int j = 0; j < 2; ++j)
-        for (int64_t c = 0; c < task.p.depth; ++c) store(to + j * task.row() + c * task.span, vf{});
-    if (task.rel_q) task.mix_table(a, task.rel_q, true, to, task.row());
   }
 
   void keep_tables(float* part_k, float* part_q, float* part_b) const {

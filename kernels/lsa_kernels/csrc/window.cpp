@@ -13,9 +13,10 @@ struct Slopes {
   float *rel_k, *rel_q, *bias;
 };
 
+template <int VB>
 struct Scratch {
   Buffer q, k, v, out, grad, dq, dk, dv;
-  std::vector<Pair> a, slopes;
+  std::vector<Pair<VB>> a, slopes;
   std::vector<vf> drel_k, drel_q, dbias, block;  // of a share; of some channels of a group
   std::vector<int64_t> offsets;  // [i][j], then [j][i]
   Scratch(const Problem& p, const View& q_, const View& k_, bool back, const Slopes& to = {})
@@ -30,7 +31,7 @@ struct Scratch {
       for (int64_t j = 0; j < n; ++j)
         offsets[i * n + j] = offsets[n * n + j * n + i] = p.offset(i, j);
   }
-  static int64_t size(const Problem& p) { return p.pixels() * p.packed(); }
+  static int64_t size(const Problem& p) { return p.pixels() * p.packed<VB>(); }
 };
 
 // The mask of one group, if any of its windows has excluded pairs.
@@ -38,10 +39,12 @@ struct GroupMask {
   const int8_t* from = nullptr;
   int64_t row = 0;
 
-  GroupMask(const Group& group, const Mask& mask) {
+  template <int VB>
+  GroupMask(const Group<VB>& group, const Mask& mask) {
     if (mask.seen.empty()) return;
     const int64_t w = group.first % group.p.per_image();
-    if (std::none_of(&mask.some[w], &mask.some[w] + LANES, [](char any) { return any; })) return;
+    const char* some = &mask.some[w];
+    if (std::none_of(some, some + group.LANES, [](char any) { return any; })) return;
     from = mask.seen.data() + w;
     row = mask.row;
   }
@@ -50,7 +53,10 @@ struct GroupMask {
   }
 };
 
-int64_t groups_of(const Problem& p) { return (p.windows() + LANES - 1) / LANES; }
+template <int VB>
+int64_t groups_of(const Problem& p) {
+  return (p.windows() + VB * VL - 1) / (VB * VL);
+}
 
 struct Tables {
   const float *rel_k, *rel_q, *bias;
@@ -61,7 +67,8 @@ struct Tables {
   }
 };
 
-void forward_group(const Group& group, Scratch& my, const Tables& tables, const View& q,
+template <int VB>
+void forward_group(const Group<VB>& group, Scratch<VB>& my, const Tables& tables, const View& q,
                    const View& k, const View& v, const Mask& excluded, const View& out,
                    float* kept, float* spreads) {
   const Problem& p = group.p;
@@ -70,27 +77,28 @@ void forward_group(const Group& group, Scratch& my, const Tables& tables, const 
   if (k.at) group.pack(k, my.k.at);
   group.pack(v, my.v.at);
   const GroupMask mask(group, excluded);
-  Pair* a = kept ? reinterpret_cast<Pair*>(kept) : my.a.data();
+  Pair<VB>* a = kept ? reinterpret_cast<Pair<VB>*>(kept) : my.a.data();
   const int64_t* offsets = my.offsets.data();
   const float *query = q.at ? my.q.at : nullptr, *keys = k.at ? my.k.at : nullptr;
-  auto way = !p.use_qk || !tables.rel_k != !tables.rel_q ? products<SOME>
-             : tables.rel_k                             ? products<ALL>
-                                                        : products<MAPS>;
+  auto way = !p.use_qk || !tables.rel_k != !tables.rel_q ? products<VB, SOME>
+             : tables.rel_k                             ? products<VB, ALL>
+                                                        : products<VB, MAPS>;
   way(p, query, keys, tables.rel_k, tables.rel_q, offsets, a);
   for (int64_t i = 0; i < n; ++i)
     for (int b = 0; b < VB; ++b) {
-      Pair* row = a + i * n;
+      Pair<VB>* row = a + i * n;
       for (int64_t j = 0; j < n; ++j)
         row[j][b] = p.scale * row[j][b] + (tables.bias ? tables.bias[offsets[i * n + j]] : 0.0f);
       vf spread = vf{};
-      normalise(p, row, b, mask.of(i, n, b), &spread);
-      if (spreads) store(spreads + i * LANES + b * VL, spread);
+      normalise<VB>(p, row, b, mask.of(i, n, b), &spread);
+      if (spreads) store(spreads + (i * VB + b) * VL, spread);
     }
-  mix(p, a, n, 1, my.v.at, nullptr, offsets, my.out.at);
+  mix<VB>(p, a, n, 1, my.v.at, nullptr, offsets, my.out.at);
   group.unpack(my.out.at, out, 1.0f);
 }
 
-void backward_group(const Group& group, Scratch& my, const Tables& tables, const View& q,
+template <int VB>
+void backward_group(const Group<VB>& group, Scratch<VB>& my, const Tables& tables, const View& q,
                     const View& k, const View& v, const Mask& excluded, const float* kept,
                     const float* spreads, const View& dout, const View& dq, const View& dk,
                     const View& dv) {
@@ -101,52 +109,54 @@ void backward_group(const Group& group, Scratch& my, const Tables& tables, const
   group.pack(v, my.v.at);
   group.pack(dout, my.grad.at);
   const GroupMask mask(group, excluded);
-  const Pair* a = reinterpret_cast<const Pair*>(kept);
-  Pair* slopes = my.slopes.data();
+  const Pair<VB>* a = reinterpret_cast<const Pair<VB>*>(kept);
+  Pair<VB>* slopes = my.slopes.data();
   const int64_t *offsets = my.offsets.data(), *back = offsets + n * n;
-  products<MAPS>(p, my.grad.at, my.v.at, nullptr, nullptr, offsets, slopes);
+  products<VB, MAPS>(p, my.grad.at, my.v.at, nullptr, nullptr, offsets, slopes);
   for (int64_t i = 0; i < n; ++i) {
     for (int b = 0; b < VB; ++b)
-      normalise_back(p, slopes + i * n, a + i * n, b, mask.of(i, n, b),
-                     load(spreads + i * LANES + b * VL));
+      normalise_back<VB>(p, slopes + i * n, a + i * n, b, mask.of(i, n, b),
+                     load(spreads + (i * VB + b) * VL));
     for (int64_t j = 0; j < n && !my.dbias.empty(); ++j)
-      my.dbias[offsets[i * n + j]] += slopes[i * n + j][0] + slopes[i * n + j][1];
+      for (int b = 0; b < VB; ++b) my.dbias[offsets[i * n + j]] += slopes[i * n + j][b];
   }
-  mix(p, a, 1, n, my.grad.at, nullptr, back, my.dv.at);
+  mix<VB>(p, a, 1, n, my.grad.at, nullptr, back, my.dv.at);
   if (q.at)
-    mix(p, slopes, n, 1, p.use_qk ? my.k.at : nullptr, tables.rel_k, offsets, my.dq.at);
-  if (k.at) mix(p, slopes, 1, n, p.use_qk ? my.q.at : nullptr, tables.rel_q, back, my.dk.at);
-  if (!my.drel_k.empty()) outer(p, slopes, n, 1, my.q.at, offsets, my.block, my.drel_k.data());
-  if (!my.drel_q.empty()) outer(p, slopes, 1, n, my.k.at, back, my.block, my.drel_q.data());
+    mix<VB>(p, slopes, n, 1, p.use_qk ? my.k.at : nullptr, tables.rel_k, offsets, my.dq.at);
+  if (k.at) mix<VB>(p, slopes, 1, n, p.use_qk ? my.q.at : nullptr, tables.rel_q, back, my.dk.at);
+  if (!my.drel_k.empty()) outer<VB>(p, slopes, n, 1, my.q.at, offsets, my.block, my.drel_k.data());
+  if (!my.drel_q.empty()) outer<VB>(p, slopes, 1, n, my.k.at, back, my.block, my.drel_q.data());
   if (dq.at) group.unpack(my.dq.at, dq, p.scale);
   if (dk.at) group.unpack(my.dk.at, dk, p.scale);
   group.unpack(my.dv.at, dv, 1.0f);
 }
 
+template <int VB>
 void forward(const Problem& p, const View& q, const View& k, const View& v, const Tables& tables,
              const uint8_t* excluded, const View& out, float* kept, float* spreads) {
-  const int64_t groups = groups_of(p), n = p.pixels();
-  const Mask mask(p, excluded);
-  Each<Scratch> scratch([&] { return new Scratch(p, q, k, false); });
+  const int64_t groups = groups_of<VB>(p), n = p.pixels();
+  const Mask mask(p, excluded, VB * VL);
+  Each<Scratch<VB>> scratch([&] { return new Scratch<VB>(p, q, k, false); });
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < p.heads * groups; ++task) {
-    const Group group(p, task / groups, task % groups);
+    const Group<VB> group(p, task / groups, task % groups);
     forward_group(group, scratch.mine(), tables.of(p, group.h), q, k, v, mask, out,
-                  kept ? kept + task * n * n * LANES : nullptr,
-                  kept ? spreads + task * n * LANES : nullptr);
+                  kept ? kept + task * n * n * group.LANES : nullptr,
+                  kept ? spreads + task * n * group.LANES : nullptr);
   }
 }
 
+template <int VB>
 void backward(const Problem& p, const View& q, const View& k, const View& v, const Tables& tables,
               const uint8_t* excluded, const float* kept, const float* spreads, const View& dout,
               const View& dq, const View& dk, const View& dv, const Slopes& to) {
-  const int64_t groups = groups_of(p), n = p.pixels(), shares = std::min(groups, SHARES);
+  const int64_t groups = groups_of<VB>(p), n = p.pixels(), shares = std::min(groups, SHARES);
   const int64_t o = p.offsets(), length = o * p.depth;
-  const Mask mask(p, excluded);
+  const Mask mask(p, excluded, VB * VL);
   Buffer parts_k(to.rel_k ? p.heads * shares * length : 1);
   Buffer parts_q(to.rel_q ? p.heads * shares * length : 1);
   Buffer parts_b(to.bias ? p.heads * shares * o : 1);
-  Each<Scratch> scratch([&] { return new Scratch(p, q, k, true, to); });
+  Each<Scratch<VB>> scratch([&] { return new Scratch<VB>(p, q, k, true, to); });
   auto keep = [](std::vector<vf>& of_share, float scale, float* part) {
     if (of_share.empty()) return;
     sum_lanes(reinterpret_cast<const float*>(of_share.data()), of_share.size(), scale, part);
@@ -155,11 +165,12 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < p.heads * shares; ++task) {
     const int64_t h = task / shares, share = task % shares;
-    Scratch& my = scratch.mine();
+    Scratch<VB>& my = scratch.mine();
     for (int64_t g = share * groups / shares; g < (share + 1) * groups / shares; ++g) {
       const int64_t at = h * groups + g;
-      backward_group(Group(p, h, g), my, tables.of(p, h), q, k, v, mask, kept + at * n * n * LANES,
-                     spreads + at * n * LANES, dout, dq, dk, dv);
+      const Group<VB> group(p, h, g);
+      backward_group(group, my, tables.of(p, h), q, k, v, mask, kept + at * n * n * group.LANES,
+                     spreads + at * n * group.LANES, dout, dq, dk, dv);
     }
     keep(my.drel_k, p.scale, parts_k.at + task * length);
     keep(my.drel_q, p.scale, parts_q.at + task * length);
@@ -181,15 +192,14 @@ void backward(const Problem& p, const View& q, const View& k, const View& v, con
 
 extern "C" {
 
-int window_lanes() { return LANES; }
-
 // 0 done, 1 out of memory. ``excluded`` is (windows of an image, pixels, pixels), or null.
 int window_forward(const Problem* p, const View* q, const View* k, const View* v,
                    const float* rel_k, const float* rel_q, const float* bias,
                    const uint8_t* excluded, const View* out, float* kept, float* spreads) {
   if (!v->at) return 0;  // a map of no elements
   try {
-    forward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, *out, kept, spreads);
+    auto way = p->vectors == 2 ? forward<2> : forward<1>;
+    way(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, *out, kept, spreads);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
@@ -203,8 +213,9 @@ int window_backward(const Problem* p, const View* q, const View* k, const View* 
                     float* drel_k, float* drel_q, float* dbias) {
   if (!v->at) return 0;  // a map of no elements
   try {
-    backward(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, kept, spreads, *dout, *dq, *dk, *dv,
-             {drel_k, drel_q, dbias});
+    auto way = p->vectors == 2 ? backward<2> : backward<1>;
+    way(*p, *q, *k, *v, {rel_k, rel_q, bias}, excluded, kept, spreads, *dout, *dq, *dk, *dv,
+        {drel_k, drel_q, dbias});
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

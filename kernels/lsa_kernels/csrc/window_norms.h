@@ -21,16 +21,16 @@ vf in_parts(int64_t n, Term term) {
 }
 
 // Which pairs count, a byte for each window of an image: [pair][window], all bits set if it does. The
-// first windows stand once more at the end of a row, so that any LANES in turn can be loaded.
+// first windows stand once more at the end of a row, so that any ``lanes`` in turn can be loaded.
 struct Mask {
   int64_t row = 0;
   std::vector<int8_t> seen;
   std::vector<char> some;  // for each window, whether any of its pairs is excluded
 
-  Mask(const Problem& p, const uint8_t* excluded) {
+  Mask(const Problem& p, const uint8_t* excluded, int lanes) {
     if (!excluded) return;
     const int64_t pairs = p.pixels() * p.pixels(), windows = p.per_image();
-    row = windows + LANES;
+    row = windows + lanes;
     seen.resize(pairs * row);
     some.resize(row);
 #pragma omp parallel for schedule(static)
@@ -57,7 +57,8 @@ struct Seen {
   }
 };
 
-void normalise(const Problem& p, Pair* a, int b, Seen seen, vf* spread) {
+template <int VB>
+void normalise(const Problem& p, Pair<VB>* a, int b, Seen seen, vf* spread) {
   const int64_t n = p.pixels();
   if (p.norm == SOFTMAX) {
     vf top = splat(-INFINITY);
@@ -86,7 +87,8 @@ void normalise(const Problem& p, Pair* a, int b, Seen seen, vf* spread) {
   for (int64_t j = 0; j < n; ++j) a[j][b] *= gain;
 }
 
-void normalise_back(const Problem& p, Pair* g, const Pair* a, int b, Seen seen, vf spread) {
+template <int VB>
+void normalise_back(const Problem& p, Pair<VB>* g, const Pair<VB>* a, int b, Seen seen, vf spread) {
   const int64_t n = p.pixels();
   if (p.norm == IDENTITY) {
     for (int64_t j = 0; j < n; ++j) g[j][b] = seen(j) ? g[j][b] : vf{};
