@@ -138,7 +138,7 @@ class _Attempt:
         self, model: nn.Module, sets: Any, weights: dict[str, Tensor]
     ) -> float | None:
         """How alike tokens are behind the stem, where the run is about stems."""
-        if self.settings.model.stem is None:
+        if self.settings.model.stem is None or self.settings.task.kind != "classify":
             return None
         model.load_state_dict(weights)
         _, images, _ = next(iter(sets.test(self.settings.evaluation.batch_size)))
