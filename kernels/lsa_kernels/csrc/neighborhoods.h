@@ -87,6 +87,17 @@ struct Task {
     });
   }
 
+  // Some tiles [tile][channel][VL] from (y, x) on. Never a part of its caller, whose sums need all
+  // registers.
+  __attribute__((noinline)) void unpack_tiles(const float* tiles, int64_t count, int64_t y, int64_t x,
+                                              const View& to) const {
+    to.typed([&](auto* origin) {
+      for (int j = 0; j < count; ++j)
+        from_lanes(tiles + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x), p.depth, 1.0f,
+                   origin + to.place(b, h, y + j, x), to.stride[3], to.stride[4]);
+    });
+  }
+
   // Lanes that are pixels of the map at all.
   vi real(int64_t x) const {
     vi lane;

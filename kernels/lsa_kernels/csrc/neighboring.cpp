@@ -93,12 +93,7 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
         store(spreads + (n * p.height + y + j) * task.wide() + x, spread);
       }
       task.template mix<ROWS>(a, task.at(my.v.at, y - R, x - R, 0), my.mixed.at, VL, p.depth * VL);
-      out.typed([&](auto* origin) {
-        for (int j = 0; j < there; ++j)
-          from_lanes(my.mixed.at + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x),
-                     p.depth, 1.0f, origin + out.place(task.b, task.h, y + j, x), out.stride[3],
-                     out.stride[4]);
-      });
+      task.unpack_tiles(my.mixed.at, there, y, x, out);
     });
   }
 }
