@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 26_700,
-    "kernel_lines": 4_050,
-    "public": 640,
-    "single": 226,
+    "lines": 30_350,
+    "kernel_lines": 4_400,
+    "public": 725,
+    "single": 262,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
@@ -19,19 +19,11 @@ learnt since of other machines, clusters and damaged folders took 2,000, and ver
 (inference, comparability, side studies, the ledger and its figures) 2,000 more; the rest came with
 the article's own protocol (float16, label maps that move, parts and batch norm, the fidelity
 sheet). Studies of one's own took 4,300: without an article, by grids and samples, with code of
-other packages; pages for settings, one table of runs, a stopping rule, templates. Neighborhoods by
-tensor cores took 1,020 of the kernels' lines; decoupled dynamic filters, ResNets, DeiT and stems
-1,000 lines; detectors and segmenters 920. A change that needs more says what it removed
-tensor cores took 1,020 of the kernels' lines, batches of bytes and counted memory 60; decoupled
-dynamic filters, ResNets, DeiT and stems 1,000 lines. A change that needs more says what it removed
-instead.
-1,000 lines; gradients in buckets, votes, batches beside steps and several runs on a GPU 270. A
-change that needs more says what it removed instead.
-tensor cores took 1,020 of the kernels' lines, windows 510 more; decoupled dynamic filters, ResNets,
-DeiT and stems 1,000 lines. A change that needs more says what it removed instead.
-1,000 lines. Ways chosen by measurement, FlexAttention among them, took 880 lines, and Triton's
-kernels tried before they are taken 230 of the kernels'. A change that needs more says what it
-removed instead.
+other packages; pages for settings, one table of runs, a stopping rule, templates. Neighborhoods and
+windows by tensor cores took 1,530 of the kernels' lines, trials and choices by measurement 900 of
+both; decoupled dynamic filters, ResNets, DeiT and stems 1,000 lines; detection and segmentation
+2,900 (networks 920, data 1,350, the task in settings, loop, tables and figures 630); gradients in
+buckets and several runs on a GPU 270. A change that needs more says what it removed instead.
 """
 
 
