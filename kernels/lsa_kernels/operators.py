@@ -59,8 +59,8 @@ class Eq4Inputs(NamedTuple):
         q, k = self.q if self.reads_q else None, self.k if self.reads_k else None
         if on_gpu(self.v):
             return Eq4Inputs(q, k, *self[2:])
-        tables = in_float32(*self.tables)
-        return Eq4Inputs(readable(q), readable(k), self.v, *tables, self.use_qk)
+        rel_k, rel_q, bias = in_float32(*self.tables)
+        return Eq4Inputs(readable(q), readable(k), self.v, rel_k, rel_q, bias, self.use_qk)
 
 
 def readable(values: Tensor | None) -> Tensor | None:

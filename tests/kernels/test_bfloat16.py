@@ -20,7 +20,7 @@ def normal(seed, *shapes):
 
 
 def eq4(offsets, *, heads=2, height=6, width=18, depth=11):
-    """Maps with 11 channels a head, of which eight are taken at once, and with gaps between them."""
+    """Maps of 11 channels a head, of which eight are taken at once, with gaps between them."""
 
     def make(seed):
         given = normal(seed, (3, 2, height, width, heads, depth + 1), (2, heads, offsets, depth),
@@ -120,10 +120,8 @@ def test_is_float32_rounded_once(name, mixed):
     tensors, gradient = make(3)
     kinds = [torch.float32 if mixed and at % 2 else LOW for at in range(len(tensors))]
     rounded = [t.to(kind).float() for t, kind in zip(tensors, kinds, strict=True)]
-    if name in ("neighboring", "window"):
-        first = kinds[2]  # the values say what the output is
-    else:
-        first = kinds[0]
+    # The values say what the output is.
+    first = kinds[2] if name in ("neighboring", "window") else kinds[0]
     want = run(call, rounded, gradient.to(first).float(), [torch.float32] * len(tensors))
     got = run(call, tensors, gradient, kinds)
     for ours, exact, kind in zip(got, want, [first, *kinds], strict=True):
@@ -183,6 +181,6 @@ def test_a_result_is_rounded_as_torch_rounds_it(channels):
 
 def test_a_map_of_another_type_is_read_in_float32():
     tensors, _ = eq4(25)(6)
-    maps = [t.to(LOW).to(kind) for t, kind in zip(tensors[:3], (torch.float16, LOW, LOW))]
+    maps = [t.to(LOW).to(kind) for t, kind in zip(tensors, (torch.float16, LOW, LOW), strict=False)]
     want = neighboring(*(t.to(LOW).float() for t in tensors[:3]), None, None, None)
     assert torch.equal(neighboring(*maps, None, None, None), want.to(LOW))
