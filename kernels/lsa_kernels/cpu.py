@@ -1,4 +1,7 @@
-"""Call the C++ kernels with torch tensors: float32, any strides, read and written in place."""
+"""Call the C++ kernels with torch tensors, of any strides, read and written in place.
+
+Maps are float32 or bfloat16, and so are their gradients; tables and all sums are float32.
+"""
 
 from __future__ import annotations
 
@@ -57,13 +60,16 @@ class _Windows(ctypes.Structure):
 
 
 class _View(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5))
+    _fields_ = (
+        ("at", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5), ("half", ctypes.c_int64),
+    )  # fmt: skip
 
 
 def _view(tensor: Tensor | None) -> _View:
     if tensor is None:
-        return _View(None, (ctypes.c_int64 * 5)())
-    return _View(tensor.data_ptr(), (ctypes.c_int64 * 5)(*tensor.stride()))
+        return _View(None, (ctypes.c_int64 * 5)(), 0)
+    strides = (ctypes.c_int64 * 5)(*tensor.stride())
+    return _View(tensor.data_ptr(), strides, int(tensor.dtype == torch.bfloat16))
 
 
 def _call(name: str, problem: ctypes.Structure, *arguments: Any) -> None:

@@ -17,6 +17,7 @@ from lsa_kernels import cpu
 from lsa_kernels.operators import (
     Kernels,
     contiguous,
+    in_float32,
     on_gpu,
     register,
     why_not_compiled,
@@ -68,11 +69,10 @@ def apply_filters(
             for t in (mul, add)
         )
     heads = _parts(values.shape[-1]) if filters is None else filters.shape[3]
-    given: list[Tensor | None] = [values, filters, mul, add]
     if not on_gpu(values):
-        given = [None if t is None else t.float() for t in given]
-    out: Tensor = torch.ops.lsa_kernels.filters(*given, heads, size)
-    return out.to(values.dtype)
+        mul, add = in_float32(mul, add)
+    out: Tensor = torch.ops.lsa_kernels.filters(values, filters, mul, add, heads, size)
+    return out
 
 
 def _parts(channels: int) -> int:

@@ -1,6 +1,6 @@
 """Grouped convolution of channels-last maps: it makes ELSA's filters.
 
-On a CPU, in C++ and float32. A GPU has torch's own, which :func:`why_not_grouped_conv` says.
+On a CPU, in C++, summed in float32. A GPU has torch's own, which :func:`why_not_grouped_conv` says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lsa_kernels import cpu
 from lsa_kernels.operators import (
     Kernels,
     contiguous,
+    in_float32,
     on_gpu,
     register,
     why_not_here,
@@ -66,9 +67,8 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """
     if reason := why_not_grouped_conv(x, weight, bias):
         raise ValueError(f"the fused kernel cannot run: {reason}")
-    given = [None if t is None else t.float() for t in (x, weight, bias)]
-    out: Tensor = torch.ops.lsa_kernels.grouped_conv(*given)
-    return out.to(x.dtype)
+    out: Tensor = torch.ops.lsa_kernels.grouped_conv(x, *in_float32(weight, bias))
+    return out
 
 
 def _shapes(x: Tensor, *others: Any) -> Tensor:

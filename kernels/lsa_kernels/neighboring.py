@@ -65,7 +65,7 @@ def neighboring_attention(
     x = Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias, use_qk).read()
     keep = wants_gradients(x)
     out: Tensor = torch.ops.lsa_kernels.neighboring(*x, norm, size, border, scale, keep)[0]
-    return out.to(v.dtype)
+    return out
 
 
 def _shapes(x: Eq4Inputs, norm: str, size: int, border: str, scale: float, keep: bool) -> Any:

@@ -59,8 +59,18 @@ class Eq4Inputs(NamedTuple):
         q, k = self.q if self.reads_q else None, self.k if self.reads_k else None
         if on_gpu(self.v):
             return Eq4Inputs(q, k, *self[2:])
-        q, k, *tables = (None if t is None else t.float() for t in (q, k, *self.tables))
-        return Eq4Inputs(q, k, self.v.float(), tables[0], tables[1], tables[2], self.use_qk)
+        rel_k, rel_q, bias = in_float32(*self.tables)
+        return Eq4Inputs(readable(q), readable(k), self.v, rel_k, rel_q, bias, self.use_qk)
+
+
+def readable(values: Tensor | None) -> Tensor | None:
+    """A map as the C++ kernels read it: as it is, or in float32 if that is no type of theirs."""
+    return values if values is None or values.dtype in DTYPES else values.float()
+
+
+def in_float32(*tables: Tensor | None) -> list[Tensor | None]:
+    """Tables as the C++ kernels read them: their gradients are sums over all images."""
+    return [None if t is None else t.float() for t in tables]
 
 
 def on_gpu(tensor: Tensor) -> bool:
@@ -167,7 +177,8 @@ def eq4_outputs(
     first, second = [0], [0]
     if keep:
         first, second = (gpu.kept_shape(v), [0]) if on_gpu(v) else shapes()
-    return heads_last(v), v.new_empty(first, dtype=torch.float32), v.new_empty(second)
+    weights, spreads = (v.new_empty(shape, dtype=torch.float32) for shape in (first, second))
+    return heads_last(v), weights, spreads
 
 
 class Kernels(NamedTuple):

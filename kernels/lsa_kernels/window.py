@@ -71,7 +71,7 @@ def window_attention(
     x = Eq4Inputs(q, k, v, rel_k, rel_q, rel_bias, use_qk).read()
     given = (*x[:6], excluded, use_qk, norm, *size, scale, wants_gradients(x))
     out: Tensor = torch.ops.lsa_kernels.window(*given)[0]
-    return out.to(v.dtype)
+    return out
 
 
 def _shapes(

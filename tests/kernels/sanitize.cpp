@@ -1,11 +1,13 @@
 // Calls every kernel on blocks of exactly the size they may touch, for a build with sanitizers:
 // on a grid of sizes as the operators lay maps out, then on random sizes, 0 among them, of maps in
-// any order of axes, with gaps, and with axes that repeat one place.
+// any order of axes, with gaps, and with axes that repeat one place. Every map is in float32 or in
+// bfloat16, by lot.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <vector>
 
@@ -20,7 +22,7 @@ struct Strided {
   int64_t batch, height, width, heads, depth, rows, columns, size, stride, dilation;
 };
 struct Maps { int64_t batch, height, width, channels; };
-struct View { float* at; int64_t stride[5]; };
+struct View { void* at; int64_t stride[5], half; };
 
 extern "C" {
 int lanes();
@@ -75,13 +77,13 @@ static std::vector<float> numbers(int64_t n) {
 
 // A tensor of up to five axes, and the memory from its first to its last element, no more.
 struct Map {
-  std::vector<float> memory;
+  std::vector<uint8_t> memory;
   View view;
 };
 
 // ``order`` names the axes from the slowest in memory to the fastest.
 static Map lay(std::vector<int64_t> shape, std::vector<int> order, bool random) {
-  Map made = {{}, {nullptr, {0, 0, 0, 0, 0}}};
+  Map made = {{}, {nullptr, {0, 0, 0, 0, 0}, pick(0, 1)}};
   if (random)
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[pick(0, i - 1)]);
   int64_t step = random ? pick(1, 2) : 1, last = 0;
@@ -93,14 +95,19 @@ static Map lay(std::vector<int64_t> shape, std::vector<int> order, bool random) 
     last += (shape[*axis] - 1) * step;
     step = step * std::max<int64_t>(shape[*axis], 1) + (random ? pick(0, 3) : 0);
   }
-  made.memory = numbers(empty ? 0 : last + 1);
+  const std::vector<float> filled = numbers(empty ? 0 : last + 1);
+  const size_t wide = made.view.half ? 2 : 4;
+  made.memory.resize(filled.size() * wide);
+  // The upper half of a float is it in bfloat16.
+  for (size_t i = 0; i < filled.size(); ++i)
+    std::memcpy(&made.memory[i * wide], reinterpret_cast<const uint8_t*>(&filled[i]) + 4 - wide, wide);
   made.view.at = empty ? nullptr : made.memory.data();
   return made;
 }
 
 static const std::vector<int> AS_IT_IS = {0, 1, 2, 3, 4}, HEADS_LAST = {0, 2, 3, 1, 4};
 static Map written(std::vector<int64_t> shape, const std::vector<int>& order, bool there = true) {
-  return there ? lay(shape, order, false) : Map{{}, {nullptr, {0, 0, 0, 0, 0}}};
+  return there ? lay(shape, order, false) : Map{{}, {nullptr, {0, 0, 0, 0, 0}, 0}};
 }
 static Map read(std::vector<int64_t> shape, const std::vector<int>& order, bool there = true) {
   return there ? lay(shape, order, scattered) : written(shape, order, false);
@@ -169,7 +176,7 @@ static int window(std::vector<int64_t> shape, int64_t rows, int64_t columns, int
 // Channels of (B, H, W, C) as heads: a view of the same memory.
 static View by_heads(const Map& map, int64_t depth) {
   const int64_t* s = map.view.stride;
-  return {map.view.at, {s[0], s[1], s[2], s[3] * depth, s[3]}};
+  return {map.view.at, {s[0], s[1], s[2], s[3] * depth, s[3]}, map.view.half};
 }
 
 static int filters(int size, std::vector<int64_t> shape, int64_t heads, int parts, bool per_image) {

@@ -1,5 +1,5 @@
 // Filters on every pixel's neighborhood: one per pixel and head, expanded by the ghost head, or
-// static ones; forward and backward, float32.
+// static ones; forward and backward, sums in float32.
 //
 //   out[p, c] = sum over taps t of (mul[c, t] f[p, h(c), t] + add[c, t]) v[p + o_t, c]
 //
@@ -14,21 +14,13 @@
 #include "simd.h"
 #include "sizes.h"
 #include "transpose.h"
+#include "view.h"
 
 namespace {
 
 struct Problem {
   int64_t batch, height, width, heads, depth;
   int per_image;  // mul and add hold one table per image
-};
-
-// Element strides of a (B, H, W, h, last) view.
-struct View {
-  float* at;
-  int64_t stride[5];
-  float* pixel(int64_t b, int64_t y, int64_t x, int64_t h) const {
-    return at + b * stride[0] + y * stride[1] + x * stride[2] + h * stride[3];
-  }
 };
 
 constexpr int64_t ROUND = 8;      // packed rows hold a multiple of so many pixels
@@ -93,18 +85,15 @@ struct Task {
   // Row ``y`` of the band, from -R to rows + R, and column ``x`` from -R.
   int64_t place(int64_t y, int64_t x) const { return (y + R) * columns + x + R; }
 
-  // Copies ``length`` numbers of every pixel; pixels outside the map stay zero.
+  // Copies ``length`` numbers of every pixel of a (B, H, W, h, last) map; pixels outside it stay zero.
   void pack(const View& from, int64_t length, int64_t step, float* to) const {
     std::memset(to, 0, (band + 2 * R) * columns * step * 4);
-    for (int64_t y = std::max<int64_t>(-R, -top); y < std::min(rows + R, p.height - top); ++y)
-      for (int64_t x = 0; x < p.width; ++x) {
-        const float* pixel = from.pixel(b, top + y, x, h);
-        float* packed = to + place(y, x) * step;
-        if (from.stride[4] == 1)
-          std::memcpy(packed, pixel, length * 4);
-        else
-          for (int64_t i = 0; i < length; ++i) packed[i] = pixel[i * from.stride[4]];
-      }
+    from.typed([&](const auto* origin) {
+      for (int64_t y = std::max<int64_t>(-R, -top); y < std::min(rows + R, p.height - top); ++y)
+        for (int64_t x = 0; x < p.width; ++x)
+          get_row(origin + from.place(b, top + y, x, h), from.stride[4], length,
+                  to + place(y, x) * step);
+    });
   }
 
   // (C, T) or (B, C, T) to [T][wide], so that the channels of a tap lie side by side.
@@ -196,10 +185,10 @@ struct Task {
     else
       dynamic_row<false, BACK>(map, filters, nullptr, y, line);
     if (add) static_row<BACK>(map, add, y, line);
-    for (int64_t x = 0; x < p.width; ++x) {
-      float* pixel = to.pixel(b, top + y, x, h);
-      for (int64_t c = 0; c < p.depth; ++c) pixel[c * to.stride[4]] = line[x * wide + c];
-    }
+    to.typed([&](auto* origin) {
+      for (int64_t x = 0; x < p.width; ++x)
+        put_row(line + x * wide, p.depth, origin + to.place(b, top + y, x, h), to.stride[4]);
+    });
   }
 
   // Gradients of some filters of one pixel, of a row's taps from FIRST on: eight, or the rest.
@@ -228,8 +217,9 @@ struct Task {
     for (int dy = 0; dy < K; ++dy)
       filters_back_row<MUL>(grad + place(y, x) * wide, map + place(y + dy - R, x - R) * wide,
                             MUL ? mul + dy * K * wide : nullptr, found + dy * K);
-    float* pixel = to.pixel(b, top + y, x, h);
-    for (int t = 0; t < T; ++t) pixel[t * to.stride[4]] = found[t];
+    to.typed([&](auto* origin) {
+      put_row(found, T, origin + to.place(b, top + y, x, h), to.stride[4]);
+    });
   }
 
   // Gradients of the tables from one row, added to [T][wide].

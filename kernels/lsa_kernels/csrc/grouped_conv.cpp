@@ -1,5 +1,5 @@
 // Grouped convolution of channels-last maps: K x K taps, groups of G channels in and out, zeros
-// outside the map; forward and backward, float32. It makes ELSA's filters.
+// outside the map; forward and backward, sums in float32. It makes ELSA's filters.
 //
 //   out[p, o] = bias[o] + sum over taps t and channels i of o's group of weight[o, i, t] x[p + o_t, i]
 //
@@ -13,20 +13,12 @@
 
 #include "memory.h"
 #include "simd.h"
+#include "view.h"
 
 namespace {
 
 struct Problem {
   int64_t batch, height, width, channels;
-};
-
-// Element strides of a (B, H, W, C) view.
-struct View {
-  float* at;
-  int64_t stride[5];
-  float* pixel(int64_t b, int64_t y, int64_t x, int64_t c) const {
-    return at + b * stride[0] + y * stride[1] + x * stride[2] + c * stride[3];
-  }
 };
 
 constexpr int64_t BAND = 32;  // rows of a task at most
@@ -81,19 +73,21 @@ struct Task {
   // Row ``y`` of the band, from -R to rows + R, and column ``x`` from -R.
   int64_t place(int64_t y, int64_t x) const { return ((y + R) * columns + x + R) * CHUNK; }
 
-  // Copies the chunk's channels; lanes without a channel and pixels outside the map stay zero.
+  // Copies the chunk's channels of a (B, H, W, C) map; lanes without a channel and pixels outside the map stay zero.
   void pack(const View& from, float* to) const {
     std::memset(to, 0, map_size() * 4);
     const int64_t count = filled();
-    for (int64_t y = std::max<int64_t>(-R, -top); y < std::min(rows + R, p.height - top); ++y)
-      for (int64_t x = 0; x < p.width; ++x) {
-        const float* pixel = from.pixel(b, top + y, x, first);
-        float* packed = to + place(y, x);
-        if (from.stride[3] == 1 && count == CHUNK)
-          for (int o = 0; o < OUT; ++o) store(packed + o * VL, load(pixel + o * VL));
-        else
-          for (int64_t c = 0; c < count; ++c) packed[c] = pixel[c * from.stride[3]];
-      }
+    from.typed([&](const auto* origin) {
+      for (int64_t y = std::max<int64_t>(-R, -top); y < std::min(rows + R, p.height - top); ++y)
+        for (int64_t x = 0; x < p.width; ++x) {
+          const auto* pixel = origin + from.place(b, top + y, x, first);
+          float* packed = to + place(y, x);
+          if (from.stride[3] == 1 && count == CHUNK)
+            for (int c = 0; c < CHUNK; c += 8) put8(packed + c, get8(pixel + c));
+          else
+            get_row(pixel, from.stride[3], count, packed);
+        }
+    });
   }
 
   // Calls with every channel of a group (every STEP-th), known to the compiler where lanes are
@@ -188,14 +182,21 @@ struct Task {
             for (vf& one : row) one = start;
           sums(map, weights + o * T * G * VL, y, x, acc);
           for (int row = 0; row < std::min<int64_t>(2, rows - y); ++row)
-            for (int n = 0; n < std::min<int64_t>(PX, p.width - x); ++n) {
-              float* pixel = to.pixel(b, top + y + row, x + n, first + o * VL);
-              if (to.stride[3] == 1 && lanes == VL)
-                store(pixel, acc[row][n]);
-              else
-                for (int64_t c = 0; c < lanes; ++c) pixel[c * to.stride[3]] = acc[row][n][c];
-            }
+            for (int n = 0; n < std::min<int64_t>(PX, p.width - x); ++n)
+              keep_sums(acc[row][n], lanes, to, to.place(b, top + y + row, x + n, first + o * VL));
         }
+  }
+
+  // Writes one pixel's channels.
+  static void keep_sums(const vf& sums, int64_t lanes, const View& to, int64_t place) {
+    float found[VL];
+    store(found, sums);
+    to.typed([&](auto* origin) {
+      if (to.stride[3] == 1 && lanes == VL)
+        for (int c = 0; c < VL; c += 8) put8(origin + place + c, get8(found + c));
+      else
+        put_row(found, lanes, origin + place, to.stride[3]);
+    });
   }
 
   // Gradients of the weights from one band: two channels in and a row of taps at a time.

@@ -13,20 +13,12 @@
 #include "memory.h"
 #include "neighborhood_norms.h"
 #include "transpose.h"
+#include "view.h"
 
 namespace {
 
 template <int N>
 using Known = std::integral_constant<int, N>;
-
-// Element strides of a (B, h, H, W, d) view.
-struct View {
-  float* at;
-  int64_t stride[5];
-  float* row(int64_t b, int64_t h, int64_t y) const {
-    return at + b * stride[0] + h * stride[1] + y * stride[2];
-  }
-};
 
 template <int K>
 struct Task {
@@ -73,21 +65,37 @@ struct Task {
   // would put the rows of an area into the same few sets of the first cache.
   int64_t row() const { return p.depth * span + 16; }
 
+  // From a (B, h, H, W, d) map.
   void pack(const View& from, float* map) const {
-    for (int64_t y = 0; y < p.height; ++y) {
-      // Pixels lie further apart than the processor looks ahead by itself.
-      for (int64_t x = 0; x < p.width && y + 1 < p.height && from.stride[4] == 1; ++x)
-        for (int64_t c = 0; c < p.depth; c += 16)
-          __builtin_prefetch(from.row(b, h, y + 1) + x * from.stride[3] + c);
-      to_lanes(from.row(b, h, y), from.stride[3], from.stride[4], p.width, p.depth,
-               at(map, y, 0, 0), span);
-    }
+    from.typed([&](const auto* origin) {
+      for (int64_t y = 0; y < p.height; ++y) {
+        // Pixels lie further apart than the processor looks ahead by itself.
+        for (int64_t x = 0; x < p.width && y + 1 < p.height && from.stride[4] == 1; ++x)
+          for (int64_t c = 0; c < p.depth; c += 64 / sizeof *origin)
+            __builtin_prefetch(origin + from.place(b, h, y + 1, x) + c);
+        to_lanes(origin + from.place(b, h, y), from.stride[3], from.stride[4], p.width, p.depth,
+                 at(map, y, 0, 0), span);
+      }
+    });
   }
 
   void unpack(const float* map, const View& to, float factor) const {
-    for (int64_t y = 0; y < p.height; ++y)
-      from_lanes(at(map, y, 0, 0), span, p.width, p.depth, factor, to.row(b, h, y), to.stride[3],
-                 to.stride[4]);
+    to.typed([&](auto* origin) {
+      for (int64_t y = 0; y < p.height; ++y)
+        from_lanes(at(map, y, 0, 0), span, p.width, p.depth, factor, origin + to.place(b, h, y),
+                   to.stride[3], to.stride[4]);
+    });
+  }
+
+  // Some tiles [tile][channel][VL] from (y, x) on. Never a part of its caller, whose sums need all
+  // registers.
+  __attribute__((noinline)) void unpack_tiles(const float* tiles, int64_t count, int64_t y, int64_t x,
+                                              const View& to) const {
+    to.typed([&](auto* origin) {
+      for (int j = 0; j < count; ++j)
+        from_lanes(tiles + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x), p.depth, 1.0f,
+                   origin + to.place(b, h, y + j, x), to.stride[3], to.stride[4]);
+    });
   }
 
   // Lanes that are pixels of the map at all.

@@ -1,4 +1,4 @@
-// Eq. 4 on every pixel's own neighborhood, forward and backward, float32.
+// Eq. 4 on every pixel's own neighborhood, forward and backward; sums in float32.
 //
 // One task is one head of one image. Every task writes its own memory, and parameter gradients are
 // summed over the images in order, so results do not depend on the number of threads.
@@ -93,10 +93,7 @@ void forward(const Problem& p, const View& q, const View& k, const View& v, cons
         store(spreads + (n * p.height + y + j) * task.wide() + x, spread);
       }
       task.template mix<ROWS>(a, task.at(my.v.at, y - R, x - R, 0), my.mixed.at, VL, p.depth * VL);
-      for (int j = 0; j < there; ++j)
-        from_lanes(my.mixed.at + j * p.depth * VL, VL, std::min<int64_t>(VL, p.width - x), p.depth,
-                   1.0f, out.row(task.b, task.h, y + j) + x * out.stride[3], out.stride[3],
-                   out.stride[4]);
+      task.unpack_tiles(my.mixed.at, there, y, x, out);
     });
   }
 }

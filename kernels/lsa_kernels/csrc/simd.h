@@ -16,6 +16,10 @@ typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
 typedef int8_t vb __attribute__((vector_size(VL)));
 typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+// Eight floats, whatever the machine: what is turned, and what is read and written at once.
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v8u __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t i8 __attribute__((vector_size(32)));
 
 static inline vf load(const float* p) { return *(const vfu*)p; }
 static inline void store(float* p, vf v) { *(vfu*)p = v; }

@@ -3,10 +3,7 @@
 #include <cstdint>
 
 #include "simd.h"
-
-typedef float v8 __attribute__((vector_size(32)));
-typedef float v8u __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t i8 __attribute__((vector_size(32)));
+#include "view.h"
 
 // Eight rows of eight numbers to eight columns, in place.
 static inline void turn(v8* r) {
@@ -45,32 +42,34 @@ static inline void sum_lanes(const float* from, int64_t count, float factor, flo
 
 // Pixels of strided channels to rows of channels; lanes behind the last pixel, up to a multiple of
 // eight, become zero.
-static inline void to_lanes(const float* from, int64_t pixel, int64_t channel, int64_t width,
+template <class E>
+static inline void to_lanes(const E* from, int64_t pixel, int64_t channel, int64_t width,
                             int64_t depth, float* to, int64_t span) {
   int64_t c = 0;
   for (; channel == 1 && c + 8 <= depth; c += 8)
     for (int64_t x = 0; x < width; x += 8) {
       v8 block[8];
       for (int i = 0; i < 8; ++i)
-        block[i] = x + i < width ? v8(*(const v8u*)(from + (x + i) * pixel + c)) : v8{};
+        block[i] = x + i < width ? get8(from + (x + i) * pixel + c) : v8{};
       turn(block);
       for (int i = 0; i < 8; ++i) *(v8u*)(to + (c + i) * span + x) = block[i];
     }
   for (; c < depth; ++c)
-    for (int64_t x = 0; x < width; ++x) to[c * span + x] = from[x * pixel + c * channel];
+    for (int64_t x = 0; x < width; ++x) to[c * span + x] = get(from + x * pixel + c * channel);
 }
 
 // The reverse, times a factor; only pixels of the map are written.
+template <class E>
 static inline void from_lanes(const float* from, int64_t span, int64_t width, int64_t depth,
-                              float factor, float* to, int64_t pixel, int64_t channel) {
+                              float factor, E* to, int64_t pixel, int64_t channel) {
   int64_t c = 0;
   for (; channel == 1 && c + 8 <= depth; c += 8)
     for (int64_t x = 0; x < width; x += 8) {
       v8 block[8];
       for (int i = 0; i < 8; ++i) block[i] = factor * *(const v8u*)(from + (c + i) * span + x);
       turn(block);
-      for (int i = 0; i < 8 && x + i < width; ++i) *(v8u*)(to + (x + i) * pixel + c) = block[i];
+      for (int i = 0; i < 8 && x + i < width; ++i) put8(to + (x + i) * pixel + c, block[i]);
     }
   for (; c < depth; ++c)
-    for (int64_t x = 0; x < width; ++x) to[x * pixel + c * channel] = factor * from[c * span + x];
+    for (int64_t x = 0; x < width; ++x) put(to + x * pixel + c * channel, factor * from[c * span + x]);
 }

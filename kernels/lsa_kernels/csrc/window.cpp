@@ -1,4 +1,4 @@
-// Eq. 4 on shared windows, forward and backward, float32; any side, maps rolled and padded already.
+// Eq. 4 on shared windows, forward and backward, sums in float32; any side, maps rolled and padded already.
 //
 // A task works through a fixed share of a head's windows; parameter gradients are summed over the
 // shares in order, so results do not depend on the number of threads.

@@ -13,6 +13,7 @@
 #include "memory.h"
 #include "simd.h"
 #include "transpose.h"
+#include "view.h"
 
 namespace {
 
@@ -35,12 +36,6 @@ struct Problem {
   }
 };
 
-// Element strides of a (B, h, H, W, d) view.
-struct View {
-  float* at;
-  int64_t stride[5];
-};
-
 template <int VB>
 struct Group {
   static constexpr int LANES = VB * VL;  // windows worked on together
@@ -52,46 +47,55 @@ struct Group {
       : p(p), h(h), n(p.pixels()), d(p.depth), first(group * LANES),
         count(std::min<int64_t>(LANES, p.windows() - first)) {}
 
-  // Where each lane's window begins; a pixel of it lies ``within`` further.
-  void corners(const View& map, float** to) const {
+  // Where each lane's window begins in a (B, h, H, W, d) map; a pixel of it lies ``within`` further.
+  template <class E>
+  void corners(const View& map, E* origin, E** to) const {
     const int64_t across = p.width / p.columns;
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t image = (first + lane) / p.per_image(), w = (first + lane) % p.per_image();
-      to[lane] = map.at + image * map.stride[0] + h * map.stride[1] +
-                 w / across * p.rows * map.stride[2] + w % across * p.columns * map.stride[3];
+      to[lane] = origin + map.place(image, h, w / across * p.rows, w % across * p.columns);
     }
   }
   int64_t within(const View& map, int64_t i) const {
-    return i / p.columns * map.stride[2] + i % p.columns * map.stride[3];
+    return map.place(0, 0, i / p.columns, i % p.columns);
   }
 
   // To [pixel][channel][lane]; lanes without a window are zero.
   void pack(const View& from, float* to) const {
-    float* corner[LANES];
-    corners(from, corner);
+    from.typed([&](const auto* origin) { pack(from, origin, to); });
+  }
+  void unpack(const float* from, const View& to, float factor) const {
+    to.typed([&](auto* origin) { unpack(from, to, origin, factor); });
+  }
+
+  template <class E>
+  void pack(const View& from, const E* origin, float* to) const {
+    const E* corner[LANES];
+    corners(from, origin, corner);
     for (int64_t i = 0; i < n; ++i) {
       float* block = to + i * p.packed<VB>();
       const int64_t shift = within(from, i);
-      const float* at[LANES];
+      const E* at[LANES];
       for (int64_t lane = 0; lane < count; ++lane) at[lane] = corner[lane] + shift;
       int64_t c = 0;
       for (; from.stride[4] == 1 && c + 8 <= d; c += 8)
         for (int64_t lane = 0; lane < LANES; lane += 8) {
           v8 r[8];
           for (int k = 0; k < 8; ++k)
-            r[k] = lane + k < count ? v8(*(const v8u*)(at[lane + k] + c)) : v8{};
+            r[k] = lane + k < count ? get8(at[lane + k] + c) : v8{};
           turn(r);
           for (int k = 0; k < 8; ++k) *(v8u*)(block + (c + k) * LANES + lane) = r[k];
         }
       for (; c < d; ++c)
         for (int64_t lane = 0; lane < LANES; ++lane)
-          block[c * LANES + lane] = lane < count ? at[lane][c * from.stride[4]] : 0.0f;
+          block[c * LANES + lane] = lane < count ? get(at[lane] + c * from.stride[4]) : 0.0f;
     }
   }
 
-  void unpack(const float* from, const View& to, float factor) const {
-    float* corner[LANES];
-    corners(to, corner);
+  template <class E>
+  void unpack(const float* from, const View& to, E* origin, float factor) const {
+    E* corner[LANES];
+    corners(to, origin, corner);
     for (int64_t i = 0; i < n; ++i) {
       const float* block = from + i * p.packed<VB>();
       const int64_t shift = within(to, i);
@@ -102,11 +106,11 @@ struct Group {
           for (int k = 0; k < 8; ++k) r[k] = factor * *(const v8u*)(block + (c + k) * LANES + lane);
           turn(r);
           for (int k = 0; k < 8 && lane + k < count; ++k)
-            *(v8u*)(corner[lane + k] + shift + c) = r[k];
+            put8(corner[lane + k] + shift + c, r[k]);
         }
       for (; c < d; ++c)
         for (int64_t lane = 0; lane < count; ++lane)
-          corner[lane][shift + c * to.stride[4]] = factor * block[c * LANES + lane];
+          put(corner[lane] + shift + c * to.stride[4], factor * block[c * LANES + lane]);
     }
   }
 };
