@@ -16,12 +16,14 @@ class Classify(Group):
     """One class of each image."""
 
     kind: Literal["classify"] = "classify"
+    """classify: one class for a whole image."""
 
 
 class Detect(Group):
     """Boxes and masks of the things in an image."""
 
     kind: Literal["detect"]
+    """detect: boxes, masks and classes of the things in it."""
     framework: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
     """One head behind the proposals, or three, each of which betters the boxes of the last."""
     upsample: Literal["nearest", "ddf_up"] = "nearest"
@@ -36,6 +38,7 @@ class Segment(Group):
     """The class of every pixel."""
 
     kind: Literal["segment"]
+    """segment: a class for every pixel."""
     framework: Literal["upernet"] = "upernet"
     """A pyramid with pooled context, and a second head on stage 3 in training."""
     size: Literal["article", "micro"] = "article"

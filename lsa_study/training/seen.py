@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import encode_jpeg
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from lsa_study.data.dense.targets import IGNORED, Target
@@ -32,7 +33,10 @@ def strip(images: Sequence[Tensor], truths: Sequence[Target], answers: Sequence[
         torch.cat([_framed(drawn(*one)) for one in zip(images, found, strict=True)], 2)
         for found in (truths, answers)
     ]
-    return bytes(encode_jpeg(torch.cat(lines, 1), quality=QUALITY).numpy().tobytes())
+    pixels = torch.cat(lines, 1).permute(1, 2, 0).numpy()
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=QUALITY)
+    return content.getvalue()
 
 
 def drawn(image: Tensor, found: Target) -> Tensor:

@@ -224,6 +224,7 @@ def test_what_stands_for_all_cases_is_said_in_records(monkeypatch):
     assert gpu.why_no_tensor_cores() == "torch sees no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(choices, "table_of", lambda device: (None, "not measured"))
     asked = []
     for missing, said in SAID.items():
         monkeypatch.setattr(

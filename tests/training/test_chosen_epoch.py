@@ -6,7 +6,8 @@ import torch
 from lives import StopAfter, weights_of, without_times
 
 from lsa_study import data, models
-from lsa_study.training import evaluate, train, trainer
+from lsa_study.training import evaluate, train
+from lsa_study.training.tasks import classify
 
 CHOSEN = {
     "data__train_limit": 128, "data__validation": 32, "evaluation__epoch": "best",
@@ -28,7 +29,7 @@ def test_held_out_images_choose_and_the_test_set_is_seen_once(make_run, monkeypa
         looked.append(held_out)
         return evaluate.evaluate(model, sets, *rest, held_out=held_out, **named)
 
-    monkeypatch.setattr(trainer, "evaluate", watched)
+    monkeypatch.setattr(classify, "evaluate", watched)
     averaged = {"train__ema_decay": 0.5, "evaluation__weights": "ema"} if ema else {}
     folder = make_run(**CHOSEN, **averaged)
     assert train(folder) == "done"

@@ -115,7 +115,7 @@ def test_what_processes_found_is_put_together(monkeypatch):
         ({"augment.label_smoothing": 0.1}, "augment.label_smoothing=0.1"),
         ({"augment.crop": "pad"}, "augment.crop='pad'"),
         ({"runtime.compile": True}, "runtime.compile=True"),
-        ({"data.validation": 20}, "data.validation=20"),
+        ({"data.validation": 20, "data.train_limit": 100}, "data.validation=20"),
         ({"model.backbone": "volo_d1"}, "only a Swin gives the four maps"),
         ({"train.decay": {"kind": "steps"}}, "steps need some, such as [8, 11]"),
         ({"train.decay": {"kind": "steps", "milestones": [9, 3]}}, "give rising epochs"),

@@ -52,7 +52,7 @@ def test_the_released_folder_is_found_by_either_name(ade_root, asked, home):
 
 
 def test_missing_folders_name_the_layout(tmp_path, asked):
-    with pytest.raises(DataLacks, match=r"ade20k not found .*Wanted under .*images/training"):
+    with pytest.raises(DataLacks, match=r"ADE20K not found .*Wanted under .*images/training"):
         data.require(asked("ade20k", tmp_path))
 
 

@@ -155,7 +155,7 @@ def test_the_fingerprint_is_of_content_and_number(splits, change):
 
 
 def test_missing_files_name_the_layout(tmp_path, asked):
-    with pytest.raises(DataLacks, match=r"coco not found .*Wanted under .*instances_train2017"):
+    with pytest.raises(DataLacks, match=r"COCO not found .*Wanted under .*instances_train2017"):
         data.require(asked("coco", tmp_path))
 
 
