@@ -16,7 +16,7 @@ from exactness import BITS, chosen, hold, spoiled, terms_of_eq4
 import lsa_kernels
 from lsa_kernels import gpu
 from lsa_kernels.gpu import probe, tensor_cores
-from lsa_study.ops import functional, reference
+from lsa_study.ops import choices, functional, reference
 
 if reason := gpu.why_missing() or tensor_cores.why_untested():
     pytest.skip(reason, allow_module_level=True)
