@@ -81,7 +81,7 @@ def _training(what: str) -> Callable[[Sizes], Iterator[Found]]:
 
 PARTS = {
     "operators": (_operators, 5.0), "networks": (_networks("swin", "float32"), 6.0),
-    "bf16": (_networks("swin", "bf16"), 4.0), "trainer": (_training("step"), 4.0),
+    "bf16": (_networks("swin", "bf16"), 7.0), "trainer": (_training("step"), 4.0),
     "loader": (_training("loading"), 2.0), "ddf": (_networks("ddf", "float32"), 4.0),
     "compiled": (_networks("compiled", "float32"), 12.0),
 }  # fmt: skip
