@@ -84,7 +84,7 @@ class _Record(BaseModel):
 
 def score_of(acc1: float | None, metrics: Mapping[str, float | None]) -> float | None:
     """The first metric of a task that is known; see ``config.task``."""
-    found = {"acc1": acc1, **metrics}
+    found = {**metrics, "acc1": acc1}
     firsts = (found.get(of_task[0]) for of_task in OF_TASK.values())
     return next((value for value in firsts if value is not None), None)
 

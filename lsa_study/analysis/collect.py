@@ -272,9 +272,9 @@ def _by_image(run: RunDir, result: Result) -> dict[str, Any]:
     if result.outcome != "done":
         return {}
     if result.acc1 is None:
-        scores = run.image_scores_file.exists()
+        by_image = "miou" in result.metrics
         columns = {
-            "image_scores": run.image_scores(result.test_images) if scores else None,
+            "image_scores": run.image_scores(result.test_images) if by_image else None,
             "seen": read_whole(run.seen_file),
         }
         return {name: value for name, value in columns.items() if value is not None}

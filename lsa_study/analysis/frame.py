@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 FIRST = ("name", "study", "tier", "variant", "seed", "identity", "outcome", "acc1")
 LAST = ("tags", "note")
-LEFT_OUT = {"correct", "correct_count", "curve", "settings.seed"}
-"""Answers by image and curves, which are most of the file, and what is there twice."""
+LEFT_OUT = {"correct", "correct_count", "curve", "image_scores", "seen", "settings.seed"}
+"""Answers by image, pictures and curves, which are most of the file, and what is there twice."""
 COLUMNS = tuple(alias for _, alias, _ in Result.facts())
 """Everything that a result records, in its order."""
 

@@ -126,7 +126,7 @@ def _noise(rows: Sequence[Row]) -> str:
     errors = [noise.image for noise in noises] or [
         contrast.by_image.noise for contrast in found if contrast.by_image
     ]
-    if errors:
+    if errors and rows[0].metric not in ("box_ap", "mask_ap"):  # of which that noise is not known
         parts.append(f"from the finite test set {statistics.median(errors):.2f} (standard error)")
     if not parts:
         return ""

@@ -162,6 +162,10 @@ def diff(results: Path, one: str, other: str, tier: str | None = None) -> Sectio
         values = getattr(ours, name), getattr(theirs, name)
         if fact is not None and values[0] != values[1]:
             differing[fact.section][shown] = values
+    for name in sorted({*ours.metrics, *theirs.metrics}):
+        values = ours.metrics.get(name), theirs.metrics.get(name)
+        if values[0] != values[1]:
+            differing["metrics"][name] = values
     return differing
 
 

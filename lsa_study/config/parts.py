@@ -46,10 +46,22 @@ def batch_norms(model: Model) -> bool:
     return has_batch_norms(model.backbone, model.op, model.stem)
 
 
+def _normed(settings: Settings) -> bool:
+    """Whether the network has batch norms, those of a task's heads among them."""
+    heads = getattr(settings.task, "framework", None) in ("cascade_mask_rcnn", "upernet")
+    return heads or batch_norms(settings.model)
+
+
 def why_not(settings: Settings, processes: int = 1) -> str | None:
     """Why so many processes cannot train a run, with what would be right; None if they can."""
     train, accumulate, grain = settings.train, settings.runtime.accumulate, _grain(settings)
     parts = processes * accumulate
+    if settings.task.kind == "segment" and train.batch_size < FEWEST * parts:
+        return (
+            f"train.batch_size={train.batch_size} in {parts} parts leaves one image to a part, and "
+            f"the batch norm of UperNet's pooled maps needs {FEWEST}; give fewer processes, or a "
+            f"smaller runtime.accumulate than {accumulate}"
+        )
     if train.batch_size % (parts * grain) == 0 or _fills_no_step(settings, parts):
         return _cannot_compile(settings)
     reasons = [
@@ -88,7 +100,7 @@ def smaller(settings: Settings, processes: int = 1) -> Smaller:
             return _smaller_groups(settings, processes, now + 1) or Smaller()
         return Smaller((f"runtime.accumulate={max(more)}",))
     note = ""
-    if batch_norms(settings.model):
+    if _normed(settings):
         more = [parts for parts in more if batch // (parts * processes) >= FEWEST]
         note = "batch norm then takes its statistics over smaller parts, so that numbers change"
     if not more:

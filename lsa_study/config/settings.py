@@ -223,10 +223,12 @@ class Settings(Group):
                 f"{', '.join(idle)}: not read where task.kind={self.task.kind!r}; give {wanted}, "
                 "augment.crop: none or multi_scale"
             )
-        if not self.model.backbone.startswith("swin"):
+        small = ("swin_micro", "swin_mini", "swin_mini_p2")
+        if not self.model.backbone.startswith("swin") or self.model.backbone in small:
             raise ValueError(
                 f"model.backbone={self.model.backbone!r}: only a Swin gives the four maps that "
-                f"task.kind={self.task.kind!r} needs; give a swin backbone"
+                f"task.kind={self.task.kind!r} needs; give a swin backbone of four stages, such as "
+                "swin_micro4"
             )
         return self
 

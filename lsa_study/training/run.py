@@ -29,6 +29,7 @@ from lsa_study.training.distributed import Distributed
 from lsa_study.training.evaluate import Report, numbers
 from lsa_study.training.monitor import Monitor, job
 from lsa_study.training.stop_rule import GivenUp
+from lsa_study.training.tasks import Task
 from lsa_study.training.trainer import Diverged, Progress, Stopped, Trainer
 
 
@@ -128,11 +129,24 @@ class _Attempt:
             if ranks.first:
                 weights = loop.final_weights()
                 checkpoint.save_weights(self.run_dir, weights)
-                model.load_state_dict(weights)
-                if (seen := task.seen(model, sets)) is not None:
-                    self.run_dir.write_seen(seen)
+                self._keep_seen(task, model, sets, weights)
                 self.cosine = self._token_cosine(model, sets, weights)
             return self._end("done", None, report)
+
+    def _keep_seen(
+        self, task: Task, model: nn.Module, sets: Any, weights: dict[str, Tensor]
+    ) -> None:
+        """Keep a picture of what the network finds; a trained run is never lost to it."""
+        if self.settings.task.kind == "classify":
+            return
+        try:
+            model.load_state_dict(weights)
+            picture = task.seen(model, sets)
+        except Exception as error:
+            self.monitor.log(f"no picture of what is found: {type(error).__name__}: {error}\n")
+        else:
+            if picture is not None:
+                self.run_dir.write_seen(picture)
 
     def _token_cosine(
         self, model: nn.Module, sets: Any, weights: dict[str, Tensor]
@@ -229,7 +243,7 @@ class _Attempt:
                 token_cosine=self.cosine,
                 metrics=numbers(report) if done else {},
                 metrics_missing="; ".join(missing) or None if done else None,
-                best_acc1=at.best.acc1,
+                best_acc1=at.best.acc1 if at.best.epoch else None,
                 epoch=report.epoch if after else at.epoch + 1,
                 seconds=at.seconds,
                 seconds_per_epoch=at.seconds / max(1, at.epoch),

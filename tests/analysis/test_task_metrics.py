@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from synthetic import write_run
 
+from lsa_study.analysis import provenance
 from lsa_study.analysis.claims import judge_tier
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.contrasts import compare
 from lsa_study.analysis.formats import check_tables, contents, write_tables
+from lsa_study.analysis.frame import load_results
 from lsa_study.analysis.plots import figures
 from lsa_study.analysis.provenance import why, why_text
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.table import build
 from lsa_study.config import study
+from lsa_study.rundir import RunDir, runs_folder
 
 AP = {"swin": (40.0, 36.0), "elsa": (42.0, 37.5)}
 
@@ -111,3 +114,15 @@ def test_the_noise_of_test_images_of_miou_is_in_the_interval(tmp_path):
     noise = compare(rows["elsa_swin_t"].done, rows["swin_t"].done).noise
     assert noise is not None
     assert noise.error > 0
+
+
+def test_runs_are_listed_without_pictures_and_differ_by_their_metrics(detected):
+    results, loaded = detected
+    (run,) = [one for one in loaded.runs() if one.variant == "mask_swin_t_1x" and one.seed == 0]
+    folder = RunDir(runs_folder(results, "toy") / run.name)
+    folder.write_seen(b"no picture")
+    frame = load_results(results)
+    assert not {"seen", "image_scores"} & {*frame}
+    assert frame["metrics.box_ap"].notna().all()
+    found = provenance.diff(results, "mask_swin_t_1x-s0", "mask_elsa_t_1x-s0")
+    assert {"box_ap", "mask_ap"} <= found["metrics"].keys()

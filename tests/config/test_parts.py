@@ -183,3 +183,13 @@ def test_few_images_make_a_smaller_step():
     assert why_not(many).startswith(
         "runtime.accumulate=5: train.batch_size=32 cannot be cut into 5"
     )
+
+
+def test_a_segmenter_keeps_two_images_in_a_part():
+    """UperNet's norms see pooled maps of one pixel; over one image these have no variance."""
+    one = study.load_study("table10", tier="toy", only="swin_t").variants["swin_t"]
+    assert why_not(one) is None
+    four = one.model_copy(update={"runtime": one.runtime.model_copy(update={"accumulate": 4})})
+    assert why_not(four) is None
+    assert "needs 2; give fewer processes" in why_not(four, 2)
+    assert "statistics over smaller parts" in smaller(one).note

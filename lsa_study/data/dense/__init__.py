@@ -59,7 +59,10 @@ def load(settings: Settings, *, device: str = "cpu") -> DenseSets:
         DataLacks, EnvironmentLacks: as for ``splits``.
     """
     from lsa_study.data.dense.sets import DenseSets
+    from lsa_study.data.dense.targets import coco_masks
 
+    if settings.task.kind == "detect":
+        coco_masks()  # says what to install before anything is trained
     train, test = splits(settings.data, settings.task.kind)
     return DenseSets(
         settings.data.name, train, test, recipe(settings), seed=settings.seed, device=device,

@@ -80,6 +80,15 @@ def cropped(item: Item, top: int, left: int, size: Size) -> Item:
     return image[:, rows, columns], target
 
 
+def with_area(item: Item) -> Item:
+    """The same without objects whose boxes rounding left without area."""
+    image, target = item[0], dict(item[1])
+    kept = (target["boxes"][:, 2:] > target["boxes"][:, :2]).all(1)
+    for name in ("boxes", "labels", "masks", "crowd"):
+        target[name] = target[name][kept]
+    return image, target
+
+
 def distorted(image: Tensor, draw: Generator) -> Tensor:
     """Brightness, contrast, saturation and hue of an image (3, H, W) uint8, each changed or not.
 
@@ -148,7 +157,7 @@ class DetectRecipe:
             height, width = (_whole(min(side, least), min(side, most), draw) for side in size)
             top, left = _whole(0, size[0] - height, draw), _whole(0, size[1] - width, draw)
             item = cropped(item, top, left, (height, width))
-        return self._resized(item, self.shorts, draw)
+        return with_area(self._resized(item, self.shorts, draw))
 
     def views(self, size: Size) -> list[tuple[Size, bool]]:
         """The sizes in which an image of this one is tested, and whether flipped."""
