@@ -89,6 +89,18 @@ if "lsa_study.launch.process" in sys.orig_argv:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("ddf_table3", "ddf"), ("stem", "conv_bn_relu_05_short"),
+     ("table9", "cascade_elsa_t_1x"), ("table10", "swin_t")],
+)  # fmt: skip
+def test_a_row_of_each_work_and_task_is_killed_and_resumed(tmp_path, name, row):
+    told = lsa(tmp_path, "rehearse", name, "--only", row, "--set", "train.batch_size=4")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "to the same bits" in told.stdout
+
+
+@pytest.mark.slow
 def test_planted_faults_are_caught(tmp_path):
     """One in every row's processes; a row that fails does not keep the next from its turn."""
     words = {
