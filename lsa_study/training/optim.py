@@ -39,7 +39,7 @@ def _decayed_by_name(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     spared: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        bare = "norm" in name or "relative_position_bias_table" in name
+        bare = "norm" in name or name.rpartition(".")[2] in POSITION_TABLES
         (spared if bare else others).append(parameter)
     return [
         {"params": spared, "weight_decay": 0.0},

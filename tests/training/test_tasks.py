@@ -10,7 +10,7 @@ from lives import StopAfter, equal, weights_of, without_times
 from lsa_study.config.settings import Settings
 from lsa_study.config.task import OF_TASK
 from lsa_study.errors import ConfigError
-from lsa_study.training import scores, tasks, train
+from lsa_study.training import optim, scores, tasks, train
 from lsa_study.training.distributed import ALONE
 
 TINY = {
@@ -145,3 +145,20 @@ def test_a_run_that_classifies_is_written_as_before(make_run):
     plain = make_run().settings().model_dump(mode="json")
     assert "task" not in plain
     assert "decay" not in plain["train"]
+
+
+def test_norms_and_swins_tables_alone_are_spared_as_mmdet_does(make_run):
+    """Of a detector with ELSA: its norms and the tables of the last stage; biases are decayed."""
+    elsa = {"model__op": "{kind: elsa, group_width: 4}", "train__no_decay": "mmdet"}
+    settings = make_run(**DETECT, **elsa).settings()
+    network = tasks.of(settings).network(3)
+    spared, decayed = optim.optimiser(network, settings.train).param_groups
+    assert (spared["weight_decay"], decayed["weight_decay"]) == (0.0, settings.train.weight_decay)
+    names = {id(tensor): name for name, tensor in network.named_parameters()}
+    kinds = {"norm" in names[id(one)] or "rel_bias" in names[id(one)] for one in spared["params"]}
+    others = [names[id(one)] for one in decayed["params"]]
+    assert kinds == {True}
+    assert any("rel_bias" in names[id(one)] for one in spared["params"])
+    assert not any("rel_bias" in name or "norm" in name for name in others)
+    assert any(name.endswith("ghost_head") for name in others)
+    assert any(name.endswith(".bias") for name in others)

@@ -19,9 +19,10 @@ from lsa_study.analysis.rows import Row
 from lsa_study.analysis.statistics import Estimate, kendall, signed
 from lsa_study.config.names import counted
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 
 SCALES = {
-    ("points",): "Difference in accuracy, AP or mIoU (points)",
+    ("points",): "Difference in top-1 accuracy (points)",
     ("%", "share"): "Percent: of the second row, or of the runs",
 }
 """The panels, by how the units of what a claim estimates begin."""
@@ -39,7 +40,8 @@ def claims(study: Study, judged: Sequence[ClaimVerdict]) -> Figure | None:
     panels: dict[str, list[ClaimVerdict]] = {}
     for units, label in SCALES.items():
         if mine := [one for one in known if str(one.as_json()["unit"]).startswith(units)]:
-            panels[label] = mine
+            others = any(one.claim.metric in METRICS and one.claim.metric != "acc1" for one in mine)
+            panels["Difference in accuracy, AP or mIoU (points)" if others else label] = mine
     if not panels:
         return None
     heights = [len(mine) + 1.5 * len({one.grouped for one in mine}) for mine in panels.values()]
