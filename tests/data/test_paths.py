@@ -7,16 +7,21 @@ from typing import get_args
 import pytest
 
 from lsa_study import data
+from lsa_study.config import task
 from lsa_study.config.values import IMAGES, DataName
 from lsa_study.data.paths import TITLES, DataLacks
 
 
 def test_all_that_must_be_known_of_a_set_is_known_of_every_name():
-    from lsa_study.data.dense import TASKS
     from lsa_study.data.in_memory import SETS
 
     names = set(get_args(DataName))
-    assert names == IMAGES.keys() == TITLES.keys() == {*SETS, *TASKS, "imagenet"}
+    assert (
+        names
+        == IMAGES.keys()
+        == TITLES.keys()
+        == {*SETS, *task.SETS["detect"], *task.SETS["segment"], "imagenet"}
+    )
 
 
 def test_digits_need_nothing(settings):

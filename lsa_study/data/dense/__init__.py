@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lsa_study.config.settings import Data, Settings
-from lsa_study.config.task import Segment
+from lsa_study.config.task import SETS, Segment
 from lsa_study.data.paths import require
 from lsa_study.errors import ConfigError
 
@@ -23,9 +23,6 @@ ARTICLE_SHORT, ARTICLE_LONG = 800, 1333
 LONGEST = 4
 """Times its ``data.image_size`` the longer side of an image to segment may be."""
 
-TASKS = {"scenes": ("detect", "segment"), "coco": ("detect",), "ade20k": ("segment",)}
-"""What can be done with each set."""
-
 
 def splits(data: Data, task: str) -> tuple[Split, Split]:
     """The training and the test images that ``data`` names, for ``"detect"`` or ``"segment"``.
@@ -35,8 +32,8 @@ def splits(data: Data, task: str) -> tuple[Split, Split]:
         DataLacks: the files are missing, incomplete or damaged.
         EnvironmentLacks: pycocotools is needed and not installed.
     """
-    if task not in TASKS.get(data.name, ()):
-        fits = ", ".join(name for name, tasks in TASKS.items() if task in tasks)
+    if data.name not in SETS[task]:
+        fits = ", ".join(SETS[task])
         raise ConfigError(f"data.name={data.name}: has nothing to {task}; give one of {fits}")
     # Imported here, not above: planning must not need torch.
     from lsa_study.data.dense import ade20k, coco, scenes
