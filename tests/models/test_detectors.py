@@ -9,6 +9,7 @@ from networks import on_meta
 
 from lsa_study.config.operators import DdfOp, ElsaOp, UnifiedOp
 from lsa_study.config.settings import Model
+from lsa_study.config.task import Segment
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.measure import count
 from lsa_study.models import build_detector, dense, detection_features, load_official
@@ -384,3 +385,13 @@ def test_refusals(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(EnvironmentLacks, match=r"pip install 'lsa_study\[detection\]'"):
         toy("upernet")
+
+
+@pytest.mark.parametrize(("size", "std"), [("article", 0.01), ("micro", 0.1)])
+def test_pixels_are_judged_by_first_weights_of_the_size(size, std):
+    """Of 64 channels, the article's deviation leaves a segmenter at the background for long."""
+    heads = dense.Heads.of(Segment(kind="segment", size=size))
+    torch.manual_seed(0)
+    network = dense.build(heads, Model(backbone="swin_micro4", op=LSA, drop_path=0.0), 11)
+    for last in (network.classifier, network.auxiliary[-1]):
+        assert float(last.weight.detach().std()) == pytest.approx(std, rel=0.1)

@@ -14,7 +14,7 @@ MICRO: dict[str, dict[str, Any]] = {
         "channels": 32, "anchor_scale": 4.0, "proposals": 100, "rois": 32, "box_width": 64,
         "mask_size": 14, "convs": 1,
     },
-    "segment": {"channels": 64},
+    "segment": {"channels": 64, "first_std": 0.1},
 }  # fmt: skip
 """Of a task, what is smaller for pictures of about 100 pixels."""
 
@@ -40,6 +40,9 @@ class Heads:
     """Side of a mask in its box, an even number."""
     convs: int = 4
     """Convolutions of a mask head, and of a box head of the cascade."""
+    first_std: float = 0.01
+    """Deviation of the first weights that judge pixels. Of few channels, the published one gives
+    logits so even that a small segmenter stays at the background for its first thousand steps."""
 
     @classmethod
     def of(cls, heads: Detect | Segment) -> Self:

@@ -62,7 +62,7 @@ class Segmenter(nn.Module):
                     nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         last: Any
         for last in (self.classifier, self.auxiliary[-1]):
-            nn.init.normal_(last.weight, std=0.01)
+            nn.init.normal_(last.weight, std=heads.first_std)
             nn.init.zeros_(last.bias)
 
     def loss(self, images: Sequence[Tensor], targets: Targets) -> dict[str, Tensor]:
