@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def plan_json(study: Study) -> dict[str, Any]:
         "baseline": study.file.baseline,
         "runs": [
             {key: getattr(run, key) for key in ("name", "identity", "variant", "seed")}
+            | ({} if run.start is None else {"start": run.start})
             | {"settings": run.settings.model_dump(mode="json")}
             | sourced[run.variant]
             for run in study.runs()
@@ -191,11 +192,6 @@ def _block(
     also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
-    starts = [
-        f"{variant} from {start.row or start.weights}"
-        for variant, settings in study.variants.items()
-        if (start := settings.train.start) is not None
-    ]
     mine = {run.identity: run.variant for run in runs}
     shared = [
         f"{', '.join(sorted(common))} with {other.name}"
@@ -221,7 +217,7 @@ def _block(
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),
-        ("start", "; ".join(starts)),
+        *_starts(study, runs, {run.identity for one in studies for run in one.runs()}, states),
         ("stop", _rule(runs)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
@@ -237,6 +233,31 @@ def _block(
         # Others hold commands, which must stay whole.
         shown += wrapped(text, further=12) if topic == "about" else [text]
     return "\n".join(shown)
+
+
+def _starts(
+    study: Study, runs: Sequence[RunSpec], asked: Collection[str], states: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """What rows begin from; of those of other studies, how far they are and what is to be done."""
+    said, lacking = [], dict[str, dict[str, None]]()
+    for variant, settings in study.variants.items():
+        if (start := settings.train.start) is None:
+            continue
+        line = f"{variant} from {start.what}"
+        if start.study is not None:
+            needed = [run.start for run in runs if run.variant == variant and run.start]
+            unknown = {one: "asked for too" if one in asked else "not run" for one in needed}
+            far = [states.get(one, unknown[one]) for one in needed]
+            each = (f"{n} {state}" if len(far) > 1 else state for state, n in Counter(far).items())
+            line += f" ({', '.join(each)})"
+            if "not run" in far:
+                lacking.setdefault(start.study, {})[str(start.row)] = None
+        said.append(line)
+    first = (
+        f"lsa run {other} --tier {study.tier} --only {','.join(rows)}"
+        for other, rows in lacking.items()
+    )
+    return [("start", "; ".join(said)), ("first", "; ".join(first))]
 
 
 def _rule(runs: Sequence[RunSpec]) -> str:

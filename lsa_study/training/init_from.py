@@ -32,7 +32,7 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
         before = run_dir.sibling(identity)
         result = None if before is None else before.result()
         if before is None or result is None or result.outcome != "done":
-            name = start.row if before is None else before.root.name
+            name = start.what if before is None else before.root.name
             why = "has not been trained; train it first"
             if result is not None:
                 why = f"ended {result.outcome}; give another row, or mend that one"
