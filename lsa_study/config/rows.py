@@ -221,7 +221,10 @@ def _why_not(later: Settings, first: Settings) -> str | None:
         ("model.op.kind", *(("", "") if outside else kinds)),
     ):  # fmt: skip
         if own != other:
-            return f"{what} is {own!r} here and {other!r} there; give a row of the same network, or of another study leave out row"
+            return (
+                f"{what} is {own!r} here and {other!r} there; give a row of the same network, or "
+                "of another study leave out row"
+            )
     return None
 
 

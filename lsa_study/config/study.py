@@ -159,6 +159,7 @@ def load_study(
     recall: Path | None = None,
     grid: Sequence[str] = (),
     many: bool = False,
+    results: Path | None = None,
 ) -> Study:
     """Read an experiment file and resolve every variant at a tier.
 
@@ -173,6 +174,8 @@ def load_study(
             overrides and grids those given are added.
         grid: ``key=value,value`` whose product makes rows; see :mod:`lsa_study.config.grid`.
         many: more rows of a grid are meant than one is likely to; always with ``recall``.
+        results: a results folder whose studies and side studies rows may begin from; None:
+            ``recall``.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
@@ -189,7 +192,7 @@ def load_study(
         asked = side or plain_asked(recall, tier, stem, ran)
         given = asked.overrides if overrides is None else overrides
         given = [*side.overrides, *given] if side and overrides else given
-        rows = Rows(file, document, tier, given, recall)
+        rows = Rows(file, document, tier, given, results or recall)
         variants, resources = rows.resolve(chosen)
         _check_distinct(variants, document)
         _check_metrics(file, variants, document)

@@ -44,8 +44,13 @@ def check(*every: Settings) -> None:
     """
     lacking: dict[str, None] = {}
     for settings in every:
+        start = settings.train.start
+        if start is None or start.weights is None:
+            continue
         try:
-            check_start(settings)
+            weights(settings.data, start.weights)
+            if start.map is not None:
+                head_rows(settings.data, start.map)
         except DataLacks as error:
             lacking[str(error)] = None
     if lacking:
@@ -55,17 +60,3 @@ def check(*every: Settings) -> None:
             load(settings)
         else:
             dense.load(settings)
-
-
-def check_start(settings: Settings) -> None:
-    """Look for the files that a run begins from.
-
-    Raises:
-        DataLacks: they are not there.
-        ConfigError: a map of classes holds something else than numbers of rows.
-    """
-    start = settings.train.start
-    if start is not None and start.weights is not None:
-        weights(settings.data, start.weights)
-        if start.map is not None:
-            head_rows(settings.data, start.map)

@@ -56,8 +56,10 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
             return begun
         load_official(network, state, source=source, head=start.head, rows=rows)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ConfigError(
-            f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
-            "train.start.head: drawn, or mapped with a map that fits both"
-        ) from None
+        cure = (
+            ". Give weights of the same network; for other classes, train.start.head: drawn, or "
+            "mapped with a map that fits both"
+        )
+        cure = cure if settings.task.kind == "classify" else ""
+        raise ConfigError(f"train.start: {path}: {error}{cure}") from None
     return begun
