@@ -239,22 +239,27 @@ def _starts(
     study: Study, runs: Sequence[RunSpec], asked: Collection[str], states: Mapping[str, str]
 ) -> list[tuple[str, str]]:
     """What rows begin from; of those of other studies, how far they are and what is to be done."""
-    said, lacking = [], dict[str, dict[str, None]]()
+    said, lacking, seeds = [], dict[str, dict[str, None]](), set[int]()
     for variant, settings in study.variants.items():
         if (start := settings.train.start) is None:
             continue
         line = f"{variant} from {start.what}"
         if start.study is not None:
-            needed = [run.start for run in runs if run.variant == variant and run.start]
-            unknown = {one: "asked for too" if one in asked else "not run" for one in needed}
-            far = [states.get(one, unknown[one]) for one in needed]
-            each = (f"{n} {state}" if len(far) > 1 else state for state, n in Counter(far).items())
-            line += f" ({', '.join(each)})"
-            if "not run" in far:
+            needed = {run.seed: str(run.start) for run in runs if run.variant == variant}
+            far = {
+                seed: states.get(one, "asked for too" if one in asked else "not run")
+                for seed, one in needed.items()
+            }
+            several = len(far) > 1
+            counts = Counter(far.values()).items()
+            line += f" ({', '.join(f'{n} {state}' if several else state for state, n in counts)})"
+            if missing := [seed for seed, state in far.items() if state == "not run"]:
                 lacking.setdefault(start.study, {})[str(start.row)] = None
+                seeds.update(missing)
         said.append(line)
+    which = "" if seeds == {0} else f" --seeds {','.join(map(str, sorted(seeds)))}"
     first = (
-        f"lsa run {other} --tier {study.tier} --only {','.join(rows)}"
+        f"lsa run {other} --tier {study.tier} --only {','.join(rows)}{which}"
         for other, rows in lacking.items()
     )
     return [("start", "; ".join(said)), ("first", "; ".join(first))]

@@ -13,6 +13,8 @@ from lsa_study.config.contrast import check_contrast
 from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError, Refused
 from lsa_study.launch import plan
+from lsa_study.record import Result
+from lsa_study.rundir import RunDir, runs_folder
 
 START = "train.start: {study: classifiers}"
 OWN = "train.start={study: table8}"
@@ -159,7 +161,13 @@ def test_plan_says_what_is_to_be_trained_first(tmp_path):
         "\n  start     boxes from classifiers/swin (not run); elsa_boxes from classifiers/elsa "
         "(not run)\n  first     lsa run classifiers --tier toy --only swin,elsa\n"
     ) in text
-    text = plan.plan_text([classifiers, detectors], tmp_path)
+    folder = RunDir(runs_folder(tmp_path, "toy") / classifiers.runs()[0].name)
+    folder.create(classifiers.runs()[0].settings, variant="swin")
+    folder.write_result(Result(outcome="done"))
+    text = plan.plan_text([study.load_study(paths[1], seeds=[0, 1])], tmp_path)
+    assert "boxes from classifiers/swin (1 done, 1 not run); elsa_boxes from" in text
+    assert " --tier toy --only swin,elsa --seeds 0,1\n" in text
+    text = plan.plan_text([classifiers, detectors], tmp_path / "other")
     assert "boxes from classifiers/swin (asked for too)" in text
     assert "\n  first " not in text
     listed = plan.plan_json(detectors)["runs"]
