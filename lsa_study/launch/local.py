@@ -57,10 +57,9 @@ def need_starts(
         if before is None or result is None:
             why = "has not been trained; ask for that row too"
             if start.study is not None:
-                which = f"{start.study} --tier {run.settings.tier} --only {start.row}"
                 why = (
-                    f"has not been trained with seed {run.seed}; train it first, lsa run or lsa "
-                    f"launch {which}, or ask for {start.study} in the same call"
+                    f"has not been trained at tier {run.settings.tier} with seed {run.seed}; train "
+                    f"that row of {start.study} first, or ask for {start.study} in the same call"
                 )
         elif result.outcome != "done":
             why = f"ended {result.outcome}; give another row, or mend that one"

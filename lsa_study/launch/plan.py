@@ -238,31 +238,24 @@ def _block(
 def _starts(
     study: Study, runs: Sequence[RunSpec], asked: Collection[str], states: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """What rows begin from; of those of other studies, how far they are and what is to be done."""
-    said, lacking, seeds = [], dict[str, dict[str, None]](), set[int]()
+    """What rows begin from; of those of other studies, how far they are and which are missing."""
+    said, lacking = [], dict[str, dict[str, None]]()
     for variant, settings in study.variants.items():
         if (start := settings.train.start) is None:
             continue
         line = f"{variant} from {start.what}"
         if start.study is not None:
-            needed = {run.seed: str(run.start) for run in runs if run.variant == variant}
-            far = {
-                seed: states.get(one, "asked for too" if one in asked else "not run")
-                for seed, one in needed.items()
-            }
-            several = len(far) > 1
-            counts = Counter(far.values()).items()
-            line += f" ({', '.join(f'{n} {state}' if several else state for state, n in counts)})"
-            if missing := [seed for seed, state in far.items() if state == "not run"]:
+            needed = [run.start for run in runs if run.variant == variant and run.start is not None]
+            usual = {one: "asked for too" if one in asked else "not run" for one in needed}
+            far = Counter(states.get(one, usual[one]) for one in needed)
+            each = [f"{n} {state}" if len(needed) > 1 else state for state, n in far.items()]
+            line += f" ({', '.join(each)})"
+            if far["not run"]:
                 lacking.setdefault(start.study, {})[str(start.row)] = None
-                seeds.update(missing)
         said.append(line)
-    which = "" if seeds == {0} else f" --seeds {','.join(map(str, sorted(seeds)))}"
-    first = (
-        f"lsa run {other} --tier {study.tier} --only {','.join(rows)}{which}"
-        for other, rows in lacking.items()
-    )
-    return [("start", "; ".join(said)), ("first", "; ".join(first))]
+    first = "; ".join(f"{','.join(rows)} of {other}" for other, rows in lacking.items())
+    hint = f"{first}, with these seeds: train them before, or in the same call"
+    return [("start", "; ".join(said)), ("first", first and hint)]
 
 
 def _rule(runs: Sequence[RunSpec]) -> str:

@@ -159,14 +159,15 @@ def test_plan_says_what_is_to_be_trained_first(tmp_path):
     text = plan.plan_text([detectors], tmp_path)
     assert (
         "\n  start     boxes from classifiers/swin (not run); elsa_boxes from classifiers/elsa "
-        "(not run)\n  first     lsa run classifiers --tier toy --only swin,elsa\n"
+        "(not run)\n  first     swin,elsa of classifiers, with these seeds: train them before, or "
+        "in the same call\n"
     ) in text
     folder = RunDir(runs_folder(tmp_path, "toy") / classifiers.runs()[0].name)
     folder.create(classifiers.runs()[0].settings, variant="swin")
     folder.write_result(Result(outcome="done"))
     text = plan.plan_text([study.load_study(paths[1], seeds=[0, 1])], tmp_path)
     assert "boxes from classifiers/swin (1 done, 1 not run); elsa_boxes from" in text
-    assert " --tier toy --only swin,elsa --seeds 0,1\n" in text
+    assert "\n  first     swin,elsa of classifiers" in text
     text = plan.plan_text([classifiers, detectors], tmp_path / "other")
     assert "boxes from classifiers/swin (asked for too)" in text
     assert "\n  first " not in text

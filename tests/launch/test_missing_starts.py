@@ -28,8 +28,8 @@ LACKING = {
         rf"volo_d1_384-s0-\w+: begins from volo_d1 \(\w+\), {NOT}; ask for that row too",
     ]),
     "study": ("table10", "swin_b,elsa_swin_b", (OWN,), [
-        rf"swin_b-s0-\w+: begins from table8/swin_base \(\w+\), {NOT} with seed 0; train it first, "
-        "lsa run or lsa launch table8 --tier paper --only swin_base, or ask for table8 in the same",
+        rf"swin_b-s0-\w+: begins from table8/swin_base \(\w+\), {NOT} at tier paper with seed 0; "
+        "train that row of table8 first, or ask for table8 in the same call",
         rf"elsa_swin_b-s0-\w+: begins from table8/elsa_swin_base \(\w+\), {NOT}",
     ]),
 }  # fmt: skip
