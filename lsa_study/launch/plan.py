@@ -63,8 +63,9 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
             result = folder.result()
             states[identity] = result.outcome if result else folder.status().state
     site = read_cluster()
-    blocks = [_block(one, studies, states, rehearsed, site) for one in studies]
     runs = distinct(studies)
+    asked = {run.identity for run in runs}
+    blocks = [_block(one, studies, states, rehearsed, site, asked) for one in studies]
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
@@ -184,6 +185,7 @@ def _block(
     states: dict[str, str],
     rehearsed: Mapping[str, rehearse.Rehearsed],
     site: Cluster,
+    asked: Collection[str],
 ) -> str:
     runs, groups = study.runs(), study.file.groups
     factor = study.file.factor
@@ -217,7 +219,7 @@ def _block(
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),
-        *_starts(study, runs, {run.identity for one in studies for run in one.runs()}, states),
+        *_starts(study, runs, asked, states),
         ("stop", _rule(runs)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
@@ -239,15 +241,18 @@ def _starts(
     study: Study, runs: Sequence[RunSpec], asked: Collection[str], states: Mapping[str, str]
 ) -> list[tuple[str, str]]:
     """What rows begin from; of those of other studies, how far they are and which are missing."""
-    said, lacking = [], dict[str, dict[str, None]]()
+    said, lacking, needs = [], dict[str, dict[str, None]](), dict[str, list[str]]()
+    for run in runs:
+        needs.setdefault(run.variant, []).append(run.start or "")
     for variant, settings in study.variants.items():
         if (start := settings.train.start) is None:
             continue
         line = f"{variant} from {start.what}"
         if start.study is not None:
-            needed = [run.start for run in runs if run.variant == variant and run.start is not None]
-            usual = {one: "asked for too" if one in asked else "not run" for one in needed}
-            far = Counter(states.get(one, usual[one]) for one in needed)
+            needed = needs[variant]
+            far = Counter(
+                states.get(one, "asked for too" if one in asked else "not run") for one in needed
+            )
             each = [f"{n} {state}" if len(needed) > 1 else state for state, n in far.items()]
             line += f" ({', '.join(each)})"
             if far["not run"]:
