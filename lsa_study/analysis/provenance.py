@@ -94,7 +94,7 @@ def _start(study: Study, variant: str, seeds: Sequence[int]) -> str | None:
     if start is None or before is None:
         return None if start is None else start.weights
     identities = before.identities(seeds)
-    return f"{start.row} ({', '.join(identities[seed] for seed in seeds)})"
+    return f"{start.what} ({', '.join(identities[seed] for seed in seeds)})"
 
 
 def why_text(found: dict[str, Any]) -> str:

@@ -153,7 +153,7 @@ class Selection:
             try:
                 one = study.load_study(
                     path, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
-                    recall=known, grid=self.grid or (), many=many,
+                    recall=known, grid=self.grid or (), many=many, results=self.results,
                 )  # fmt: skip
             except study.NoVariant as error:
                 unmatched += error.mistakes

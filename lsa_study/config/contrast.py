@@ -103,7 +103,7 @@ def check_claims(study: Study, results: Path) -> None:
             try:
                 path = str(find_study(stem, results, study.document.path.parent))
                 here = study.tier in tiers_of(path)
-                known[stem] = load_study(path, tier=study.tier) if here else None
+                known[stem] = load_study(path, tier=study.tier, results=results) if here else None
             except ConfigError as error:
                 known[stem] = None
                 mistakes += [f"{where} {line}" for line in error.mistakes]

@@ -113,10 +113,12 @@ def side_tiers(results: Path | None, name: str, tiers: Iterable[str] = TIERS) ->
     return [tier for tier, one in asked.items() if one is not None and one.study]
 
 
-def find_asked(study: str, tier: str, recall: Path | None) -> tuple[Path, Asked | None]:
+def find_asked(
+    study: str, tier: str, recall: Path | None, beside: Path | None = None
+) -> tuple[Path, Asked | None]:
     """The file of a study, or that of a side study's with what this was asked for with."""
     try:
-        return find_study(study, recall), None
+        return find_study(study, recall, beside), None
     except ConfigError:
         if home_of(recall, study) is not None:
             raise

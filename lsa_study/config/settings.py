@@ -318,8 +318,12 @@ class Settings(Group):
             del settings["augment"]["order"]
         if self.evaluation.crop == "centre":
             del settings["evaluation"]["crop"]
-        if self.train.start is not None and self.train.start.map is None:
-            del settings["train"]["start"]["map"]
+        if (start := self.train.start) is not None:
+            # Of another study's row its recipe is all: studies share rows under several names.
+            idle = {"map": start.map is None, "study": start.study, "row": start.study}
+            for name in idle:
+                if idle[name]:
+                    del settings["train"]["start"][name]
         return settings
 
     def differing(self, other: Settings) -> dict[str, tuple[Any, Any]]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from lsa_study.config.names import Name
 from lsa_study.config.operators import Group
 
 
 class Start(Group):
     """Trained weights that training begins from, in place of random ones; all else begins anew.
 
-    Of another row of the study (``row``), or of a file (``weights`` and ``source``). Tables and
-    position maps of another size are interpolated.
+    Of another row of the study (``row``) or of another study (``study``), or of a file (``weights``
+    and ``source``). Tables and position maps of another size are interpolated.
     """
 
+    study: Name | None = None
+    """Another study, or side study, at the same tier in the same results folder; null: this one.
+    Without ``row`` it is the study's row of the same network: backbone, stem and operator."""
     row: str | None = None
-    """A variant of the same study: the run of the same seed, the weights that it reports."""
+    """A variant of that study: the run of the same seed, the weights that it reports."""
     recipe: str | None = None
     """What that row's settings are, its seed aside; filled in when the study is read."""
     weights: str | None = None
@@ -35,10 +39,19 @@ class Start(Group):
     rows are nearly those of the sorted ids of ImageNet-21K, but two ids stand in others' places,
     and teddy bears, which are no class there, take the row of chemises ("teddy")."""
 
+    @model_serializer(mode="wrap")
+    def _without_study(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "study" or v is not None}
+
+    @property
+    def what(self) -> str:
+        """What is begun from, for readers: ``row``, ``study/row``, or a file."""
+        return self.weights or "/".join(filter(None, (self.study, self.row)))
+
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if (self.row is None) == (self.weights is None):
-            raise ValueError("give either row or weights")
+        if (self.row is None and self.study is None) == (self.weights is None):
+            raise ValueError("give either row or weights, or study")
         if (self.weights is None) != (self.source is None):
             raise ValueError("weights and source belong together; give both or neither")
         for name in ("weights", "map"):
@@ -54,7 +67,8 @@ class Start(Group):
     def _mapped_by_a_file(self) -> Self:
         if self.head == "mapped" and self.weights is None:
             raise ValueError(
-                "head='mapped' with row: rows of a study have the same classes; give head: kept"
+                "head='mapped' with row: rows of a study have the same classes; give head: kept, "
+                "or drawn for other classes"
             )
         if self.head == "mapped" and self.map is None:
             raise ValueError(

@@ -6,23 +6,22 @@ import contextlib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lsa_study.config import names, shipped, yaml
+from lsa_study.config import names, yaml
 from lsa_study.config.asked import Asked, about, good_seeds, plain_asked, runs_there, tidy
-from lsa_study.config.experiment import Resources, StudyFile, check_names
+from lsa_study.config.experiment import Resources, StudyFile
 from lsa_study.config.find import ARTICLE as ARTICLE
 from lsa_study.config.find import TIERS as TIERS
 from lsa_study.config.find import expand_names as expand_names
 from lsa_study.config.find import find_asked
 from lsa_study.config.find import find_study as find_study
 from lsa_study.config.find import tiers_of as tiers_of
-from lsa_study.config.grid import Grid, expand
-from lsa_study.config.layers import Layers, validate
+from lsa_study.config.grid import Grid
 from lsa_study.config.ledger import OwnClaim
-from lsa_study.config.outside import bound
+from lsa_study.config.rows import Rows, opened
 from lsa_study.config.settings import Settings
 from lsa_study.config.task import METRICS, OF_TASK
 from lsa_study.errors import ConfigError
@@ -160,6 +159,7 @@ def load_study(
     recall: Path | None = None,
     grid: Sequence[str] = (),
     many: bool = False,
+    results: Path | None = None,
 ) -> Study:
     """Read an experiment file and resolve every variant at a tier.
 
@@ -174,6 +174,8 @@ def load_study(
             overrides and grids those given are added.
         grid: ``key=value,value`` whose product makes rows; see :mod:`lsa_study.config.grid`.
         many: more rows of a grid are meant than one is likely to; always with ``recall``.
+        results: a results folder whose studies and side studies rows may begin from; None:
+            ``recall``.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
@@ -183,20 +185,14 @@ def load_study(
     path, side = find_asked(str(study), tier, recall)
     only = side.only if side and only is None else only
     flags = [*(side.grid if side else ()), *grid]
-    expanded = expand(yaml.read(path), flags, many=many or recall is not None)
-    document = expanded.document
-    with expanded.checked():
-        file = validate(StudyFile, document.data, document.where)
-        check_names(file, document)
-        if tier not in file.tiers:
-            has = ", ".join(file.tiers)
-            raise ConfigError(f"{path}: {file.study} has no tier {tier}; it has {has}")
+    with opened(path, tier, flags, many=many or recall is not None) as (file, expanded):
+        document = expanded.document
         chosen = _chosen(file, only, expanded.origin)
         stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
         asked = side or plain_asked(recall, tier, stem, ran)
         given = asked.overrides if overrides is None else overrides
         given = [*side.overrides, *given] if side and overrides else given
-        rows = _Rows(file, document, tier, given)
+        rows = Rows(file, document, tier, given, results or recall)
         variants, resources = rows.resolve(chosen)
         _check_distinct(variants, document)
         _check_metrics(file, variants, document)
@@ -261,115 +257,9 @@ def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | No
     """Whether a results folder holds a run of the study itself."""
     found, seeds = runs_there(results, tier)
     with contextlib.suppress(ConfigError):
-        plain, _ = _Rows(file, document, tier, ()).resolve([*file.variants])
+        plain, _ = Rows(file, document, tier, (), results).resolve([*file.variants])
         return not all(found.isdisjoint(r.identities(seeds).values()) for r in plain.values())
     return False
-
-
-class _Rows:
-    """Resolves the rows of an experiment file at a tier."""
-
-    def __init__(
-        self, file: StudyFile, document: yaml.Document, tier: str, overrides: Sequence[str]
-    ) -> None:
-        self.file, self.document, self.overrides = file, document, overrides
-        self.tier = tier
-        self.starts: dict[str, Settings] = {}
-        base = self._base(tier)
-        data = dict(base.data)
-        usual = data.pop("seeds", [0])
-        source = document if file.seeds else base
-        self.seeds = good_seeds(file.seeds or usual, source.where("seeds"))
-        self._resources, self._settings = Layers(), Layers()
-        self._resources.add(base, data.pop("resources", {}), ("resources",))
-        self._resources.add(document, file.resources, ("resources",))
-        self._settings.set("tier", tier, str(base.path))
-        self._settings.add(base, data)
-        if file.use:
-            self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
-        self._settings.add(document, file.set, ("set",))
-        if file.stop:
-            self._settings.set("runtime.stop", file.stop.model_dump(), document.where("stop"))
-
-    def resolve(self, names: Sequence[str]) -> tuple[dict[str, Settings], dict[str, Resources]]:
-        """Settings and resources of these rows, by name."""
-        settings: dict[str, Settings] = {}
-        resources: dict[str, Resources] = {}
-        mistakes: dict[str, list[str]] = {}
-        for name in names:
-            try:
-                settings[name] = self.settings(name)
-                resources[name] = self.resources(name)
-            except ConfigError as error:
-                for mistake in error.mistakes:
-                    mistakes.setdefault(mistake, []).append(name)
-        if mistakes:
-            raise ConfigError(
-                *(m if of == names else f"{m} (in {_some(of)})" for m, of in mistakes.items())
-            )
-        return settings, resources
-
-    def references(self, variants: Mapping[str, Settings]) -> dict[str, Settings]:
-        """The rows that a stopping rule measures these by; a baseline has none."""
-        written = self.file.variants
-        others = {name: written[name].against or self.file.baseline for name in variants}
-        return {
-            name: self.settings(other)
-            for name, other in others.items()
-            if variants[name].runtime.stop is not None and other != name
-        }
-
-    def resources(self, name: str) -> Resources:
-        """What a run of this row asks of a cluster."""
-        layers = self._resources.copy()
-        asked = self.file.variants[name].resources
-        layers.add(self.document, asked, ("variants", name, "resources"))
-        return validate(Resources, layers.data, layers.where)
-
-    def settings(self, name: str, later: tuple[str, ...] = ()) -> Settings:
-        """One row; where it begins from another, that one first, and so on to ``later``."""
-        layers, variant = self._settings.copy(), self.file.variants[name]
-        if variant.use:
-            place = self.document.where("variants", name, "use")
-            layers.use(self._presets, variant.use, place, tier=self.tier)
-        layers.add(self.document, variant.set, ("variants", name, "set"))
-        for override in self.overrides:
-            key, equals, text = override.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"--set {override}: not a setting; write --set key=value")
-            place = f"--set {override}"
-            layers.set(key.strip(), yaml.parse(text, place), place)
-        settings = bound(validate(Settings, layers.data, layers.where), layers.where)
-        start, place = settings.train.start, self.document.where("variants", name)
-        if start is not None and start.recipe is not None:
-            raise ConfigError(f"{place}: train.start.recipe is filled in by itself; drop it")
-        if start is None or start.row is None:
-            return settings
-        if start.row not in self.file.variants:
-            hint = names.nearest(start.row, self.file.variants)
-            raise ConfigError(f"{place}: train.start.row {start.row!r} is no row; {hint}")
-        if start.row in (name, *later):
-            circle = " from ".join([*later, name, start.row])
-            raise ConfigError(
-                f"{place}: {circle}: no row is first; let one be initialised at random"
-            )
-        before = self.starts[name] = self.settings(start.row, (*later, name))
-        start = start.model_copy(update={"recipe": before.recipe()})
-        train = settings.train.model_copy(update={"start": start})
-        return settings.model_copy(update={"train": train})
-
-    @cached_property
-    def _presets(self) -> yaml.Document:
-        return self._base("presets")
-
-    def _base(self, name: str) -> yaml.Document:
-        file = Path("base") / f"{name}.yaml"
-        beside = self.document.path.parent / file
-        return yaml.read(beside if beside.exists() else shipped.find(f"experiments/{file}"))
-
-
-def _some(rows: Sequence[str]) -> str:
-    return ", ".join(rows[:5]) + f" and {len(rows) - 5} more" * (len(rows) > 5)
 
 
 def distinct(studies: Iterable[Study]) -> list[RunSpec]:

@@ -34,18 +34,29 @@ def load(settings: Settings, *, device: str = "cpu") -> Datasets:
     return in_memory.TensorSets(settings, device)
 
 
-def check(settings: Settings) -> None:
+def check(*every: Settings) -> None:
     """Load the data once to see that they are whole, before anything is trained.
 
     Raises:
-        DataLacks: the files are missing, incomplete or damaged, or weights to begin from are.
+        DataLacks: the files are missing, incomplete or damaged, or weights to begin from are; of
+            these all are named.
         ConfigError: what they hold cannot be used.
     """
-    if (start := settings.train.start) is not None and start.weights is not None:
-        weights(settings.data, start.weights)
-        if start.map is not None:
-            head_rows(settings.data, start.map)
-    if settings.task.kind == "classify":
-        load(settings)
-    else:
-        dense.load(settings)
+    lacking: dict[str, None] = {}
+    for settings in every:
+        start = settings.train.start
+        if start is None or start.weights is None:
+            continue
+        try:
+            weights(settings.data, start.weights)
+            if start.map is not None:
+                head_rows(settings.data, start.map)
+        except DataLacks as error:
+            lacking[str(error)] = None
+    if lacking:
+        raise DataLacks("\n".join(lacking))
+    for settings in {one.reads()[:2]: one for one in every}.values():
+        if settings.task.kind == "classify":
+            load(settings)
+        else:
+            dense.load(settings)

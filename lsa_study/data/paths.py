@@ -112,8 +112,9 @@ def weights(data: Data, name: str) -> Path:
     path = root / "weights" / name
     if not path.is_file():
         raise DataLacks(
-            f"train.start.weights: {path} not found (from {origin}); put the weights there, or "
-            "drop train.start to begin with randomly initialised ones"
+            f"train.start.weights: {path} not found (from {origin}); put the weights there, begin "
+            "from a row that is trained here (train.start: {study: ..., row: ...}), or drop "
+            "train.start to begin with randomly initialised ones"
         )
     return path
 

@@ -45,13 +45,32 @@ def need_starts(
     Raises:
         EnvironmentLacks: some are not; all are named.
     """
-    lacking = [
-        f"{run.name}: begins from {run.settings.train.start and run.settings.train.start.row} "
-        f"({run.start}), which has not been trained; ask for that row too"
-        for run in runs
-        if run.start is not None and run.start not in coming
-        if run.start not in known or known[run.start].result() is None
-    ]
+    lacking = []
+    for run in runs:
+        start = run.settings.train.start
+        if start is None or run.start is None or run.start in coming:
+            continue
+        if run.identity in known and known[run.identity].last_checkpoint.exists():
+            continue  # it goes on from there
+        before = known.get(run.start)
+        result = None if before is None else before.result()
+        if before is None or result is None:
+            why = "has not been trained; ask for that row too"
+            if start.study is not None:
+                why = (
+                    f"has not been trained at tier {run.settings.tier} with seed {run.seed}; train "
+                    f"that row of {start.study} first, or ask for {start.study} in the same call"
+                )
+        elif result.outcome != "done":
+            why = f"ended {result.outcome}; give another row, or mend that one"
+        elif not before.weights.is_file():
+            why = (
+                f"is done, but its weights {before.weights} are gone; put them back, or move its "
+                "folder away and train it again"
+            )
+        else:
+            continue
+        lacking.append(f"{run.name}: begins from {start.what} ({run.start}), which {why}")
     if lacking:
         raise EnvironmentLacks("\n".join(lacking))
 

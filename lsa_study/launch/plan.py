@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def plan_json(study: Study) -> dict[str, Any]:
         "baseline": study.file.baseline,
         "runs": [
             {key: getattr(run, key) for key in ("name", "identity", "variant", "seed")}
+            | ({} if run.start is None else {"start": run.start})
             | {"settings": run.settings.model_dump(mode="json")}
             | sourced[run.variant]
             for run in study.runs()
@@ -62,8 +63,9 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
             result = folder.result()
             states[identity] = result.outcome if result else folder.status().state
     site = read_cluster()
-    blocks = [_block(one, studies, states, rehearsed, site) for one in studies]
     runs = distinct(studies)
+    asked = {run.identity for run in runs}
+    blocks = [_block(one, studies, states, rehearsed, site, asked) for one in studies]
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
@@ -183,6 +185,7 @@ def _block(
     states: dict[str, str],
     rehearsed: Mapping[str, rehearse.Rehearsed],
     site: Cluster,
+    asked: Collection[str],
 ) -> str:
     runs, groups = study.runs(), study.file.groups
     factor = study.file.factor
@@ -191,11 +194,6 @@ def _block(
     also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
     todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
-    starts = [
-        f"{variant} from {start.row or start.weights}"
-        for variant, settings in study.variants.items()
-        if (start := settings.train.start) is not None
-    ]
     mine = {run.identity: run.variant for run in runs}
     shared = [
         f"{', '.join(sorted(common))} with {other.name}"
@@ -221,7 +219,7 @@ def _block(
         ("reuse", done),
         ("shared", "; ".join(shared)),
         ("train", _protocol(runs[0].settings)),
-        ("start", "; ".join(starts)),
+        *_starts(study, runs, asked, states),
         ("stop", _rule(runs)),
         *costs,
         ("cluster", _smaller(f"{stem}{options}", todo, site)),
@@ -237,6 +235,32 @@ def _block(
         # Others hold commands, which must stay whole.
         shown += wrapped(text, further=12) if topic == "about" else [text]
     return "\n".join(shown)
+
+
+def _starts(
+    study: Study, runs: Sequence[RunSpec], asked: Collection[str], states: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """What rows begin from; of those of other studies, how far they are and which are missing."""
+    said, lacking, needs = [], dict[str, dict[str, None]](), dict[str, list[str]]()
+    for run in runs:
+        needs.setdefault(run.variant, []).append(run.start or "")
+    for variant, settings in study.variants.items():
+        if (start := settings.train.start) is None:
+            continue
+        line = f"{variant} from {start.what}"
+        if start.study is not None:
+            needed = needs[variant]
+            far = Counter(
+                states.get(one, "asked for too" if one in asked else "not run") for one in needed
+            )
+            each = [f"{n} {state}" if len(needed) > 1 else state for state, n in far.items()]
+            line += f" ({', '.join(each)})"
+            if far["not run"]:
+                lacking.setdefault(start.study, {})[str(start.row)] = None
+        said.append(line)
+    first = "; ".join(f"{','.join(rows)} of {other}" for other, rows in lacking.items())
+    hint = f"{first}, with these seeds: train them before, or in the same call"
+    return [("start", "; ".join(said)), ("first", first and hint)]
 
 
 def _rule(runs: Sequence[RunSpec]) -> str:

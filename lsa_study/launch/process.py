@@ -285,8 +285,7 @@ def _carry_out(order: Mapping[str, Any], reply: int, alive: int) -> NoReturn:
             else:
                 from lsa_study import data
 
-                for settings in order["check"]:
-                    data.check(Settings.model_validate_json(settings))
+                data.check(*map(Settings.model_validate_json, order["check"]))
         except LsaError as error:
             report = {"error": str(error), "exit_code": error.exit_code}
         # Modules need not be taken down one by one, which takes a good part of a second.

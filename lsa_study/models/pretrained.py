@@ -137,7 +137,7 @@ def load_official(
         }
     if head is not None:
         for name in state.keys() & own.keys():
-            state[name] = _resized(name, state[name], own[name])
+            state[name] = resized(name, state[name], own[name])
     differ = [
         f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
         for name in own
@@ -160,7 +160,8 @@ def _mapped(name: str, theirs: Tensor, rows: Sequence[int]) -> Tensor:
     return theirs[list(rows)]
 
 
-def _resized(name: str, theirs: Tensor, ours: Tensor) -> Tensor:
+def resized(name: str, theirs: Tensor, ours: Tensor) -> Tensor:
+    """A map or table of positions in the size of ours, bicubically; all else as it is."""
     kind = name.rpartition(".")[2]
     if theirs.shape == ours.shape or theirs.dim() != ours.dim():
         return theirs

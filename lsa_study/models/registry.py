@@ -16,7 +16,7 @@ from torch import nn
 
 from lsa_study.config import layers
 from lsa_study.config.names import nearest
-from lsa_study.config.networks import Stem, other_stem
+from lsa_study.config.networks import OWN_STEMS, Stem, other_stem, own_stem
 from lsa_study.config.operators import (
     AttentionOp,
     DdfOp,
@@ -24,6 +24,7 @@ from lsa_study.config.operators import (
     DwNetOp,
     ElsaOp,
     Op,
+    OutlookOp,
     UnifiedOp,
 )
 from lsa_study.config.settings import Model
@@ -67,6 +68,14 @@ def _model(backbone: Backbone, op: Op, stem: Stem | None = None) -> Model:
     return Model(backbone=backbone, op=op, drop_path=DROP_PATH[backbone], stem=stem)
 
 
+def _volo_stems(backbone: str) -> dict[str, Stem]:
+    """Those that VOLO was not published with, as wide as its own."""
+    wide = {"hidden": OWN_STEMS.get(backbone, OWN_STEMS["volo"]).hidden}
+    others = {name: stem for name, stem in STEMS.items() if name != "conv_bn_relu"}
+    wider = {name: stem.model_copy(update=wide) for name, stem in others.items()}
+    return {"patchify": Stem(kind="patchify"), **wider}
+
+
 def _net(terms: tuple[Term, ...], application: Application = "window") -> Model:
     return _model("swin_tiny", UnifiedOp(terms=terms, norm="softmax", application=application))
 
@@ -92,6 +101,12 @@ MODELS: dict[str, Model] = {
         for name in DROP_PATH
         if name.startswith("deit")
         for stem in STEMS
+    },
+    **{f"lsa_{name}_{stem}": _model(name, LSA, STEMS[stem]) for name in SWINS for stem in STEMS},
+    **{
+        f"{name}_{stem}": _model(name, OutlookOp(), like)
+        for name in VOLOS
+        for stem, like in _volo_stems(name).items()
     },
     **{
         f"ddf_{name}": _model(name, DdfOp(kernel_size=3, shell="none"))
@@ -228,19 +243,16 @@ _CFGS: dict[type[nn.Module], dict[str, Any]] = {
     swin.Swin: {
         "pool_size": (7, 7),
         "crop_pct": 0.9,
-        "first_conv": "patch_embed.proj",
         "classifier": "head.fc",
     },
     volo.Volo: {
         "pool_size": None,
         "crop_pct": 0.96,
-        "first_conv": "patch_embed.conv.0",
         "classifier": ("head", "aux_head"),
     },
     deit.Deit: {
         "pool_size": None,
         "crop_pct": 0.875,
-        "first_conv": "patch_embed.conv.0",
         "classifier": "head",
     },
     resnet.Resnet: {
@@ -252,8 +264,18 @@ _CFGS: dict[type[nn.Module], dict[str, Any]] = {
     },
 }
 
+
+def _first_conv(model: Model) -> dict[str, str]:
+    stem = model.stem or own_stem(model.backbone)
+    first = stem and {"conv": "conv.0", "patchify": "proj"}[stem.kind]
+    return {"first_conv": f"patch_embed.{first}"} if first else {}
+
+
 default_cfgs = generate_default_cfgs(
-    {name: _COMMON_CFG | _CFGS[_backbone(point)[0]] for name, point in MODELS.items()}
+    {
+        name: _COMMON_CFG | _CFGS[_backbone(point)[0]] | _first_conv(point)
+        for name, point in MODELS.items()
+    }
 )
 """timm's description of each network; none has weights to download."""
 

@@ -36,7 +36,7 @@ class ConvStem(PatchEmbed):  # type: ignore[misc]  # timm ships no types
     Shape: (B, in_chans, H, W) to (B, tokens, embed_dim).
 
     Raises:
-        ValueError: the patch is odd, or the image is not whole patches.
+        ValueError: the patch is odd or none, or the image is not whole patches.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class ConvStem(PatchEmbed):  # type: ignore[misc]  # timm ships no types
         in_chans: int = 3, embed_dim: int, hidden: int = 64, norm: bool = True, act: bool = True,
         **options: Any,
     ) -> None:  # fmt: skip
-        if patch_size % STEM_STRIDE:
+        if patch_size < 1 or patch_size % STEM_STRIDE:
             raise ValueError(
-                f"patch_size={patch_size}: the first convolution halves the image; give an even one"
+                f"patch_size={patch_size}: the first convolution halves the image; give an even "
+                "one, from 2"
             )
         _check_whole(img_size, patch_size)
         super().__init__(img_size, patch_size // STEM_STRIDE, hidden, embed_dim, **options)

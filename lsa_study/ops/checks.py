@@ -117,9 +117,11 @@ def check_known(name: str, value: str, kinds: Any) -> None:
 
 
 def check_positive(name: str, value: int) -> None:
-    """Refuse steps below one pixel."""
+    """Refuse steps below one pixel, and parts of one."""
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1 pixel")
+    if not isinstance(value, int):
+        raise ValueError(f"{name}={value!r} must be a whole number of pixels; give an int")
 
 
 def check_odd(kernel_size: int) -> None:

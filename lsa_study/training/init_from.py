@@ -32,7 +32,7 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
         before = run_dir.sibling(identity)
         result = None if before is None else before.result()
         if before is None or result is None or result.outcome != "done":
-            name = start.row if before is None else before.root.name
+            name = start.what if before is None else before.root.name
             why = "has not been trained; train it first"
             if result is not None:
                 why = f"ended {result.outcome}; give another row, or mend that one"
@@ -56,8 +56,10 @@ def load_initial_weights(network: nn.Module, run_dir: RunDir, settings: Settings
             return begun
         load_official(network, state, source=source, head=start.head, rows=rows)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ConfigError(
-            f"train.start: {path}: {error}. Give weights of the same network; for other classes, "
-            "train.start.head: drawn, or mapped with a map that fits both"
-        ) from None
+        cure = (
+            ". Give weights of the same network; for other classes, train.start.head: drawn, or "
+            "mapped with a map that fits both"
+        )
+        cure = cure if settings.task.kind == "classify" else ""
+        raise ConfigError(f"train.start: {path}: {error}{cure}") from None
     return begun

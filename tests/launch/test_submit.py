@@ -4,11 +4,12 @@ import contextlib
 import os
 import re
 
+import begun
 import pytest
 
 from lsa_study import rundir
 from lsa_study.config import study
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.launch import cluster as sites
 from lsa_study.launch import plan, scheduler
 from lsa_study.launch.cluster import Cluster, Here
@@ -204,3 +205,19 @@ def test_the_plan_names_smaller_nodes(tmp_path, monkeypatch):
     assert f"cluster   {line} devices a run" in plan.plan_text([loaded], tmp_path)
     monkeypatch.setattr(plan, "read_cluster", sites.Cluster)
     assert "--fit" not in plan.plan_text([loaded], tmp_path)
+
+
+def test_detectors_wait_for_the_classifiers_of_another_study(slurm, tmp_path):
+    """Refused without them; of a study that is queued its job is waited for."""
+    classifiers, detectors = (study.load_study(path).runs() for path in begun.both(tmp_path))
+    with pytest.raises(EnvironmentLacks, match="train that row of classifiers first"):
+        launch(detectors, tmp_path / "results", site())
+    assert slurm.calls("sbatch") == []
+    assert not rundir.runs_folder(tmp_path / "results", "toy").exists()
+    (array,) = launch(classifiers, tmp_path / "results", site()).queued
+    slurm.queue(*(f"{job}|PENDING|Priority|{array.comment}" for job in array.jobs().values()))
+    slurm.answers("sbatch", "Submitted batch job 42")
+    launched = launch(detectors, tmp_path / "results", site())
+    assert [array.job for array in launched.queued] == ["42"]
+    scripts = (path.read_text() for path in (tmp_path / "results").rglob("*.sh"))
+    assert any("#SBATCH --dependency=afterany:41_0:41_1\n" in script for script in scripts)

@@ -47,6 +47,33 @@ PARAMETERS = {
         for size, count in (("tiny", 6_439_912), ("small", 23_412_136), ("base", 89_207_080))
         for stem in ("conv", "conv_relu", "conv_bn", "conv_bn_relu")
     },
+    # Three convolutions of 64 channels with their batch norms, and a last one a patch of 4 wide.
+    **{
+        f"lsa_swin_{size}_{stem}": count + 83_520 + 208 * dim - (0 if "bn" in stem else 384)
+        for size, dim, count in (
+            ("tiny", 96, 28_288_354),
+            ("small", 96, 49_606_258),
+            ("base", 128, 87_768_224),
+            ("large", 192, 196_532_476),
+        )
+        for stem in ("conv", "conv_relu", "conv_bn", "conv_bn_relu")
+    },
+    **{
+        f"volo_{size}_{stem}": count - less
+        for size, count, without, norms in (
+            ("d1", 26_632_040, 83_520 + 832 * 192, 384),
+            ("d2", 58_678_336, 83_520 + 832 * 256, 384),
+            ("d3", 86_325_072, 83_520 + 832 * 256, 384),
+            ("d4", 192_961_520, 83_520 + 832 * 384, 384),
+            ("d5", 295_455_584, 314_496 + 1856 * 384, 768),  # 128 channels
+        )
+        for stem, less in (
+            ("patchify", without),
+            ("conv", norms),
+            ("conv_relu", norms),
+            ("conv_bn", 0),
+        )
+    },
     "elsa_volo_d1": 27_044_712,
     "elsa_volo_d2": 59_540_320,
     "elsa_volo_d3": 87_474_384,

@@ -176,6 +176,8 @@ def test_decay_and_initialisation_are_timms():
     ("options", "words"),
     [
         ({"patch_size": 5}, "patch_size=5: the first convolution halves the image; give an even"),
+        ({"patch_size": 0}, "patch_size=0: the first convolution halves the image; give an even"),
+        ({"patch_size": -4}, "patch_size=-4: the first convolution halves the image; give an even"),
         ({"img_size": 30, "patch_size": 4}, "img_size=30 is not whole patches of 4 x 4"),
         ({"img_size": (32, 30), "patch_size": 4}, r"img_size=\(32, 30\) is not whole patches"),
     ],

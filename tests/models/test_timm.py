@@ -31,6 +31,16 @@ PROMISED = {
         for size in ("tiny", "small", "base")
         for stem in ("conv", "conv_relu", "conv_bn", "conv_bn_relu")
     ),
+    *(
+        f"lsa_swin_{size}_{stem}"
+        for size in ("tiny", "small", "base", "large")
+        for stem in ("conv", "conv_relu", "conv_bn", "conv_bn_relu")
+    ),
+    *(
+        f"volo_d{number}_{stem}"
+        for number in range(1, 6)
+        for stem in ("patchify", "conv", "conv_relu", "conv_bn")
+    ),
     *(f"elsa_volo_d{number}" for number in range(1, 6)),
     *(f"volo_d{number}" for number in range(1, 6)),
 }
@@ -139,6 +149,8 @@ def test_short_names_of_volo_are_timms_networks():
     [
         ("net7_swin_tiny_n", 0.9, "head.fc", "patch_embed.proj"),
         ("elsa_volo_d1", 0.96, ("head", "aux_head"), "patch_embed.conv.0"),
+        ("volo_d1_patchify", 0.96, ("head", "aux_head"), "patch_embed.proj"),
+        ("lsa_swin_tiny_conv", 0.9, "head.fc", "patch_embed.conv.0"),
     ],
 )
 def test_the_description_that_timm_keeps(name, crop, classifier, first):

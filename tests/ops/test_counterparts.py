@@ -241,6 +241,8 @@ def test_filters_that_do_not_fit_are_refused():
         (lambda: DDF(3, reduction=0.2), "leaves no hidden channel"),
         (lambda: DDF(12, kernel_size=4), "kernel_size=4 must be odd"),
         (lambda: DDF(12, stride=0), "stride=0 must be at least 1"),
+        (lambda: DDF(12, stride=1.5), "stride=1.5 must be a whole number of pixels; give an int"),
+        (lambda: DDF(12, dilation=2.0), "dilation=2.0 must be a whole number of pixels; give"),
         (lambda: DDF(12, dilation=0), "dilation=0 must be at least 1"),
         (lambda: DDF(12, branches="none"), "branches='none' is unknown; known: both, spatial"),
         (lambda: DDF(12, norm="layer"), "norm='layer' is unknown; known: filter, batch, sigmoid"),

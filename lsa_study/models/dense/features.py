@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_study import ops
-from lsa_study.models.pretrained import HEADS, Source, in_our_layout
+from lsa_study.models.pretrained import HEADS, Source, in_our_layout, resized
 
 STAGES = 4
 
@@ -74,6 +74,8 @@ def detection_features(network: Any, images: Tensor) -> list[Tensor]:
 def begin_from(backbone: nn.Module, weights: Mapping[str, Any], *, source: Source) -> None:
     """Fill a backbone with the weights of a classifier; the norms of its maps stay as they are.
 
+    Tables of positions of other windows are interpolated, as by ``load_official``.
+
     Args:
         backbone: what ``detection_backbone`` returned.
         weights: of the same network as a classifier; its last norm and its head are left aside.
@@ -89,6 +91,7 @@ def begin_from(backbone: nn.Module, weights: Mapping[str, Any], *, source: Sourc
         for name, tensor in in_our_layout(backbone, weights, source=source).items()
         if not name.startswith(("norm.", *HEADS))
     }
+    state = {n: resized(n, t, own[n]) if n in own else t for n, t in state.items()}
     wrong = sorted(own.keys() - norms - state.keys()) + sorted(state.keys() - (own.keys() - norms))
     wrong += [name for name in state.keys() & own.keys() if state[name].shape != own[name].shape]
     if wrong:
