@@ -207,7 +207,8 @@ class Result(Facts):
     of runs that set ``model.stem`` alone."""
     metrics: dict[str, Number] = {}
     """Of the task where it is not to classify, and of functions from outside, by name, of the same
-    weights on the same images; None where one gave no number."""
+    weights on the same images; None where one gave no number. Where weights are averaged, another
+    task's also of both networks, such as ``model_box_ap`` and ``ema_box_ap``."""
     metrics_missing: str | None = None
     """Why numbers of ``metrics`` are missing, as a message."""
     epoch: Annotated[Count | None, Fact("metrics")] = None

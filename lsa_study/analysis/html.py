@@ -203,7 +203,8 @@ def _behind(row: Row, title: str) -> list[str]:
     ]
     if (noise := contrast.noise) is not None:
         p = f"p = {contrast.p():.2g}"
-        lines.append(f"over seeds and test images ({noise.method}): {p}")
+        over = "over seeds alone" if noise.image is None else "over seeds and test images"
+        lines.append(f"{over} ({noise.method}): {p}")
     if (images := contrast.by_image) is not None:
         lines.append(
             f"over test images: {signed(images.low, 2)} to {signed(images.high, 2)}, "

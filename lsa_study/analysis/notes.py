@@ -16,10 +16,12 @@ from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp
 from lsa_study.config.study import Study
 from lsa_study.config.task import METRICS
 
+SEEDS_ALONE = "; they hold the noise of seeds alone, that of the test images is in none"
 NOISE_OF_IMAGES: Mapping[str, str] = {
     "acc1": ", with the noise of the test images",
     "miou": ", with the noise of the test images, to first order",
-    "box_ap": "; the noise of the test images is in none, as AP is no mean over images",
+    "box_ap": f"{SEEDS_ALONE}, as AP is no mean over images",
+    "mask_ap": f"{SEEDS_ALONE}, as AP is no mean over images",
 }
 """What the intervals of differences hold beside the seeds, by the metric."""
 MEANING: Mapping[str, str] = {
@@ -69,7 +71,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         reading = (
             f"{named}: mean over n seeds ± half of the 95 % t interval, its deviation pooled over "
             f"the rows where these vary alike; Δ: the same of the differences over shared seeds"
-            f"{NOISE_OF_IMAGES[study.metrics[0]]}. One seed has no interval."
+            f"{_of_images(study.metrics[0], rows)}. One seed has no interval."
         )
     if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
         reading += (
@@ -115,6 +117,21 @@ def meaning(tier: str, *, article: bool) -> str:
     return (MEANING if article else OWN)[tier]
 
 
+def _of_images(metric: str, rows: Sequence[Row]) -> str:
+    """What the intervals of differences hold beside the seeds, and which of them do not."""
+    noises = {row.name: noise for row in rows if (noise := row.contrast.noise) is not None}
+    lacking = [name for name, noise in noises.items() if noise.image is None]
+    if not lacking or metric not in ("acc1", "miou"):
+        return NOISE_OF_IMAGES[metric]
+    why = "as their runs, or those of the reference row, lack numbers by image"
+    if len(lacking) == len(noises):
+        return f"{SEEDS_ALONE}, {why}"
+    return (
+        f"{NOISE_OF_IMAGES[metric]}, but for {', '.join(lacking)}: theirs hold the noise of seeds "
+        f"alone, {why}"
+    )
+
+
 def _noise(rows: Sequence[Row]) -> str:
     """The two noises of a difference, apart, and what the seeds can tell; of the median row."""
     found = [row.contrast for row in rows if row.contrast.seeds]
@@ -123,10 +140,10 @@ def _noise(rows: Sequence[Row]) -> str:
     if noises:
         spread = statistics.median(noise.seed * math.sqrt(noise.seeds) for noise in noises)
         parts.append(f"from seed to seed {spread:.2f} (standard deviation)")
-    errors = [noise.image for noise in noises] or [
-        contrast.by_image.noise for contrast in found if contrast.by_image
-    ]
-    if errors and rows[0].metric not in ("box_ap", "mask_ap"):  # of which that noise is not known
+    errors = [noise.image for noise in noises if noise.image is not None]
+    if not noises:
+        errors = [contrast.by_image.noise for contrast in found if contrast.by_image]
+    if errors:
         parts.append(f"from the finite test set {statistics.median(errors):.2f} (standard error)")
     if not parts:
         return ""

@@ -47,6 +47,28 @@ def test_stopping_anywhere_changes_nothing(make_run, row):
         assert 100 * each.mean() == pytest.approx(result.metrics["miou"], abs=1e-4)
 
 
+@pytest.mark.parametrize("row", [DETECT, SEGMENT], ids=["detect", "segment"])
+@pytest.mark.parametrize("weights", ["ema", "model"])
+def test_both_networks_are_recorded_where_weights_are_averaged(make_run, row, weights):
+    run = make_run(
+        **row, train__ema_decay=0.9, evaluation__weights=weights, evaluation__epoch="best",
+        train__epochs=3, train__lr=0.01,
+    )  # fmt: skip
+    assert train(run) == "done"
+    result, kind, epochs = run.result(), run.settings().task.kind, run.metrics()
+    for name in OF_TASK[kind]:
+        chosen = [epoch[f"metrics.{weights}_{name}"] for epoch in epochs]
+        assert chosen == [epoch[f"metrics.{name}"] for epoch in epochs]
+        assert result.metrics[name] == result.metrics[f"{weights}_{name}"]
+        assert {f"model_{name}", f"ema_{name}"} <= result.metrics.keys()
+    name, other = OF_TASK[kind][0], "model" if weights == "ema" else "ema"
+    first = [epoch[f"metrics.{name}"] for epoch in epochs]
+    assert result.epoch == 1 + first.index(max(first))
+    assert result.score == max(first)
+    if kind == "segment":
+        assert first != [epoch[f"metrics.{other}_{name}"] for epoch in epochs]
+
+
 def test_a_step_in_parts_learns_as_a_whole_one(make_run):
     """Detection has no norm over images, so parts only change how sums are rounded."""
     row = {**DETECT, "train__epochs": 1, "augment": "{crop: none}"}
