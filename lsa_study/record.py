@@ -82,11 +82,17 @@ class _Record(BaseModel):
         return self.model_dump(by_alias=True)
 
 
-def score_of(acc1: float | None, metrics: Mapping[str, float | None]) -> float | None:
-    """The first metric of a task that is known; see ``config.task``."""
+def judged(acc1: float | None, metrics: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """The first metric of a task that is known, by its name in ``config.task``, and its value."""
     found = {**metrics, "acc1": acc1}
-    firsts = (found.get(of_task[0]) for of_task in OF_TASK.values())
-    return next((value for value in firsts if value is not None), None)
+    firsts = ((of_task[0], found.get(of_task[0])) for of_task in OF_TASK.values())
+    return next(((name, value) for name, value in firsts if value is not None), None)
+
+
+def score_of(acc1: float | None, metrics: Mapping[str, float | None]) -> float | None:
+    """The value of that metric."""
+    known = judged(acc1, metrics)
+    return known and known[1]
 
 
 AnyRecord = TypeVar("AnyRecord", bound=_Record)

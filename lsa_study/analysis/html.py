@@ -188,7 +188,8 @@ def _behind(row: Row, title: str) -> list[str]:
     if title == METRICS[row.metric].title:
         lines = []
         for run in row.runs:
-            accuracy = f"{run.accuracy:.2f} %" if run.outcome == "done" else run.outcome
+            done, metric = run.outcome == "done", METRICS[row.metric]
+            accuracy = metric.shown(run.accuracy) if done else run.outcome
             reason = f", {run.reason}" if run.reason else ""
             about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
             said = [*run.remarks.tags, run.remarks.note] if run.remarks != NONE else []

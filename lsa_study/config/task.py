@@ -62,8 +62,10 @@ TASK_KINDS: Mapping[str, type[Group]] = {
 class Metric:
     """A number by which networks are judged; more is better."""
 
+    short: str
+    """Of its column where space is short, and before a number."""
     title: str
-    """Of its column."""
+    """Of its column in a table."""
     axis: str
     """Of its axis in a figure."""
     text: str
@@ -71,19 +73,24 @@ class Metric:
     article: str
     """Of its axis where the article's numbers stand."""
 
+    def shown(self, value: float) -> str:
+        """A value with its unit, such as ``81.30 %``; AP has none."""
+        return f"{value:.2f}{' %' * ('(%)' in self.title)}"
+
 
 METRICS: Mapping[str, Metric] = {
     "acc1": Metric(
-        "Acc@1 (%)", "Top-1 accuracy on the test set (%)", "top-1 accuracy",
+        "top-1", "Acc@1 (%)", "Top-1 accuracy on the test set (%)", "top-1 accuracy",
         "Top-1 accuracy on ImageNet-1K (%)",
     ),
     "box_ap": Metric(
-        "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)"
+        "box AP", "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)"
     ),
     "mask_ap": Metric(
-        "Mask AP", "Mask AP on the test set (points)", "mask AP", "Mask AP on COCO (points)"
+        "mask AP", "Mask AP", "Mask AP on the test set (points)", "mask AP",
+        "Mask AP on COCO (points)",
     ),
-    "miou": Metric("mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)"),
+    "miou": Metric("mIoU", "mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)"),
 }  # fmt: skip
 """By their names in files of data: percent or, of AP, points of 100."""
 OF_TASK: Mapping[str, tuple[str, ...]] = {
