@@ -108,7 +108,7 @@ class Model(Stemmed):
 
 
 class Evaluation(Group):
-    """How the reported accuracy is measured."""
+    """How the reported numbers are measured."""
 
     crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
@@ -116,7 +116,7 @@ class Evaluation(Group):
     """centre: see ``crop_share``; none: the whole image is resized to the square, whatever its
     shape (Swin at 384)."""
     weights: Literal["model", "ema"] = "model"
-    """Which weights the reported accuracy belongs to."""
+    """Which weights the reported numbers belong to: the trained ones, or their average."""
     epoch: Literal["last", "best"] = "last"
     """Which epoch is reported; best of the images of ``data.validation``, else of the test set."""
     batch_size: Images = 256

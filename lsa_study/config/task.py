@@ -16,19 +16,22 @@ class Classify(Group):
     """One class of each image."""
 
     kind: Literal["classify"] = "classify"
-    """classify: one class for a whole image."""
+    """classify: one class for a whole image; detect: boxes, masks and classes of the things in it;
+    segment: a class for every pixel."""
 
 
 class Detect(Group):
     """Boxes and masks of the things in an image."""
 
     kind: Literal["detect"]
-    """detect: boxes, masks and classes of the things in it."""
+    """classify: one class for a whole image; detect: boxes, masks and classes of the things in it;
+    segment: a class for every pixel."""
     framework: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
-    """One head behind the proposals, or three, each of which betters the boxes of the last."""
+    """mask_rcnn: one head behind the proposals; cascade_mask_rcnn: three, each of which betters the
+    boxes of the last."""
     upsample: Literal["nearest", "ddf_up"] = "nearest"
-    """How the pyramid enlarges a map before it is added to the next: each pixel repeated, or by
-    DDF-Up, which the larger map guides."""
+    """How the pyramid enlarges a map before it is added to the next: nearest: each pixel repeated;
+    ddf_up: by DDF-Up, which the larger map guides."""
     size: Literal["article", "micro"] = "article"
     """article: widths and numbers of boxes as published; micro: a small pyramid and small heads,
     for pictures of about 100 pixels."""
@@ -38,9 +41,10 @@ class Segment(Group):
     """The class of every pixel."""
 
     kind: Literal["segment"]
-    """segment: a class for every pixel."""
+    """classify: one class for a whole image; detect: boxes, masks and classes of the things in it;
+    segment: a class for every pixel."""
     framework: Literal["upernet"] = "upernet"
-    """A pyramid with pooled context, and a second head on stage 3 in training."""
+    """upernet: a pyramid with pooled context, and a second head on stage 3 in training."""
     size: Literal["article", "micro"] = "article"
     """article: widths as published; micro: narrow, for pictures of about 100 pixels."""
     test_scales: Annotated[
