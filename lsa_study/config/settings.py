@@ -292,11 +292,13 @@ class Settings(Group):
         metrics = self.evaluation.metrics.items()
         return found | {f"evaluation.metrics.{name}": path for name, path in metrics}
 
-    def reads(self) -> tuple[Data, bool, tuple[str | None, ...]]:
-        """What of the data folder is read: the set, whether its label maps, and a start's files."""
+    def reads(self) -> tuple[str, Data, bool, tuple[str | None, ...]]:
+        """What of the data folder is read: for which task, the set, whether its label maps, and a
+        start's files."""
         tokens, start = self.train.tokens, self.train.start
         maps = tokens is not None and tokens.labels != "plain"
-        return self.data, maps, () if start is None else (start.weights, start.map)
+        files = () if start is None else (start.weights, start.map)
+        return self.task.kind, self.data, maps, files
 
     def science(self) -> dict[str, Any]:
         """The settings that can move a number: all but how and where the run is carried out."""

@@ -116,6 +116,10 @@ SETS: Mapping[str, tuple[str, ...]] = {
 """The data sets that hold what a task learns from."""
 
 
+NEEDS: Mapping[str, str] = {"detect": "pycocotools", "segment": "segmentation_models_pytorch"}
+"""The package that a task needs beside those that are always installed."""
+
+
 def curve_key(metric: str) -> str:
     """The name of a metric in the records of a run's epochs."""
     return metric if metric == "acc1" else f"metrics.{metric}"
