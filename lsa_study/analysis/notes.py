@@ -35,7 +35,7 @@ OWN: Mapping[str, str] = {
     "toy": "Tier toy: a check that the pipeline works, never evidence.",
     "proxy": "Tier proxy: small images and a small network; what holds here need not hold for "
     "large ones.",
-    "paper": "Tier paper: ImageNet-1K, large networks, a full training.",
+    "paper": "Tier paper: a whole data set, large networks, a full training.",
 }
 """The same of a study without an article."""
 COSTS_NOTE = (
@@ -64,10 +64,14 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             "brackets: difference to the reference row (–), in points."
         )
     named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
-    reading = (
-        f"{named}: one seed, so no interval: differences within seed noise cannot be told apart."
-    )
-    if any(row.accuracy.n > 1 for row in rows):
+    seeds = max((row.accuracy.n for row in rows), default=0)
+    reading = f"{named}: no row has been run yet." if not ran else f"{named}: no run has ended well."
+    if seeds == 1:
+        reading = (
+            f"{named}: one seed, so no interval: differences within seed noise cannot be told "
+            "apart."
+        )
+    elif seeds:
         reading = (
             f"{named}: mean over n seeds ± half of the 95 % t interval, its deviation pooled over "
             f"the rows where these vary alike; Δ: the same of the differences over shared seeds"
