@@ -140,8 +140,8 @@ def contrast(
     seed, freedom, method = inference.seed_noise(weights, values, further)
     looks = None if set(seeds) == set(declared) else BESIDE if len(declared) > 1 else 1.0
     least = math.sqrt(floor / len(seeds))
-    known = None if image is None else math.sqrt(image)
-    noise = Noise(seed, freedom, known, len(seeds), method, looks, least)
+    error = None if image is None else math.sqrt(image)
+    noise = Noise(seed, freedom, error, len(seeds), method, looks, least)
     mean, half = float(np.mean(sums)), noise.edge(ALPHA)
     if not half:
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.

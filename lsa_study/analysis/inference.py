@@ -55,7 +55,7 @@ class Noise:
 
     @property
     def shown(self) -> str:
-        """How the error was found, what it lacks and whether it holds at every look, in one line."""
+        """How the error was found, what it lacks, whether it holds at every look: one line."""
         lacks = ", the noise of seeds alone" * (self.image is None)
         return f"{self.method}{lacks}{', always valid' * (self.looks is not None)}"
 

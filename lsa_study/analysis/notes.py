@@ -63,9 +63,46 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             f"Article: the values printed in {study.place}. Δ, and the article's value in "
             "brackets: difference to the reference row (–), in points."
         )
+    lacking = [
+        f"{row.variant} (seed {', '.join(map(str, absent))})"
+        for row in rows
+        for absent in [sorted({*study.seeds} - {run.seed for run in row.runs})]
+        if row.runs and absent
+    ]
+    broken = ""
+    if number := len(collected.broken):
+        plural, verb = ("s", "are") if number > 1 else ("", "is")
+        shown = "; ".join(collected.left_out[:3]) + "; ..." * (number > 3)
+        broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
+    texts = [
+        meaning(study.tier, article=study.file.article is not None),
+        f"About: {study.about}." if study.about else "",
+        *map(collected.plain, study.asked.broken),
+        reference,
+        _reading(study, rows, bool(ran)),
+        _noise(rows),
+        _order(rows),
+        _best(study, rows),
+        *_basis(study, ran),
+        f"Not finished: {'; '.join(lacking)}." if lacking else "",
+        broken,
+        rates_of(study)[1],
+        *(
+            [_shells(study), sheet_of(study).note]
+            if study.tier == "paper" and study.file.article
+            else []
+        ),
+    ]
+    return [Note(text) for text in texts if text]
+
+
+def _reading(study: Study, rows: Sequence[Row], ran: bool) -> str:
+    """How the numbers and their intervals are to be read; where there are none, that."""
     named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
     seeds = max((row.accuracy.n for row in rows), default=0)
-    reading = f"{named}: no row has been run yet." if not ran else f"{named}: no run has ended well."
+    reading = (
+        f"{named}: no row has been run yet." if not ran else f"{named}: no run has given a number."
+    )
     if seeds == 1:
         reading = (
             f"{named}: one seed, so no interval: differences within seed noise cannot be told "
@@ -83,37 +120,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             "was first asked for here; intervals of such differences are always valid: wider, and "
             "held at every look."
         )
-    lacking = [
-        f"{row.variant} (seed {', '.join(map(str, absent))})"
-        for row in rows
-        for absent in [sorted({*study.seeds} - {run.seed for run in row.runs})]
-        if row.runs and absent
-    ]
-    broken = ""
-    if number := len(collected.broken):
-        plural, verb = ("s", "are") if number > 1 else ("", "is")
-        shown = "; ".join(collected.left_out[:3]) + "; ..." * (number > 3)
-        broken = f"{number} file{plural} could not be read and {verb} left out: {shown}."
-    texts = [
-        meaning(study.tier, article=study.file.article is not None),
-        f"About: {study.about}." if study.about else "",
-        *map(collected.plain, study.asked.broken),
-        reference,
-        reading,
-        _noise(rows),
-        _order(rows),
-        _best(study, rows),
-        *_basis(study, ran),
-        f"Not finished: {'; '.join(lacking)}." if lacking else "",
-        broken,
-        rates_of(study)[1],
-        *(
-            [_shells(study), sheet_of(study).note]
-            if study.tier == "paper" and study.file.article
-            else []
-        ),
-    ]
-    return [Note(text) for text in texts if text]
+    return reading
 
 
 def meaning(tier: str, *, article: bool) -> str:

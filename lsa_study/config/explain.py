@@ -155,10 +155,10 @@ def worded(schema: Schema) -> str:
     match schema:
         case {"anyOf": [*ways]} | {"oneOf": [{"enum": _}, *_] as ways}:
             return " or ".join(map(worded, ways))
-        case {"oneOf": _, "discriminator": {"mapping": {**kinds}}}:
-            return f"a group of settings; its kind is one of {', '.join(kinds)}"
-        case {"oneOf": _}:
-            return f"a layer; its kind is one of {', '.join(OP_KINDS)}"
+        case {"oneOf": _}:  # those of layers are nested, as one may come from outside
+            kinds = schema.get("discriminator", {}).get("mapping")
+            what, named = ("a group of settings", kinds) if kinds else ("a layer", OP_KINDS)
+            return f"{what}; its kind is one of {', '.join(named)}"
         case {"$ref": _} | {"allOf": [{"$ref": _}]}:
             return "a group of settings"
         case {"const": value}:

@@ -293,8 +293,7 @@ class Settings(Group):
         return found | {f"evaluation.metrics.{name}": path for name, path in metrics}
 
     def reads(self) -> tuple[str, Data, bool, tuple[str | None, ...]]:
-        """What of the data folder is read: for which task, the set, whether its label maps, and a
-        start's files."""
+        """What of the data is read: the task, the set, its label maps or not, a start's files."""
         tokens, start = self.train.tokens, self.train.start
         maps = tokens is not None and tokens.labels != "plain"
         files = () if start is None else (start.weights, start.map)

@@ -272,5 +272,5 @@ def test_runs_that_all_diverged_are_no_seed_of_a_number(tmp_path):
     ended = {"outcome": "diverged", "reason": "epoch 1", "acc1": None}
     write_run(tmp_path, loaded.runs()[0], changes=ended)
     notes = " ".join(note.text for note in build(loaded, collect(tmp_path, "toy")).notes)
-    assert "Acc@1: no run has ended well." in notes
+    assert "Acc@1: no run has given a number." in notes
     assert "one seed" not in notes

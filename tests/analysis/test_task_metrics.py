@@ -1,9 +1,11 @@
 """Tables, claims and figures of runs that are judged by AP or mIoU."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from synthetic import write_run
 
 from lsa_study.analysis import provenance
@@ -16,6 +18,7 @@ from lsa_study.analysis.plots import figures
 from lsa_study.analysis.provenance import why, why_text
 from lsa_study.analysis.rows import rows_of
 from lsa_study.analysis.table import build
+from lsa_study.by_image import BEST
 from lsa_study.config import study
 from lsa_study.rundir import RunDir, runs_folder
 
@@ -158,3 +161,20 @@ def test_runs_are_listed_without_pictures_and_differ_by_their_metrics(detected):
     assert frame["metrics.box_ap"].notna().all()
     found = provenance.diff(results, "mask_swin_t_1x-s0", "mask_elsa_t_1x-s0")
     assert {"box_ap", "mask_ap"} <= found["metrics"].keys()
+
+
+def test_a_picture_of_objects_says_which_it_shows(detected):
+    results, loaded = detected
+    runs = [run for run in loaded.runs() if run.seed == 0][:2]
+
+    def captions(*comments):
+        for run, comment in zip(runs, comments, strict=True):
+            content = io.BytesIO()
+            Image.new("RGB", (40, 20)).save(content, "JPEG", comment=comment)
+            RunDir(runs_folder(results, "toy") / run.name).write_seen(content.getvalue())
+        rows = rows_of(loaded, collect(results, "toy"))
+        return figures([(loaded, rows)])["table9-seen"].get_label()
+
+    assert "the highest scores, which stand beside the boxes" in captions(BEST, BEST)
+    assert "objects of a score of 0.5 or more" in captions(b"", b"")
+    assert "0.5" not in captions(BEST, b"")

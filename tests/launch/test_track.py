@@ -102,7 +102,7 @@ def test_a_tracker_names_the_metrics_of_the_task(tmp_path, name, judged):
     run = study.load_study(name, tier="toy", seeds=[0]).runs()[0]
     folder = RunDir(tmp_path / run.name)
     folder.create(run.settings, variant=run.variant)
-    known = {one: 12.5 for one in judged}
+    known = dict.fromkeys(judged, 12.5)
     folder.log_metrics({"epoch": 1, "acc1": None, **{f"metrics.{k}": v for k, v in known.items()}})
     folder.write_result(Result(outcome="done", acc1=None if judged else 45.0, metrics=known))
     assert mirrored(folder, "tensorboard", []) is None
