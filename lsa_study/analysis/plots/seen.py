@@ -43,8 +43,8 @@ def seen(study: Study, rows: Sequence[Row]) -> Figure | None:
         what = "objects of high scores" if len(of_best) > 1 else "objects of a score of 0.5 or more"
         if of_best == {True}:
             what = (
-                "the objects of the highest scores, which stand beside the boxes, in each image as "
-                "many as it truly holds"
+                "the objects of the highest scores, in each image at most as many as it truly "
+                "holds, with the score beside each box"
             )
     drawn.set_label(
         "The first test images with what stands in them (above) and, of "
