@@ -258,12 +258,12 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
 
     ``width``: what lines are cut to; None: they are as long as they are.
     """
-    # A table of rich takes ten seconds for ten thousand runs.
     metrics = {row.metric for row in rows if row.metric is not None}
-    # Of runs of several tasks, each number has its name beside it.
-    score = METRICS[min(metrics, default="acc1")].short.upper() if len(metrics) < 2 else "SCORE"
+    several = len(metrics) != 1  # then each number has its name beside it
+    score = "SCORE" if several else METRICS[metrics.pop()].short.upper()
     columns = ("RUN", "STATE", "EPOCH", score, "LEFT", "JOB", "NOTE")
-    cells = (_cells(row, named=score == "SCORE") for row in rows)
+    cells = (_cells(row, named=several) for row in rows)
+    # A table of rich takes ten seconds for ten thousand runs.
     (header, *aligned), _ = fitted([columns, *cells], width, numbers=(2, 3, 4))
     table = Text().append("  ".join(header).rstrip(), "bold")
     for row, line in zip(rows, aligned, strict=True):

@@ -143,7 +143,10 @@ def test_each_run_shows_the_metric_of_its_task(tmp_path, made):
     def shown():
         return page(status(tmp_path), tmp_path).renderables[0].plain.splitlines()
 
+    assert shown()[0].split()[3] == "SCORE"
+    made["swin"].write_status(Status(state="running", epoch=1, acc1=45.25))
     assert shown()[0].split()[3] == "TOP-1"
+    made["swin"].write_status(Status())
     detects = Status(state="running", epoch=1, metrics={"box_ap": 12.5, "mask_ap": 11.0})
     made["net1"].write_status(detects)
     assert "BOX AP" in shown()[0]
