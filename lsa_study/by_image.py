@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+BEST = b"the best objects, as many as there are"
+"""The comment in a picture of what is found where that is what it shows; older ones have none and
+show objects of a score of 0.5 or more."""
+
+
 def packed(right: npt.NDArray[np.uint8]) -> bytes:
     """Correctness by image, 1 or 0, as a file holds it."""
     import numpy as np

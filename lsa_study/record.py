@@ -82,11 +82,17 @@ class _Record(BaseModel):
         return self.model_dump(by_alias=True)
 
 
-def score_of(acc1: float | None, metrics: Mapping[str, float | None]) -> float | None:
-    """The first metric of a task that is known; see ``config.task``."""
+def judged(acc1: float | None, metrics: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """The first metric of a task that is known, by its name in ``config.task``, and its value."""
     found = {**metrics, "acc1": acc1}
-    firsts = (found.get(of_task[0]) for of_task in OF_TASK.values())
-    return next((value for value in firsts if value is not None), None)
+    firsts = ((of_task[0], found.get(of_task[0])) for of_task in OF_TASK.values())
+    return next(((name, value) for name, value in firsts if value is not None), None)
+
+
+def score_of(acc1: float | None, metrics: Mapping[str, float | None]) -> float | None:
+    """The value of that metric."""
+    known = judged(acc1, metrics)
+    return known and known[1]
 
 
 AnyRecord = TypeVar("AnyRecord", bound=_Record)
@@ -207,7 +213,8 @@ class Result(Facts):
     of runs that set ``model.stem`` alone."""
     metrics: dict[str, Number] = {}
     """Of the task where it is not to classify, and of functions from outside, by name, of the same
-    weights on the same images; None where one gave no number."""
+    weights on the same images; None where one gave no number. Where weights are averaged, another
+    task's also of both networks, such as ``model_box_ap`` and ``ema_box_ap``."""
     metrics_missing: str | None = None
     """Why numbers of ``metrics`` are missing, as a message."""
     epoch: Annotated[Count | None, Fact("metrics")] = None

@@ -54,7 +54,8 @@ class Contrast:
 
     seeds: tuple[int, ...]
     difference: Estimate
-    """Of the sums by seed, points; its interval holds the noise of seeds and of test images."""
+    """Of the sums by seed, points; its interval holds the noise of seeds, and of the test images
+    where ``noise`` knows that."""
     runs: tuple[tuple[RunRecord, ...], ...]
     """Those of every row, by seed."""
     noise: Noise | None = None
@@ -139,7 +140,8 @@ def contrast(
     seed, freedom, method = inference.seed_noise(weights, values, further)
     looks = None if set(seeds) == set(declared) else BESIDE if len(declared) > 1 else 1.0
     least = math.sqrt(floor / len(seeds))
-    noise = Noise(seed, freedom, math.sqrt(image), len(seeds), method, looks, least)
+    error = None if image is None else math.sqrt(image)
+    noise = Noise(seed, freedom, error, len(seeds), method, looks, least)
     mean, half = float(np.mean(sums)), noise.edge(ALPHA)
     if not half:
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.
@@ -150,11 +152,11 @@ def contrast(
 
 def _image_noise(
     weights: Sequence[float], runs: Sequence[tuple[RunRecord, ...]]
-) -> tuple[float, float]:
+) -> tuple[float | None, float]:
     """Variance from the test images and the least from seeds, in squared points.
 
     Where correctness by image is not known, as if the rows' answers had nothing in common: more
-    than there is.
+    than there is. None: nothing is known of it.
     """
     if runs[0][0].metric != "acc1":
         return _noise_of_scores(weights, runs)
@@ -176,7 +178,7 @@ def _image_noise(
         return inference.image_noise(sums, squares, total)
     images = min((run.test_images or 0 for of in runs for run in of), default=0)
     if not images:
-        return 0.0, 0.0
+        return None, 0.0
     shares = [np.mean([run.accuracy for run in row]) / 100 for row in zip(*runs, strict=True)]
     total = sum(w**2 * s * (1 - s) for w, s in zip(weights, shares, strict=True))
     # Accuracies are counts of images: a difference is not known better than to one of them.
@@ -185,12 +187,15 @@ def _image_noise(
 
 def _noise_of_scores(
     weights: Sequence[float], runs: Sequence[tuple[RunRecord, ...]]
-) -> tuple[float, float]:
-    """The same of a metric that is known by image to first order, as mIoU is; else nothing."""
+) -> tuple[float | None, float]:
+    """The same of a metric that is known by image to first order, as mIoU is.
+
+    Not of AP, which is no mean over images, nor where the scores of a run are missing.
+    """
     known = [[run.image_scores for run in of] for of in runs]
     tests = {(run.data_fingerprint, len(run.image_scores or b"")) for of in runs for run in of}
     if len(tests) > 1 or not tests.pop()[1]:
-        return 0.0, 0.0
+        return None, 0.0
     each = np.array(
         [
             np.asarray(weights) @ [np.frombuffer(one or b"", np.float32) for one in of]

@@ -188,7 +188,8 @@ def _behind(row: Row, title: str) -> list[str]:
     if title == METRICS[row.metric].title:
         lines = []
         for run in row.runs:
-            accuracy = f"{run.accuracy:.2f} %" if run.outcome == "done" else run.outcome
+            done, metric = run.outcome == "done", METRICS[row.metric]
+            accuracy = metric.shown(run.accuracy) if done else run.outcome
             reason = f", {run.reason}" if run.reason else ""
             about = f"run {run.identity}, commit {run.shown('commit')}, {run.device}{reason}"
             said = [*run.remarks.tags, run.remarks.note] if run.remarks != NONE else []
@@ -203,7 +204,8 @@ def _behind(row: Row, title: str) -> list[str]:
     ]
     if (noise := contrast.noise) is not None:
         p = f"p = {contrast.p():.2g}"
-        lines.append(f"over seeds and test images ({noise.method}): {p}")
+        over = "over seeds alone" if noise.image is None else "over seeds and test images"
+        lines.append(f"{over} ({noise.method}): {p}")
     if (images := contrast.by_image) is not None:
         lines.append(
             f"over test images: {signed(images.low, 2)} to {signed(images.high, 2)}, "

@@ -42,8 +42,8 @@ class Noise:
     """Standard error from seed to seed, points."""
     freedom: float
     """Degrees of freedom of ``seed``."""
-    image: float
-    """Standard error from the finite test set, points."""
+    image: float | None
+    """Standard error from the finite test set, points; None: unknown, and so in no interval."""
     seeds: int
     method: str
     """pooled over so many rows, Welch, or paired."""
@@ -55,13 +55,14 @@ class Noise:
 
     @property
     def shown(self) -> str:
-        """How the error was found and whether it holds at every look, in one line."""
-        return self.method if self.looks is None else f"{self.method}, always valid"
+        """How the error was found, what it lacks, whether it holds at every look: one line."""
+        lacks = ", the noise of seeds alone" * (self.image is None)
+        return f"{self.method}{lacks}{', always valid' * (self.looks is not None)}"
 
     @property
     def error(self) -> float:
         """Standard error of both sources together, points."""
-        return math.hypot(max(self.seed, self.least), self.image)
+        return math.hypot(max(self.seed, self.least), self.image or 0.0)
 
     def edge(self, alpha: float) -> float:
         """Half the width of the interval that misses the truth with chance ``alpha``, points.
@@ -78,7 +79,8 @@ class Noise:
             times = _always_valid(half, self.seeds, self.freedom)
             seeds = times * self.seed if math.isfinite(times) else times
             least = _always_valid(half, self.seeds, SURE) * self.least if self.least else 0.0
-            return math.hypot(max(seeds, least), float(special.ndtri(1 - half / 2)) * self.image)
+            images = float(special.ndtri(1 - half / 2)) * (self.image or 0.0)
+            return math.hypot(max(seeds, least), images)
         return max(
             float(special.stdtrit(degrees, 1 - alpha / 2)) * error
             for error, degrees in self._bounds
@@ -121,10 +123,11 @@ class Noise:
     @property
     def _bounds(self) -> tuple[tuple[float, float], ...]:
         """Standard errors with their degrees of freedom; the widest of their intervals holds."""
+        image = self.image or 0.0
         return (
-            (math.hypot(self.seed, self.image), self._degrees),
+            (math.hypot(self.seed, image), self._degrees),
             (self.seed, self.freedom),
-            (math.hypot(self.least, self.image), SURE),
+            (math.hypot(self.least, image), SURE),
         )
 
     @property
@@ -132,7 +135,7 @@ class Noise:
         """Hillis' degrees of freedom of both sources together."""
         if not self.seed:
             return SURE
-        return min(SURE, self.freedom * (1 + (self.image / self.seed) ** 2) ** 2)
+        return min(SURE, self.freedom * (1 + ((self.image or 0.0) / self.seed) ** 2) ** 2)
 
 
 def _always_valid(alpha: float, seeds: int, freedom: float) -> float:

@@ -16,10 +16,12 @@ from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp
 from lsa_study.config.study import Study
 from lsa_study.config.task import METRICS
 
+SEEDS_ALONE = "; they hold the noise of seeds alone, that of the test images is in none"
 NOISE_OF_IMAGES: Mapping[str, str] = {
     "acc1": ", with the noise of the test images",
     "miou": ", with the noise of the test images, to first order",
-    "box_ap": "; the noise of the test images is in none, as AP is no mean over images",
+    "box_ap": f"{SEEDS_ALONE}, as AP is no mean over images",
+    "mask_ap": f"{SEEDS_ALONE}, as AP is no mean over images",
 }
 """What the intervals of differences hold beside the seeds, by the metric."""
 MEANING: Mapping[str, str] = {
@@ -33,7 +35,7 @@ OWN: Mapping[str, str] = {
     "toy": "Tier toy: a check that the pipeline works, never evidence.",
     "proxy": "Tier proxy: small images and a small network; what holds here need not hold for "
     "large ones.",
-    "paper": "Tier paper: ImageNet-1K, large networks, a full training.",
+    "paper": "Tier paper: a whole data set, large networks, a full training.",
 }
 """The same of a study without an article."""
 COSTS_NOTE = (
@@ -61,22 +63,6 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
             f"Article: the values printed in {study.place}. Δ, and the article's value in "
             "brackets: difference to the reference row (–), in points."
         )
-    named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
-    reading = (
-        f"{named}: one seed, so no interval: differences within seed noise cannot be told apart."
-    )
-    if any(row.accuracy.n > 1 for row in rows):
-        reading = (
-            f"{named}: mean over n seeds ± half of the 95 % t interval, its deviation pooled over "
-            f"the rows where these vary alike; Δ: the same of the differences over shared seeds"
-            f"{NOISE_OF_IMAGES[study.metrics[0]]}. One seed has no interval."
-        )
-    if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
-        reading += (
-            " Not all are over the seeds that the experiment file declared (seeds:) when the study "
-            "was first asked for here; intervals of such differences are always valid: wider, and "
-            "held at every look."
-        )
     lacking = [
         f"{row.variant} (seed {', '.join(map(str, absent))})"
         for row in rows
@@ -93,7 +79,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         f"About: {study.about}." if study.about else "",
         *map(collected.plain, study.asked.broken),
         reference,
-        reading,
+        _reading(study, rows, bool(ran)),
         _noise(rows),
         _order(rows),
         _best(study, rows),
@@ -110,9 +96,51 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     return [Note(text) for text in texts if text]
 
 
+def _reading(study: Study, rows: Sequence[Row], ran: bool) -> str:
+    """How the numbers and their intervals are to be read; where there are none, that."""
+    named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
+    seeds = max((row.accuracy.n for row in rows), default=0)
+    reading = (
+        f"{named}: no row has been run yet." if not ran else f"{named}: no run has given a number."
+    )
+    if seeds == 1:
+        reading = (
+            f"{named}: one seed, so no interval: differences within seed noise cannot be told "
+            "apart."
+        )
+    elif seeds:
+        reading = (
+            f"{named}: mean over n seeds ± half of the 95 % t interval, its deviation pooled over "
+            f"the rows where these vary alike; Δ: the same of the differences over shared seeds"
+            f"{_of_images(study.metrics[0], rows)}. One seed has no interval."
+        )
+    if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
+        reading += (
+            " Not all are over the seeds that the experiment file declared (seeds:) when the study "
+            "was first asked for here; intervals of such differences are always valid: wider, and "
+            "held at every look."
+        )
+    return reading
+
+
 def meaning(tier: str, *, article: bool) -> str:
     """What the results of a tier may be taken for, of studies with an article or without one."""
     return (MEANING if article else OWN)[tier]
+
+
+def _of_images(metric: str, rows: Sequence[Row]) -> str:
+    """What the intervals of differences hold beside the seeds, and which of them do not."""
+    noises = {row.name: noise for row in rows if (noise := row.contrast.noise) is not None}
+    lacking = [name for name, noise in noises.items() if noise.image is None]
+    if not lacking or metric not in ("acc1", "miou"):
+        return NOISE_OF_IMAGES[metric]
+    why = "as their runs, or those of the reference row, lack numbers by image"
+    if len(lacking) == len(noises):
+        return f"{SEEDS_ALONE}, {why}"
+    return (
+        f"{NOISE_OF_IMAGES[metric]}, but for {', '.join(lacking)}: theirs hold the noise of seeds "
+        f"alone, {why}"
+    )
 
 
 def _noise(rows: Sequence[Row]) -> str:
@@ -123,10 +151,10 @@ def _noise(rows: Sequence[Row]) -> str:
     if noises:
         spread = statistics.median(noise.seed * math.sqrt(noise.seeds) for noise in noises)
         parts.append(f"from seed to seed {spread:.2f} (standard deviation)")
-    errors = [noise.image for noise in noises] or [
-        contrast.by_image.noise for contrast in found if contrast.by_image
-    ]
-    if errors and rows[0].metric not in ("box_ap", "mask_ap"):  # of which that noise is not known
+    errors = [noise.image for noise in noises if noise.image is not None]
+    if not noises:
+        errors = [contrast.by_image.noise for contrast in found if contrast.by_image]
+    if errors:
         parts.append(f"from the finite test set {statistics.median(errors):.2f} (standard error)")
     if not parts:
         return ""

@@ -21,13 +21,14 @@ from lsa_study.terminal import Screen, guard_output, width_of, wrapped
 
 
 def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
-    """The distinct runs, once their tracker is installed and what they take from outside works."""
+    """The distinct runs, once what they need is installed and what is from outside works."""
     from lsa_study.launch import plan as planning
     from lsa_study.launch.track import require
 
     runs = studies.distinct(loaded)
     for tracker in {run.settings.runtime.tracker for run in runs}:
         require(tracker)
+    planning.check_tasks(runs)
     planning.check_outside(runs)
     return runs
 
@@ -77,6 +78,7 @@ def plan(
             raise ConfigError(f"--sheet: tier {chosen.tier} has no sheet; give --tier paper")
         typer.echo("\n".join(one.markdown() for one in sheets), nl=False)
         return
+    planning.check_tasks(studies.distinct(loaded))
     planning.check_outside(studies.distinct(loaded))
     # Days of GPUs hang on this tier: its networks are built before anybody waits for them. Options
     # of an operator from outside are nobody's but its author's.

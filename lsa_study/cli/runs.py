@@ -14,12 +14,15 @@ from lsa_study.analysis.tags import remark
 from lsa_study.analysis.where import Condition, column
 from lsa_study.cli import options as opt
 from lsa_study.config.names import nearest
+from lsa_study.config.task import OF_TASK, curve_key
 from lsa_study.errors import ConfigError
 from lsa_study.terminal import show_table
 
 Row = dict[str, Any]
-USUAL = ("name", "outcome", "acc1", "seconds_per_epoch", "tags", "note")
-METRICS = ("acc1", "loss", "seconds_per_epoch")
+JUDGED = tuple(curve_key(name) for of_task in OF_TASK.values() for name in of_task)
+"""The metrics of all tasks; those that no listed run has are left out."""
+USUAL = ("name", "outcome", *JUDGED, "seconds_per_epoch", "tags", "note")
+METRICS = (*JUDGED, "loss", "seconds_per_epoch")
 """Of a group, where no columns are asked for."""
 
 
@@ -52,6 +55,8 @@ def runs(
     for line in dict.fromkeys(found.broken):
         typer.echo(f"left out: {line}", err=True)
     rows = [row for row in rows if condition is None or condition(row)]
+    if not (chosen or as_json):
+        shown = _of_their_tasks(shown, rows)
     if groups:
         rows = _grouped(rows, groups, [*dict.fromkeys([*shown, *keys])])
         shown = [*groups, "count", *(name for name in shown if name not in groups)]
@@ -69,6 +74,14 @@ def runs(
 def _keys(found: Finished, option: str, given: str | None) -> list[str]:
     names = [part.strip() for part in given.split(",")] if given else []
     return [column(name, found.columns, f"--{option} {given}") for name in names]
+
+
+def _of_their_tasks(shown: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The columns without those metrics that no listed run has, if any has one."""
+    known = {name for name in shown for row in rows if row[name] is not None}
+    if not known & {*JUDGED}:
+        return list(shown)
+    return [name for name in shown if name in known or name not in (*JUDGED, "loss")]
 
 
 def _grouped(rows: Iterable[Row], groups: Sequence[str], metrics: Sequence[str]) -> list[Row]:

@@ -21,6 +21,7 @@ from lsa_study.config.names import nearest
 from lsa_study.config.operators import OP_KINDS
 from lsa_study.config.schema import Schema, meanings, properties_of
 from lsa_study.config.settings import Settings
+from lsa_study.config.task import TASK_KINDS
 from lsa_study.errors import ConfigError
 
 APART = ("tier", "data.root", "runtime")
@@ -41,7 +42,7 @@ class Form:
     """A key as one group of settings has it."""
 
     kinds: tuple[str, ...]
-    """The operators that have it so; empty: it is no operator's."""
+    """The operators or tasks that have it so; empty: all, or it is no operator's and no task's."""
     takes: str
     """Its type and range, in words."""
     default: str | None
@@ -55,12 +56,15 @@ class Form:
         default = None
         if isinstance(field.default, BaseModel):
             default = "those of its settings"
+            if "oneOf" in schema:  # which settings those are depends on its kind
+                default = f"kind {properties_of(type(field.default))['kind']['const']}"
         elif not field.is_required():
             default = shown(field.get_default(call_default_factory=True))
         meaning = meanings(owner).get(name)
         if meaning is None and isinstance(field.annotation, type):  # a group says it of itself
             meaning = " ".join((field.annotation.__doc__ or "").split())
-        kinds = tuple(kind for kind, of in OP_KINDS.items() if of is owner)
+        every = (*OP_KINDS.items(), *TASK_KINDS.items())
+        kinds = tuple(kind for kind, of in every if of is owner)
         return cls(kinds, worded(schema), default, meaning or "")
 
 
@@ -79,7 +83,7 @@ class Key:
         return re.split(r"(?<!Fig)(?<!Eq)\. ", self.forms[0].meaning)[0].rstrip(".") + "."
 
     def meant(self) -> list[str]:
-        """What it means, to each operator that gives it a meaning of its own."""
+        """What it means, to each operator or task that gives it a meaning of its own."""
         of: dict[str, list[str]] = {}
         for form in self.forms:
             of.setdefault(form.meaning, []).extend(form.kinds)
@@ -91,7 +95,8 @@ class Key:
         lines: list[tuple[str, str]] = []
         for form in self.forms:
             default = "no default" if form.default is None else f"default {form.default}"
-            whose = f"{', '.join(form.kinds) or 'others'}: " * (len(self.forms) > 1)
+            whose = f"{', '.join(form.kinds) or 'others'}: "
+            whose *= len(self.forms) > 1 or bool(form.kinds)
             lines.append(("type", f"{whose}{form.takes}; {default}"))
         if self.of_file:
             return lines
@@ -150,8 +155,10 @@ def worded(schema: Schema) -> str:
     match schema:
         case {"anyOf": [*ways]} | {"oneOf": [{"enum": _}, *_] as ways}:
             return " or ".join(map(worded, ways))
-        case {"oneOf": _}:
-            return f"a layer; its kind is one of {', '.join(OP_KINDS)}"
+        case {"oneOf": _}:  # those of layers are nested, as one may come from outside
+            kinds = schema.get("discriminator", {}).get("mapping")
+            what, named = ("a group of settings", kinds) if kinds else ("a layer", OP_KINDS)
+            return f"{what}; its kind is one of {', '.join(named)}"
         case {"$ref": _} | {"allOf": [{"$ref": _}]}:
             return "a group of settings"
         case {"const": value}:

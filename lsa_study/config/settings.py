@@ -108,7 +108,7 @@ class Model(Stemmed):
 
 
 class Evaluation(Group):
-    """How the reported accuracy is measured."""
+    """How the reported numbers are measured."""
 
     crop_share: Annotated[float, Field(ge=0.05, le=2)] = 1.0
     """Centre crop: the image is resized so that the crop is this share of its shorter side."""
@@ -116,7 +116,7 @@ class Evaluation(Group):
     """centre: see ``crop_share``; none: the whole image is resized to the square, whatever its
     shape (Swin at 384)."""
     weights: Literal["model", "ema"] = "model"
-    """Which weights the reported accuracy belongs to."""
+    """Which weights the reported numbers belong to: the trained ones, or their average."""
     epoch: Literal["last", "best"] = "last"
     """Which epoch is reported; best of the images of ``data.validation``, else of the test set."""
     batch_size: Images = 256
@@ -292,11 +292,12 @@ class Settings(Group):
         metrics = self.evaluation.metrics.items()
         return found | {f"evaluation.metrics.{name}": path for name, path in metrics}
 
-    def reads(self) -> tuple[Data, bool, tuple[str | None, ...]]:
-        """What of the data folder is read: the set, whether its label maps, and a start's files."""
+    def reads(self) -> tuple[str, Data, bool, tuple[str | None, ...]]:
+        """What of the data is read: the task, the set, its label maps or not, a start's files."""
         tokens, start = self.train.tokens, self.train.start
         maps = tokens is not None and tokens.labels != "plain"
-        return self.data, maps, () if start is None else (start.weights, start.map)
+        files = () if start is None else (start.weights, start.map)
+        return self.task.kind, self.data, maps, files
 
     def science(self) -> dict[str, Any]:
         """The settings that can move a number: all but how and where the run is carried out."""

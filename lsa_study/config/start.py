@@ -96,4 +96,4 @@ class Stop(Group):
     at: Annotated[float, Field(gt=0, lt=1)]
     """Share of the epochs before which, and after the last of which, nothing is judged."""
     margin: Annotated[float, Field(gt=0, le=100)]
-    """So many points of accuracy below the other run's at one epoch end it."""
+    """So many points of the task's first metric below the other run's at one epoch end it."""

@@ -16,19 +16,22 @@ class Classify(Group):
     """One class of each image."""
 
     kind: Literal["classify"] = "classify"
-    """classify: one class for a whole image."""
+    """classify: one class for a whole image; detect: boxes, masks and classes of the things in it;
+    segment: a class for every pixel."""
 
 
 class Detect(Group):
     """Boxes and masks of the things in an image."""
 
     kind: Literal["detect"]
-    """detect: boxes, masks and classes of the things in it."""
+    """classify: one class for a whole image; detect: boxes, masks and classes of the things in it;
+    segment: a class for every pixel."""
     framework: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
-    """One head behind the proposals, or three, each of which betters the boxes of the last."""
+    """mask_rcnn: one head behind the proposals; cascade_mask_rcnn: three, each of which betters the
+    boxes of the last."""
     upsample: Literal["nearest", "ddf_up"] = "nearest"
-    """How the pyramid enlarges a map before it is added to the next: each pixel repeated, or by
-    DDF-Up, which the larger map guides."""
+    """How the pyramid enlarges a map before it is added to the next: nearest: each pixel repeated;
+    ddf_up: by DDF-Up, which the larger map guides."""
     size: Literal["article", "micro"] = "article"
     """article: widths and numbers of boxes as published; micro: a small pyramid and small heads,
     for pictures of about 100 pixels."""
@@ -38,9 +41,10 @@ class Segment(Group):
     """The class of every pixel."""
 
     kind: Literal["segment"]
-    """segment: a class for every pixel."""
+    """classify: one class for a whole image; detect: boxes, masks and classes of the things in it;
+    segment: a class for every pixel."""
     framework: Literal["upernet"] = "upernet"
-    """A pyramid with pooled context, and a second head on stage 3 in training."""
+    """upernet: a pyramid with pooled context, and a second head on stage 3 in training."""
     size: Literal["article", "micro"] = "article"
     """article: widths as published; micro: narrow, for pictures of about 100 pixels."""
     test_scales: Annotated[
@@ -62,8 +66,10 @@ TASK_KINDS: Mapping[str, type[Group]] = {
 class Metric:
     """A number by which networks are judged; more is better."""
 
+    short: str
+    """Of its column where space is short, and before a number."""
     title: str
-    """Of its column."""
+    """Of its column in a table."""
     axis: str
     """Of its axis in a figure."""
     text: str
@@ -71,19 +77,24 @@ class Metric:
     article: str
     """Of its axis where the article's numbers stand."""
 
+    def shown(self, value: float) -> str:
+        """A value with its unit, such as ``81.30 %``; AP has none."""
+        return f"{value:.2f}{' %' * ('(%)' in self.title)}"
+
 
 METRICS: Mapping[str, Metric] = {
     "acc1": Metric(
-        "Acc@1 (%)", "Top-1 accuracy on the test set (%)", "top-1 accuracy",
+        "top-1", "Acc@1 (%)", "Top-1 accuracy on the test set (%)", "top-1 accuracy",
         "Top-1 accuracy on ImageNet-1K (%)",
     ),
     "box_ap": Metric(
-        "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)"
+        "box AP", "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)"
     ),
     "mask_ap": Metric(
-        "Mask AP", "Mask AP on the test set (points)", "mask AP", "Mask AP on COCO (points)"
+        "mask AP", "Mask AP", "Mask AP on the test set (points)", "mask AP",
+        "Mask AP on COCO (points)",
     ),
-    "miou": Metric("mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)"),
+    "miou": Metric("mIoU", "mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)"),
 }  # fmt: skip
 """By their names in files of data: percent or, of AP, points of 100."""
 OF_TASK: Mapping[str, tuple[str, ...]] = {
@@ -103,6 +114,10 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "segment": ("scenes", "ade20k"),
 }  # fmt: skip
 """The data sets that hold what a task learns from."""
+
+
+NEEDS: Mapping[str, str] = {"detect": "pycocotools", "segment": "segmentation_models_pytorch"}
+"""The package that a task needs beside those that are always installed."""
 
 
 def curve_key(metric: str) -> str:

@@ -9,7 +9,8 @@ from datetime import timedelta
 
 from rich.text import Text
 
-from lsa_study.record import Status
+from lsa_study.config.task import METRICS
+from lsa_study.record import Status, judged
 from lsa_study.terminal import fitted
 
 BAR = 12
@@ -53,10 +54,13 @@ class Board:
             line += (
                 f", ends about {time.strftime('%H:%M', time.localtime(time.time() + left))}{days}"
             )
-        rows = [("RUN", "", "EPOCH", "TOP-1", "LEFT")]
+        rows = [("RUN", "", "EPOCH", "SCORE", "LEFT")]
         for name, one in running:
             bar = "━" * (BAR * one.epoch // (one.epochs or 1))
-            score = "-" if one.score is None else f"{one.score:.2f} %"
+            score = "-"
+            if known := judged(one.acc1, one.metrics):
+                metric = METRICS[known[0]]
+                score = f"{metric.short} {metric.shown(known[1])}"
             eta = "-" if one.eta_seconds is None else str(timedelta(seconds=round(one.eta_seconds)))
             rows.append((name, bar.ljust(BAR, "."), f"{one.epoch}/{one.epochs or '?'}", score, eta))
         text = Text().append(line[:width], "bold")

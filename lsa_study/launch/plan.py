@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -21,8 +22,9 @@ from lsa_study.config.names import counted, short
 from lsa_study.config.parts import why_not
 from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
+from lsa_study.config.task import NEEDS
 from lsa_study.data import DataLacks, head_rows, weights
-from lsa_study.errors import ConfigError, LsaError, Refused
+from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.record import OUTCOMES
@@ -128,6 +130,23 @@ def check_starts(studies: Sequence[Study]) -> None:
         except DataLacks:  # the machine that plans need not see the data
             continue
         head_rows(run.settings.data, start.map)
+
+
+def check_tasks(runs: Sequence[RunSpec]) -> None:
+    """Look for the packages that the tasks of runs need; none is imported.
+
+    Raises:
+        EnvironmentLacks: some are not installed; all are named.
+    """
+    kinds = dict.fromkeys(run.settings.task.kind for run in runs)
+    lacking = [
+        f"task.kind={kind!r}: the package {NEEDS[kind]} is not installed; "
+        "pip install 'lsa_study[detection]'"
+        for kind in kinds
+        if kind in NEEDS and importlib.util.find_spec(NEEDS[kind]) is None
+    ]
+    if lacking:
+        raise EnvironmentLacks("\n".join(lacking), cause="import")
 
 
 def check_outside(runs: Sequence[RunSpec]) -> None:

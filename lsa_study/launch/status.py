@@ -24,6 +24,7 @@ from rich.text import Text
 
 from lsa_study import rundir
 from lsa_study.config.study import distinct
+from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError
 from lsa_study.files import last_lines, read_whole
 from lsa_study.launch import scheduler
@@ -39,7 +40,7 @@ from lsa_study.launch.records import (
     tiers_of,
 )
 from lsa_study.launch.scheduler import SlurmJob
-from lsa_study.record import OUTCOMES
+from lsa_study.record import OUTCOMES, Result, Status, judged
 from lsa_study.rundir import RunDir
 from lsa_study.terminal import STYLES, fitted, width_of, wrapped
 
@@ -62,6 +63,8 @@ class RunStatus(RunRef):
     """Percent, of the last epoch that was tested."""
     score: float | None = None
     """The same number, or box AP or mIoU of a run of another task."""
+    metric: str | None = None
+    """Which of them ``score`` is, by its name in ``config.task``; None before there is one."""
     eta_seconds: float | None = None
     job: str | None = None
     note: str = ""
@@ -209,19 +212,23 @@ def _row(
         hours = (result.seconds or 0.0) / 3600 if result.device_kind == "cuda" else 0.0
         return replace(
             row, state=result.outcome, attempts=result.attempts or 0, epoch=result.epoch or 0,
-            epochs=result.epochs, acc1=result.acc1, score=result.score,
-            message=result.reason or "", gpu_hours=hours,
+            epochs=result.epochs, **_judged(result), message=result.reason or "", gpu_hours=hours,
         )  # fmt: skip
     facts = run.folder.status()
     age = float("inf") if facts.heartbeat is None else run.folder.silence()
     row = replace(
         row, state=facts.state, cause=facts.cause, epoch=facts.epoch, epochs=facts.epochs,
-        attempts=facts.attempt or len(run.folder.attempts()), acc1=facts.acc1, score=facts.score,
+        attempts=facts.attempt or len(run.folder.attempts()), **_judged(facts),
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
     writer, cancelled = run.folder.writer() is not None, records.is_cancelled(run.identity)
     row = judge(row, writer, job, age, cancelled=cancelled, last=last)
     return row if row.state == "running" else replace(row, eta_seconds=None)
+
+
+def _judged(record: Result | Status) -> dict[str, Any]:
+    metric, score = judged(record.acc1, record.metrics) or (None, None)
+    return {"acc1": record.acc1, "metric": metric, "score": score}
 
 
 def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
@@ -245,16 +252,19 @@ def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
 
 # -- the table ----------------------------------------------------------------------------------
 
-COLUMNS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
-
 
 def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> Group:
     """One line per run, what they add up to over all lives, and the command that helps.
 
     ``width``: what lines are cut to; None: they are as long as they are.
     """
+    metrics = {row.metric for row in rows if row.metric is not None}
+    several = len(metrics) != 1  # then each number has its name beside it
+    score = "SCORE" if several else METRICS[metrics.pop()].short.upper()
+    columns = ("RUN", "STATE", "EPOCH", score, "LEFT", "JOB", "NOTE")
+    cells = (_cells(row, named=several) for row in rows)
     # A table of rich takes ten seconds for ten thousand runs.
-    (header, *aligned), _ = fitted([COLUMNS, *map(_cells, rows)], width, numbers=(2, 3, 4))
+    (header, *aligned), _ = fitted([columns, *cells], width, numbers=(2, 3, 4))
     table = Text().append("  ".join(header).rstrip(), "bold")
     for row, line in zip(rows, aligned, strict=True):
         table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
@@ -290,7 +300,10 @@ def watch(look: Callable[[], Sequence[RunStatus]], results: Path, console: Conso
     console.print(page(rows, results, width_of(console)), soft_wrap=True)
 
 
-def _cells(row: RunStatus) -> tuple[str, ...]:
+def _cells(row: RunStatus, *, named: bool) -> tuple[str, ...]:
+    score = "-"
+    if row.score is not None and row.metric is not None:
+        score = f"{METRICS[row.metric].short} {row.score:.2f}" if named else f"{row.score:.2f}"
     notes = [row.cause if row.state in ("failed", "stopped") else None, row.note]
     if row.state in ("failed", "lost", *OUTCOMES[1:]) and row.message not in row.note:
         last = row.message.strip().splitlines() or [""]
@@ -299,7 +312,7 @@ def _cells(row: RunStatus) -> tuple[str, ...]:
         row.name,
         row.state,
         f"{row.epoch}/{row.epochs}" if row.epochs else "-",
-        "-" if row.score is None else f"{row.score:.2f}",
+        score,
         "-" if row.eta_seconds is None else str(timedelta(seconds=round(row.eta_seconds))),
         row.job or "-",
         ": ".join(filter(None, notes)),

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from lsa_study.config.names import nearest
 from lsa_study.config.settings import flatten
+from lsa_study.config.task import OF_TASK, curve_key
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import last_lines, writable
 from lsa_study.launch.records import chosen_runs
@@ -99,7 +100,9 @@ def _tensorboard(folder: Path, settings: Values, flags: Values) -> Curve:
             add(epoch, text_pb("result", lines))
         writer.close()
 
-    add(0, hparams_config_pb(hparams=[], metrics=[Metric("acc1"), Metric("loss")]))
+    judged = [curve_key(name) for name in OF_TASK[settings.get("task.kind", "classify")]]
+    metrics = [*judged, *(["loss"] if judged == ["acc1"] else [])]
+    add(0, hparams_config_pb(hparams=[], metrics=[Metric(name) for name in metrics]))
     add(0, hparams_pb(dict(settings), trial_id=folder.parents[1].name))
     return Curve(log, close)
 
@@ -193,6 +196,7 @@ def main(run_dir: RunDir, tracker: str, flags: Values) -> None:
             signal.alarm(PATIENCE_SECONDS)
         result = run_dir.result()
         known = {} if result is None else result.as_json()
+        known |= {f"metrics.{name}": value for name, value in known.pop("metrics", {}).items()}
         curve.close(len(given), _plain({k: v for k, v in known.items() if v is not None}))
 
 

@@ -1,21 +1,20 @@
-"""VOLO's outlook attention, with the study's manners around timm's module."""
+"""VOLO's outlook attention, with timm's names of parameters."""
 
 from __future__ import annotations
 
-from timm.models import volo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsa_study.ops.checks import check_heads, check_maps, check_odd
 from lsa_study.ops.precision import rounded_once
 
 
-class OutlookAttention(volo.OutlookAttention):  # type: ignore[misc]  # timm carries no types
+class OutlookAttention(nn.Module):
     """Every coarse place makes weights for K x K outputs, which are summed where they overlap.
 
-    The parameters and the steps are timm's; ours are the checks, and that weights and sums of
-    overlapping outputs are in float32 at least. It is no filter in the sense of Eq. 2: the
-    weights that reach a pixel come from several places and do not sum to one.
+    The parameters and the steps are timm's, without importing it; ours are the checks, and that
+    weights and sums of overlapping outputs are in float32 at least. It is no filter in the sense of
+    Eq. 2: the weights that reach a pixel come from several places and do not sum to one.
 
     Args:
         dim: C.
@@ -29,10 +28,13 @@ class OutlookAttention(volo.OutlookAttention):  # type: ignore[misc]  # timm car
     def __init__(self, dim: int, num_heads: int, *, kernel_size: int = 3, stride: int = 2) -> None:
         check_heads(dim, num_heads)
         check_odd(kernel_size)
-        super().__init__(
-            dim, num_heads, kernel_size=kernel_size, padding=kernel_size // 2, stride=stride
-        )
-        self.dim = dim
+        super().__init__()
+        self.dim, self.num_heads = dim, num_heads
+        self.kernel_size, self.stride = kernel_size, stride
+        self.v = nn.Linear(dim, dim, bias=False)
+        self.attn = nn.Linear(dim, kernel_size**4 * num_heads)
+        self.proj = nn.Linear(dim, dim)
+        self.pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""

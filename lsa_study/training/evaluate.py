@@ -34,7 +34,8 @@ class Report:
     """Of the averaged weights, if there are any."""
     metrics: dict[str, float | str] = field(default_factory=dict)
     """Of the reported weights: those of another task, and of functions from outside a number, or
-    why there is none."""
+    why there is none. Where weights are averaged, another task's also of both networks, such as
+    ``model_box_ap`` and ``ema_box_ap``."""
     bits: Tensor | None = None
     """(images,) uint8, in the set's order: 1 where the reported weights' top answer is right."""
     image_scores: Tensor | None = None

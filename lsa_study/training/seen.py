@@ -7,19 +7,25 @@ import io
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from lsa_study.by_image import BEST
 from lsa_study.data.dense.targets import IGNORED, Target
 
-SIDE = 144
+SIDE = 192
 """Pixels of the longer side of a picture; shorter ones are filled with white."""
 GOLDEN = 0.618034
 """Steps around the circle of hues in which classes that follow one another differ most."""
 QUALITY = 88
 """Of the JPEG."""
+LETTERS = 10
+"""Pixels of the height of what is written beside a box."""
+FEW = 20
+"""Objects are named by the numbers of their classes where they are fewer."""
 
 
 def strip(images: Sequence[Tensor], truths: Sequence[Target], answers: Sequence[Target]) -> bytes:
@@ -27,7 +33,8 @@ def strip(images: Sequence[Tensor], truths: Sequence[Target], answers: Sequence[
 
     Args:
         images: (3, H, W) uint8.
-        truths, answers: of each ``boxes``, ``labels`` and ``masks``, or ``labels`` (H, W).
+        truths, answers: of each ``boxes``, ``labels`` and ``masks``, or ``labels`` (H, W); answers
+            with ``scores``, those of the best objects, as many as there are.
     """
     lines = [
         torch.cat([_framed(drawn(*one)) for one in zip(images, found, strict=True)], 2)
@@ -35,12 +42,12 @@ def strip(images: Sequence[Tensor], truths: Sequence[Target], answers: Sequence[
     ]
     pixels = torch.cat(lines, 1).permute(1, 2, 0).numpy()
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels).save(content, "JPEG", quality=QUALITY, comment=BEST)
     return content.getvalue()
 
 
 def drawn(image: Tensor, found: Target) -> Tensor:
-    """An image with objects or labelled pixels in the colours of their classes."""
+    """An image with objects or labelled pixels in the colours of their classes, and scores."""
     by = SIDE / max(image.shape[1:])
     size = [max(1, round(side * by)) for side in image.shape[1:]]
     image = F.interpolate(image[None].float(), size, mode="bilinear")[0].round().byte()
@@ -58,9 +65,44 @@ def drawn(image: Tensor, found: Target) -> Tensor:
     classes = found["labels"].tolist()
     colours = [_colour(one) for one in classes]
     image = draw_segmentation_masks(image, masks, 0.5, colours)
-    names = [str(one - 1) for one in classes] if len(classes) < 20 else None
     boxes = found["boxes"].float() * by
-    return torch.as_tensor(draw_bounding_boxes(image, boxes, names, colours, width=1))
+    image = draw_bounding_boxes(image, boxes, colors=colours, width=1)
+    said = [str(one - 1) * (len(classes) < FEW) for one in classes]
+    if "scores" in found:
+        scores = found["scores"].tolist()
+        said = [
+            f"{name}: {one:.2f}".removeprefix(": ") for name, one in zip(said, scores, strict=True)
+        ]
+    return _written(image, boxes, said, colours)
+
+
+def _written(
+    image: Tensor, boxes: Tensor, said: Sequence[str], colours: Sequence[tuple[int, int, int]]
+) -> Tensor:
+    """The image with a text above each box, or below it where another's stands above."""
+    picture = to_pil_image(image)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(LETTERS)
+    taken: list[tuple[float, float, float, float]] = []
+    for text, (left, top, _, bottom), colour in zip(said, boxes.tolist(), colours, strict=True):
+        width, height = pen.textlength(text, font) + 2, LETTERS + 2
+        x = max(0, min(left, picture.width - width))
+        places = [
+            (x, y, x + width, y + height)
+            for at in (top - height, bottom + 1, top - 2 * height, bottom + 1 + height)
+            for y in (max(0, min(at, picture.height - height)),)
+        ]
+        place = next((one for one in places if not any(_meet(one, of) for of in taken)), places[0])
+        taken.append(place)
+        pen.rectangle(place, colour)
+        bright = sum(by * part for by, part in zip((0.3, 0.59, 0.11), colour, strict=True))
+        ink = "black" if bright > 110 else "white"
+        pen.text((place[0] + 1, place[1]), text, ink, font)
+    return torch.as_tensor(pil_to_tensor(picture))
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    across = one[0] < other[2] and other[0] < one[2]
+    return across and one[1] < other[3] and other[1] < one[3]
 
 
 def _framed(image: Tensor) -> Tensor:

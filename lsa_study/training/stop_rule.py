@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from lsa_study.config.settings import Settings
-from lsa_study.config.task import OF_TASK, curve_key
+from lsa_study.config.task import METRICS, OF_TASK, curve_key
 from lsa_study.errors import ConfigError
 from lsa_study.rundir import RunDir
 
@@ -25,7 +25,8 @@ def why_given_up(run: RunDir, settings: Settings) -> str | None:
         return None
     if (other := run.sibling(reference)) is None:
         return None
-    key = curve_key(OF_TASK[settings.task.kind][0])
+    metric = OF_TASK[settings.task.kind][0]
+    key, shown = curve_key(metric), METRICS[metric].shown
     epochs, theirs = settings.train.epochs, _accuracies(other, key)
     for epoch, ours in _accuracies(run, key).items():
         beside = theirs.get(epoch)
@@ -33,8 +34,8 @@ def why_given_up(run: RunDir, settings: Settings) -> str | None:
             continue
         if beside - ours > rule.margin:
             return (
-                f"epoch {epoch} of {epochs}: {ours:.2f} % is {beside - ours:.1f} points below "
-                f"{beside:.2f} % of {other.root.name}; the rule allows {rule.margin:g} from "
+                f"epoch {epoch} of {epochs}: {shown(ours)} is {beside - ours:.1f} points below "
+                f"{shown(beside)} of {other.root.name}; the rule allows {rule.margin:g} from "
                 f"{100 * rule.at:g} % of the epochs on"
             )
     return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from lsa_study.config.task import OF_TASK
 from lsa_study.data import DataLacks
 from lsa_study.data.sampler import EpochSampler
 from lsa_study.data.sets import beside
@@ -314,6 +315,7 @@ class Trainer:
         at.last = replace(
             chosen, epoch=at.epoch + 1, model_acc1=plain.acc1,
             ema_acc1=None if averaged is None else averaged.acc1,
+            metrics=chosen.metrics | self._of_both(plain, averaged),
         )  # fmt: skip
         if at.best.epoch == 0 or at.last.score > at.best.score:
             at.best = at.last
@@ -322,6 +324,16 @@ class Trainer:
                 at.best_weights = {name: w.cpu().clone() for name, w in weights.items()}
         self._record(train_loss, time.monotonic() - begun)
         at.epoch, at.step, at.loss_sum, at.lost, at.epoch_seconds = at.epoch + 1, 0, 0.0, 0, 0.0
+
+    def _of_both(self, plain: Report, averaged: Report | None) -> dict[str, float | str]:
+        """The task's metrics of the trained and of the averaged weights, if there are any."""
+        pairs = (("model", plain), ("ema", averaged)) if averaged is not None else ()
+        return {
+            f"{whose}_{name}": report.metrics[name]
+            for whose, report in pairs
+            for name in OF_TASK[self.settings.task.kind]
+            if report is not None and name in report.metrics
+        }
 
     def _give_up_if_behind(self) -> None:
         if self.settings.runtime.stop is None:

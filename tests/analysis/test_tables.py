@@ -255,3 +255,22 @@ def test_reports_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_without_runs_says_nothing_of_seeds(tmp_path):
+    for name, tier in (("table1", "toy"), ("table8", "paper"), ("table10", "toy"), ("stem", "toy")):
+        loaded = study.load_study(name, tier=tier)
+        table = build(loaded, collect(tmp_path, tier))
+        notes = " ".join(note.text for note in table.notes)
+        assert f"{table.metric.removesuffix(' (%)')}: no row has been run yet." in notes
+        for said in ("seed,", "interval", "± half", "Noise of", "Order:", "Device:", "Costs:"):
+            assert said not in notes, (name, said)
+
+
+def test_runs_that_all_diverged_are_no_seed_of_a_number(tmp_path):
+    loaded = study.load_study("table1", only="swin", seeds=[0])
+    ended = {"outcome": "diverged", "reason": "epoch 1", "acc1": None}
+    write_run(tmp_path, loaded.runs()[0], changes=ended)
+    notes = " ".join(note.text for note in build(loaded, collect(tmp_path, "toy")).notes)
+    assert "Acc@1: no run has given a number." in notes
+    assert "one seed" not in notes

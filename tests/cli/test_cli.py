@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import answer
 
 from lsa_study.cli import options
 from lsa_study.errors import ConfigError
@@ -183,6 +184,25 @@ def test_missing_data_ends_with_exit_code_3_and_leaves_nothing(tmp_path):
     assert str(tmp_path) in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "launch", "rehearse"])
+@pytest.mark.parametrize(
+    ("study", "kind", "package"),
+    [("table9", "detect", "pycocotools"), ("table10", "segment", "segmentation_models_pytorch")],
+)
+def test_a_missing_package_is_said_before_anything_is_queued(
+    tmp_path, monkeypatch, capfd, command, study, kind, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    results = tmp_path / "r"
+    code, _, said = answer(tmp_path, f"{command} {study} --tier toy --results {results}", capfd)
+    assert code == 3
+    assert said == (
+        f"lsa: task.kind='{kind}': the package {package} is not installed; "
+        "pip install 'lsa_study[detection]'\n"
+    )
+    assert not results.exists()
 
 
 def test_a_results_folder_that_cannot_be_made_ends_with_exit_code_3(tmp_path):

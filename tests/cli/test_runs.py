@@ -8,7 +8,9 @@ import sys
 
 import pytest
 from in_process import answer
-from synthetic import write_study
+from synthetic import write_run, write_study
+
+from lsa_study.config import study
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,26 @@ def test_groups_have_count_mean_and_deviation(lsa):
     assert max(group["acc1"]["sd"] for group in found) > 0
     assert found[0]["model.op.norm"] == "softmax"
     assert "±" in lsa("runs --by variant --sort count")
+
+
+def test_each_run_shows_the_metrics_of_its_task(tmp_path, capfd):
+    def heads(command):
+        code, said, _ = answer(tmp_path, f"{command} --results {tmp_path}", capfd)
+        assert code == 0
+        return [cell.strip() for cell in said.splitlines()[0].split("|")[1:-1]], said
+
+    nothing = {"acc1": None, "acc5": None, "loss": None, "best_acc1": None}
+    for run in study.load_study("table9", tier="toy", seeds=[0]).runs()[:2]:
+        changes = {"metrics": {"box_ap": 12.5, "mask_ap": 11.0, "box_ap50": 20.0}, **nothing}
+        write_run(tmp_path, run, changes=changes)
+    judged = ["metrics.box_ap", "metrics.mask_ap"]
+    head, said = heads("runs")
+    assert head == ["name", "outcome", *judged, "seconds_per_epoch", "tags", "note"]
+    assert "| 12.50 | 11.00 |" in said
+    assert heads("runs --by outcome")[0] == ["outcome", "count", *judged, "seconds_per_epoch"]
+    write_study(tmp_path, "table1", seeds=(0,))
+    assert heads("runs")[0][2:5] == ["acc1", *judged]
+    assert heads("runs table1")[0][2:4] == ["acc1", "seconds_per_epoch"]
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_token_labels_are_in_the_identity_only_where_they_are_on():
         == settings(*VOLO, "train.tokens.dense_weight=0.5", tier="paper").identity()
     )
     assert on[0].train.tokens == TokenLabels(labels="plain")
-    assert [one.reads()[1] for one in on] == [False, True, False, False, False]
+    assert [one.reads()[2] for one in on] == [False, True, False, False, False]
 
 
 def test_identities_of_runs_whose_results_are_kept():

@@ -36,6 +36,23 @@ def test_every_key_has_a_meaning():
     assert set(known_paths()) < set(explain.keys())
 
 
+def test_settings_of_tasks_are_those_of_tasks():
+    found = {path: key for path, key in explain.keys().items() if path.startswith("task")}
+    assert found["task"].facts()[0] == (
+        "type",
+        "a group of settings; its kind is one of classify, detect, segment; default kind classify",
+    )
+    said = {path: [*key.meant(), *(fact for _, fact in key.facts())] for path, key in found.items()}
+    for lines in said.values():
+        assert not any("layer" in line or line.startswith("others") for line in lines)
+    assert "segment: upernet; default upernet" in said["task.framework"]
+    assert said["task.kind"][0].startswith("classify: one class for a whole image; detect: boxes")
+    assert found["task.test_flip"].facts()[0][1].startswith("segment: true or false")
+    assert found["task.upsample"].facts()[0][1].startswith("detect: one of nearest")
+    layer = explain.keys()["model.op"].facts()[0][1]
+    assert layer.startswith("a layer; its kind is one of unified, elsa")
+
+
 def test_the_page_is_the_settings():
     written = (ROOT / "docs/settings.md").read_text("utf-8")
     assert written == explain.as_markdown(), "lsa explain --markdown > docs/settings.md"

@@ -43,4 +43,12 @@ def test_what_is_shown(width):
     if width >= 80:
         assert "ends about" in lines[0]
         assert "━━━" in lines[1]
-        assert "3/12  45.25 %  0:00:30" in lines[1]
+        assert "3/12  top-1 45.25 %  0:00:30" in lines[1]
+
+
+def test_each_run_shows_the_metric_of_its_task():
+    detects = Status(epoch=3, epochs=12, metrics={"box_ap": 12.5, "mask_ap": 11.0})
+    labels = Status(epoch=3, epochs=12, metrics={"miou": 33.25, "pixel_accuracy": 60.0})
+    view = board().shown([(LONG, detects), ("b", labels)], 0, 120).plain
+    assert "3/12  box AP 12.50  " in view
+    assert "3/12  mIoU 33.25 %  " in view

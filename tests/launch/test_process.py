@@ -236,15 +236,29 @@ def test_a_command_whose_output_is_its_answer_says_so():
     assert (head.stdout, head.stderr) == ("{", "")
 
 
+class Watched(Server):
+    def _order(self, order):
+        self.asked = [Settings.model_validate_json(one) for one in order["check"]]
+        return super()._order(order)
+
+
+def test_the_data_of_each_task_are_looked_at():
+    """Scenes to detect and scenes to label are read otherwise."""
+    few = ["data.train_limit=4", "data.test_limit=2"]
+    runs = [
+        run
+        for name in ("table9", "table10")
+        for run in study.load_study(name, tier="toy", seeds=[0], overrides=few).runs()[:2]
+    ]
+    assert len({run.settings.data for run in runs}) == 1
+    with Watched() as server:
+        server.check_data(runs)
+        assert [one.task.kind for one in server.asked] == ["detect", "segment"]
+
+
 def test_the_data_of_all_runs_are_looked_at(tmp_path):
     """Of Table 6 once with label maps and once without; what is missing is an error here."""
     runs = study.load_study("table6", tier="paper", overrides=[f"data.root={tmp_path}"]).runs()
-
-    class Watched(Server):
-        def _order(self, order):
-            self.asked = [Settings.model_validate_json(one) for one in order["check"]]
-            return super()._order(order)
-
     with Watched() as server:
         with pytest.raises(EnvironmentLacks, match=str(tmp_path)):
             server.check_data(runs)

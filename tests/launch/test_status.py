@@ -139,6 +139,29 @@ def test_the_table_says_what_to_do(tmp_path, made):
     watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
 
 
+def test_each_run_shows_the_metric_of_its_task(tmp_path, made):
+    def shown():
+        return page(status(tmp_path), tmp_path).renderables[0].plain.splitlines()
+
+    assert shown()[0].split()[3] == "SCORE"
+    made["swin"].write_status(Status(state="running", epoch=1, acc1=45.25))
+    assert shown()[0].split()[3] == "TOP-1"
+    made["swin"].write_status(Status())
+    detects = Status(state="running", epoch=1, metrics={"box_ap": 12.5, "mask_ap": 11.0})
+    made["net1"].write_status(detects)
+    assert "BOX AP" in shown()[0]
+    assert any(line.startswith("net1-s0") and " 12.50 " in line for line in shown())
+    made["net2"].write_status(Status(state="running", epoch=1, acc1=45.25))
+    made["net3"].write_status(Status(state="running", epoch=1, metrics={"miou": 33.25}))
+    assert shown()[0].split()[3] == "SCORE"
+    found = {line.split("-s0")[0]: line for line in shown()}
+    for name, said in (("net1", "box AP 12.50"), ("net2", "top-1 45.25"), ("net3", "mIoU 33.25")):
+        assert said in found[name]
+    kept = {run["variant"]: run["metric"] for run in status_json(status(tmp_path))["runs"]}
+    assert [kept[name] for name in ("net1", "net2", "net3")] == ["box_ap", "acc1", "miou"]
+    assert kept["swin"] is None
+
+
 def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
     folder, names = rundir.runs_folder(tmp_path / "many", "toy"), []
     beat = {"state": "running", "heartbeat": time.time(), "epoch": 1, "epochs": 3, "attempt": 1}

@@ -18,7 +18,8 @@ from trackers import EVERY, curve_of, needs_tensorboard, plant, read, record
 from lsa_study.config import study
 from lsa_study.launch import process, track
 from lsa_study.launch.local import Queue
-from lsa_study.rundir import existing
+from lsa_study.record import Result
+from lsa_study.rundir import RunDir, existing
 from lsa_study.training import train
 
 
@@ -90,6 +91,34 @@ def test_a_tracker_shows_what_the_records_say(make_run, tracker, monkeypatch, tm
     assert shown.settings["variant"] == "swin"
     assert shown.settings["identity"] == folder.config()["identity"]
     assert not elsewhere.exists()
+
+
+@needs_tensorboard
+@pytest.mark.parametrize(
+    ("name", "judged"),
+    [("table9", ["box_ap", "mask_ap"]), ("table10", ["miou"]), ("table1", [])],
+)
+def test_a_tracker_names_the_metrics_of_the_task(tmp_path, name, judged):
+    run = study.load_study(name, tier="toy", seeds=[0]).runs()[0]
+    folder = RunDir(tmp_path / run.name)
+    folder.create(run.settings, variant=run.variant)
+    known = dict.fromkeys(judged, 12.5)
+    folder.log_metrics({"epoch": 1, "acc1": None, **{f"metrics.{k}": v for k, v in known.items()}})
+    folder.write_result(Result(outcome="done", acc1=None if judged else 45.0, metrics=known))
+    assert mirrored(folder, "tensorboard", []) is None
+    shown = read("tensorboard", folder)
+    result = {key: value for key, value in shown.result.items() if key.startswith("metrics")}
+    assert result == {f"metrics.{one}": "12.5" for one in judged}
+    (file,) = (folder.tracking / "tensorboard").iterdir()
+    heads = [f"metrics.{one}" for one in judged] or ["acc1", "loss"]
+    events = importlib.import_module(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator(str(file))
+    events.Reload()
+    plugin = importlib.import_module("tensorboard.plugins.hparams.plugin_data_pb2")
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    metrics = plugin.HParamsPluginData.FromString(content).experiment.metric_infos
+    assert [one.name.tag for one in metrics] == heads
 
 
 @needs_tensorboard

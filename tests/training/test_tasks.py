@@ -1,16 +1,20 @@
 """Runs that detect and segment: through the same loop, stopped and resumed."""
 
+import io
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 from lives import StopAfter, equal, weights_of, without_times
+from PIL import Image
 
+from lsa_study.by_image import BEST
 from lsa_study.config.settings import Settings
 from lsa_study.config.task import OF_TASK
 from lsa_study.errors import ConfigError
-from lsa_study.training import optim, scores, tasks, train
+from lsa_study.training import optim, scores, seen, tasks, train
 from lsa_study.training.distributed import ALONE
 
 TINY = {
@@ -45,6 +49,69 @@ def test_stopping_anywhere_changes_nothing(make_run, row):
     if kind == "segment":
         each = np.frombuffer(whole.image_scores(4), np.float32)
         assert 100 * each.mean() == pytest.approx(result.metrics["miou"], abs=1e-4)
+
+
+@pytest.mark.parametrize("row", [DETECT, SEGMENT], ids=["detect", "segment"])
+@pytest.mark.parametrize("weights", ["ema", "model"])
+def test_both_networks_are_recorded_where_weights_are_averaged(make_run, row, weights):
+    run = make_run(
+        **row, train__ema_decay=0.9, evaluation__weights=weights, evaluation__epoch="best",
+        train__epochs=3, train__lr=0.01,
+    )  # fmt: skip
+    assert train(run) == "done"
+    result, kind, epochs = run.result(), run.settings().task.kind, run.metrics()
+    for name in OF_TASK[kind]:
+        chosen = [epoch[f"metrics.{weights}_{name}"] for epoch in epochs]
+        assert chosen == [epoch[f"metrics.{name}"] for epoch in epochs]
+        assert result.metrics[name] == result.metrics[f"{weights}_{name}"]
+        assert {f"model_{name}", f"ema_{name}"} <= result.metrics.keys()
+    name, other = OF_TASK[kind][0], "model" if weights == "ema" else "ema"
+    first = [epoch[f"metrics.{name}"] for epoch in epochs]
+    assert result.epoch == 1 + first.index(max(first))
+    assert result.score == max(first)
+    if kind == "segment":
+        assert first != [epoch[f"metrics.{other}_{name}"] for epoch in epochs]
+
+
+def test_a_picture_shows_as_many_objects_as_there_are(make_run, monkeypatch):
+    """Of scores far below one half the best, written beside their boxes."""
+    task = tasks.of(make_run(**DETECT).settings())
+    sets = task.sets("cpu")
+    tests = list(itertools.islice(sets.test(), tasks.dense.SHOWN))
+    there = [len(test.target["boxes"]) for test in tests]
+    number = max(there) + 2
+
+    class Finds(torch.nn.Module):
+        def predict(self, images):
+            side = images[0].shape[-1]
+            boxes = torch.tensor([[i, i, i + 9.0, i + 9.0] for i in range(number)])
+            masks = torch.zeros((number, side, side), dtype=torch.bool)
+            ranked, labels = torch.linspace(0.06, 0.4, number), torch.ones(number, dtype=int)
+            return [{"boxes": boxes, "scores": ranked, "labels": labels, "masks": masks}]
+
+    answers, drawn = [], []
+    plain = tasks.dense.strip
+    monkeypatch.setattr(tasks.dense, "strip", lambda *of: answers.extend(of[2]) or plain(*of))
+    monkeypatch.setattr(seen, "_written", lambda image, *of: drawn.append(of[1]) or image)
+    content = task.seen(Finds(), sets)
+    assert [len(one["scores"]) for one in answers] == there
+    for one in answers:
+        assert one["scores"].max() == pytest.approx(0.4)
+        assert one["scores"].tolist() == sorted(one["scores"].tolist(), reverse=True)
+    assert any(said[0] == "0: 0.40" for said in drawn if said)
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.info["comment"] == BEST
+
+
+def test_texts_beside_boxes_do_not_cover_one_another():
+    image, colour = torch.full((3, 192, 192), 128, dtype=torch.uint8), (0, 255, 0)
+    boxes = torch.tensor([[50.0, 60.0, 90.0, 90.0]] * 2)
+    one = seen._written(image, boxes[:1], ["1: 0.40"], [colour])
+    two = seen._written(image, boxes, ["1: 0.40", "2: 0.30"], [colour, colour])
+    changed = [(of != image).any(0).sum() for of in (one, two)]
+    assert changed[1] == pytest.approx(2 * changed[0], abs=8)
+    corner = torch.tensor([[188.0, 0.0, 192.0, 4.0]])
+    assert (seen._written(image, corner, ["7: 0.99"], [colour]) != image).any()
 
 
 def test_a_step_in_parts_learns_as_a_whole_one(make_run):

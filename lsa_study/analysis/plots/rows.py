@@ -149,15 +149,18 @@ def _dagger(rows: Sequence[Row]) -> str:
 def differences(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw each row's paired difference to its reference, in points.
 
-    Thick: the interval, over seeds and test images; thin and grey beside it, from two seeds on: the
-    part of the test images; a diamond: the article's difference. One seed has no interval, and
-    that of its test images alone would read as one.
+    Thick: the interval, over seeds and, where they are known, test images; thin and grey beside it,
+    from two seeds on: the part of the test images, of accuracies; a diamond: the article's
+    difference. One seed has no interval, and that of its test images alone would read as one.
     """
     compared = [row for row in rows if row.reference != row.variant]
     drawn = style.figure(8.2, 1.75 + 0.42 * len(compared), study=study)
     axes = drawn.subplots()
-    several = any(row.contrast.noise for row in compared)
-    also = ", with its 95 % interval (grey: the part of the test images)" if several else ""
+    noises = [row.contrast.noise for row in compared if row.contrast.noise]
+    apart = " (grey: the part of the test images)" if rows[0].metric == "acc1" else ""
+    if noises and all(noise.image is None for noise in noises):
+        apart = " (of seeds alone)"
+    also = f", with its 95 % interval{apart}" if noises else ""
     article = study.file.article is not None
     _legend(axes, ours=f"{'ours' if article else 'difference'}{also}", article=article)
     axes.axvline(0, color=style.QUIET, lw=0.8)

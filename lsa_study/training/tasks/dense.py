@@ -27,8 +27,6 @@ SHAPES = {"coco": (1, 1.6), "ade20k": (1, 4)}
 """Height and width of the image whose costs the article counts, relative to ``data.image_size``."""
 SHOWN = 4
 """Test images of which pictures are kept."""
-SURE = 0.5
-"""The score from which an object is shown."""
 
 
 class _Dense(Task):
@@ -77,7 +75,7 @@ class _Dense(Task):
 
     @torch.no_grad()
     def seen(self, network: nn.Module, sets: DenseSets) -> bytes:
-        """See ``Task``; the truth above, what is found below."""
+        """See ``Task``; the truth above, below what is found: as many objects as there are."""
         network.eval()
         tests = list(itertools.islice(sets.test(), SHOWN))
         answers = [self._answer(network, test) for test in tests]
@@ -100,8 +98,9 @@ class Detection(_Dense):
     def _answer(self, network: Any, test: TestImage) -> Target:
         view = next(test.views())
         [found] = network.predict([view.image])
-        sure = found["scores"] >= SURE
-        answer = {key: value[sure].cpu() for key, value in found.items()}
+        there = len(test.target["boxes"])
+        best = found["scores"].argsort(descending=True, stable=True)[:there]
+        answer = {key: value[best].cpu() for key, value in found.items()}
         down, across = view.scale
         boxes = answer["boxes"] / torch.tensor([across, down, across, down])
         return answer | {"boxes": boxes}
