@@ -23,6 +23,7 @@ from lsa_study import rundir
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.launch.board import Board
+from lsa_study.launch.known import known_alone
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
 from lsa_study.launch.rehearse import key, read_rehearsals
@@ -47,7 +48,8 @@ def need_starts(
     """
     lacking = [
         f"{run.name}: begins from {run.settings.train.start and run.settings.train.start.row} "
-        f"({run.start}), which has not been trained; ask for that row too"
+        f"({run.start}), which has not been trained here, so there are no weights; ask for that "
+        "row too"
         for run in runs
         if run.start is not None and run.start not in coming
         if run.start not in known or known[run.start].result() is None
@@ -97,8 +99,9 @@ class Queue:
         self.jobs = jobs
         self.finished: dict[str, str] = {}
         """Run name -> its state after this call."""
-        self.already = self.held = 0
-        """Runs that had a result before, and those that were not tried after equal failures."""
+        self.already = self.elsewhere = self.held = 0
+        """Runs that had a result before, those that ``runs.parquet`` alone knows, and those that
+        were not tried after equal failures."""
         self.interrupted = False
         self.waiting: list[RunSpec] = []
         self.active: dict[int, tuple[RunSpec, RunDir, Child]] = {}
@@ -114,8 +117,16 @@ class Queue:
         good = all(state in OUTCOMES for state in self.finished.values())
         return 0 if good and not self.held else 1
 
-    def work(self, runs: Sequence[RunSpec], *, started: Callable[[], None] = lambda: None) -> Self:
+    def work(
+        self,
+        runs: Sequence[RunSpec],
+        *,
+        started: Callable[[], None] = lambda: None,
+        again: bool = False,
+    ) -> Self:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
+
+        ``again``: also what ``runs.parquet`` knows and no folder here.
 
         Raises:
             ConfigError: so many ``jobs`` do not fit.
@@ -127,6 +138,11 @@ class Queue:
             self.known |= rundir.existing(self.results, tier)
         self.waiting = [run for run in runs if self._folder(run).result() is None]
         self.already = len(runs) - len(self.waiting)
+        if not again:
+            ended = {run.identity for run in runs} - {run.identity for run in self.waiting}
+            alone = known_alone(runs, self.results, ended)
+            self.elsewhere = sum(run.identity in alone for run in self.waiting)
+            self.waiting = [run for run in self.waiting if run.identity not in alone]
         need_starts(self.waiting, self.known, {run.identity for run in self.waiting})
         if not self.waiting:
             started()

@@ -25,6 +25,7 @@ from lsa_study.data import DataLacks, head_rows, weights
 from lsa_study.errors import ConfigError, LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
+from lsa_study.launch.known import KNOWN, known_alone
 from lsa_study.record import OUTCOMES
 from lsa_study.terminal import wrapped
 
@@ -62,9 +63,11 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
             result = folder.result()
             states[identity] = result.outcome if result else folder.status().state
     site = read_cluster()
-    blocks = [_block(one, studies, states, rehearsed, site) for one in studies]
     runs = distinct(studies)
-    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
+    ended = {identity for identity, state in states.items() if state in OUTCOMES}
+    states |= dict.fromkeys(known_alone(runs, results, ended), KNOWN)
+    blocks = [_block(one, studies, states, rehearsed, site) for one in studies]
+    todo = [run for run in runs if states.get(run.identity) not in DONE]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
     if len(studies) > 1:
@@ -78,6 +81,8 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
 ELSA = "ELSA: What Limits the Performance of Local Self-attention?"
 OWN = "Of this folder"
 """Works of the shipped studies that name none, and of others."""
+DONE = (*OUTCOMES, KNOWN)
+"""States of runs that are not trained again."""
 
 
 def known_studies(results: Path) -> list[str]:
@@ -190,7 +195,7 @@ def _block(
     alike = f"ok: only {', '.join(names)} differ{'s' * (len(names) == 1)}"
     also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
-    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in DONE]
     starts = [
         f"{variant} from {start.row or start.weights}"
         for variant, settings in study.variants.items()
@@ -214,7 +219,8 @@ def _block(
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
         costs = [("cost", unknown)]
-    done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
+    known = f", of which {counts[KNOWN]} {KNOWN}" if counts[KNOWN] else ""
+    done = f"{len(runs) - len(todo)} done{known}, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("about", study.about),
         ("contrast", "; ".join(also) or alike),

@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,10 +23,12 @@ from rich.live import Live
 from rich.text import Text
 
 from lsa_study import rundir
+from lsa_study.config.asked import stored
 from lsa_study.config.study import distinct
 from lsa_study.errors import ConfigError
 from lsa_study.files import last_lines, read_whole
 from lsa_study.launch import scheduler
+from lsa_study.launch.known import KNOWN
 from lsa_study.launch.records import (
     INTERRUPTED,
     LIFE_MARK,
@@ -152,13 +154,26 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     there = Counter((row.tier, row.identity) for row in rows)
     twice = "other folders hold the same run: keep one there, move the others away"
     rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
+    asked = distinct(asked_studies(results, names, tier))
+    known = {at: stored(results, at) for at in {run.settings.tier for run in asked}}
     return rows + [
-        RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=run.settings.train.epochs)
-        for run in distinct(asked_studies(results, names, tier))
+        _elsewhere(row, known[at].get(run.identity))
+        for run in asked
         for at in [run.settings.tier]
         if (at, run.identity) not in there
         for folder in [RunDir(rundir.runs_folder(results, at) / run.name)]
+        for epochs in [run.settings.train.epochs]
+        for row in [RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=epochs)]
     ]
+
+
+def _elsewhere(row: RunStatus, facts: Mapping[str, Any] | None) -> RunStatus:
+    """A run without a folder here, which ``runs.parquet`` may know."""
+    if facts is None or facts["outcome"] not in OUTCOMES:
+        return row
+    known = {name: facts[name] for name in ("acc1", "epoch", "attempts") if facts[name] is not None}
+    score = known.get("acc1")
+    return replace(row, state=facts["outcome"], note=KNOWN, score=score, **known)
 
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
