@@ -95,7 +95,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         reference,
         reading,
         _noise(rows),
-        _order(rows),
+        order(rows),
         _best(study, rows),
         *_basis(study, ran),
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
@@ -140,7 +140,7 @@ def _noise(rows: Sequence[Row]) -> str:
     return text
 
 
-def _order(rows: Sequence[Row]) -> str:
+def order(rows: Sequence[Row]) -> str:
     """Whether the rows stand in the article's order, of those with a number on both sides."""
     pairs = [
         (row.accuracy.mean, row.article.value)

@@ -178,13 +178,8 @@ class ClaimVerdict:
     def wanting(self, alpha: float, but: str = "") -> ClaimVerdict:
         """The same, left open until there are as many more seeds as decide it at this level."""
         seeds = self.more(alpha) if self.more else None
-        if seeds is None:
-            needs = "no number of seeds would decide it" if self.more else "more seeds"
-            return replace(self.unresolved(but + needs), wanted=None)
-        about, fewest, most = seeds
-        span = f"{about if fewest is None else fewest} to {'any number' if most is None else most}"
-        needs = f"{but}about {about} more seed{'s' * (about > 1)}, {span}"
-        return replace(self.unresolved(needs), wanted=about)
+        needs = in_seeds(seeds) if self.more else "more seeds"
+        return replace(self.unresolved(but + needs), wanted=seeds[0] if seeds else None)
 
     def share(self, count: int, of: int, reason: str, against: str) -> ClaimVerdict:
         """The verdict that follows from how many of so many did, held against one half."""
@@ -266,6 +261,15 @@ class ClaimVerdict:
                 setting = "layer"
             found.setdefault(setting, []).append(" against ".join(map(_shown, one.values)))
         return "; ".join(f"{key} ({', '.join(dict.fromkeys(of))})" for key, of in found.items())
+
+
+def in_seeds(seeds: Seeds) -> str:
+    """How many more seeds would decide, in words."""
+    if seeds is None:
+        return "no number of seeds would decide it"
+    about, fewest, most = seeds
+    span = f"{about if fewest is None else fewest} to {'any number' if most is None else most}"
+    return f"about {about} more seed{'s' * (about > 1)}, {span}"
 
 
 def _shown(value: Any) -> str:

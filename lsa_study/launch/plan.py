@@ -189,8 +189,7 @@ def _block(
     rehearsed: Mapping[str, rehearse.Rehearsed],
     site: Cluster,
 ) -> str:
-    runs, groups = study.runs(), study.file.groups
-    factor = study.file.factor
+    runs, groups, factor = study.runs(), study.file.groups, study.file.factor
     names = [f"{one} ({', '.join(groups[one])})" if one in groups else one for one in factor]
     alike = f"ok: only {', '.join(names)} differ{'s' * (len(names) == 1)}"
     also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]

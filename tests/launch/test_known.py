@@ -83,7 +83,8 @@ def test_again_trains_them_and_their_folders_win(clone):
     done = queue(clone, loaded().runs(), again=True)
     assert (done.elsewhere, [*done.finished.values()]) == (0, ["done", "done"])
     after = collect(clone, "toy", update=True).runs
-    assert len(after) == 2 and after.loc[run.identity, "loss"] != before
+    assert len(after) == 2
+    assert after.loc[run.identity, "loss"] != before
     last = queue(clone, loaded().runs())
     assert (last.already, last.elsewhere, last.finished) == (2, 0, {})
 
@@ -105,7 +106,8 @@ def test_status_shows_how_they_ended_and_retry_leaves_them(clone):
     assert "2 done" in lsa("status", "small", "--tier", "toy", "--results", clone)
     assert not retry(clone, ["small"], read_cluster(), tier="toy").local
     shown = lsa("why", "small", "swin", "--results", clone)
-    assert "seed 0" in shown and "done" in shown
+    assert "seed 0" in shown
+    assert "done" in shown
 
 
 def test_what_began_here_shows_its_own_state_and_is_still_known(clone):
@@ -123,7 +125,8 @@ def test_what_began_here_shows_its_own_state_and_is_still_known(clone):
 def test_launch_leaves_them_unless_asked(clone, slurm):
     site = Cluster(check_data="job")
     done = launch(loaded().runs(), clone, site, dry_run=True)
-    assert [*done.skipped] == ["known from runs.parquet; lsa launch --again"] and not done.queued
+    assert [*done.skipped] == ["known from runs.parquet; lsa launch --again"]
+    assert not done.queued
     assert len(launch(loaded().runs(), clone, site, dry_run=True, anew=True).queued[0].runs) == 2
 
 
