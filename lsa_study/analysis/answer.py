@@ -274,9 +274,9 @@ def _short(tables: Sequence[Table], lines: Sequence[Difference], tested: int, di
     ]
     waiting = sum(line.contrast.difference.mean is None for line in lines)
     left = len(lines) - len(clear) - waiting
-    rest = f"Of {counted(len(lines), 'difference')} {len(clear)} are clear, {left} are not"
-    rest += f", and {waiting} have no number" if waiting else ""
-    rest += f". {tested} were tested together." if any(one.tested for one in lines) else "."
+    rest = f"Of {counted(len(lines), 'difference')}: {len(clear)} clear, {left} not clear"
+    rest += f", {waiting} without a number" if waiting else ""
+    rest += f"; {tested} tested together." if any(one.tested for one in lines) else "."
     return Part("In short", " ".join(said), (), tuple((one,) for one in (*listed, rest)))
 
 

@@ -62,7 +62,7 @@ def every(full):
 def test_without_runs_it_says_what_would_be_asked(tmp_path):
     found = answered(tmp_path)
     assert short(found).startswith("Nothing was run yet")
-    assert "Of 21 differences 0 are clear, 0 are not, and 21 have no number" in short(found)
+    assert "Of 21 differences: 0 clear, 0 not clear, 21 without a number." in short(found)
     assert {line[1:3] for line in lines_of(found).values()} == {("–", "–")}
     assert all(line[4].startswith("not run") for line in lines_of(found).values())
     assert "nothing is known of their noise" in found.markdown()
@@ -125,7 +125,7 @@ def test_one_seed_has_no_interval(tmp_path):
     lines = lines_of(found)
     assert "one seed has no interval" in lines["HA against Base model"][4]
     assert "1 seed." in short(found)
-    assert " 0 are clear, 19 are not, and 2 have no" in short(found)
+    assert " 0 clear, 19 not clear, 2 without a number." in short(found)
     assert "tested together." not in short(found)
     assert not any("[" in line[1] for line in lines.values())
 
