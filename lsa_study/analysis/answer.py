@@ -40,6 +40,7 @@ ALSO = {"table4": ("elsa", "elsa_noghost")}
 """A row against another than its reference: the ghost head by itself."""
 TITLE = "What limits local self-attention, at this scale"
 HEADER = ("Difference", "Here, in points", "Seeds", "Article", "Verdict")
+NO_ORDER = "not known: fewer than three rows have a number on both sides."
 MARKS = ("<!-- begin: written by lsa report -->", "<!-- end: written by lsa report -->")
 """The lines of a README between which the parts are written."""
 
@@ -159,6 +160,7 @@ def answer(tables: Sequence[Table], collected: Collected) -> Answer | None:
     every = [line for _, _, lines in groups for line in lines]
     tested = max(1, sum(line.tested for line in every))
     digits = decimals(run.test_images for table in used for row in table.rows for run in row.done)
+    orders = (f"{of[name].study.place}: {order(of[name].rows) or NO_ORDER}" for name in ARTICLE)
     return Answer(
         (
             _short(used, every, tested, digits),
@@ -166,7 +168,7 @@ def answer(tables: Sequence[Table], collected: Collected) -> Answer | None:
                 Part(title, said, HEADER, tuple(one.cells(tested, digits) for one in lines))
                 for title, said, lines in groups
             ),
-            Part("Does the article's order reappear?", lines=tuple(_order(of[n]) for n in ARTICLE)),
+            Part("Does the article's order reappear?", lines=tuple((one,) for one in orders)),
             _differs(of[ARTICLE[0]]),
             _cautions(used, every, tested, digits),
         )
@@ -247,12 +249,6 @@ def _of_effect(
     words = ("more", "less") if len(one.factors) > 1 else ("higher", "lower")
     mark = "; ".join(dict.fromkeys(said for row in one.weights for said in marks.get(row, ())))
     return Difference(name, one.contrast, article, mark=mark, words=words)
-
-
-def _order(table: Table) -> tuple[str]:
-    found = order(table.rows).removeprefix("Order: ")
-    unknown = "not known: fewer than three rows have a number on both sides."
-    return (f"{table.study.place}: {found or unknown}",)
 
 
 def _short(tables: Sequence[Table], lines: Sequence[Difference], tested: int, digits: int) -> Part:

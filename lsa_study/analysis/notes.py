@@ -95,7 +95,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         reference,
         reading,
         _noise(rows),
-        order(rows),
+        f"Order: {found}" if (found := order(rows)) else "",
         _best(study, rows),
         *_basis(study, ran),
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
@@ -153,7 +153,7 @@ def order(rows: Sequence[Row]) -> str:
     tau, p, method = found
     chance = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
     return (
-        f"Order: Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
+        f"Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
         f"({chance}, one-sided, {method})."
     )
 
