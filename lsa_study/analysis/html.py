@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
-from lsa_study.analysis.answer import TITLE, answer, renew
+from lsa_study.analysis.answer import HEADER, TITLE, answer, renew
 from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import meaning
@@ -83,7 +83,12 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         return number.group().replace("−", "-") if number else ""
 
     environment.globals.update(
-        zip=zip, answer_title=TITLE, signed=signed, behind=_behind, sort_key=sort_key
+        zip=zip,
+        answer_title=TITLE,
+        here=HEADER[1],
+        signed=signed,
+        behind=_behind,
+        sort_key=sort_key,
     )
     return environment.get_template("report.html.j2").render(
         tier=tier,
