@@ -258,7 +258,9 @@ def _short(tables: Sequence[Table], lines: Sequence[Difference], tested: int, di
     said = [
         f"{counted(len(runs), 'run')} at tier {tables[0].study.tier}, {counted(seeds, 'seed')}.",
         "All differences below are tested together: their intervals, by Bonferroni's correction, "
-        "all hold the truth in 95 of 100 cases, and one is clear if its interval leaves out 0.",
+        "all hold the truth in 95 of 100 cases, and one is clear if its interval leaves out 0."
+        if any(line.tested for line in lines)
+        else "No difference has an interval yet, as that takes two seeds of both rows.",
     ]
     said += [f"About: {about}." for about in dict.fromkeys(t.study.about for t in tables) if about]
     if not runs:

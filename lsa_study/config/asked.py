@@ -151,8 +151,8 @@ def stored(results: Path, tier: str) -> dict[str, dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
         columns = ["identity", "schema", "settings.tier", *STORED]
-        there = {*parquet.read_schema(path).names}  # older files lack some
-        rows = parquet.read_table(path, columns=[n for n in columns if n in there]).to_pylist()
+        # Not read_table, which imports pandas. Columns that older files lack are left out.
+        rows = parquet.ParquetFile(path).read(columns=columns).to_pylist()
     own = {"schema": SCHEMA_VERSION, "settings.tier": tier}
     return {
         str(row["identity"]): {name: row.get(name) for name in STORED}

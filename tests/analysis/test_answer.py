@@ -126,7 +126,7 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "one seed has no interval" in lines["HA against Base model"][4]
     assert "1 seed." in short(found)
     assert " 0 clear, 19 not clear, 2 without a number." in short(found)
-    assert "tested together." not in short(found)
+    assert "tested together" not in short(found)
     assert not any("[" in line[1] for line in lines.values())
 
 
