@@ -28,6 +28,7 @@ from lsa_study.config.contrast import differing_rows
 from lsa_study.config.fidelity import shown
 from lsa_study.config.find import ARTICLE, tiers_of
 from lsa_study.config.names import counted
+from lsa_study.config.points import titles
 from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study, load_study
 from lsa_study.files import read_whole, write_whole
@@ -156,7 +157,11 @@ def answer(tables: Sequence[Table], collected: Collected) -> Answer | None:
         for row in table.rows
         if row.article.value is not None
     }
-    groups = [group for name in names for group in _groups(of[name], printed)]
+    labels: dict[str, str] = {}
+    for table in used:
+        for row in table.rows if table.study.file.article else ():
+            labels.setdefault(table.study.variants[row.variant].identity(), row.label)
+    groups = [group for name in names for group in _groups(of[name], printed, labels)]
     every = [line for _, _, lines in groups for line in lines]
     tested = max(1, sum(line.tested for line in every))
     digits = decimals(run.test_images for table in used for row in table.rows for run in row.done)
@@ -191,7 +196,10 @@ Group = tuple[str, str, list[Difference]]
 """A heading, a sentence below it, and the differences that belong there."""
 
 
-def _groups(table: Table, printed: Mapping[str, float]) -> Iterator[Group]:
+def _groups(
+    table: Table, printed: Mapping[str, float], labels: Mapping[str, str]
+) -> Iterator[Group]:
+    """Those of a study, by the article's values and labels of runs, by identity."""
     study, file = table.study, table.study.file
     if study.grid is None:
         lines = [_of_row(row, row.base) for row in _compared(table) if row.base]
@@ -199,12 +207,18 @@ def _groups(table: Table, printed: Mapping[str, float]) -> Iterator[Group]:
         return
     values = {name: printed.get(one.identity()) for name, one in study.variants.items()}
     marks = {row.variant: row.alike.marked for row in table.rows}
+    called: dict[str, set[str | None]] = {}
+    for name, at in study.grid.rows.items():
+        label = labels.get(study.variants[name].identity()) if name in study.variants else None
+        for place, of in zip(at, study.grid.factors.values(), strict=True):
+            called.setdefault(of[place], set()).add(label)
+    nets = {value: of.pop() for value, of in called.items() if len(of) == 1}
     found = effects(study, table.rows, lacking=True)
     for number, kind, said in (
         (1, "main effects", "Each value against the first, as the mean over the other factor."),
         (2, "interactions", "How much more a value of one gives with that value of the other."),
     ):
-        lines = [_of_effect(one, values, marks) for one in found if len(one.factors) == number]
+        lines = [_of_effect(e, values, marks, nets) for e in found if len(e.factors) == number]
         if lines:
             yield f"{file.title}: {kind}", f"{file.question} {said}", lines
 
@@ -238,14 +252,24 @@ def _of_row(row: Row, base: Row) -> Difference:
 
 
 def _of_effect(
-    one: Effect, values: Mapping[str, float | None], marks: Mapping[str, Sequence[str]]
-) -> Difference:
-    """An effect, and the article's where it prints all rows that this one takes."""
+    one: Effect, values: Mapping[str, float | None], marks: Mapping[str, Sequence[str]],
+    nets: Mapping[str, str | None],
+) -> Difference:  # fmt: skip
+    """An effect, and the article's where it prints all rows that this one takes.
+
+    ``nets``: what the article calls all rows with a value.
+    """
     parts = [(weight, values.get(row)) for row, weight in one.weights.items() if weight]
     printed = [weight * value for weight, value in parts if value is not None]
     article = round(sum(printed), 6) if len(printed) == len(parts) else None
     over = f" (over {one.cells} of {one.of})" if 0 < one.cells < one.of else ""
-    name = one.name.replace(" − ", " against ") + over
+    title = titles(one.factors)
+    sides = [
+        [f"{value} ({net})" if (net := nets.get(value)) else value for value in of]
+        for of in (one.values, one.against)
+    ]
+    pairs = zip(one.factors, *sides, strict=True)
+    name = " × ".join(f"{title[key]} {value} against {base}" for key, value, base in pairs) + over
     words = ("more", "less") if len(one.factors) > 1 else ("higher", "lower")
     mark = "; ".join(dict.fromkeys(said for row in one.weights for said in marks.get(row, ())))
     return Difference(name, one.contrast, article, mark=mark, words=words)

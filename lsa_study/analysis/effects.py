@@ -44,19 +44,15 @@ class Effect:
     adjusted: float | None = None
     """Its p value after Holm's correction over all effects of the grid."""
 
-    @property
-    def name(self) -> str:
-        """Such as ``size 5 − 3``."""
-        called = titles(self.factors)
-        pairs = zip(self.factors, self.values, self.against, strict=True)
-        return " × ".join(f"{called[key]} {value} − {base}" for key, value, base in pairs)
-
     def shown(self, digits: int) -> str:
         """Such as ``size 5 − 3: +0.4 ± 0.3 (p = 0.02)``."""
+        called = titles(self.factors)
+        pairs = zip(self.factors, self.values, self.against, strict=True)
+        name = " × ".join(f"{called[key]} {value} − {base}" for key, value, base in pairs)
         beside = [f"p = {self.adjusted:.2g}"] if self.adjusted is not None else []
         beside += [f"over {self.cells} of {self.of}"] if self.cells < self.of else []
         said = f" ({', '.join(beside)})" if beside else ""
-        return f"{self.name}: {self.contrast.difference.shown(digits, sign=True)}{said}"
+        return f"{name}: {self.contrast.difference.shown(digits, sign=True)}{said}"
 
     def facts(self) -> dict[str, Any]:
         """It as data."""

@@ -134,7 +134,9 @@ def test_rows_that_lack_runs_are_named(tmp_path):
     found = answered(write(tmp_path, range(3), lambda run: run.variant in ("net4_n", "elsa")))
     lines = lines_of(found)
     assert lines["HA + GH against HA"][4] == "not run: HA + GH"
-    assert lines["terms bias against qk + bias (over 1 of 2)"][3] == "−1.5", "Net4 less Swin-T"
+    assert lines["terms bias (Net4) against qk + bias (Swin-T) (over 1 of 2)"][3] == "−1.5", (
+        "Net4 less Swin-T"
+    )
     assert "not clear: about" in lines["HA against Base model"][4]
     assert lines["HA against Base model"][1].endswith("[−∞, +∞]"), "two rows at other seeds"
     (bias,) = (
