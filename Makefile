@@ -28,11 +28,11 @@ $(READY): pyproject.toml
 	@touch $@
 
 study: setup
-	$(BIN)/lsa run all --tier toy --jobs $(JOBS) --results $(RESULTS)
-	$(BIN)/lsa run ddf_table3 --only base,ddf --as filters --tier toy --jobs $(JOBS) \
+	$(BIN)/lsa run all --tier toy --again --jobs $(JOBS) --results $(RESULTS)
+	$(BIN)/lsa run ddf_table3 --only base,ddf --as filters --tier toy --again --jobs $(JOBS) \
 	  --results $(RESULTS)
 	$(BIN)/lsa run stem --only patchify_05_short,conv_bn_relu_05_short --as stems --tier toy \
-	  --jobs $(JOBS) --results $(RESULTS)
+	  --again --jobs $(JOBS) --results $(RESULTS)
 	$(BIN)/lsa table all filters stems --tier toy --results $(RESULTS)
 	$(BIN)/lsa plots all filters stems --tier toy --results $(RESULTS)
 	$(BIN)/lsa report all filters stems --tier toy --results $(RESULTS)

@@ -20,8 +20,9 @@ rows = {"table1": "net7", "table3": "net7_n_unfold", "table4": "elsa", "table5":
 
 # %% [markdown]
 # ## Trained networks
-# After `lsa run all` the run folders hold the weights. A fresh clone has none: then a few steps of
-# training stand in for them, enough to see how the maps are made but not what the networks learned.
+# After `lsa run all --again` the run folders hold the weights. A fresh clone has none: then a few
+# steps of training stand in for them, enough to see how the maps are made but not what the networks
+# learned.
 
 # %%
 here = rundir.existing(results, tier)

@@ -124,7 +124,7 @@ def test_the_study_on_the_first_page_is_the_shipped_one():
 
 
 def test_the_table_on_the_first_page_is_the_committed_one():
-    written = (ROOT / "results/proxy/tables/table4.md").read_text("utf-8")
+    written = (ROOT / "results/toy/tables/table4.md").read_text("utf-8")
     table = [line for line in written.splitlines() if line.startswith("|")]
     assert "\n".join(table) in PAGES[0].read_text("utf-8")
 

@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 30_950,
+    "lines": 31_500,
     "kernel_lines": 4_400,
-    "public": 730,
-    "single": 275,
+    "public": 742,
+    "single": 285,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
@@ -24,8 +24,8 @@ windows by tensor cores took 1,530 of the kernels' lines, trials and choices by 
 both; decoupled dynamic filters, ResNets, DeiT and stems 1,000 lines; detection and segmentation
 2,900 (networks 920, data 1,350, the task in settings, loop, tables and figures 630); gradients in
 buckets and several runs on a GPU 270; runs that begin from another study's 190; metrics and noises
-named by task, and pictures of objects with their scores, 190. A change that needs more says what it
-removed instead.
+named by task, and pictures of objects with their scores, 190; the answer to the article's question
+and runs that a file alone knows 500. A change that needs more says what it removed instead.
 """
 
 

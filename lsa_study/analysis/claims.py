@@ -15,7 +15,7 @@ from lsa_study.analysis.article import ArticleRow
 from lsa_study.analysis.collect import Collected, RunRecord, collect
 from lsa_study.analysis.comparability import comparability, paired
 from lsa_study.analysis.contrasts import Contrast, contrast
-from lsa_study.analysis.inference import ALPHA, holm, t_test
+from lsa_study.analysis.inference import ALPHA, holm, more_runs, of_values
 from lsa_study.analysis.rows import Row, rows_of
 from lsa_study.analysis.statistics import t_interval
 from lsa_study.analysis.verdict import DECIDED, Differing, Word
@@ -27,6 +27,7 @@ from lsa_study.analysis.verdict import claims_text as claims_text
 from lsa_study.analysis.verdict import families as families
 from lsa_study.analysis.verdict import of_study as of_study
 from lsa_study.config import study as studies
+from lsa_study.config.asked import shown
 from lsa_study.config.contrast import beyond, differing_rows, under
 from lsa_study.config.ledger import Claim, Claims
 from lsa_study.config.names import short
@@ -202,20 +203,18 @@ def _ended(found: ClaimVerdict, row: Row, control: Row | None = None) -> ClaimVe
     if not of:
         return found.unresolved(row.lost)
     count = sum(run.outcome == claim.outcome for run in row.runs)
-    share = found.share(
-        count, of, f"{claim.outcome} {count}/{of}", "Clopper-Pearson against one half"
-    )
+    said, method = f"{claim.outcome} {count}/{of}", "Clopper-Pearson against one half"
+    share = found.share(count, of, said, method, partial(more_runs, count, of))
     other = [
         f"{name} {value}, the claim is about {wanted}"
         for name, wanted in (("precision", claim.precision), ("device", claim.device))
         for value in sorted({run.shown(name) for run in row.runs} - {wanted})
         if wanted is not None and (name == "precision" or wanted not in value)
     ]
+    untested = replace(share, p=None, plain=None, method="", more=None, wanted=None)
     if other:
-        untested = replace(share, p=None, plain=None, method="")
         return replace(untested.refused(other[0]), comparable="; ".join(other))
     if control and any(run.outcome == claim.outcome for run in control.runs):
-        untested = replace(share, p=None, plain=None, method="")
         return untested.unresolved(f"{claim.control} {control.outcome}")
     return share
 
@@ -243,11 +242,11 @@ def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
             contrast([(1.0, b.done), (-1.0, a.done)], pool, declared)
             for a, b in itertools.pairwise(rows)
         ]
-        return _trend(found, steps)
+        return _trend(found, steps, declared)
     weights = (1.0, -1.0, -1.0, 1.0)
     names = [*claim.rows, *claim.minus]
     terms = [(w, sides[name][1].done) for w, name in zip(weights, names, strict=False)]
-    return _over_seeds(found, contrast(terms, pool, declared))
+    return _over_seeds(found, contrast(terms, pool, declared), declared)
 
 
 def _held_together(
@@ -313,8 +312,8 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
         return found.unresolved("the rows ran on different devices")
     ours, theirs = ({run.seed: RUN_COSTS[metric](run) for run in row.done} for row in rows)
     both = [(cost, theirs.get(seed)) for seed, cost in ours.items()]
+    what = "device memory" if metric == "memory" else "time of an epoch"
     if not any(one and two for one, two in both):
-        what = "device memory" if metric == "memory" else "time of an epoch"
         return replace(found, reason=f"no {what} recorded of both rows at one seed")
     ratios = t_interval([100 * (one / two - 1) for one, two in both if one and two])
     ways = {
@@ -323,28 +322,30 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
         for row in rows
         for run in row.done
     }
-    what = "peak memory of the device" if metric == "memory" else "time of an epoch"
-    method = f"{what} in training on {done[0].device}, {', '.join(sorted(ways))}"
-    found = replace(found, method=method)
+    what = f"{'peak ' * (metric == 'memory')}{what} in training on {done[0].device}"
+    found = replace(found, method=f"{what}, {', '.join(sorted(ways))}")
     if metric == "speed" and ratios.n > 1 and not ratios.deviation:
         return replace(found, estimate=ratios).unresolved("equal at all seeds: no noise known")
-    lacking = "at least 2 more seeds" if ratios.n < 2 else "more seeds"
-    return found.decided(ratios, partial(t_test, ratios), lacking=lacking)
+    between = Contrast(tuple(range(ratios.n)), ratios, (), of_values(ratios))
+    more = between.more_seeds if between.noise else None
+    return found.decided(ratios, between.p, more, "at least 2 more seeds")
 
 
-def _over_seeds(found: ClaimVerdict, between: Contrast) -> ClaimVerdict:
-    """Judge a contrast of accuracies."""
+def _over_seeds(found: ClaimVerdict, between: Contrast, declared: set[int]) -> ClaimVerdict:
+    """Judge a contrast of accuracies, or say which of the ``declared`` seeds it lacks."""
     if between.same:
         seeds = f"all {len(between.seeds)} seeds gave the same answers"
         return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")
     if (noise := between.noise) is None:
         lacking = "at least 2 more seeds" if len(between.seeds) < 2 else "more seeds"
+        if absent := declared - {*between.seeds}:
+            lacking += f"; seeds {shown(sorted(absent))} of those declared are not there"
         return found.decided(between.difference, between.p, lacking=lacking)
     found = replace(found, method=noise.shown, sequential=noise.looks is not None)
     return found.decided(between.difference, between.p, between.more_seeds)
 
 
-def _trend(found: ClaimVerdict, steps: Sequence[Contrast]) -> ClaimVerdict:
+def _trend(found: ClaimVerdict, steps: Sequence[Contrast], declared: set[int]) -> ClaimVerdict:
     """Judge rows in rising order by their smallest step.
 
     Supported if every step is above the margin: the largest of the one-sided p (an intersection-
@@ -360,13 +361,13 @@ def _trend(found: ClaimVerdict, steps: Sequence[Contrast]) -> ClaimVerdict:
         else:
             rising.append(p / 2 if mean > margin else 1 - p / 2)
     if untested:
-        return _over_seeds(found, steps[min(untested)[1]])
+        return _over_seeds(found, steps[min(untested)[1]], declared)
     at = rising.index(max(rising))
     against = min(1.0, len(steps) * (1 - rising[at]))
     # Twice the smaller, as every p here is two-sided: so it agrees with the step's interval.
     word: Word = "supported" if rising[at] < against else "contradicted"
     p = min(1.0, 2 * min(rising[at], against))
-    smallest = _over_seeds(found, steps[at])
+    smallest = _over_seeds(found, steps[at], declared)
     method = f"smallest of {len(steps)} steps, {' less '.join(pairs[at])}; {smallest.method}"
     smallest = replace(smallest, p=p, method=method)
     if p <= ALPHA:

@@ -7,20 +7,22 @@ the rest pooled over the rows and the noise of the test images; seeds are paired
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lsa_study.analysis.contrasts import Contrast, contrast
 from lsa_study.analysis.inference import holm
 from lsa_study.analysis.rows import Row
-from lsa_study.analysis.statistics import decimals, rounded
+from lsa_study.analysis.statistics import Estimate, decimals, rounded
 from lsa_study.config.grid import ROW, At
 from lsa_study.config.points import titles
 from lsa_study.config.study import Study
 
 SHOWN = 12
 """So many effects stand in a note; files of data hold all."""
+NOTHING = Contrast((), Estimate(), ())
+"""What is known of an effect whose rows were not run."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Effect:
     of: int
     """So many there are; the others lack runs."""
     contrast: Contrast
+    weights: Mapping[str, float]
+    """Of the rows that it is the weighted sum of."""
     adjusted: float | None = None
     """Its p value after Holm's correction over all effects of the grid."""
 
@@ -78,23 +82,26 @@ def levels_of(study: Study, rows: Sequence[Row]) -> dict[str, list[int]]:
     return {key: levels for key, levels in found.items() if len(levels) > 1}
 
 
-def effects(study: Study, rows: Sequence[Row]) -> tuple[Effect, ...]:
+def effects(study: Study, rows: Sequence[Row], *, lacking: bool = False) -> tuple[Effect, ...]:
     """The main effects of a grid of two factors or more, then the interactions of every two.
 
     A main effect is the mean, over the values of the other factors, of what a value gives against
     the baseline's. An interaction is the mean of how much more it gives with another value of a
     second factor than with the baseline's. Values that lack runs on one side are left out of both.
     Rows that ``--grid`` repeats differ in what the study says: they have interactions alone.
+
+    ``lacking``: also those of which no seed was run on both sides.
     """
     levels, grid = levels_of(study, rows), study.grid
     if grid is None or len(levels) < 2:
         return ()
     index = [[*grid.factors].index(key) for key in levels]
-    known = {
-        tuple(grid.rows[row.variant][i] for i in index): row.done
+    every = {
+        tuple(grid.rows[row.variant][i] for i in index): row
         for row in rows
-        if row.variant in grid.rows and row.done and not row.alike.refused
+        if row.variant in grid.rows
     }
+    known = {at: row.done for at, row in every.items() if row.done and not row.alike.refused}
     base = tuple(
         grid.base[i] if grid.base[i] in found else found[0]
         for i, found in zip(index, levels.values(), strict=True)
@@ -108,13 +115,19 @@ def effects(study: Study, rows: Sequence[Row]) -> tuple[Effect, ...]:
             cells = [*_cells([*levels.values()], base, dict(zip(places, values, strict=True)))]
             whole = [cell for cell in cells if all(at in known for at in cell)]
             terms = [(sign / len(whole), known[at]) for cell in whole for at, sign in cell.items()]
-            if not whole or not (found := contrast(terms, [*known.values()], study.declared)).seeds:
+            found = contrast(terms, [*known.values()], study.declared) if whole else NOTHING
+            if not (found.seeds or lacking):
                 continue
+            weights = dict[str, float]()
+            for cell in whole or cells:
+                for at, sign in cell.items():
+                    of = every[at].variant if at in every else f"no row at {at}"
+                    weights[of] = weights.get(of, 0.0) + sign / len(whole or cells)
             called, against = (
                 tuple(grid.factors[key][v] for key, v in zip(keys, of, strict=True))
                 for of in (values, [base[place] for place in places])
             )
-            made.append(Effect(keys, called, against, len(whole), len(cells), found))
+            made.append(Effect(keys, called, against, len(whole), len(cells), found, weights))
     adjusted = holm([one.contrast.p() for one in made])
     return tuple(replace(one, adjusted=p) for one, p in zip(made, adjusted, strict=True))
 

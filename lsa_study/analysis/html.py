@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lsa_study.analysis import claims
+from lsa_study.analysis.answer import HEADER, TITLE, answer, renew
 from lsa_study.analysis.claims import ClaimVerdict
 from lsa_study.analysis.collect import Collected
 from lsa_study.analysis.notes import meaning
@@ -35,8 +36,9 @@ def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
     """Write ``DIR/<tier>/report.html``, a page of claims, tables and figures, for each tier.
 
     It holds the article's claims where one of the studies is the article's, and those of studies of
-    your own. That of one side study alone is ``report-NAME.html``, with the claims that its runs
-    can judge.
+    your own; where all of the article's are there, what limits local self-attention, which a README
+    beside it shows too, between the marks of ``answer.MARKS``. That of one side study alone is
+    ``report-NAME.html``, with the claims that its runs can judge.
     The page needs no network and no other file.
     """
     paths = []
@@ -45,6 +47,7 @@ def write_report(studies: Sequence[Study], results: Path) -> list[Path]:
         judged = claims.judge_studies([one for one, _ in pairs], results, pairs[0][1])
         paths.append(results / tier / (f"report-{side.name}.html" if side else "report.html"))
         write_whole(paths[-1], page(pairs, judged))
+        renew(results / tier / "README.md", pairs)
     return paths
 
 
@@ -79,12 +82,20 @@ def page(pairs: Sequence[tuple[Study, Collected]], judged: Sequence[ClaimVerdict
         number = re.match(r"[+−-]?\d+(\.\d+)?", text)
         return number.group().replace("−", "-") if number else ""
 
-    environment.globals.update(zip=zip, signed=signed, behind=_behind, sort_key=sort_key)
+    environment.globals.update(
+        zip=zip,
+        answer_title=TITLE,
+        here=HEADER[1],
+        signed=signed,
+        behind=_behind,
+        sort_key=sort_key,
+    )
     return environment.get_template("report.html.j2").render(
         tier=tier,
         title="What limits local self-attention?" if article else titles,
         meaning=meaning(tier, article=article),
         summary=summary(tables, judged),
+        answer=answer(tables, pairs[0][1]),
         sections=sections,
         tables=tables,
         sheets={

@@ -218,12 +218,11 @@ def image_noise(sums: Floats, squares: Floats, total: Floats) -> tuple[float, fl
     return max(0.0, common) / images, max(0.0, each - common) / images
 
 
-def t_test(found: Estimate, value: float) -> float | None:
-    """Two-sided p of Student's test against a true mean of ``value``; None without a spread."""
-    if found.mean is None or not found.deviation:
+def of_values(found: Estimate) -> Noise | None:
+    """The noise of a mean of which nothing is known but its values; None without a spread."""
+    if not found.deviation:
         return None
-    t = abs(found.mean - value) / found.deviation * math.sqrt(found.n)
-    return float(2 * stats.t.sf(t, found.n - 1))
+    return Noise(found.deviation / math.sqrt(found.n), found.n - 1, 0.0, found.n, "paired")
 
 
 def proportion(count: int, of: int) -> Estimate:
@@ -263,6 +262,17 @@ def more_seeds(
         return None
     near, far = abs(distance) - noise.error, abs(distance) + noise.error
     return about, _needed(noise, far, alpha), _needed(noise, near, alpha)
+
+
+def more_runs(count: int, of: int, alpha: float) -> tuple[int, None, None] | None:
+    """About how many more runs, of which the same share ends so, tell it from one half at a level.
+
+    None where no number would.
+    """
+    for runs in range(of + 1, MOST_SEEDS + 1):
+        if stats.binomtest(round(count / of * runs), runs, 0.5).pvalue <= alpha:
+            return runs - of, None, None
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

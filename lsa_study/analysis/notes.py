@@ -81,7 +81,7 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
         reference,
         _reading(study, rows, bool(ran)),
         _noise(rows),
-        _order(rows),
+        f"Order: {found}" if (found := order(rows)) else "",
         _best(study, rows),
         *_basis(study, ran),
         f"Not finished: {'; '.join(lacking)}." if lacking else "",
@@ -168,7 +168,7 @@ def _noise(rows: Sequence[Row]) -> str:
     return text
 
 
-def _order(rows: Sequence[Row]) -> str:
+def order(rows: Sequence[Row]) -> str:
     """Whether the rows stand in the article's order, of those with a number on both sides."""
     pairs = [
         (row.accuracy.mean, row.article.value)
@@ -181,7 +181,7 @@ def _order(rows: Sequence[Row]) -> str:
     tau, p, method = found
     chance = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
     return (
-        f"Order: Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
+        f"Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
         f"({chance}, one-sided, {method})."
     )
 

@@ -178,24 +178,31 @@ class ClaimVerdict:
     def wanting(self, alpha: float, but: str = "") -> ClaimVerdict:
         """The same, left open until there are as many more seeds as decide it at this level."""
         seeds = self.more(alpha) if self.more else None
-        if seeds is None:
-            needs = "no number of seeds would decide it" if self.more else "more seeds"
-            return replace(self.unresolved(but + needs), wanted=None)
-        about, fewest, most = seeds
-        span = f"{about if fewest is None else fewest} to {'any number' if most is None else most}"
-        needs = f"{but}about {about} more seed{'s' * (about > 1)}, {span}"
-        return replace(self.unresolved(needs), wanted=about)
+        needs = in_seeds(seeds) if self.more else "more seeds"
+        return replace(self.unresolved(but + needs), wanted=seeds[0] if seeds else None)
 
-    def share(self, count: int, of: int, reason: str, against: str) -> ClaimVerdict:
-        """The verdict that follows from how many of so many did, held against one half."""
+    def share(
+        self,
+        count: int,
+        of: int,
+        reason: str,
+        against: str,
+        more: Callable[[float], Seeds] | None = None,
+    ) -> ClaimVerdict:
+        """The verdict that follows from how many of so many did, held against one half.
+
+        ``more``: how many more seeds would decide at a level, where seeds would.
+        """
         p = float(stats.binomtest(count, of, 0.5).pvalue)
         word: Word = "supported" if 2 * count > of else "contradicted"
         word = word if p <= ALPHA else "unresolved"
         found = replace(
             self, word=word, plain=word, p=p, reason=reason, method=against,
-            estimate=proportion(count, of),
+            estimate=proportion(count, of), more=more,
         )  # fmt: skip
-        return found if word != "unresolved" else found.unresolved(reason)
+        if word != "unresolved":
+            return found
+        return found.wanting(ALPHA, f"{reason}; ") if more else found.unresolved(reason)
 
     def after_holm(self, adjusted: float | None, tested: int) -> ClaimVerdict:
         """The verdict that stands among so many claims that were tested together."""
@@ -210,7 +217,8 @@ class ClaimVerdict:
                 else (found.unresolved(alone))
             )
         # Enough for Holm's first step, which the claim with the smallest p value has to pass.
-        return found.wanting(ALPHA / tested) if self.more and self.wanted else found
+        but = f"{self.reason}; " * bool(self.reason)
+        return found.wanting(ALPHA / tested, but) if self.more and self.wanted else found
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
@@ -266,6 +274,15 @@ class ClaimVerdict:
                 setting = "layer"
             found.setdefault(setting, []).append(" against ".join(map(_shown, one.values)))
         return "; ".join(f"{key} ({', '.join(dict.fromkeys(of))})" for key, of in found.items())
+
+
+def in_seeds(seeds: Seeds) -> str:
+    """How many more seeds would decide, in words."""
+    if seeds is None:
+        return "no number of seeds would decide it"
+    about, fewest, most = seeds
+    span = f", {fewest} to {'any number' if most is None else most}" if fewest is not None else ""
+    return f"about {about} more seed{'s' * (about > 1)}{span}"
 
 
 def _shown(value: Any) -> str:

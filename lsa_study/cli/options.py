@@ -93,6 +93,7 @@ Confound = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once on each GPU, else in all; 1")]
+Again = Annotated[bool, typer.Option("--again", help="train also what runs.parquet alone knows")]
 Site = Annotated[Path | None, typer.Option(help="your cluster; else experiments/cluster.yaml")]
 Partition = Annotated[str | None, typer.Option(help="SLURM partition")]
 

@@ -122,22 +122,24 @@ def rehearse(
 def run(
     chosen: Selection,
     jobs: opt.Jobs = None,
+    again: opt.Again = False,
     yes: opt.Many = False,
     allow_confound: opt.Confound = None,
     alias: opt.As = None,
 ) -> None:
     """Train here what is missing, seed 0 of every row first; call again to go on."""
+    from lsa_study.launch.known import KNOWN
     from lsa_study.launch.local import Queue
 
     guard_output(needed=False)
     loaded = chosen.load(allow_confound, alias=alias, many=yes)
     console = Screen()
     summary = Queue(chosen.results, jobs=jobs, console=console).work(
-        _asked_for(loaded),
-        started=lambda: _noted(chosen, loaded),
+        _asked_for(loaded), started=lambda: _noted(chosen, loaded), again=again
     )
     counts = sorted(Counter(summary.finished.values()).items())
     counts += [("were done before", summary.already), ("held", summary.held)]
+    counts += [(f"{KNOWN} (--again trains them)", summary.elsewhere)]
     done = (f"{number} {state}" for state, number in counts if number)
     typer.echo(", ".join(done) or ("interrupted" if summary.interrupted else "nothing to do"))
     if summary.interrupted:
@@ -164,6 +166,7 @@ def launch(
         bool, typer.Option(help="on fewer GPUs, steps in more parts: the same memory for each")
     ] = False,
     throttle: Annotated[int | None, typer.Option(min=1, help="runs at once")] = None,
+    again: opt.Again = False,
     yes: opt.Many = False,
     allow_confound: opt.Confound = None,
     dry_run: Annotated[bool, typer.Option(help="print the batch scripts, queue nothing")] = False,
@@ -183,7 +186,7 @@ def launch(
     }  # fmt: skip
     site_settings = sites.read_cluster(site, flags)
     launched = slurm.launch(
-        _asked_for(loaded), chosen.results, site_settings, dry_run=dry_run, fit=fit
+        _asked_for(loaded), chosen.results, site_settings, dry_run=dry_run, anew=again, fit=fit
     )
     if not dry_run:
         _noted(chosen, loaded)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lsa_study.config import names
+from lsa_study.config.settings import SCHEMA_VERSION
+from lsa_study.config.task import METRICS, curve_key
 from lsa_study.config.values import MOST_SEED, MOST_SEEDS
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_whole, write_json
@@ -132,14 +134,32 @@ def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
         for path in (results / tier / "runs").glob("*")
     )
     found = {end[2]: int(end[1]) for end in ends if end}
-    path = parquet_path(results, tier)
-    if path.is_file():
-        from pyarrow import parquet
-
-        with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
-            stored = parquet.read_table(path, columns=["identity", "seed"]).to_pydict()
-            found |= dict(zip(stored["identity"], stored["seed"], strict=True))
+    found |= {identity: int(facts["seed"]) for identity, facts in stored(results, tier).items()}
     return {*found}, {*found.values()}
+
+
+STORED = ("seed", "outcome", "epoch", "epochs", "attempts", *map(curve_key, METRICS))
+"""What ``stored`` reads of each run."""
+
+
+def stored(results: Path, tier: str) -> dict[str, dict[str, Any]]:
+    """What ``runs.parquet`` says of the runs of a tier, by identity; nothing if it is damaged."""
+    path = parquet_path(results, tier)
+    if not path.is_file():
+        return {}
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
+        columns = ["identity", "schema", "settings.tier", *STORED]
+        # Not read_table, which imports pandas. Columns that older files lack are left out.
+        rows = parquet.ParquetFile(path).read(columns=columns).to_pylist()
+    own = {"schema": SCHEMA_VERSION, "settings.tier": tier}
+    return {
+        str(row["identity"]): {name: row.get(name) for name in STORED}
+        for row in rows
+        if own.items() <= row.items() and {"identity", "seed"} <= row.keys()
+    }
 
 
 def good_seeds(found: Any, place: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from lsa_study.config.operators import AttentionOp, ConvOp, DdfOp, Group, Op, shell_of
 
 PATCHES = {
-    "swin_micro": 2, "swin_mini": 1, "swin_mini_p2": 2, "swin": 4, "volo": 8,
+    "swin_micro": 2, "swin_mini": 1, "swin_mini_p2": 2, "swin_mini_conv": 2, "swin": 4, "volo": 8,
     "deit_micro": 4, "deit_mini": 4, "deit": 16,
 }  # fmt: skip
 """Backbone, or its family -> pixels per side of a token."""
@@ -57,7 +57,7 @@ class Stemmed(Group):
 
 OWN_STEMS = {
     "swin": Stem(kind="patchify"), "deit": Stem(kind="patchify"), "volo": Stem(kind="conv"),
-    "volo_d5": Stem(kind="conv", hidden=128),
+    "volo_d5": Stem(kind="conv", hidden=128), "swin_mini_conv": Stem(kind="conv", hidden=32),
 }  # fmt: skip
 """Backbone, or its family -> the stem it was published with."""
 

@@ -11,8 +11,8 @@ from lsa_study.config.imports import ImportPath
 from lsa_study.config.operators import OUTSIDE, OWN
 
 Backbone = Literal[
-    "swin_micro", "swin_mini", "swin_mini_p2", "swin_micro4", "swin_micro4_deep",
-    "swin_micro4_wide",
+    "swin_micro", "swin_mini", "swin_mini_p2", "swin_mini_conv",
+    "swin_micro4", "swin_micro4_deep", "swin_micro4_wide",
     "swin_tiny", "swin_small", "swin_base", "swin_large",
     "volo_d1", "volo_d2", "volo_d3", "volo_d4", "volo_d5",
     "deit_micro", "deit_mini", "deit_tiny", "deit_small", "deit_base",

@@ -23,6 +23,7 @@ from lsa_study import rundir
 from lsa_study.config.study import RunSpec
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.launch.board import Board
+from lsa_study.launch.known import known_alone
 from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
 from lsa_study.launch.rehearse import key, read_rehearsals
@@ -55,11 +56,11 @@ def need_starts(
         before = known.get(run.start)
         result = None if before is None else before.result()
         if before is None or result is None:
-            why = "has not been trained; ask for that row too"
+            why = "has not been trained here, so there are no weights; ask for that row too"
             if start.study is not None:
                 why = (
-                    f"has not been trained at tier {run.settings.tier} with seed {run.seed}; train "
-                    f"that row of {start.study} first, or ask for {start.study} in the same call"
+                    f"has not been trained here at tier {run.settings.tier} with seed {run.seed}; "
+                    f"train that row of {start.study} first, or ask for it in the same call"
                 )
         elif result.outcome != "done":
             why = f"ended {result.outcome}; give another row, or mend that one"
@@ -116,8 +117,9 @@ class Queue:
         self.jobs = jobs
         self.finished: dict[str, str] = {}
         """Run name -> its state after this call."""
-        self.already = self.held = 0
-        """Runs that had a result before, and those that were not tried after equal failures."""
+        self.already = self.elsewhere = self.held = 0
+        """Runs that had a result before, those that ``runs.parquet`` alone knows, and those that
+        were not tried after equal failures."""
         self.interrupted = False
         self.waiting: list[RunSpec] = []
         self.active: dict[int, tuple[RunSpec, RunDir, Child]] = {}
@@ -133,8 +135,16 @@ class Queue:
         good = all(state in OUTCOMES for state in self.finished.values())
         return 0 if good and not self.held else 1
 
-    def work(self, runs: Sequence[RunSpec], *, started: Callable[[], None] = lambda: None) -> Self:
+    def work(
+        self,
+        runs: Sequence[RunSpec],
+        *,
+        started: Callable[[], None] = lambda: None,
+        again: bool = False,
+    ) -> Self:
         """Train what has no result yet; ``started`` is called once nothing is known to lack.
+
+        ``again``: also what ``runs.parquet`` knows and no folder here.
 
         Raises:
             ConfigError: so many ``jobs`` do not fit.
@@ -146,6 +156,11 @@ class Queue:
             self.known |= rundir.existing(self.results, tier)
         self.waiting = [run for run in runs if self._folder(run).result() is None]
         self.already = len(runs) - len(self.waiting)
+        if not again:
+            ended = {run.identity for run in runs} - {run.identity for run in self.waiting}
+            alone = known_alone(runs, self.results, ended)
+            self.elsewhere = sum(run.identity in alone for run in self.waiting)
+            self.waiting = [run for run in self.waiting if run.identity not in alone]
         need_starts(self.waiting, self.known, {run.identity for run in self.waiting})
         if not self.waiting:
             started()

@@ -27,6 +27,7 @@ from lsa_study.data import DataLacks, head_rows, weights
 from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
+from lsa_study.launch.known import KNOWN, known_alone
 from lsa_study.record import OUTCOMES
 from lsa_study.terminal import wrapped
 
@@ -66,9 +67,11 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
             states[identity] = result.outcome if result else folder.status().state
     site = read_cluster()
     runs = distinct(studies)
+    ended = {identity for identity, state in states.items() if state in OUTCOMES}
+    states |= dict.fromkeys(known_alone(runs, results, ended), KNOWN)
     asked = {run.identity for run in runs}
     blocks = [_block(one, studies, states, rehearsed, site, asked) for one in studies]
-    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in DONE]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
     if len(studies) > 1:
@@ -82,6 +85,8 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
 ELSA = "ELSA: What Limits the Performance of Local Self-attention?"
 OWN = "Of this folder"
 """Works of the shipped studies that name none, and of others."""
+DONE = (*OUTCOMES, KNOWN)
+"""States of runs that are not trained again."""
 
 
 def known_studies(results: Path) -> list[str]:
@@ -206,13 +211,12 @@ def _block(
     site: Cluster,
     asked: Collection[str],
 ) -> str:
-    runs, groups = study.runs(), study.file.groups
-    factor = study.file.factor
+    runs, groups, factor = study.runs(), study.file.groups, study.file.factor
     names = [f"{one} ({', '.join(groups[one])})" if one in groups else one for one in factor]
     alike = f"ok: only {', '.join(names)} differ{'s' * (len(names) == 1)}"
     also = [f"{name} also changes {'; '.join(more)}" for name, more in confounds(study).items()]
     counts = Counter(states.get(run.identity) for run in runs)
-    todo = [run for run in runs if states.get(run.identity) not in OUTCOMES]
+    todo = [run for run in runs if states.get(run.identity) not in DONE]
     mine = {run.identity: run.variant for run in runs}
     shared = [
         f"{', '.join(sorted(common))} with {other.name}"
@@ -231,7 +235,8 @@ def _block(
     if todo and not costs:
         unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
         costs = [("cost", unknown)]
-    done = f"{len(runs) - len(todo)} done, {counts['running']} running, {len(todo)} to do"
+    known = f", of which {counts[KNOWN]} {KNOWN}" if counts[KNOWN] else ""
+    done = f"{len(runs) - len(todo)} done{known}, {counts['running']} running, {len(todo)} to do"
     lines = [
         ("about", study.about),
         ("contrast", "; ".join(also) or alike),

@@ -83,7 +83,7 @@ def retry(
             records.note_held(None)
     exclude = [*filter(None, [cluster.exclude]), *sorted(bad_nodes)]
     site = cluster.model_copy(update={"exclude": ",".join(exclude) or None})
-    done = launch(runs, results, site, again=True) if runs else Launched()
+    done = launch(runs, results, site, again=True, anew=True) if runs else Launched()
     return replace(done, skipped=done.skipped | skipped, local=local)
 
 

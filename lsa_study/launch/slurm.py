@@ -28,6 +28,7 @@ from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError
 from lsa_study.launch import scheduler
 from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask
+from lsa_study.launch.known import KNOWN, known_alone
 from lsa_study.launch.local import need_starts
 from lsa_study.launch.process import Server
 from lsa_study.launch.records import AUTOMATIC, Array, LaunchFolder
@@ -85,6 +86,7 @@ def launch(
     *,
     dry_run: bool = False,
     again: bool = False,
+    anew: bool = False,
     fit: bool = False,
 ) -> Launched:
     """Queue the runs that have no result and are not queued, seed 0 of every row first.
@@ -94,6 +96,7 @@ def launch(
         results: on a disk that the nodes see.
         dry_run: write and queue nothing, but fill ``scripts``.
         again: whether runs that failed of their own fault are tried again.
+        anew: whether those are queued too that ``runs.parquet`` knows and no folder here.
         fit: cut steps into more parts where runs get fewer devices than they ask for.
 
     Raises:
@@ -113,7 +116,7 @@ def launch(
         of_tier = [run for run in runs if run.settings.tier == tier]
         with contextlib.nullcontext() if dry_run else records.lock():
             launcher = _Launcher(results.absolute(), tier, cluster, launched)
-            if missing := launcher.missing(of_tier, again):
+            if missing := launcher.missing(of_tier, again, anew):
                 (launcher.try_out if dry_run else launcher.submit)(missing)
     return launched
 
@@ -137,11 +140,13 @@ class _Launcher:
         self.previous = next((one.job for one in reversed(arrays) if one.job in active), None)
         """The newest array that SLURM has in hand."""
 
-    def missing(self, runs: list[RunSpec], again: bool) -> list[RunSpec]:
+    def missing(self, runs: list[RunSpec], again: bool, anew: bool) -> list[RunSpec]:
         """Of the runs, those to queue, in order."""
-        missing = []
+        missing, ended = [], {run.identity for run in runs if _has_result(self._folder(run))}
+        alone = set() if anew else known_alone(runs, self.results, ended)
         for run in runs:
             reason = _why_not(run, self._folder(run), run.identity in self.jobs, again)
+            reason = f"{KNOWN}; lsa launch --again" if run.identity in alone else reason
             if reason is None:
                 missing.append(run)
             else:
@@ -304,6 +309,12 @@ def _rank(run: RunSpec, runs: Mapping[str, RunSpec]) -> int:
     """How many of ``runs`` have to be trained one after the other before this one."""
     before = None if run.start is None else runs.get(run.start)
     return 0 if before is None else 1 + _rank(before, runs)
+
+
+def _has_result(folder: RunDir) -> bool:
+    with contextlib.suppress(ConfigError):
+        return folder.result() is not None
+    return True
 
 
 def _why_not(run: RunSpec, folder: RunDir, queued: bool, again: bool) -> str | None:

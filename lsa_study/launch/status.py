@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,11 +23,13 @@ from rich.live import Live
 from rich.text import Text
 
 from lsa_study import rundir
+from lsa_study.config.asked import stored
 from lsa_study.config.study import distinct
-from lsa_study.config.task import METRICS
+from lsa_study.config.task import METRICS, curve_key
 from lsa_study.errors import ConfigError
 from lsa_study.files import last_lines, read_whole
 from lsa_study.launch import scheduler
+from lsa_study.launch.known import KNOWN
 from lsa_study.launch.records import (
     INTERRUPTED,
     LIFE_MARK,
@@ -40,7 +42,7 @@ from lsa_study.launch.records import (
     tiers_of,
 )
 from lsa_study.launch.scheduler import SlurmJob
-from lsa_study.record import OUTCOMES, Result, Status, judged
+from lsa_study.record import OUTCOMES, judged
 from lsa_study.rundir import RunDir
 from lsa_study.terminal import STYLES, fitted, width_of, wrapped
 
@@ -155,13 +157,27 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     there = Counter((row.tier, row.identity) for row in rows)
     twice = "other folders hold the same run: keep one there, move the others away"
     rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
+    asked = distinct(asked_studies(results, names, tier))
+    known = {at: stored(results, at) for at in {run.settings.tier for run in asked}}
     return rows + [
-        RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=run.settings.train.epochs)
-        for run in distinct(asked_studies(results, names, tier))
+        _elsewhere(row, known[at].get(run.identity))
+        for run in asked
         for at in [run.settings.tier]
         if (at, run.identity) not in there
         for folder in [RunDir(rundir.runs_folder(results, at) / run.name)]
+        for epochs in [run.settings.train.epochs]
+        for row in [RunStatus(at, run.variant, run.seed, run.identity, folder, epochs=epochs)]
     ]
+
+
+def _elsewhere(row: RunStatus, facts: Mapping[str, Any] | None) -> RunStatus:
+    """A run without a folder here, which ``runs.parquet`` may know."""
+    if facts is None or facts["outcome"] not in OUTCOMES:
+        return row
+    known = {name: facts[name] for name in ("epoch", "attempts") if facts[name] is not None}
+    every = {name: facts[curve_key(name)] for name in METRICS}
+    known |= _judged(every["acc1"], every)
+    return replace(row, state=facts["outcome"], note=KNOWN, **known)
 
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
@@ -212,13 +228,14 @@ def _row(
         hours = (result.seconds or 0.0) / 3600 if result.device_kind == "cuda" else 0.0
         return replace(
             row, state=result.outcome, attempts=result.attempts or 0, epoch=result.epoch or 0,
-            epochs=result.epochs, **_judged(result), message=result.reason or "", gpu_hours=hours,
+            epochs=result.epochs, message=result.reason or "", gpu_hours=hours,
+            **_judged(result.acc1, result.metrics),
         )  # fmt: skip
     facts = run.folder.status()
     age = float("inf") if facts.heartbeat is None else run.folder.silence()
     row = replace(
         row, state=facts.state, cause=facts.cause, epoch=facts.epoch, epochs=facts.epochs,
-        attempts=facts.attempt or len(run.folder.attempts()), **_judged(facts),
+        attempts=facts.attempt or len(run.folder.attempts()), **_judged(facts.acc1, facts.metrics),
         eta_seconds=facts.eta_seconds, message=facts.message or "",
     )  # fmt: skip
     writer, cancelled = run.folder.writer() is not None, records.is_cancelled(run.identity)
@@ -226,9 +243,9 @@ def _row(
     return row if row.state == "running" else replace(row, eta_seconds=None)
 
 
-def _judged(record: Result | Status) -> dict[str, Any]:
-    metric, score = judged(record.acc1, record.metrics) or (None, None)
-    return {"acc1": record.acc1, "metric": metric, "score": score}
+def _judged(acc1: float | None, metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    metric, score = judged(acc1, metrics) or (None, None)
+    return {"acc1": acc1, "metric": metric, "score": score}
 
 
 def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:

@@ -13,7 +13,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from lsa_study.config.networks import Stem
+from lsa_study.config.networks import OWN_STEMS, Stem
 from lsa_study.config.operators import Op
 from lsa_study.models import operators
 from lsa_study.models.stem import embed_layer
@@ -31,6 +31,8 @@ class SwinSize:
     heads: tuple[int, ...]
     patch: int = 4
     """Pixels per side of a token of the first stage."""
+    stem: Stem = OWN_STEMS["swin"]
+    """What it has where none is asked for."""
 
 
 SIZES: dict[str, SwinSize] = {
@@ -40,17 +42,19 @@ SIZES: dict[str, SwinSize] = {
     "swin_micro4": SwinSize(16, (1, 2, 2, 1), (2, 4, 8, 16)),
     "swin_micro4_deep": SwinSize(16, (1, 2, 4, 1), (2, 4, 8, 16)),
     "swin_micro4_wide": SwinSize(24, (1, 2, 2, 1), (3, 6, 12, 24)),
+    "swin_mini_conv": SwinSize(32, (2, 2), (2, 4), patch=2, stem=OWN_STEMS["swin_mini_conv"]),
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
     "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
     "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "swin_large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
-"""Liu et al., 2021, Table 7, three small ones for 28x28 images, and three for scenes of about 100.
+"""Liu et al., 2021, Table 7, four small ones for 28x28 images, and three for scenes of about 100.
 
-The three keep what the study turns on: areas of 7x7 pixels, a stage that holds several windows
+The four keep what the study turns on: areas of 7x7 pixels, a stage that holds several windows
 and whose odd blocks are shifted, and a last stage that is one window (maps 28, 14, 7 of
-``swin_mini``; 14, 7 of the others). Those of ``swin_micro4`` have the four stages that detectors
-read, with maps of 24, 12, 6 and 3 pixels on images of 96.
+``swin_mini``; 14, 7 of the others). ``swin_mini_conv`` is ``swin_mini_p2`` behind convolutions.
+Those of ``swin_micro4`` have the four stages that detectors read, with maps of 24, 12, 6 and 3
+pixels on images of 96.
 """
 
 
@@ -60,7 +64,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
     What of the operator depends on the stage, see :mod:`lsa_study.models.operators`.
 
     Args:
-        stem: None: one convolution, as published.
+        stem: None: that of its size; one convolution, where published.
         img_size: side or sides of the image in pixels.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         options: anything else timm's ``SwinTransformer`` takes, such as ``num_classes``.
@@ -84,7 +88,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]  # timm ships no types
             depths=(0,) * len(size.depths),
             num_heads=size.heads,
             weight_init="skip",
-            embed_layer=embed_layer(stem or Stem(kind="patchify")),
+            embed_layer=embed_layer(stem or size.stem),
             **options,
         )
         rates = calculate_drop_path_rates(drop_path_rate, size.depths, stagewise=True)

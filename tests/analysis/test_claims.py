@@ -117,7 +117,7 @@ def test_a_claim_is_contradicted_by_runs_that_say_otherwise(tmp_path):
     ("ended", "precision", "control", "verdict"),
     [
         (8, "float16", 0, "supported"),
-        (7, "float16", 0, "unresolved (diverged 7/8)"),
+        (7, "float16", 0, "unresolved (diverged 7/8; about 8 more seeds)"),
         (0, "float16", 0, "contradicted"),
         (8, "float16", 1, "unresolved (table2/net7 diverged 1/8)"),
         (0, "bfloat16", 0, "not comparable (precision bfloat16, the claim is about float16)"),
@@ -140,7 +140,7 @@ def test_one_run_decides_nothing_of_how_runs_end(tmp_path):
     for run in loaded.runs():
         write_run(tmp_path, run, changes={"outcome": "done", "acc1": 70.0, "precision": "float16"})
     got = judged(tmp_path, "paper", "table2-identity-crashes")
-    assert got.verdict == "unresolved (diverged 0/1)"
+    assert got.verdict == "unresolved (diverged 0/1; about 7 more seeds)"
 
 
 def test_toy_results_get_no_verdict(tmp_path):

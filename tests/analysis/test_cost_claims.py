@@ -1,12 +1,14 @@
 """Claims of costs: networks counted and timed without a run, time and memory of training."""
 
 import json
+import re
 
 import pytest
 import yaml
 from synthetic import write_run, write_study
 
 from lsa_study.analysis import claims
+from lsa_study.analysis.inference import more_seeds, of_values
 from lsa_study.config import shipped
 from lsa_study.config.ledger import Claims
 from lsa_study.errors import ConfigError
@@ -129,6 +131,20 @@ def test_time_of_training_is_compared_on_one_device_and_names_what_computed(tmp_
     assert got.verdict == "unresolved (the rows ran on different devices)"
 
 
+def test_a_claim_of_time_that_is_open_says_how_many_seeds_it_would_take(tmp_path):
+    """By the same test, at the level that is left after Holm."""
+    seconds = {"net7": (10.0, 10.4, 9.7), "net7_n_unfold": (10.2, 10.3, 10.1)}
+    for run in write_study(tmp_path, "table3", tier="proxy", seeds=[0, 1, 2]).runs():
+        if run.variant in seconds:
+            changes = {"seconds_per_epoch": seconds[run.variant][run.seed]}
+            write_run(tmp_path, run, changes=changes)
+    got = judged(tmp_path, "table3-neighboring-slower")
+    needs = re.fullmatch(r"unresolved \(about (\d+) more seeds, (\d+) to any number\)", got.verdict)
+    assert int(needs[1]) == got.wanted > int(needs[2]) > 3
+    noise = of_values(got.estimate)
+    assert got.more(0.05)[0] == more_seeds(noise, got.estimate.mean, 0.05)[0] < got.wanted
+
+
 def test_equal_times_at_every_seed_decide_nothing(tmp_path):
     for name in ("table4", "table5"):
         for run in write_study(tmp_path, name, tier="proxy", seeds=[0, 1]).runs():
@@ -156,4 +172,4 @@ def test_memory_is_that_of_a_device_alone(tmp_path, change, reason, word):
     assert got.word == word
     if word == "supported":
         assert got.estimate.mean == pytest.approx(100, abs=0.01)
-        assert "peak memory of the device" in got.method
+        assert "peak device memory" in got.method

@@ -11,10 +11,13 @@ from lsa_study.analysis.inference import (
     Noise,
     holm,
     image_noise,
+    more_runs,
     more_seeds,
+    of_values,
     proportion,
     seed_noise,
 )
+from lsa_study.analysis.statistics import t_interval
 
 IMAGES = 0.4
 """Deviation of a row's accuracy between test sets, points."""
@@ -198,6 +201,23 @@ def test_a_second_source_never_narrows_an_interval_and_least_bounds_it():
 
 def test_holm_by_hand():
     assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, 0.06, 0.06]
+
+
+def test_noise_of_values_alone_is_student_s():
+    values = t_interval([1.0, 2.0, 4.0, 4.5])
+    noise = of_values(values)
+    assert values.mean - noise.edge(0.05) == pytest.approx(values.low)
+    assert noise.p(values.mean) == pytest.approx(stats.ttest_1samp(values.values, 0).pvalue)
+    assert of_values(t_interval([1.0])) is None
+    assert of_values(t_interval([1.0, 1.0])) is None
+
+
+def test_so_many_more_runs_of_the_same_share_differ_from_a_coin():
+    assert more_runs(5, 5, 0.05) == (1, None, None), "6 of 6: p = 1/32"
+    assert more_runs(0, 1, 0.05) == (5, None, None)
+    assert more_runs(2, 4, 0.05) is None
+    about, _, _ = more_runs(3, 4, 0.05)
+    assert stats.binomtest(round(0.75 * (4 + about)), 4 + about, 0.5).pvalue <= 0.05
 
 
 def test_one_run_of_one_says_nothing_of_a_share():

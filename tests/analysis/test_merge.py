@@ -6,11 +6,13 @@ import pytest
 from synthetic import change_result, write_run
 from typer.testing import CliRunner
 
+from lsa_study.analysis import formats, html
 from lsa_study.analysis.collect import collect
 from lsa_study.analysis.merge import merge
 from lsa_study.cli import app
 from lsa_study.config import remember, study
 from lsa_study.errors import ConfigError, Refused
+from lsa_study.launch.plan import plan_text
 from lsa_study.rundir import RunDir
 
 
@@ -84,6 +86,33 @@ def test_versions_of_the_code_are_counted(two_machines):
     for run in study.load_study("table4", seeds=[2]).runs():
         write_run(there, run, changes={"code": "f" * 64})
     assert merge(here, there, "toy")[-1].endswith("9 in all, of 2 versions of the code")
+
+
+def test_a_run_that_goes_on_there_is_left_for_the_next_time(two_machines):
+    """As where a grid is collected while it is trained; what was collected is not trained here."""
+    here, there = two_machines
+    ended = next((there / "toy" / "runs").glob("elsa-s1-*")) / "result.json"
+    result = ended.read_text()
+    ended.unlink()
+    assert merge(here, there, "toy") == ["2 runs added, 3 known before; 5 in all"]
+    asked = study.load_study("table4", recall=here)
+    assert "6 runs" in (before := plan_text([asked], here))
+    assert "5 done, of which 2 known from runs.parquet, 0 running, 1 to do" in before
+    ended.write_text(result)
+    assert merge(here, there, "toy") == ["1 run added, 5 known before; 6 in all"]
+    assert "6 done, of which 3 known from runs.parquet" in plan_text([asked], here)
+
+
+def test_what_is_made_from_the_runs_follows_once_it_is_written_anew(two_machines):
+    here, there = two_machines
+    merge(here, there, "toy")
+    asked = [study.load_study("table4", recall=here)]
+    written = [*formats.write_tables(asked, here), *html.write_report(asked, here)]
+    assert formats.check_tables(asked, here) == []
+    texts = [path.read_text("utf-8") for path in written]
+    merge(here, there, "toy")
+    again = [*formats.write_tables(asked, here), *html.write_report(asked, here)]
+    assert [path.read_text("utf-8") for path in again] == texts
 
 
 def test_another_grid_under_the_same_name_is_left_out(two_machines):

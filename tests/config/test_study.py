@@ -40,18 +40,16 @@ def write(tmp_path, **changes) -> Path:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_experiment_keeps_its_contract(path):
-    file = read_strictly(path).data
+    written = list(read_strictly(path).data.get("variants", {}))  # a grid has no written row
     for tier in study.tiers_of(str(path)):
         loaded = study.load_study(path, tier=tier)
         contrast.check_contrast(loaded)
-        assert [run.variant for run in loaded.runs()[: len(file["variants"])]] == list(
-            file["variants"]
-        )
+        assert [run.variant for run in loaded.runs()[: len(written)]] == written
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_row_finds_its_one_row_of_the_article(path):
-    loaded = study.load_study(path, tier="paper")
+    loaded = study.load_study(path, tier=study.tiers_of(str(path))[-1])
     if loaded.file.article is None:
         assert not any(variant.paper for variant in loaded.file.variants.values())
         return

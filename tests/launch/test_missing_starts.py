@@ -14,7 +14,7 @@ from lsa_study.launch.slurm import launch
 from lsa_study.rundir import runs_folder
 
 OWN = "train.start={study: table8}"
-NOT = r"which has not been trained"
+NOT = r"which has not been trained here"
 LACKING = {
     "weights": ("table9", "mask_*_t_1x", (), [
         r"train\.start\.weights: .*/weights/swin_tiny_patch4_window7_224\.pth not found .*; put "
@@ -25,11 +25,11 @@ LACKING = {
         r"train\.start\.map: .*/map22kto1k\.txt not found .*; put the map",
     ]),
     "row": ("table8", "volo_d1_384", (), [
-        rf"volo_d1_384-s0-\w+: begins from volo_d1 \(\w+\), {NOT}; ask for that row too",
+        rf"volo_d1_384-s0-\w+: begins from volo_d1 \(\w+\), {NOT}, so there are no weights; ask for that row too",
     ]),
     "study": ("table10", "swin_b,elsa_swin_b", (OWN,), [
         rf"swin_b-s0-\w+: begins from table8/swin_base \(\w+\), {NOT} at tier paper with seed 0; "
-        "train that row of table8 first, or ask for table8 in the same call",
+        "train that row of table8 first, or ask for it in the same call",
         rf"elsa_swin_b-s0-\w+: begins from table8/elsa_swin_base \(\w+\), {NOT}",
     ]),
 }  # fmt: skip

@@ -5,15 +5,29 @@ import timm
 import torch
 from networks import on_meta
 
-from lsa_study.config.networks import OWN_STEMS, PATCHES, STEM_STRIDE, Stem, patch_of
+from lsa_study.config.networks import (
+    OWN_STEMS,
+    PATCHES,
+    STEM_STRIDE,
+    Stem,
+    has_batch_norms,
+    own_stem,
+    patch_of,
+)
 from lsa_study.config.operators import AttentionOp, OutlookOp
 from lsa_study.config.settings import Model
+from lsa_study.config.study import load_study
 from lsa_study.measure import count
 from lsa_study.models import ConvStem, build_model, from_settings
 from lsa_study.models.deit import Deit, DeitSize
 from lsa_study.models.operators import LSA
 from lsa_study.models.registry import FAMILIES
+from lsa_study.models.swin import Swin
 from lsa_study.models.volo import PATCH, Volo
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
 
 
 def released(golden):
@@ -132,6 +146,27 @@ def test_parameters_of_a_stem_for_patches_of_4():
     assert sum(p.numel() for p in stem.parameters()) == 108_192
 
 
+def test_a_swin_with_a_conv_stem_of_its_own():
+    """The same as a stem that is asked for; and it can have the published one."""
+    stems = (None, Stem(kind="conv", hidden=32), Stem(kind="patchify"))
+    own, same, patchify = (
+        Model(backbone="swin_mini_conv", op=LSA, drop_path=0.0, stem=stem) for stem in stems
+    )
+    networks = [from_settings(one, image_size=28, num_classes=10) for one in (own, same, patchify)]
+    # 3 x 7 x 7 and twice 32 x 3 x 3 to 32, three batch norms, 32 to 32 and its bias; 3 x 2 x 2.
+    conv, one = 4704 + 2 * 9216 + 3 * 64 + 1056, 416
+    plain = Model(backbone="swin_mini_p2", op=LSA, drop_path=0.0)
+    rest = parameters(from_settings(plain, image_size=28, num_classes=10)) - one
+    assert [*map(parameters, networks)] == [rest + conv, rest + conv, rest + one]
+    assert has_batch_norms(own.backbone, own.op, own.stem)
+    assert not has_batch_norms(patchify.backbone, patchify.op, patchify.stem)
+    settings = load_study("table1", tier="toy").variants["swin"]
+    first, second, third = (
+        settings.model_copy(update={"model": one}) for one in (own, same, patchify)
+    )
+    assert first.identity() == second.identity() != third.identity()
+
+
 @pytest.mark.parametrize("kind", ["patchify", "conv"])
 @pytest.mark.parametrize(
     ("backbone", "op", "side"),
@@ -159,6 +194,8 @@ def test_the_settings_know_the_patches_and_stems_of_the_networks():
             if kind is Volo:
                 own = OWN_STEMS.get(name, OWN_STEMS["volo"])
                 assert own == Stem(kind="conv", hidden=size.stem_dim)
+            if kind is Swin:
+                assert own_stem(name) == size.stem
     assert PATCHES.keys() >= OWN_STEMS.keys() - {"volo_d5"}
     assert ConvStem(patch_size=4, embed_dim=2).conv[0].stride[0] == STEM_STRIDE
 

@@ -73,7 +73,7 @@ def test_every_row_of_the_article_builds(settings):
         assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 10)
 
 
-@pytest.mark.parametrize("backbone", ["swin_micro", "swin_mini", "swin_mini_p2"])
+@pytest.mark.parametrize("backbone", ["swin_micro", "swin_mini", "swin_mini_p2", "swin_mini_conv"])
 @pytest.mark.parametrize(
     "op",
     [

@@ -152,8 +152,14 @@ def _leaves(value: Any, path: str, free: Collection[str]) -> Iterator[tuple[str,
 def copy_committed(results: Path, tier: str) -> None:
     """Put what a clone has of a tier, its tables left out, under a results folder."""
     (results / tier).mkdir(parents=True)
-    shutil.copy(ROOT / "results" / tier / "runs.parquet", results / tier)
-    shutil.copytree(ROOT / "results" / tier / "studies", results / tier / "studies")
+    if has_runs(tier):
+        shutil.copy(ROOT / "results" / tier / "runs.parquet", results / tier)
+        shutil.copytree(ROOT / "results" / tier / "studies", results / tier / "studies")
+
+
+def has_runs(tier: str) -> bool:
+    """Whether runs of a tier are committed."""
+    return (ROOT / "results" / tier / "runs.parquet").exists()
 
 
 def differing_files(folder: Path, other: Path) -> list[str]:

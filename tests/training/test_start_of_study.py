@@ -105,8 +105,8 @@ def test_what_is_neither_done_nor_asked_for_is_refused(tmp_path):
     boxes = detectors.runs()[0]
     assert first == (
         f"{boxes.name}: begins from classifiers/swin ({boxes.start}), which has not been trained "
-        "at tier toy with seed 0; train that row of classifiers first, or ask for classifiers in "
-        "the same call"
+        "here at tier toy with seed 0; train that row of classifiers first, or ask for it in the "
+        "same call"
     )
     assert "begins from classifiers/elsa" in second
     assert not (tmp_path / "toy").exists()
