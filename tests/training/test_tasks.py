@@ -5,24 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from lives import StopAfter, equal, weights_of, without_times
+from lives import CASCADE, DETECT, SEGMENT, StopAfter, equal, weights_of, without_times
 
 from lsa_study.config.settings import Settings
 from lsa_study.config.task import OF_TASK
 from lsa_study.errors import ConfigError
 from lsa_study.training import optim, scores, tasks, train
 from lsa_study.training.distributed import ALONE
-
-TINY = {
-    "data": "{name: scenes, image_size: 64, train_limit: 8, test_limit: 4}",
-    "augment": "{crop: multi_scale, hflip: 0.5}", "train__batch_size": 4, "train__lr_batch": 4,
-    "model__backbone": "swin_micro4",
-}  # fmt: skip
-DETECT = {**TINY, "task": "{kind: detect, size: micro}"}
-CASCADE = {
-    **TINY, "task": "{kind: detect, framework: cascade_mask_rcnn, upsample: ddf_up, size: micro}",
-}  # fmt: skip
-SEGMENT = {**TINY, "task": "{kind: segment, size: micro, test_scales: [1.0, 1.5], test_flip: true}"}
 
 
 @pytest.mark.parametrize("row", [DETECT, CASCADE, SEGMENT], ids=["mask", "cascade", "upernet"])
