@@ -245,16 +245,15 @@ def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
 
 # -- the table ----------------------------------------------------------------------------------
 
-COLUMNS = ("RUN", "STATE", "EPOCH", "TOP-1", "LEFT", "JOB", "NOTE")
-
-
 def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> Group:
     """One line per run, what they add up to over all lives, and the command that helps.
 
     ``width``: what lines are cut to; None: they are as long as they are.
     """
+    other = any(row.score is not None and row.acc1 is None for row in rows)  # box AP or mIoU
+    columns = ("RUN", "STATE", "EPOCH", "SCORE" if other else "TOP-1", "LEFT", "JOB", "NOTE")
     # A table of rich takes ten seconds for ten thousand runs.
-    (header, *aligned), _ = fitted([COLUMNS, *map(_cells, rows)], width, numbers=(2, 3, 4))
+    (header, *aligned), _ = fitted([columns, *map(_cells, rows)], width, numbers=(2, 3, 4))
     table = Text().append("  ".join(header).rstrip(), "bold")
     for row, line in zip(rows, aligned, strict=True):
         table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from lsa_study.config.names import nearest
 from lsa_study.config.settings import flatten
+from lsa_study.config.task import OF_TASK, curve_key
 from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import last_lines, writable
 from lsa_study.launch.records import chosen_runs
@@ -99,7 +100,8 @@ def _tensorboard(folder: Path, settings: Values, flags: Values) -> Curve:
             add(epoch, text_pb("result", lines))
         writer.close()
 
-    add(0, hparams_config_pb(hparams=[], metrics=[Metric("acc1"), Metric("loss")]))
+    judged = map(curve_key, OF_TASK[str(settings.get("task.kind", "classify"))])
+    add(0, hparams_config_pb(hparams=[], metrics=[Metric(name) for name in (*judged, "loss")]))
     add(0, hparams_pb(dict(settings), trial_id=folder.parents[1].name))
     return Curve(log, close)
 

@@ -131,6 +131,39 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
 
 
+@pytest.mark.slow
+def test_a_detector_that_is_terminated_twice_goes_on(tmp_path):
+    """SIGTERM to the command itself, again while it leaves; then as if nothing had happened."""
+    small = [
+        "train.epochs=4", "train.batch_size=4", "data.train_limit=16", "data.test_limit=4",
+        "data.image_size=64",
+    ]  # fmt: skip
+    asked = ["run", "table9", "--only", "mask_swin_t_1x", *(f"--set={one}" for one in small)]
+    command = [sys.executable, "-m", "lsa_study.cli", *asked, "--results"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def folder(results):
+        return next(iter(rundir.existing(results, "toy").values()), None)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    for epoch in (1, 2):
+        process = subprocess.Popen([*command, cut], stdout=subprocess.PIPE, text=True, env=env)
+        wait_for(lambda at=epoch: folder(cut) is not None and folder(cut).status().epoch >= at)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, told
+        assert "Continue with the same command" in told
+        assert (folder(cut).status().state, folder(cut).result()) == ("stopped", None)
+        assert folder(cut).last_checkpoint.exists()
+    for results in (cut, whole):
+        subprocess.run([*command, results], capture_output=True, check=True, env=env)
+    one, other = folder(cut), folder(whole)
+    assert (one.result().outcome, one.result().attempts) == ("done", 3)
+    assert one.weights.read_bytes() == other.weights.read_bytes()
+    assert one.result().metrics == other.result().metrics
+
+
 def test_equal_failures_hold_the_rest(tmp_path):
     """Folders that cannot be read fail each run in the same words; the fourth is not tried."""
     asked = runs("swin", seeds=(0, 1, 2, 3))

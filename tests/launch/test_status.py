@@ -139,6 +139,22 @@ def test_the_table_says_what_to_do(tmp_path, made):
     watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
 
 
+def test_scores_are_called_top_1_where_they_all_are(tmp_path, made):
+    def shown():
+        printed = io.StringIO()
+        console = Console(file=printed, width=160)
+        console.print(page(status(tmp_path), tmp_path), soft_wrap=True)
+        return printed.getvalue()
+
+    made["swin"].write_result(Result(**DONE))
+    made["net1"].write_status(Status(state="stopped", epoch=1, acc1=40.0))
+    assert "TOP-1" in shown()
+    made["net2"].write_status(Status(state="stopped", epoch=1, metrics={"box_ap": 12.5}))
+    assert "SCORE" in shown()
+    assert "TOP-1" not in shown()
+    assert "12.50" in shown()
+
+
 def test_ten_thousand_runs_are_told_in_seconds(tmp_path):
     folder, names = rundir.runs_folder(tmp_path / "many", "toy"), []
     beat = {"state": "running", "heartbeat": time.time(), "epoch": 1, "epochs": 3, "attempt": 1}

@@ -18,7 +18,7 @@ from trackers import EVERY, curve_of, needs_tensorboard, plant, read, record
 from lsa_study.config import study
 from lsa_study.launch import process, track
 from lsa_study.launch.local import Queue
-from lsa_study.rundir import existing
+from lsa_study.rundir import RunDir, existing
 from lsa_study.training import train
 
 
@@ -90,6 +90,19 @@ def test_a_tracker_shows_what_the_records_say(make_run, tracker, monkeypatch, tm
     assert shown.settings["variant"] == "swin"
     assert shown.settings["identity"] == folder.config()["identity"]
     assert not elsewhere.exists()
+
+
+@needs_tensorboard
+def test_tensorboard_compares_detectors_by_what_they_achieve(tmp_path):
+    (run,) = study.load_study("table9", only="mask_swin_t_1x").runs()
+    folder = RunDir(tmp_path / run.name)
+    folder.create(run.settings, variant=run.variant)
+    found = {"acc1": None, "metrics.box_ap": 37.5, "metrics.mask_ap": None}
+    assert mirrored(folder, "tensorboard", [record(1, **found)]) is None
+    shown = read("tensorboard", folder)
+    assert shown.curve == curve_of(folder)
+    assert shown.curve[1]["metrics.box_ap"] == 37.5
+    assert shown.judged == ["metrics.box_ap", "metrics.mask_ap", "loss"]
 
 
 @needs_tensorboard

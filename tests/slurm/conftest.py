@@ -122,7 +122,7 @@ class Trial:
 
     @property
     def row(self):
-        return self.status()["swin", 0]
+        return self.status()[self.run.variant, self.run.seed]
 
     @property
     def folder(self) -> RunDir:

@@ -171,5 +171,5 @@ def _of_all(
     texts = torch.zeros((ranks.count, int(lengths.max())), dtype=torch.uint8, device=device)
     texts[ranks.rank, : len(mine)] = mine.to(device)
     texts = ranks.sum(texts).cpu()
-    every = [json.loads(bytes(row[:n].tolist())) for row, n in zip(texts, lengths, strict=True)]
+    every = [json.loads(row[:n].numpy().tobytes()) for row, n in zip(texts, lengths, strict=True)]
     return [one for of_rank in every for one in of_rank]
