@@ -245,6 +245,7 @@ def _with_lives(row: RunStatus, lives: Sequence[Life]) -> RunStatus:
 
 # -- the table ----------------------------------------------------------------------------------
 
+
 def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> Group:
     """One line per run, what they add up to over all lives, and the command that helps.
 

@@ -103,7 +103,11 @@ def test_what_processes_found_is_put_together(monkeypatch):
         ({"data.name": "imagenet"}, "data.name='imagenet' holds nothing to detect"),
         ({"augment.label_smoothing": 0.1}, "augment.label_smoothing=0.1"),
         ({"augment.crop": "pad"}, "augment.crop='pad'"),
-        ({"runtime.compile": True}, "runtime.compile=True"),
+        (
+            {"runtime.compile": True, "augment.mixup": 0.8},
+            "augment.mixup=0.8, runtime.compile=True: not read where task.kind='detect'; give "
+            "augment.mixup: 0.0, runtime.compile: false",
+        ),
         ({"data.validation": 20, "data.train_limit": 100}, "data.validation=20"),
         ({"model.backbone": "volo_d1"}, "only a Swin gives the four maps"),
         ({"train.decay": {"kind": "steps"}}, "steps need some, such as [8, 11]"),
