@@ -14,6 +14,7 @@ from rich.console import Console
 from lsa_study import machine, rundir
 from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
+from lsa_study.launch.board import Board
 from lsa_study.launch.local import Queue
 from lsa_study.record import Status
 
@@ -129,6 +130,20 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     assert folder.result().attempts == 2
     assert len(folder.metrics()) == 20
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
+
+
+def test_a_run_that_cannot_record_its_failure_counts_as_failed(tmp_path):
+    """As on a full disk: its process ends in order, and its state stays as it was."""
+    (run,) = runs("swin")
+    queue = Queue(tmp_path, jobs=1, console=Console(file=io.StringIO()))
+    folder = rundir.RunDir(rundir.runs_folder(tmp_path, "toy") / run.name)
+    folder.create(run.settings, variant="swin")
+    folder.write_status(Status(state="running"))
+    queue.board = Board(1)
+    queue.board.begun[run.name] = 0.0
+    queue._note(run, folder, {"error": None, "code": 0})
+    assert (queue.finished, queue.exit_code) == ({run.name: "failed"}, 1)
+    assert "why could not be recorded; free some space" in queue.console.file.getvalue()
 
 
 @pytest.mark.slow
