@@ -166,9 +166,9 @@ def test_a_detector_that_is_terminated_twice_goes_on(tmp_path):
         wait_for(lambda at=epoch: folder(cut) is not None and folder(cut).status().epoch >= at)
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
-        told, _ = process.communicate(timeout=60)
-        assert process.returncode == 130, told
-        assert "Continue with the same command" in told
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, printed
+        assert "Continue with the same command" in printed
         assert (folder(cut).status().state, folder(cut).result()) == ("stopped", None)
         assert folder(cut).last_checkpoint.exists()
     for results in (cut, whole):
