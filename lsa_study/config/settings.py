@@ -214,14 +214,14 @@ class Settings(Group):
                 )
             return self
         given = {key: attrgetter(key)(self) for key in IDLE}
-        idle = [f"{key}={value!r}" for key, value in given.items() if value != IDLE[key]]
+        wanted = {key: json.dumps(IDLE[key]) for key in IDLE if given[key] != IDLE[key]}
         if self.augment.crop not in ("none", "multi_scale"):
-            idle.append(f"augment.crop={self.augment.crop!r}")
-        if idle:
-            wanted = ", ".join(f"{key}: {value!r}" for key, value in IDLE.items())
+            given["augment.crop"], wanted["augment.crop"] = self.augment.crop, "none or multi_scale"
+        if wanted:
             raise ValueError(
-                f"{', '.join(idle)}: not read where task.kind={self.task.kind!r}; give {wanted}, "
-                "augment.crop: none or multi_scale"
+                f"{', '.join(f'{key}={given[key]!r}' for key in wanted)}: not read where "
+                f"task.kind={self.task.kind!r}; give "
+                f"{', '.join(f'{key}: {value}' for key, value in wanted.items())}"
             )
         small = ("swin_micro", "swin_mini", "swin_mini_p2")
         if not self.model.backbone.startswith("swin") or self.model.backbone in small:

@@ -239,6 +239,8 @@ class Queue:
             status = folder.status()
         elif status.state == "failed":
             error = error or status.message
+        elif status.state == "running":
+            error = error or "failed, and why could not be recorded; free some space"
         self.finished[run.name] = "failed" if error else status.state
         self.board.end(run.name)
         if not error:

@@ -114,7 +114,7 @@ class Distributed:
 
         All call this together, once they know that there is one.
         """
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError | FloatingPointError):
             sent: Exception | None = type(error)(str(error))
         elif error is None or isinstance(error, LsaError):
             sent = error

@@ -51,8 +51,8 @@ class Report:
         """The score as text for people, such as ``acc1 81.30 %``."""
         if self.acc1 is not None or not self.metrics:
             return f"acc1 {self.score:.2f} %"
-        names = (of_task[0] for of_task in OF_TASK.values())
-        return f"{next(n for n in names if n in self.metrics)} {self.score:.2f}"
+        name = next(first for first, *_ in OF_TASK.values() if first in self.metrics)
+        return f"{name} {self.score:.2f}" if numbers(self)[name] is not None else f"no {name}"
 
 
 def numbers(report: Report) -> dict[str, float | None]:
@@ -85,19 +85,23 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     training = model.training
     model.eval()
-    tests = sets.test(batch_size, rank=ranks.rank, ranks=ranks.count, held_out=held_out)
-    for rows, batch, labels in tests:
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = model(batch)
-        logits = logits.float()
-        hits = logits.topk(top, dim=1).indices == labels[:, None]
-        # Summed and divided once: the mean of batch means would weigh a short last batch more.
-        sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-        sums[1] += hits.sum()
-        correct[rows.to(device)] = hits[:, 0].to(correct.dtype)
-        if metrics:
-            answers[rows.to(device)] = torch.cat([logits, labels[:, None].to(logits.dtype)], 1)
-        tick()
+
+    def look() -> None:
+        tests = sets.test(batch_size, rank=ranks.rank, ranks=ranks.count, held_out=held_out)
+        for rows, batch, labels in tests:
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = model(batch)
+            logits = logits.float()
+            hits = logits.topk(top, dim=1).indices == labels[:, None]
+            # Summed and divided once: the mean of batch means would weigh a short last batch more.
+            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += hits.sum()
+            correct[rows.to(device)] = hits[:, 0].to(correct.dtype)
+            if metrics:
+                answers[rows.to(device)] = torch.cat([logits, labels[:, None].to(logits.dtype)], 1)
+            tick()
+
+    ranks.all_or_raise(look)
     model.train(training)
     loss, right5 = (ranks.sum(sums) / images).tolist()
     correct = ranks.sum(correct).to("cpu", torch.uint8)

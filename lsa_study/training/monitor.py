@@ -57,7 +57,8 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._log.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is tried once more
+            self._log.close()
 
     def begin(self, done: float) -> None:
         """Start the clock of the estimate: ``done`` epochs were done by earlier attempts."""

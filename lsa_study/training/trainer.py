@@ -281,14 +281,20 @@ class Trainer:
     # -- epochs -------------------------------------------------------------------------------
 
     def _evaluate(self, model: nn.Module, *, held_out: bool) -> Report:
-        report = self.task.evaluate(
-            model, self.sets, precision=self.stepper.precision, ranks=self.ranks,
-            tick=self._tick_or_stop, held_out=held_out,
-        )  # fmt: skip
-        if report.loss is not None and not math.isfinite(report.loss):
+        what = None
+        try:
+            report = self.task.evaluate(
+                model, self.sets, precision=self.stepper.precision, ranks=self.ranks,
+                tick=self._tick_or_stop, held_out=held_out,
+            )  # fmt: skip
+            if report.loss is not None and not math.isfinite(report.loss):
+                what = f"test loss {report.loss}"
+        except FloatingPointError as error:
+            what = str(error)
+        if what is not None:
             raise Diverged(
-                f"epoch {self.progress.epoch + 1}, after step {self.steps}: test loss "
-                f"{report.loss} at lr {self.stepper.rate():.3g}"
+                f"epoch {self.progress.epoch + 1}, after step {self.steps}: {what} at lr "
+                f"{self.stepper.rate():.3g}"
             )
         return report
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from lsa_study import machine, rundir
 from lsa_study.config import study
 from lsa_study.errors import EnvironmentLacks
+from lsa_study.launch.board import Board
 from lsa_study.launch.local import Queue
 from lsa_study.record import Status
 
@@ -129,6 +130,53 @@ def test_an_interrupt_saves_and_the_next_call_goes_on(tmp_path):
     assert folder.result().attempts == 2
     assert len(folder.metrics()) == 20
     assert {record["attempt"] for record in folder.metrics()[:before]} == {1}
+
+
+def test_a_run_that_cannot_record_its_failure_counts_as_failed(tmp_path):
+    """As on a full disk: its process ends in order, and its state stays as it was."""
+    (run,) = runs("swin")
+    queue = Queue(tmp_path, jobs=1, console=Console(file=io.StringIO()))
+    folder = rundir.RunDir(rundir.runs_folder(tmp_path, "toy") / run.name)
+    folder.create(run.settings, variant="swin")
+    folder.write_status(Status(state="running"))
+    queue.board = Board(1)
+    queue.board.begun[run.name] = 0.0
+    queue._note(run, folder, {"error": None, "code": 0})
+    assert (queue.finished, queue.exit_code) == ({run.name: "failed"}, 1)
+    assert "why could not be recorded; free some space" in queue.console.file.getvalue()
+
+
+@pytest.mark.slow
+def test_a_detector_that_is_terminated_twice_goes_on(tmp_path):
+    """SIGTERM to the command itself, again while it leaves; then as if nothing had happened."""
+    small = [
+        "train.epochs=4", "train.batch_size=4", "data.train_limit=16", "data.test_limit=4",
+        "data.image_size=64",
+    ]  # fmt: skip
+    asked = ["run", "table9", "--only", "mask_swin_t_1x", *(f"--set={one}" for one in small)]
+    command = [sys.executable, "-m", "lsa_study.cli", *asked, "--results"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def folder(results):
+        return next(iter(rundir.existing(results, "toy").values()), None)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    for epoch in (1, 2):
+        process = subprocess.Popen([*command, cut], stdout=subprocess.PIPE, text=True, env=env)
+        wait_for(lambda at=epoch: folder(cut) is not None and folder(cut).status().epoch >= at)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, printed
+        assert "Continue with the same command" in printed
+        assert (folder(cut).status().state, folder(cut).result()) == ("stopped", None)
+        assert folder(cut).last_checkpoint.exists()
+    for results in (cut, whole):
+        subprocess.run([*command, results], capture_output=True, check=True, env=env)
+    one, other = folder(cut), folder(whole)
+    assert (one.result().outcome, one.result().attempts) == ("done", 3)
+    assert one.weights.read_bytes() == other.weights.read_bytes()
+    assert one.result().metrics == other.result().metrics
 
 
 def test_equal_failures_hold_the_rest(tmp_path):

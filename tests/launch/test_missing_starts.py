@@ -25,7 +25,8 @@ LACKING = {
         r"train\.start\.map: .*/map22kto1k\.txt not found .*; put the map",
     ]),
     "row": ("table8", "volo_d1_384", (), [
-        rf"volo_d1_384-s0-\w+: begins from volo_d1 \(\w+\), {NOT}, so there are no weights; ask for that row too",
+        rf"volo_d1_384-s0-\w+: begins from volo_d1 \(\w+\), {NOT}, so there are no weights; "
+        "ask for that row too",
     ]),
     "study": ("table10", "swin_b,elsa_swin_b", (OWN,), [
         rf"swin_b-s0-\w+: begins from table8/swin_base \(\w+\), {NOT} at tier paper with seed 0; "

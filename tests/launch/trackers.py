@@ -50,10 +50,14 @@ def plant(monkeypatch, folder, code):
 
 
 class Shown:
-    """A curve ``{epoch: {name: value}}`` with its hyperparameters and final result."""
+    """A curve ``{epoch: {name: value}}`` with its hyperparameters and final result.
 
-    def __init__(self, curve, settings, result):
+    ``judged``: by which names TensorBoard compares runs.
+    """
+
+    def __init__(self, curve, settings, result, judged=()):
         self.curve, self.settings, self.result = curve, settings, result
+        self.judged = [*judged]
 
 
 def read(tracker, folder):
@@ -75,14 +79,19 @@ def _tensorboard(folder):
             # A doubled epoch must not hide behind the dictionary.
             assert name not in curve.setdefault(event.step, {})
             curve[event.step][name] = event.value
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    found = HParamsPluginData.FromString(content).session_start_info.hparams
+
+    def data(name):
+        content = events.SummaryMetadata(f"_hparams_/{name}").plugin_data.content
+        return HParamsPluginData.FromString(content)
+
+    found = data("session_start_info").session_start_info.hparams
+    judged = [info.name.tag for info in data("experiment").experiment.metric_infos]
     settings = {key: getattr(value, value.WhichOneof("kind")) for key, value in found.items()}
     result = {}
     if "result" in events.Tags()["tensors"]:
         (text,) = events.Tensors("result")[0].tensor_proto.string_val
         result = dict(line.strip().split(": ", 1) for line in text.decode().split("\n"))
-    return Shown(curve, settings, result)
+    return Shown(curve, settings, result, judged)
 
 
 def _wandb(folder):

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,14 +58,26 @@ def asked(*, only="swin", seeds=(0,), overrides=(), **resources):
     ]
 
 
-def trained_here(run, results):
+def trained_here(run, results, processes=1):
     """The run as it ends where nothing happens to it."""
     folder = RunDir(results / run.name)
     folder.create(run.settings, variant=run.variant)
-    command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
-    # One thread, as the jobs: the order of a sum depends on their number.
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    train_together(folder, processes=processes)
     return folder
+
+
+def train_together(folder, *, processes):
+    """Train a run by so many processes, without SLURM."""
+    # One thread, as the jobs: the order of a sum depends on their number.
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        common["MASTER_PORT"] = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
+    started = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(processes))
+    ]
+    assert [process.wait(120) for process in started] == [0] * processes
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +104,7 @@ class Trial:
     settings = SETTINGS
     asked = staticmethod(asked)
     trained_here = staticmethod(trained_here)
+    train_together = staticmethod(train_together)
     wait_for = staticmethod(wait_for)
 
     def cause(self, fault):
@@ -122,7 +136,7 @@ class Trial:
 
     @property
     def row(self):
-        return self.status()["swin", 0]
+        return self.status()[self.run.variant, self.run.seed]
 
     @property
     def folder(self) -> RunDir:

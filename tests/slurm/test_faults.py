@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -185,11 +184,11 @@ def test_two_nodes_train_one_run_together(site, trial, undisturbed, tmp_path):
     (run,) = trial.asked()
     others = RunDir(tmp_path / run.name)
     others.create(run.settings, variant=run.variant)
-    train_together(others, processes=2)
+    trial.train_together(others, processes=2)
     ended_as_if_nothing_had_happened(trial, others, died, "preempted")
     assert "=== life 3: job" in printed(trial, attempt=3, rank=1)
     assert "process 1" in printed(trial, rank=1)
-    one_process_agrees(trial.folder, tmp_path)
+    one_process_agrees(trial, tmp_path)
 
 
 def launch_on_two_nodes(trial, tmp_path):
@@ -204,31 +203,20 @@ def launch_on_two_nodes(trial, tmp_path):
     subprocess.run([sys.executable, "-m", "lsa_study.cli", *command, *where], check=True)
 
 
-def one_process_agrees(together, tmp_path):
+def one_process_agrees(trial, tmp_path):
     """Stochastic depth is drawn for each part of a batch, so one process takes two parts too."""
+    together = trial.folder
     settings = together.settings()
     runtime = settings.runtime.model_copy(update={"accumulate": 2})
     alone = RunDir(tmp_path / "alone")
     alone.create(settings.model_copy(update={"runtime": runtime}), variant="swin")
     assert alone.settings().identity() == settings.identity()
-    train_together(alone, processes=1)
+    trial.train_together(alone, processes=1)
     assert alone.result().effective_batch == together.result().effective_batch == 32
     for mine, theirs in zip(alone.metrics(), together.metrics(), strict=True):
         for key in ("train_loss", "loss"):
             assert mine[key] == pytest.approx(theirs[key], abs=1e-4)
         assert mine["acc1"] == pytest.approx(theirs["acc1"], abs=0.5)
-
-
-def train_together(folder, *, processes):
-    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        common["MASTER_PORT"] = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "lsa_study.training", str(folder.root)]
-    started = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in map(str, range(processes))
-    ]
-    assert [process.wait(120) for process in started] == [0] * processes
 
 
 @pytest.fixture

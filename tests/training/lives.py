@@ -13,6 +13,22 @@ import torch
 import zygote
 from safetensors.torch import load_file
 
+_SCENES = {
+    "data": "{name: scenes, image_size: 64, train_limit: 8, test_limit: 4}",
+    "augment": "{crop: multi_scale, hflip: 0.5}", "train__batch_size": 4, "train__lr_batch": 4,
+    "model__backbone": "swin_micro4",
+}  # fmt: skip
+"""Changes that ``make_run`` makes into a run of another task, a second or two long."""
+DETECT = {**_SCENES, "task": "{kind: detect, size: micro}"}
+CASCADE = {
+    **_SCENES,
+    "task": "{kind: detect, framework: cascade_mask_rcnn, upsample: ddf_up, size: micro}",
+}
+SEGMENT = {
+    **_SCENES,
+    "task": "{kind: segment, size: micro, test_scales: [1.0, 1.5], test_flip: true}",
+}
+
 
 class Life(zygote.Popen):
     """A process that calls a function of a test's module, whose answer is its exit code."""

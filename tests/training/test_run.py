@@ -1,6 +1,7 @@
 """Whole runs on real digits: their records, their results, their failures."""
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from lsa_study.files import write_json
 from lsa_study.record import Status
 from lsa_study.rundir import RunDir
 from lsa_study.training import checkpoint, environment, evaluate, run, train
+from lsa_study.training.monitor import Monitor
 
 RESULT_KEYS = {
     "outcome", "acc1", "acc5", "loss", "epoch", "epochs", "weights", "selected", "best_acc1",
@@ -247,6 +249,15 @@ def test_a_disk_that_fills_up_loses_nothing(make_run, monkeypatch):
     whole = make_run("whole")
     assert [train(folder), train(whole)] == ["done", "done"]
     assert equal(weights_of(folder), weights_of(whole))
+
+
+def test_a_log_that_a_full_disk_does_not_take_ends_no_run(make_run, monkeypatch):
+    """Nor does closing it, which writes what is left."""
+    monkeypatch.setattr(os, "devnull", "/dev/full")
+    folder = make_run()
+    with Monitor(folder, folder.settings(), 0, None) as monitor:
+        monitor.log("epoch 1/2")
+    assert monitor._log.closed
 
 
 def test_other_data_than_it_began_with_are_refused(make_run, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from lives import StopAfter, equal, weights_of, without_times
+from lives import CASCADE, DETECT, SEGMENT, StopAfter, equal, weights_of, without_times
 from PIL import Image
 
 from lsa_study.by_image import BEST
@@ -16,17 +16,6 @@ from lsa_study.config.task import OF_TASK
 from lsa_study.errors import ConfigError
 from lsa_study.training import optim, scores, seen, tasks, train
 from lsa_study.training.distributed import ALONE
-
-TINY = {
-    "data": "{name: scenes, image_size: 64, train_limit: 8, test_limit: 4}",
-    "augment": "{crop: multi_scale, hflip: 0.5}", "train__batch_size": 4, "train__lr_batch": 4,
-    "model__backbone": "swin_micro4",
-}  # fmt: skip
-DETECT = {**TINY, "task": "{kind: detect, size: micro}"}
-CASCADE = {
-    **TINY, "task": "{kind: detect, framework: cascade_mask_rcnn, upsample: ddf_up, size: micro}",
-}  # fmt: skip
-SEGMENT = {**TINY, "task": "{kind: segment, size: micro, test_scales: [1.0, 1.5], test_flip: true}"}
 
 
 @pytest.mark.parametrize("row", [DETECT, CASCADE, SEGMENT], ids=["mask", "cascade", "upernet"])
@@ -181,7 +170,11 @@ def test_what_processes_found_is_put_together(monkeypatch):
         ({"data.name": "imagenet"}, "data.name='imagenet' holds nothing to detect"),
         ({"augment.label_smoothing": 0.1}, "augment.label_smoothing=0.1"),
         ({"augment.crop": "pad"}, "augment.crop='pad'"),
-        ({"runtime.compile": True}, "runtime.compile=True"),
+        (
+            {"runtime.compile": True, "augment.mixup": 0.8},
+            "augment.mixup=0.8, runtime.compile=True: not read where task.kind='detect'; give "
+            "augment.mixup: 0.0, runtime.compile: false",
+        ),
         ({"data.validation": 20, "data.train_limit": 100}, "data.validation=20"),
         ({"model.backbone": "volo_d1"}, "only a Swin gives the four maps"),
         ({"train.decay": {"kind": "steps"}}, "steps need some, such as [8, 11]"),

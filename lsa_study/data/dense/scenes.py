@@ -61,10 +61,10 @@ class Scenes(Split):
             for photo in whole
         ]
         room = min(min(back.shape[:2]) for back in self._backs)
-        if not 2 * SIDES[0] <= self.size <= room:
+        if not SIDES[1] <= self.size <= room:
             raise ConfigError(
-                f"data.image_size={self.size}: scenes are parts of photographs; give "
-                f"{2 * SIDES[0]} to {room}"
+                f"data.image_size={self.size}: scenes are parts of photographs that hold whole "
+                f"digits; give {SIDES[1]} to {room}"
             )
         self.names = [str(digit) for digit in range(10)]
         if self.task == "segment":

@@ -13,7 +13,7 @@ from lsa_study.models.dense.boxes import BOX_SIDE, Rule, Sizes, Stage, Targets, 
 from lsa_study.models.dense.features import detection_features
 from lsa_study.models.dense.heads import Heads
 from lsa_study.models.dense.masks import paste
-from lsa_study.models.dense.proposals import Proposals
+from lsa_study.models.dense.proposals import Proposals, need_finite
 from lsa_study.models.dense.pyramid import Pyramid
 
 RULES = {
@@ -88,6 +88,7 @@ class Detector(nn.Module):
 
         Raises:
             ValueError: the network is in training.
+            FloatingPointError: what it computes is not finite.
         """
         if self.training:
             raise ValueError("predict: the network is in training; call eval() first")
@@ -104,6 +105,7 @@ class Detector(nn.Module):
         classes = torch.cat(labels)
         rows = torch.arange(len(classes), device=classes.device)
         masks = [stage.masked(levels, boxes)[rows, classes].sigmoid() for stage in self.stages]
+        need_finite(mean, shifts, *masks)
         parts = torch.split(torch.stack(masks).mean(0), [len(one) for one in boxes])
         return [
             {"boxes": box, "scores": score, "labels": label, "masks": paste(mask, box, size)}

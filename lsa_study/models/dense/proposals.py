@@ -75,6 +75,17 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         )
         self.beta = beta
 
+    def filter_proposals(
+        self, proposals: Tensor, objectness: Tensor, *others: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """torchvision's; see ``need_finite``."""
+        if not self.training:
+            need_finite(proposals, objectness)
+        kept: tuple[list[Tensor], list[Tensor]] = super().filter_proposals(
+            proposals, objectness, *others
+        )
+        return kept
+
     def compute_loss(
         self, objectness: Tensor, shifts: Tensor, labels: list[Tensor], targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -88,3 +99,15 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
             shifts[positive], torch.cat(targets)[positive], beta=self.beta, reduction="sum"
         )
         return judged, boxes / sampled.sum()
+
+
+def need_finite(*answers: Tensor) -> None:
+    """Refuse what weights that have diverged say of a test image.
+
+    Suppression drops boxes and scores that are no numbers; nothing found would count as AP 0.
+
+    Raises:
+        FloatingPointError: a number is not finite.
+    """
+    if not torch.stack([one.isfinite().all() for one in answers]).all():
+        raise FloatingPointError("what the network finds is not finite")

@@ -14,6 +14,7 @@ from lsa_study.models.dense.boxes import Targets
 from lsa_study.models.dense.detector import together
 from lsa_study.models.dense.features import detection_features
 from lsa_study.models.dense.heads import Heads
+from lsa_study.models.dense.proposals import need_finite
 
 IGNORED = 255
 """The label of pixels that are not judged."""
@@ -90,11 +91,13 @@ class Segmenter(nn.Module):
 
         Raises:
             ValueError: the network is in training.
+            FloatingPointError: one is not finite.
         """
         if self.training:
             raise ValueError("predict: the network is in training; call eval() first")
         batch = together(images)
         every = _enlarged(self._head(detection_features(self.backbone, batch)), batch)
+        need_finite(every)
         return [one[:, : im.shape[1], : im.shape[2]] for one, im in zip(every, images, strict=True)]
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -107,14 +108,18 @@ class Detection(_Dense):
 
     def _tested(self, network: Any, sets: DenseSets, ranks: Distributed, tick: Tick) -> Report:
         found: list[scores.Found] = []
-        for test in sets.test(rank=ranks.rank, ranks=ranks.count):
-            for view in test.views():
-                [answer] = network.predict([view.image])
-                found += scores.found_in(test, answer, view.scale)
-            tick()
-        found = _of_all(found, ranks, sets.device)
+
+        def look() -> None:
+            for test in sets.test(rank=ranks.rank, ranks=ranks.count):
+                for view in test.views():
+                    [answer] = network.predict([view.image])
+                    found.extend(scores.found_in(test, answer, view.scale))
+                tick()
+
+        ranks.all_or_raise(look)
         self._truth = self._truth or scores.Truth(sets.test_split)
-        return Report(metrics={**self._truth.average_precision(found)})
+        precision = self._truth.average_precision(_of_all(found, ranks, sets.device))
+        return Report(metrics=_known(precision, "has no object in the test images to go by"))
 
 
 class Segmentation(_Dense):
@@ -129,17 +134,27 @@ class Segmentation(_Dense):
         shape = (source.test_images, 2, source.num_classes)
         every = torch.zeros(shape, dtype=torch.int64, device=sets.device)
         logits: Callable[[Tensor], Tensor] = lambda image: network.logits([image])[0]  # noqa: E731
-        for test in sets.test(rank=ranks.rank, ranks=ranks.count):
-            answer = scores.label_map(test, logits).cpu()
-            every[test.index] = scores.overlaps(answer, test.target["labels"], source.num_classes)
-            tick()
+
+        def look() -> None:
+            for test in sets.test(rank=ranks.rank, ranks=ranks.count):
+                answer, labels = scores.label_map(test, logits).cpu(), test.target["labels"]
+                every[test.index] = scores.overlaps(answer, labels, source.num_classes)
+                tick()
+
+        ranks.all_or_raise(look)
         overlap = ranks.sum(every).cpu()
         total = overlap.sum(0)
         metrics = {"miou": scores.mean_iou(total), "pixel_accuracy": scores.pixel_accuracy(total)}
         return Report(
-            metrics={name: float(value) for name, value in metrics.items()},
-            image_scores=scores.by_image(overlap),
+            metrics=_known(metrics, "has no labelled pixel in the test images to go by"),
+            image_scores=scores.by_image(overlap) if total.any() else None,
         )
+
+
+def _known(metrics: Mapping[str, Any], why_not: str) -> dict[str, float | str]:
+    """Numbers, and in place of one that is none the reason."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    return {name: why_not if math.isnan(one) else one for name, one in numbers.items()}
 
 
 def _of_all(
@@ -155,5 +170,5 @@ def _of_all(
     texts = torch.zeros((ranks.count, int(lengths.max())), dtype=torch.uint8, device=device)
     texts[ranks.rank, : len(mine)] = mine.to(device)
     texts = ranks.sum(texts).cpu()
-    every = [json.loads(bytes(row[:n].tolist())) for row, n in zip(texts, lengths, strict=True)]
+    every = [json.loads(row[:n].numpy().tobytes()) for row, n in zip(texts, lengths, strict=True)]
     return [one for of_rank in every for one in of_rank]

@@ -109,10 +109,16 @@ def test_the_fingerprint_follows_size_number_and_task_of_the_scenes():
     assert content("detect")[0] != content("detect", limit=5)[0]
 
 
-@pytest.mark.parametrize("size", [31, 321])
+@pytest.mark.parametrize("size", [40, 321])
 def test_sizes_that_no_photograph_has_room_for_are_refused(size, asked):
-    with pytest.raises(ValueError, match=r"image_size=\d+: .*give 32 to 320"):
+    with pytest.raises(ValueError, match=r"image_size=\d+: .*give 41 to 320"):
         dense.splits(asked("scenes", image_size=size), "detect")
+
+
+def test_the_largest_digits_stand_in_the_smallest_scenes(monkeypatch):
+    monkeypatch.setattr(scenes, "SIDES", (40, 41))
+    few = Scenes("train", "detect", size=41, limit=20)
+    assert all(few[index][0].shape == (3, 41, 41) for index in range(20))
 
 
 def test_missing_photographs_are_reported(monkeypatch):
