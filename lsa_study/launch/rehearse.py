@@ -254,7 +254,7 @@ class Rehearsal:
         if (ended := cut.status()).state != "done":
             raise LsaError(f"resumed after a kill it ended {ended.state}: {ended.message}")
         log = (cut.attempts()[-1] / "log.txt").read_text("utf-8")
-        if (resumed := re.search(r"resumed at epoch \d+, step \d+", log)) is None:
+        if (resumed := re.search(r"resumed at epoch \d+, (step \d+|its test)", log)) is None:
             raise LsaError("killed after a checkpoint, it began anew instead of resuming")
         if (found := differing(whole, cut)) is None:
             return f"killed, {resumed[0]}, to the same bits"

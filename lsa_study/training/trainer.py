@@ -135,7 +135,8 @@ class Trainer:
                 "away to begin anew"
             )
         self.progress = progress
-        self.monitor.say(f"resumed at epoch {progress.epoch + 1}, step {progress.step + 1}")
+        place = f"step {progress.step + 1}" if progress.step < self.steps else "its test"
+        self.monitor.say(f"resumed at epoch {progress.epoch + 1}, {place}")
 
     def run(self) -> Report:
         """Train and evaluate all epochs that are left; returns what is to be reported.

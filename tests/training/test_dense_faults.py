@@ -244,3 +244,4 @@ def test_stopping_within_the_test_goes_on_with_it(make_run, row):
     assert [train(cut), train(whole)] == ["done", "done"]
     assert equal(weights_of(whole), weights_of(cut))
     assert cut.result().metrics == whole.result().metrics
+    assert "resumed at epoch 1, its test" in (cut.attempt_folder(2) / "log.txt").read_text()
