@@ -15,7 +15,7 @@ from lsa_study.training import scores, tasks
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 DRAWS = 10
-MARGIN = 5.0
+MARGIN = 3.0
 """Points above the luckiest of the draws."""
 
 

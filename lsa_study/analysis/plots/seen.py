@@ -17,6 +17,8 @@ from lsa_study.config.names import counted
 from lsa_study.config.study import Study
 
 Pixels = npt.NDArray[np.uint8]
+COLOURS = 256
+"""Of a strip, so that figures and the pages that hold them stay small."""
 
 
 def seen(study: Study, rows: Sequence[Row]) -> Figure | None:
@@ -33,7 +35,7 @@ def seen(study: Study, rows: Sequence[Row]) -> Figure | None:
     drawn = style.figure(8.2, 0.9 + height * len(lines), study=study)
     every = drawn.subplots(len(lines), 1, squeeze=False)[:, 0]
     for axes, (name, pixels) in zip(every, lines.items(), strict=True):
-        axes.imshow(pixels, interpolation="antialiased")
+        axes.imshow(pixels, interpolation="none")
         axes.set_ylabel(style.short(name, 28), rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -63,7 +65,8 @@ def _strips(row: Row) -> tuple[Pixels, Pixels, bool] | None:
             continue
         try:
             with Image.open(io.BytesIO(run.seen), formats=["JPEG"]) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+                few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+                pixels = np.asarray(few.convert("RGB"))
                 best = picture.info.get("comment") == BEST
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
