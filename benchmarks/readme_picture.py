@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lsa_study.analysis.plots import style
+from lsa_study.config.names import counted
 from lsa_study.config.study import load_study
 from lsa_study.vocabulary import TERMS
 
@@ -32,34 +33,46 @@ def draw() -> Figure:
         chosen = study.variants[row["variant"]].model.op.terms
         at = [TERMS.index(term) for term in chosen]
         terms.plot(at, [place] * len(at), "o", color=style.INK, ms=6)
-    _values(left, rows, [row["paper"] for row in rows], style.ARTICLE, "D", 1)
+    _values(left, rows, [{"mean": row["paper"]} for row in rows], style.ARTICLE, "D", 1)
     left.set_title("The article\nSwin-T on ImageNet-1K")
     left.set_xlabel("Top-1 accuracy (%)")
-    _values(right, rows, [row["acc1"]["mean"] for row in rows], style.OURS, "o", 2)
+    _values(right, rows, [row["acc1"] for row in rows], style.OURS, "o", 2)
     settings = next(iter(study.variants.values()))
-    seeds = max(row["acc1"]["n"] for row in rows)
-    runs = f"{style.counted(settings.train.epochs, 'epoch')}, {style.counted(seeds, 'seed')}"
+    seeds = sorted({row["acc1"]["n"] for row in rows} - {0})
+    most = counted(max(seeds, default=0), "seed")
+    runs = f"{counted(settings.train.epochs, 'epoch')}, " + (
+        f"{seeds[0]} to {most}" if len(seeds) > 1 else most
+    )
     right.set_title(f"Here, tier proxy: a small Swin\non CIFAR-10, {runs}")
-    right.set_xlabel("Top-1 accuracy (%)")
+    right.set_xlabel("Top-1 accuracy (%), 95 % intervals")
     style.rows_down((terms, left, right), [row["model"] for row in rows])
     return drawn
 
 
 def _values(
-    axes: Axes, rows: list[Any], values: list[float], colour: str, marker: str, digits: int
+    axes: Axes, rows: list[Any], found: list[Any], colour: str, marker: str, digits: int
 ) -> None:
-    base = values[[row["variant"] for row in rows].index(rows[0]["reference"])]
+    """Draw accuracies with their intervals, by rows and against the reference."""
+    ends = [one[key] for one in found for key in ("mean", "low", "high") if one.get(key)]
+    base = found[[row["variant"] for row in rows].index(rows[0]["reference"])]["mean"]
     axes.axvline(base, color=style.QUIET, lw=0.8, ls=(0, (3, 2)))
-    for place, value in enumerate(values):
+    for place, one in enumerate(found):
+        value = one["mean"]
+        if value is None:
+            axes.annotate("not run yet", (base, place), (7, 0), textcoords="offset points",
+                          va="center", color=style.QUIET, fontsize=8)  # fmt: skip
+            continue
         axes.plot([base, value], [place, place], color=colour, lw=2.2, alpha=0.4)
+        if one.get("low"):
+            axes.plot([one["low"], one["high"]], [place, place], color=colour, lw=1)
         axes.plot(value, place, marker, color=colour)
         ahead = value >= base
         axes.annotate(
-            f"{value:.{digits}f}", (value, place), (7 if ahead else -7, 0),
+            f"{value:.{digits}f}", (value, place), (7 if ahead else -7, 6 if one.get("low") else 0),
             textcoords="offset points", va="center", ha="left" if ahead else "right", fontsize=8,
         )  # fmt: skip
-    room = 0.28 * (max(values) - min(values))
-    axes.set_xlim(min(values) - room, max(values) + room)
+    room = 0.28 * (max(ends) - min(ends))
+    axes.set_xlim(min(ends) - room, max(ends) + room)
 
 
 def main() -> None:

@@ -56,11 +56,13 @@ def why_not(settings: Settings, processes: int = 1) -> str | None:
     """Why so many processes cannot train a run, with what would be right; None if they can."""
     train, accumulate, grain = settings.train, settings.runtime.accumulate, _grain(settings)
     parts = processes * accumulate
-    if settings.task.kind == "segment" and train.batch_size < FEWEST * parts:
+    batch = min(train.batch_size, settings.data.train_limit or train.batch_size)
+    if settings.task.kind == "segment" and batch < FEWEST * parts:
         return (
-            f"train.batch_size={train.batch_size} in {parts} parts leaves one image to a part, and "
-            f"the batch norm of UperNet's pooled maps needs {FEWEST}; give fewer processes, or a "
-            f"smaller runtime.accumulate than {accumulate}"
+            f"{batch} images of a step in {parts} part{'s' * (parts > 1)} leave one to a part, and "
+            f"the batch norm of UperNet's pooled maps needs {FEWEST}; give a larger "
+            "train.batch_size or data.train_limit, fewer processes, or a smaller "
+            "runtime.accumulate"
         )
     if train.batch_size % (parts * grain) == 0 or _fills_no_step(settings, parts):
         return _cannot_compile(settings)

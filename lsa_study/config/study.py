@@ -190,12 +190,18 @@ def load_study(
         chosen = _chosen(file, only, expanded.origin)
         stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
         asked = side or plain_asked(recall, tier, stem, ran)
+        if overrides is None and asked.overrides and not side:
+            rows = Rows(file, document, tier, asked.overrides, results or recall)
+            asked = _if_apart(asked, rows, chosen, document)
         given = asked.overrides if overrides is None else overrides
         given = [*side.overrides, *given] if side and overrides else given
         rows = Rows(file, document, tier, given, results or recall)
         variants, resources = rows.resolve(chosen)
         _check_distinct(variants, document)
         _check_metrics(file, variants, document)
+        if any(one.partition("=")[0].strip() in ("task", "task.kind") for one in given):
+            plain, _ = Rows(file, document, tier, (), results or recall).resolve(chosen)
+            file = _without_article(file, plain, variants)
     return Study(
         file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
         variants, resources, rows.starts, tidy(rows.overrides),
@@ -251,6 +257,22 @@ def _check_metrics(
     ]
     if mistakes:
         raise ConfigError(*mistakes)
+
+
+def _without_article(
+    file: StudyFile, plain: Mapping[str, Settings], variants: Mapping[str, Settings]
+) -> StudyFile:
+    """The study, without the article's numbers where overrides gave its rows another task."""
+    own, other = ({one.task.kind for one in rows.values()} for rows in (plain, variants))
+    return file if own == other else file.model_copy(update={"article": None})
+
+
+def _if_apart(asked: Asked, rows: Rows, chosen: Sequence[str], document: yaml.Document) -> Asked:
+    """What was asked for, without overrides for some rows that make others equal to them."""
+    with contextlib.suppress(ConfigError):
+        _check_distinct(rows.resolve(chosen)[0], document)
+        return asked
+    return asked.model_copy(update={"overrides": []})
 
 
 def _ran(file: StudyFile, document: yaml.Document, tier: str, results: Path | None) -> bool:

@@ -31,7 +31,7 @@ class Detect(Group):
     boxes of the last."""
     upsample: Literal["nearest", "ddf_up"] = "nearest"
     """How the pyramid enlarges a map before it is added to the next: nearest: each pixel repeated;
-    ddf_up: by DDF-Up, which the larger map guides."""
+    ddf_up: by DDF-Up."""
     size: Literal["article", "micro"] = "article"
     """article: widths and numbers of boxes as published; micro: a small pyramid and small heads,
     for pictures of about 100 pixels."""
@@ -48,7 +48,9 @@ class Segment(Group):
     size: Literal["article", "micro"] = "article"
     """article: widths as published; micro: narrow, for pictures of about 100 pixels."""
     test_scales: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=16)], ...], BeforeValidator(listed)
+        tuple[Annotated[float, Field(gt=0, le=16)], ...],
+        BeforeValidator(listed),
+        Field(min_length=1),
     ] = (1.0,)
     """Sizes at which each test image is seen, relative to ``data.image_size``; shares are averaged.
     """

@@ -35,11 +35,16 @@ def optimiser(model: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def _decayed_by_name(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """All parameters in two groups: those of norms and Swin's position tables are not decayed."""
+    """All parameters in two groups: of the backbone, norms and Swin's tables are not decayed.
+
+    mmdet goes by the same names, but those of its heads' norms hold no ``norm``.
+    """
     spared: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        bare = "norm" in name or name.rpartition(".")[2] in POSITION_TABLES
+        bare = name.startswith("backbone.") and (
+            "norm" in name or name.rpartition(".")[2] in POSITION_TABLES
+        )
         (spared if bare else others).append(parameter)
     return [
         {"params": spared, "weight_decay": 0.0},

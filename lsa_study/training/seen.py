@@ -64,7 +64,10 @@ def drawn(image: Tensor, found: Target) -> Tensor:
     masks = F.interpolate(found["masks"][None].float(), size)[0] > 0.5
     classes = found["labels"].tolist()
     colours = [_colour(one) for one in classes]
-    image = draw_segmentation_masks(image, masks, 0.5, colours)
+    for mask, colour in reversed(
+        [*zip(masks, colours, strict=True)]
+    ):  # together, overlaps go black
+        image = draw_segmentation_masks(image, mask, 0.5, colour)
     boxes = found["boxes"].float() * by
     image = draw_bounding_boxes(image, boxes, colors=colours, width=1)
     said = [str(one - 1) * (len(classes) < FEW) for one in classes]

@@ -191,5 +191,5 @@ def test_a_segmenter_keeps_two_images_in_a_part():
     assert why_not(one) is None
     four = one.model_copy(update={"runtime": one.runtime.model_copy(update={"accumulate": 4})})
     assert why_not(four) is None
-    assert "needs 2; give fewer processes" in why_not(four, 2)
+    assert "needs 2; give a larger" in why_not(four, 2)
     assert "statistics over smaller parts" in smaller(one).note

@@ -8,7 +8,7 @@ from synthetic import write_run
 
 from lsa_study.cli.options import Selection
 from lsa_study.config import study
-from lsa_study.config.remember import remember
+from lsa_study.config.remember import named, remember
 from lsa_study.errors import ConfigError
 
 
@@ -201,3 +201,21 @@ def test_a_memory_of_an_older_version(tmp_path):
     assert (read(tmp_path).overrides, read(tmp_path).seeds) == (("train.epochs=1",), (0, 1))
     ask(tmp_path)
     assert (read(tmp_path).overrides, read(tmp_path).seeds) == ((), (0,))
+
+
+def test_a_side_study_that_makes_other_rows_alike_rules_no_table(tmp_path):
+    """Asked for one row, it fits; the study's own table stands without it."""
+    how = {"tier": "toy", "recall": tmp_path}
+    alike = ["task.framework=cascade_mask_rcnn"]
+    side = study.load_study("table9", only="mask_swin_t_1x", overrides=alike, **how)
+    remember(tmp_path, [named(side, tmp_path, "fw")])
+    assert not study.load_study("table9", **how).overrides
+    assert study.load_study("fw", **how).overrides == ("task.framework=cascade_mask_rcnn",)
+
+
+def test_rows_of_another_task_stand_beside_no_number_of_the_article():
+    other = ["task={kind: segment, size: micro}"]
+    assert study.load_study("table9", only="mask_swin_t_1x").file.article is not None
+    crossed = study.load_study("table9", only="mask_swin_t_1x", overrides=other)
+    assert crossed.file.article is None
+    assert crossed.metrics == ("miou",)

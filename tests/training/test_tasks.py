@@ -207,10 +207,11 @@ def test_a_run_that_classifies_is_written_as_before(make_run):
     assert "decay" not in plain["train"]
 
 
-def test_norms_and_swins_tables_alone_are_spared_as_mmdet_does(make_run):
-    """Of a detector with ELSA: its norms and the tables of the last stage; biases are decayed."""
+@pytest.mark.parametrize("row", [DETECT, SEGMENT], ids=["mask", "upernet"])
+def test_norms_and_swins_tables_alone_are_spared_as_mmdet_does(make_run, row):
+    """With ELSA: the backbone's norms and the tables of its last stage; biases are decayed."""
     elsa = {"model__op": "{kind: elsa, group_width: 4}", "train__no_decay": "mmdet"}
-    settings = make_run(**DETECT, **elsa).settings()
+    settings = make_run(**row, **elsa).settings()
     network = tasks.of(settings).network(3)
     spared, decayed = optim.optimiser(network, settings.train).param_groups
     assert (spared["weight_decay"], decayed["weight_decay"]) == (0.0, settings.train.weight_decay)
@@ -219,6 +220,8 @@ def test_norms_and_swins_tables_alone_are_spared_as_mmdet_does(make_run):
     others = [names[id(one)] for one in decayed["params"]]
     assert kinds == {True}
     assert any("rel_bias" in names[id(one)] for one in spared["params"])
-    assert not any("rel_bias" in name or "norm" in name for name in others)
+    assert all(names[id(one)].startswith("backbone.") for one in spared["params"])
+    left = [name for name in others if name.startswith("backbone.")]
+    assert not any("rel_bias" in name or "norm" in name for name in left)
     assert any(name.endswith("ghost_head") for name in others)
     assert any(name.endswith(".bias") for name in others)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lsa_study.config.settings import Data, Settings
 from lsa_study.config.task import SETS, Segment
-from lsa_study.data.paths import require
+from lsa_study.data.paths import DataLacks, require
 from lsa_study.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +46,14 @@ def splits(data: Data, task: str) -> tuple[Split, Split]:
         )
         return one, other
     kind = coco.Coco if data.name == "coco" else ade20k.Ade20k
-    return kind(paths[0], paths[1], *first), kind(paths[2], paths[3], *last)
+    train, test = kind(paths[0], paths[1], *first), kind(paths[2], paths[3], *last)
+    if train.names != test.names:
+        apart = sorted({*train.names} ^ {*test.names}) or ["their order"]
+        raise DataLacks(
+            f"{paths[2]}: has other categories than {paths[0]} ({', '.join(apart)[:100]}); labels "
+            "would mean other things in training and in the test; give files of the same"
+        )
+    return train, test
 
 
 def load(settings: Settings, *, device: str = "cpu") -> DenseSets:

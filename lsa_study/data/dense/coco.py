@@ -42,11 +42,16 @@ class Coco(Split):
                 "the file again, or ask for a part with data.train_limit and data.test_limit"
             )
         # Crowds stand for many objects: nothing to learn from, but no mistake to find one there.
-        self._used = ~index["crowd"] if train else np.ones(len(index["crowd"]), bool)
+        learnt = ~(index["crowd"] | index["bare"])
+        self._used = learnt if train else np.ones(len(learnt), bool)
         annotated = np.bincount(index["image"][self._used], minlength=found) > 0
         self._rows = (np.flatnonzero(annotated) if train else np.arange(found))[: self.limit]
-        if not len(self._rows):
-            raise DataLacks(f"{self.file}: no image has an object to detect; fetch the file again")
+        if not np.isin(index["image"][~index["crowd"]], self._rows).any():
+            of = f"none of the first {self.limit} images" if self.limit else "no image"
+            raise DataLacks(
+                f"{self.file}: {of} has an object to detect; fetch the file again, or ask for more "
+                "images"
+            )
         self._first = np.searchsorted(index["image"], np.arange(found + 1))
         self.names = [os.fsdecode(name) for name in index["classes"]]
         self.content = [digest, str(len(self)), *self._heads()]
@@ -67,6 +72,8 @@ class Coco(Split):
         found, rows = self._index, self._annotations(index)
         boxes = found["box"][rows].astype(np.float32)
         boxes[:, 2:] += boxes[:, :2]
+        height, width = pixels.shape[:2]
+        boxes = boxes.clip(0, [width, height, width, height])
         codes = [self._code(row, image) for row in rows]
         target = detected(
             torch.from_numpy(boxes),
@@ -117,16 +124,22 @@ class Coco(Split):
                 f"{self.file.name} names"
             ) from error
 
-    def _remarks(self, train: bool, bare: int) -> list[str]:
+    def _remarks(self, train: bool, empty: int) -> list[str]:
         dropped, clipped = self._index["left_out"].tolist()
         crowds = int(self._index["crowd"].sum())
+        bare = int((self._index["bare"] & ~self._index["crowd"]).sum())
         return [
             f"{self.file.name}: {number:,} {what}"
             for number, what in (
-                (dropped, "annotations left out, whose boxes are empty or outside their images"),
-                (clipped, "boxes clipped to their images"),
+                (dropped, "annotations without a mask left out"),
+                (
+                    train * bare,
+                    "annotations left out of training, whose boxes are empty or outside "
+                    "their images",
+                ),
+                (train * clipped, "boxes clipped to their images"),
                 (train * crowds, "annotations of crowds left out of training"),
-                (train * bare, "images without objects left out of training"),
+                (train * empty, "images without objects left out of training"),
             )
             if number
         ]

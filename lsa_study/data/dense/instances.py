@@ -18,23 +18,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsa_study.data.dense.targets import coco_masks, decoded
+from lsa_study.data.dense.targets import coco_masks
 from lsa_study.data.paths import DataLacks, cached
 from lsa_study.files import replacing
 
-VERSION = "coco-1"
+VERSION = "coco-2"
 """Of what is kept."""
 LEAST = 1
 """A box of a shorter side, in pixels, is none; as in the released code."""
 FARTHEST = 1e6
 """In pixels: a corner beyond it is no corner."""
 
+TORN = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+"""What reading a damaged copy raises: it is made anew then."""
+
 Arrays = dict[str, NDArray[Any]]
 """Of images, in the order of their ids: ``ids``, ``sizes`` (height, width), ``names``. Of
-annotations, image by image: ``image`` (counted from 0), ``box`` (left, top, width, height),
-``area``, ``label`` from 1, ``crowd``, and ``code``, the bytes of all masks, of which number i
-begins at ``start[i]``. Besides ``classes``, their names, and ``left_out``: how many annotations
-were, and how many boxes were clipped."""
+annotations, image by image: ``image`` (counted from 0), ``box`` (left, top, width, height, as in
+the file), ``area``, ``label`` from 1, ``crowd``, ``bare`` (nothing to learn from: no area, or sides
+under a pixel in the image), and ``code``, the bytes of all masks, of which number i begins at
+``start[i]``. Besides ``classes``, their names, and ``left_out``: how many annotations were, as they
+have no mask, and how many boxes stand over their image by more than a pixel."""
+KEYS = frozenset({
+    "ids", "sizes", "names", "classes", "image", "box", "area", "label", "crowd", "bare", "start",
+    "code", "left_out",
+})  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
@@ -51,14 +59,17 @@ def read(file: Path) -> tuple[Arrays, str]:
         raise DataLacks(f"{file}: cannot be read ({error.strerror}); fetch it again") from error
     digest = hashlib.sha256(content).hexdigest()[:16]
     with (
-        contextlib.suppress(OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile),
+        contextlib.suppress(*TORN),
         cached(f"{VERSION}-{digest}.npz").open("rb") as file_kept,
         np.load(file_kept, allow_pickle=False) as kept,
     ):
-        return dict(kept), digest
+        if kept.keys() == KEYS:
+            return dict(kept), digest
     try:
         arrays = _arrays(file, json.loads(content))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError
+    ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {error}"
         raise DataLacks(
             f"{file}: is damaged or holds something else ({reason:.200}); wanted are images, "
@@ -86,7 +97,9 @@ def _arrays(file: Path, found: dict[str, Any]) -> Arrays:
             f"{file}: has {len(images)} images, {len(classes)} categories and perhaps sides of 0; "
             "wanted is one at least of each; fetch it again"
         )
-    columns: dict[str, list[Any]] = {"image": [], "box": [], "area": [], "label": [], "crowd": []}
+    columns: dict[str, list[Any]] = {
+        "image": [], "box": [], "area": [], "label": [], "crowd": [], "bare": [],
+    }  # fmt: skip
     codes: list[bytes] = []
     dropped = clipped = 0
     for one in found["annotations"]:
@@ -97,18 +110,22 @@ def _arrays(file: Path, found: dict[str, Any]) -> Arrays:
                 "which one is not in the file; fetch it again"
             )
         row = rows[one["image_id"]]
-        box, outside = _clipped(where, one["bbox"], sizes[row].tolist())
-        if box is None or one["area"] <= 0 or not one["segmentation"]:
+        box = [*map(float, one["bbox"])]
+        least, outside = _inside(where, box, sizes[row].tolist())
+        if not one["segmentation"]:
             dropped += 1
             continue
         clipped += outside
-        crowd = bool(one.get("iscrowd", 0))
-        values = (row, box, float(one["area"]), labels[one["category_id"]], crowd)
+        crowd, area = bool(one.get("iscrowd", 0)), float(one["area"])
+        bare = least < LEAST or not area > 0
+        values = (row, box, area, labels[one["category_id"]], crowd, bare)
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
         codes.append(_code(where, one["segmentation"], sizes[row].tolist()))
     order = np.argsort(np.array(columns["image"], np.int64), kind="stable")
-    kinds: tuple[type, ...] = (np.int64, np.float64, np.float64, np.int64, np.bool_)
+    kinds: tuple[type, ...] = (
+        np.int64, np.float64, np.float64, np.int64, np.bool_, np.bool_,
+    )  # fmt: skip
     of_annotations: Arrays = {
         name: np.array(column, kind)[order]
         for (name, column), kind in zip(columns.items(), kinds, strict=True)
@@ -127,17 +144,14 @@ def _arrays(file: Path, found: dict[str, Any]) -> Arrays:
     }
 
 
-def _clipped(where: str, box: Any, size: list[int]) -> tuple[list[float] | None, bool]:
-    """The part of a box in its image, None for none; whether more than a pixel stood over."""
-    left, top, width, height = map(float, box)
-    if not np.isfinite([left, top, width, height]).all():
+def _inside(where: str, box: list[float], size: list[int]) -> tuple[float, bool]:
+    """The shorter side of a box's part in its image; whether more than a pixel stands over."""
+    left, top, width, height = box
+    if not np.isfinite(box).all():
         raise DataLacks(f"{where}: its bbox is {box}; wanted are finite numbers; fetch it again")
     right, bottom = min(left + width, size[1]), min(top + height, size[0])
-    inside = [max(left, 0.0), max(top, 0.0)]
-    inside += [right - inside[0], bottom - inside[1]]
-    if min(inside[2:]) < LEAST:
-        return None, False
-    return inside, max(width - inside[2], height - inside[3]) > 1
+    inside = right - max(left, 0.0), bottom - max(top, 0.0)
+    return min(inside), min(inside) >= LEAST and max(width - inside[0], height - inside[1]) > 1
 
 
 def _code(where: str, mask: Any, size: list[int]) -> bytes:
@@ -160,13 +174,31 @@ def _code(where: str, mask: Any, size: list[int]) -> bytes:
             f"{where}: its mask is {mask['size']} pixels high and wide, its image {size}; fetch "
             "the file again"
         )
-    if isinstance(runs, list):
-        if sum(runs) != height * width or min(runs) < 0:
-            raise DataLacks(
-                f"{where}: the runs of its mask cover {sum(runs)} pixels of {height * width}; "
-                "fetch the file again"
-            )
-        return bytes(tools.frPyObjects(mask, height, width)["counts"])
-    code = runs.encode() if isinstance(runs, str) else b""
-    decoded([{"size": size, "counts": code}], (height, width))  # says whether it is one
-    return code
+    lengths = runs if isinstance(runs, list) else _lengths(str(runs))
+    # pycocotools takes runs of too few pixels and leaves the others as the memory was.
+    if sum(lengths) != height * width or min(lengths, default=0) < 0:
+        raise DataLacks(
+            f"{where}: the runs of its mask cover {sum(lengths)} pixels of {height * width}; "
+            "fetch the file again"
+        )
+    if isinstance(runs, str):
+        return runs.encode()
+    return bytes(tools.frPyObjects(mask, height, width)["counts"])
+
+
+def _lengths(code: str) -> list[int]:
+    """The runs of a compressed code, none of a torn one.
+
+    Five bits a character, signed; from the fourth run on, against the last but one.
+    """
+    lengths: list[int] = []
+    value = place = 0
+    for byte in code.encode():
+        part = byte - 48
+        value |= (part & 31) << 5 * place
+        place += 1
+        if not part & 32:
+            value -= (1 << 5 * place) if part & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = place = 0
+    return lengths if not place else []

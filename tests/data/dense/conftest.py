@@ -27,13 +27,14 @@ def coco_root(tmp_path):
 
 @pytest.fixture
 def change(coco_root):
-    """Change the file of the training instances."""
+    """Change the file of the training instances, or those that are named."""
 
-    def do(action):
-        file = coco_root / "coco" / "annotations" / "instances_train2017.json"
-        content = json.loads(file.read_text())
-        action(content)
-        file.write_text(json.dumps(content))
+    def do(action, *which):
+        for split in which or ("train",):
+            file = coco_root / "coco" / "annotations" / f"instances_{split}2017.json"
+            content = json.loads(file.read_text())
+            action(content)
+            file.write_text(json.dumps(content))
         instances.read.cache_clear()
 
     return do

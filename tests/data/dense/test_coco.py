@@ -88,7 +88,7 @@ def test_one_class_is_enough(splits, change):
         content["categories"] = [{"id": 1, "name": "person"}]
         content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 1]
 
-    change(only)
+    change(only, "train", "val")
     train, _ = splits()
     assert train.names == ["person"]
     assert len(train) == 1
@@ -111,11 +111,26 @@ def test_boxes_over_the_edge_are_clipped_and_empty_ones_dropped(splits, change):
     target = train[0][1]
     assert target["boxes"].tolist() == [[4, 6, 16, 15], [20, 40, 30, 50]]
     assert target["masks"][1].sum() == 100
-    assert train.remarks[:2] == (
-        "instances_train2017.json: 4 annotations left out, whose boxes are empty or outside their "
-        "images",
+    assert train.remarks[:3] == (
+        "instances_train2017.json: 1 annotations without a mask left out",
+        "instances_train2017.json: 3 annotations left out of training, whose boxes are empty or "
+        "outside their images",
         "instances_train2017.json: 1 boxes clipped to their images",
     )
+
+
+def test_the_truth_of_the_test_is_that_of_the_file(splits, change):
+    """As pycocotools reads it: boxes over the edge, and some of less than a pixel."""
+    boxes = [(20.0, 40.0, 30.0, 30.0), (5.0, 5.0, 0.5, 0.5)]
+
+    def add(content):
+        one = min(image["id"] for image in content["images"])
+        content["annotations"] += [annotation(10 + i, one, 1, box) for i, box in enumerate(boxes)]
+
+    change(add, "val")
+    _, test = splits()
+    assert [tuple(one["bbox"]) for one in test.annotations(0)][-2:] == boxes
+    assert test.remarks == ()
 
 
 def test_the_file_is_read_once_and_kept_without_pickle(splits, tmp_path, monkeypatch):
@@ -132,9 +147,11 @@ def test_the_file_is_read_once_and_kept_without_pickle(splits, tmp_path, monkeyp
 def test_a_torn_cache_is_made_again(splits, tmp_path):
     want = splits()[0][1][1]
     (kept,) = (tmp_path / "cache" / "lsa_study").iterdir()
-    kept.write_bytes(kept.read_bytes()[:-200])
-    instances.read.cache_clear()
-    assert torch.equal(splits()[0][1][1]["masks"], want["masks"])
+    np.savez(kept.with_name("other.npz"), ids=np.arange(3))
+    for content in (kept.read_bytes()[:-200], b"", (kept.with_name("other.npz")).read_bytes()):
+        kept.write_bytes(content)
+        instances.read.cache_clear()
+        assert torch.equal(splits()[0][1][1]["masks"], want["masks"])
 
 
 def test_the_fingerprint_is_of_content_and_number(splits, change):
@@ -192,9 +209,24 @@ DAMAGE = {
     "corner": (put(["annotations", 0, "segmentation", 0, 0], 1e9), "three corners at least"),
     "runs": (put(["annotations", 3, "segmentation", "counts", 0], 1), "cover 1081 pixels of 1280"),
     "size": (put(["annotations", 3, "segmentation", "size"], [4, 4]), r"\[4, 4\] pixels high"),
-    "code": (put(["annotations", 3, "segmentation", "counts"], "a"), "damaged .*RLE"),
-    "nothing": (put(["annotations"], []), "no image has an object to detect"),
+    "code": (put(["annotations", 3, "segmentation", "counts"], "a"), "cover 0 pixels of 1280"),
+    "no code": (put(["annotations", 3, "segmentation", "counts"], ""), "cover 0 pixels of 1280"),
+    "number": (put(["images", 0, "width"], 2**64), "OverflowError"),
+    "nothing": (put(["annotations"], []), "none of the first 100 images has an object"),
 }
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        put(["categories", 0, "name"], "cat"),
+        lambda c: c["categories"].append({"id": 99, "name": "x"}),
+    ],
+)
+def test_other_categories_in_the_test_are_refused(splits, change, action):
+    change(action, "val")
+    with pytest.raises(DataLacks, match=r"instances_val2017.json: has other categories than"):
+        splits()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
