@@ -54,8 +54,8 @@ ESCAPES: Mapping[str, str] = {
 }
 COLUMN, PAGE = 229.0, 345.0
 """Widths in points of a column of ``article`` in two columns, and of its text in one."""
-SEPARATION = 3.0
-"""Points on either side of a column."""
+SEPARATION: Mapping[str, float] = {"footnotesize": 3.0, "scriptsize": 3.0, "tiny": 2.0}
+"""Points on either side of a column, by size of type."""
 SIZES: Mapping[str, float] = {"footnotesize": 8.5, "scriptsize": 8.0, "tiny": 6.8}
 """Points of an em (Computer Modern), by size of type."""
 WIDTHS = (
@@ -63,6 +63,8 @@ WIDTHS = (
     ("ABCDEFGHIJKLNOPQRSTUVXYZ+−±×Δ", 0.78),
 )  # fmt: skip
 """Widths of signs, in ems; 0.56 for every other."""
+PLAIN = re.compile(r"[\w@/%Δ() ]+")
+"""A title that can be set one word under the other."""
 TALLEST = 480.0
 """Points that a table with its notes may take of a page."""
 BEST = "Bold: the highest mean of the rows that have an accuracy; not a verdict on any difference."
@@ -128,13 +130,16 @@ def latex(table: Table, columns: Sequence[str] = ()) -> str:
     label = re.sub("[^a-zA-Z0-9]+", "-", f"{table.study.name}-{table.study.tier}")
     shape = "".join(
         f"p{{{width:.0f}pt}}" if at in wrapped else "l" if at < words else "r"
-        for at, width in enumerate(width - 2 * SEPARATION for width in widths)
+        for at, width in enumerate(width - 2 * SEPARATION[size] for width in widths)
     )
-    titles = [_title(text, "l" if at < words else "r") for at, text in enumerate(cells[0])]
+    titles = [
+        _title(_parts(raw, size, text), "l" if at < words else "r")
+        for at, (raw, text) in enumerate(zip(texts[0], cells[0], strict=True))
+    ]
     lines = [
         rf"% {one_line(table.caption)}",
         rf"\begin{{table{star}}}",
-        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{SEPARATION:.0f}pt}}",
+        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{SEPARATION[size]:.0f}pt}}",
         rf"  \caption{{{escape(table.caption)}}}",
         rf"  \label{{tab:lsa-{label}}}",
         rf"  \begin{{tabular}}{{{shape}}}",
@@ -180,7 +185,7 @@ def latex_pivot(table: Table, pivot: Pivot) -> str:
     number = len(pivot.columns)
     lines = [
         rf"\begin{{table{star}}}",
-        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{SEPARATION:.0f}pt}}",
+        rf"  \centering\{size}\setlength{{\tabcolsep}}{{{SEPARATION[size]:.0f}pt}}",
         rf"  \caption{{{escape(f'{table.caption}: {pivot.about}')}}}",
         rf"  \label{{tab:lsa-{label}-pivot}}",
         rf"  \begin{{tabular}}{{l{'r' * number}}}",
@@ -208,14 +213,14 @@ def _fit(texts: list[list[str]], words: int) -> tuple[str, list[float], list[int
 
     ``words``: how many columns, from the first, hold words; they alone may break their lines.
     """
-    # A title's unit stands under it.
-    lines = [[title.replace(" (", "\n(") for title in texts[0]], *texts[1:]]
-    columns = list(zip(*lines, strict=True))
     for size, em in SIZES.items():
+        # Titles are set in several lines.
+        lines = [["\n".join(_parts(title, size)) for title in texts[0]], *texts[1:]]
+        columns = list(zip(*lines, strict=True))
         widths, least = (
             [
                 em * max(_ems(part) for cell in column for part in cell.split(end) or [""])
-                + 2 * SEPARATION
+                + 2 * SEPARATION[size]
                 for column in columns
             ]
             for end in ("\n", None)
@@ -238,10 +243,21 @@ def _ems(text: str) -> float:
     return sum(next((ems for signs, ems in WIDTHS if sign in signs), 0.56) for sign in text)
 
 
-def _title(text: str, side: str) -> str:
-    """A column's title, its unit in brackets under it."""
+def _parts(title: str, size: str, text: str | None = None) -> list[str]:
+    """The lines of a column's title, or of its ``text`` in LaTeX: its unit under it, or each word.
+
+    Each word in the smallest type, where the title is of plain words.
+    """
+    text = title if text is None else text
+    if size == "tiny" and PLAIN.fullmatch(title):
+        return text.split(" ")
     name, bracket, unit = text.partition(" (")
-    return rf"\shortstack[{side}]{{{name}\\({unit}}}" if bracket else text
+    return [name, f"({unit}"] if bracket else [text]
+
+
+def _title(parts: Sequence[str], side: str) -> str:
+    lines = r"\\".join(parts)
+    return rf"\shortstack[{side}]{{{lines}}}" if len(parts) > 1 else lines
 
 
 def _rules(rows: Sequence[Row]) -> set[str]:

@@ -106,9 +106,9 @@ def test_runs_of_two_tiers_can_be_compared(results):
 def test_a_name_that_two_tiers_hold_needs_the_tier():
     committed = Path(__file__).resolve().parents[2] / "results"
     with pytest.raises(ConfigError) as found:
-        provenance.diff(committed, "swin-s0", "elsa-s0")
+        provenance.diff(committed, "swin-s0", "net1-s0")
     assert "of tier toy, swin-s0-" in str(found.value)
     assert "give --tier toy or proxy, or write more" in str(found.value)
     for tier in ("toy", "proxy"):
-        found = provenance.diff(committed, "swin-s0", "elsa-s0", tier)
-        assert "model.op.kind" in found["config"]
+        found = provenance.diff(committed, "swin-s0", "net1-s0", tier)
+        assert "model.op.terms" in found["config"]
