@@ -32,6 +32,8 @@ KINDS: Mapping[Keys, Mapping[str, type[BaseModel]]] = {
 }  # fmt: skip
 """The groups that stand at a path, by their ``kind``."""
 TIERS: tuple[str, ...] = get_args(Tier)
+NOWHERE = "settings"
+"""The place of what nobody wrote."""
 Place = Callable[..., str]
 """From the keys of a setting to where it was written."""
 
@@ -118,7 +120,7 @@ class Layers:
             if keys[:end] in self.origin:
                 return self.origin[keys[:end]](*keys[end:])
         inside = (place() for known, place in self.origin.items() if known[: len(keys)] == keys)
-        return next(inside, "settings")
+        return next(inside, NOWHERE)
 
 
 def validate(kind: type[Model], data: dict[str, Any], where: Place) -> Model:
@@ -154,7 +156,8 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
         case "missing":
             said = f"{name} is missing; it has no default"
         case "value_error":
-            said = f"{name}: {detail['ctx']['error']}"
+            said = f"{name}: {detail['ctx']['error']}" if keys else str(detail["ctx"]["error"])
+            return f"{_place_of_named(str(detail['ctx']['error']), keys, where)}: {said}"
         case "literal_error" if isinstance(value, str):
             hint = nearest(value, re.findall("'(.*?)'", message))
             said += f"; {hint}" * hint.startswith("did")
@@ -173,6 +176,13 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
                     "exponents; write it like 1.0e-3"
                 )
     return f"{where(*keys)}: {said}"
+
+
+def _place_of_named(error: str, keys: Keys, where: Place) -> str:
+    """Where the settings that do not fit each other were written: the command's own if any were."""
+    named = [(*keys, *path.split(".")) for path in re.findall(r"([a-z_][\w.]*)=", error)]
+    places = [place for one in named if (place := where(*one)) != NOWHERE] or [where(*keys)]
+    return next((place for place in places if place.startswith("--set")), places[0])
 
 
 def _nearest(kind: type[BaseModel], loc: Keys, keys: Keys) -> str:

@@ -115,6 +115,15 @@ class Train(Group):
     autocast; and fp16: float16 autocast and a loss scale that skips steps whose gradients overflow,
     as released. A run records which it was."""
 
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if late := [one for one in self.decay.milestones if one >= self.epochs]:
+            raise ValueError(
+                f"decay.milestones={list(self.decay.milestones)} with epochs={self.epochs}: "
+                f"the rate never falls at {late[0]}; give smaller milestones, or more epochs"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         usual = {"decay": self.decay.kind == "cosine", "optimizer": self.optimizer.kind == "adamw"}
@@ -160,3 +169,19 @@ class Augment(Group):
     def mixes(self) -> bool:
         """Whether mixup or cutmix is on."""
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        mixing = bool(self.mixup or self.cutmix)
+        for name, read, right in (
+            ("crop_pad", self.crop == "pad", "augment.crop: pad"),
+            ("crop_scale", self.crop == "random_resized", "augment.crop: random_resized"),
+            ("crop_ratio", self.crop == "random_resized", "augment.crop: random_resized"),
+            ("mix_prob", mixing, "augment.mixup or augment.cutmix above 0"),
+            ("mix_switch", self.mixup and self.cutmix, "both augment.mixup and augment.cutmix"),
+        ):
+            value, usual = getattr(self, name), type(self).model_fields[name].default
+            if value != usual and not read:
+                usual = list(usual) if isinstance(usual, tuple) else usual
+                raise ValueError(f"{name}={value}: read with {right} alone; leave it at {usual}")
+        return self

@@ -78,25 +78,30 @@ class Metric:
     """Within a sentence."""
     article: str
     """Of its axis where the article's numbers stand."""
+    first: str
+    """That begins a sentence."""
 
-    def shown(self, value: float) -> str:
+    def shown(self, value: float, digits: int = 2) -> str:
         """A value with its unit, such as ``81.30 %``; AP has none."""
-        return f"{value:.2f}{' %' * ('(%)' in self.title)}"
+        return f"{value:.{digits}f}{' %' * ('(%)' in self.title)}"
 
 
 METRICS: Mapping[str, Metric] = {
     "acc1": Metric(
         "top-1", "Acc@1 (%)", "Top-1 accuracy on the test set (%)", "top-1 accuracy",
-        "Top-1 accuracy on ImageNet-1K (%)",
+        "Top-1 accuracy on ImageNet-1K (%)", "Accuracy",
     ),
     "box_ap": Metric(
-        "box AP", "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)"
+        "box AP", "Box AP", "Box AP on the test set (points)", "box AP", "Box AP on COCO (points)",
+        "Box AP",
     ),
     "mask_ap": Metric(
         "mask AP", "Mask AP", "Mask AP on the test set (points)", "mask AP",
-        "Mask AP on COCO (points)",
+        "Mask AP on COCO (points)", "Mask AP",
     ),
-    "miou": Metric("mIoU", "mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)"),
+    "miou": Metric(
+        "mIoU", "mIoU (%)", "mIoU on the test set (%)", "mIoU", "mIoU on ADE20K (%)", "mIoU"
+    ),
 }  # fmt: skip
 """By their names in files of data: percent or, of AP, points of 100."""
 OF_TASK: Mapping[str, tuple[str, ...]] = {
@@ -108,7 +113,7 @@ IDLE: Mapping[str, object] = {
     "augment.rand_augment": None, "augment.color_jitter": 0.0, "augment.erasing": 0.0,
     "augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.label_smoothing": 0.0,
     "augment.order": "erase_first", "evaluation.metrics": {}, "evaluation.crop": "centre",
-    "evaluation.crop_share": 1.0, "runtime.compile": False,
+    "evaluation.crop_share": 1.0, "evaluation.batch_size": 256, "runtime.compile": False,
 }  # fmt: skip
 """Settings that only classification reads, as they have to stand in a run of another task."""
 SETS: Mapping[str, tuple[str, ...]] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.optim._param_groups import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from lsa_study.config.protocol import Train
@@ -84,30 +85,38 @@ def schedule(
     unit = 1 if by_epoch else steps
     length = round((train.epochs - train.cooldown_epochs * shrink) * unit)
     warm = round(train.warmup_epochs * shrink * unit)
-    decay = train.decay
-    if decay.kind == "steps":
-        times = [milestone * unit for milestone in decay.milestones]
-        rate_at = _stepped(optimizer, times, warm, train.warmup_lr)
-    else:
-        more = {"power": decay.power} if decay.kind == "poly" else {}
-        kind = PolyLRScheduler if decay.kind == "poly" else CosineLRScheduler
-        rate_at = kind(
+    if train.decay.kind == "cosine":
+        rate_at = CosineLRScheduler(
             optimizer, length, lr_min=train.min_lr, t_in_epochs=False, warmup_t=warm,
-            warmup_lr_init=train.warmup_lr, **more,
+            warmup_lr_init=train.warmup_lr,
         ).step_update  # fmt: skip
+    else:
+        rate_at = _decaying(optimizer, train, unit=unit, length=length, warm=warm)
     return lambda epoch, step: rate_at(epoch if by_epoch else epoch * steps + step)
 
 
-def _stepped(
-    optimizer: torch.optim.Optimizer, times: Sequence[int], warm: int, first: float
+def _decaying(
+    optimizer: torch.optim.Optimizer, train: Train, *, unit: int, length: int, warm: int
 ) -> Callable[[int], None]:
-    """A rate that warms up and falls to a tenth at each of ``times``."""
-    # timm's own falls a step early, and says that it means to.
+    r"""Steps or a power, as mmdet and mmsegmentation move a rate: the decay runs in warm-up too.
+
+    .. math:: r_t \, (w_t + (1 - w_t) \, f / p), \quad w_t = \min(1, t / \mathrm{warm})
+
+    of the decayed rate r, the peak p and the first rate f. (timm warms up to the whole peak, and
+    its steps fall a step early.)
+    """
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    times = [milestone * unit for milestone in train.decay.milestones]
+
+    def decayed(peak: float, t: int) -> float:
+        if train.decay.kind == "steps":
+            return peak * math.pow(0.1, bisect.bisect_right(times, t))
+        left = math.pow(max(0.0, 1 - t / length), train.decay.power)
+        return train.min_lr + (peak - train.min_lr) * left
 
     def rate_at(t: int) -> None:
+        warmed = min(1.0, t / warm) if warm else 1.0
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            fallen = peak * 0.1 ** bisect.bisect_right(times, t)
-            group["lr"] = first + t * (peak - first) / warm if t < warm else fallen
+            group["lr"] = decayed(peak, t) * (warmed + (1 - warmed) * train.warmup_lr / peak)
 
     return rate_at

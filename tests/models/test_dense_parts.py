@@ -11,7 +11,7 @@ from lsa_study.models.dense.boxes import RoiPool, Rule, Stage
 from lsa_study.models.dense.detector import together
 from lsa_study.models.dense.heads import Heads
 from lsa_study.models.dense.masks import mask_targets, paste
-from lsa_study.models.dense.proposals import Anchors
+from lsa_study.models.dense.proposals import Anchors, BestOfObject, Proposals
 from lsa_study.models.dense.pyramid import Pyramid
 
 TASK = Heads("cascade_mask_rcnn", channels=8, box_width=8, mask_size=14, convs=1, rois=16)
@@ -32,6 +32,51 @@ def test_anchors():
             x, y = column * stride, row * stride
             by_hand.append([x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2])
     np.testing.assert_allclose(anchors.numpy(), by_hand, rtol=1e-6, atol=1e-4)
+
+
+def test_the_best_anchor_of_an_object_finds_it():
+    """Also where it overlaps another more; of two objects the last; not below the low threshold."""
+    overlaps = torch.tensor(
+        [
+            # the anchors: 0 and 1 overlap enough, 2 and 3 are best for somebody, 4 and 5 are not
+            [0.9, 0.1, 0.5, 0.0, 0.4, 0.2],
+            [0.0, 0.2, 0.45, 0.0, 0.4, 0.1],  # best anchor: 2, which object 0 overlaps more
+            [0.0, 0.8, 0.0, 0.0, 0.4, 0.0],
+            [0.0, 0.0, 0.0, 0.29, 0.0, 0.0],  # nothing overlaps it by 0.3
+            [0.0, 0.0, 0.45, 0.0, 0.1, 0.0],  # as object 1
+        ]
+    )
+    match = BestOfObject(0.7, 0.3, allow_low_quality_matches=True)
+    nothing, unsure = match.BELOW_LOW_THRESHOLD, match.BETWEEN_THRESHOLDS
+    assert match(overlaps).tolist() == [0, 2, 4, nothing, unsure, nothing]
+
+
+def test_nothing_is_learnt_from_anchors_in_the_padding_of_a_batch():
+    """Each image counts to its own next multiple of 32; objects find their best anchor there."""
+    proposals = Proposals(TASK, proposals=8, beta=0.0)
+    sizes = [(40, 96), (64, 33)]
+    batch = together([torch.zeros(3, *size) for size in sizes], 32)
+    assert batch.shape[-2:] == (64, 96)
+    levels = [torch.zeros(2, 8, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    levels.append(torch.zeros(2, 8, 1, 2))
+    anchors = proposals.anchor_generator(ImageList(batch, sizes), levels)
+    objects = (torch.tensor([[4.0, 4.0, 30.0, 30.0]]), torch.zeros(0, 4))
+    targets = [
+        {"boxes": boxes, "masks": torch.zeros(len(boxes), *size)}
+        for boxes, size in zip(objects, sizes, strict=True)
+    ]
+    labels, boxes = proposals.assign_targets_to_anchors(anchors, targets)
+    for label, (height, width) in zip(labels, [(64, 96), (64, 64)], strict=True):
+        outside = []
+        for level, stride in zip(levels, (4, 8, 16, 32, 64), strict=True):
+            for row, column, _ in np.ndindex(*level.shape[2:], 3):
+                outside.append(row * stride >= height or column * stride >= width)
+        outside = torch.tensor(outside)
+        assert (label[outside] == -1).all()
+        assert outside.any() == (width < 96)
+    assert (labels[1][~outside] == 0).all()
+    assert (labels[0] == 1).sum() >= 1
+    assert (boxes[0][labels[0] == 1] == objects[0]).all()
 
 
 def test_cells_of_a_box_see_their_own_place():

@@ -64,6 +64,34 @@ def test_warm_up_and_cool_down_shrink_in_proportion():
     assert found[10:] == [1e-5, 1e-5]
 
 
+def released(steps, epochs, peak, falls):
+    """As mmcv's hook, by its documentation: warm-up takes a share of what the decay says."""
+    found, warm, ratio = [], 2 * steps, 0.001
+    for t in range(steps * epochs):
+        rate = falls(t, peak)
+        if t < warm:
+            rate *= 1 - (1 - t / warm) * (1 - ratio)
+        found.append(rate)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["steps", "poly"])
+def test_decays_of_detection_and_segmentation(kind):
+    steps, epochs = 5, 12
+    written = {"steps": "{kind: steps, milestones: [8, 11]}", "poly": "{kind: poly, power: 0.9}"}
+    found = rates(
+        steps=steps, epochs=epochs, schedule="step", decay=written[kind], warmup_epochs=2,
+        cooldown_epochs=0, lr="1.0e-4", lr_batch=1024, warmup_lr="1.0e-7", min_lr=0.0,
+    )  # fmt: skip
+
+    def falls(t, peak):
+        if kind == "poly":
+            return peak * (1 - t / (steps * epochs)) ** 0.9
+        return peak * (1.0 if t < 8 * steps else 0.1 if t < 11 * steps else 0.01)
+
+    assert found == pytest.approx(released(steps, epochs, 1e-4, falls), rel=1e-12)
+
+
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
 def test_a_single_epoch_trains(schedule):
     assert max(rates(steps=6, epochs=1, schedule=schedule)) > 2e-4

@@ -181,6 +181,13 @@ def test_what_processes_found_is_put_together(monkeypatch):
         ({"train.decay": {"kind": "steps", "milestones": [9, 3]}}, "give rising epochs"),
         ({"train.decay": {"milestones": [3]}}, "nothing else reads them"),
         ({"train.decay": {"power": 2.0}}, "power=2 changes nothing"),
+        (
+            {"train.decay": {"kind": "steps", "milestones": [1, 1000]}},
+            "milestones=[1, 1000] with epochs=2: the rate never falls at 1000",
+        ),
+        ({"augment.crop_pad": 2}, "crop_pad=2: read with augment.crop: pad alone; leave it at 4"),
+        ({"augment.mix_prob": 0.5}, "mix_prob=0.5: read with augment.mixup or augment.cutmix"),
+        ({"evaluation.batch_size": 8}, "evaluation.batch_size=8: not read where"),
     ],
 )
 def test_settings_that_do_not_fit_a_task_are_refused(make_run, change, said):

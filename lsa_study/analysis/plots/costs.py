@@ -138,9 +138,10 @@ def _draw(
     places: Sequence[Estimate],
 ) -> Figure:
     """Draw rows at their places with the intervals that both quantities have, and name them."""
-    drawn = style.figure(*SIZE, f"Accuracy against {title}", study)
+    metric = METRICS[study.metrics[0]]
+    drawn = style.figure(*SIZE, f"{metric.first} against {title}", study)
     axes = drawn.subplots()
-    axes.set(xlabel=label, ylabel=METRICS[study.metrics[0]].axis)
+    axes.set(xlabel=label, ylabel=metric.axis)
     fast = title == "speed"
     if fast:
         axes.set_xscale("log")
@@ -152,7 +153,7 @@ def _draw(
         made.add(style.short(row.name), family, across, row.accuracy)
     if not made.points:
         style.empty(axes, "no run has finished")
-        drawn.set_label(f"Accuracy against {title}: no run has finished.")
+        drawn.set_label(f"{metric.first} against {title}: no run has finished.")
         return drawn
     best = made.best(more=fast)
     edge = {"color": style.QUIET, "lw": 1, "ls": "dashed", "zorder": 1.5}
@@ -162,7 +163,7 @@ def _draw(
     made.finish()
     names = [one.name for one in best]
     drawn.set_label(
-        f"Accuracy against {'images a second in training' if fast else 'multiply-adds'} of "
+        f"{metric.first} against {'images a second in training' if fast else 'multiply-adds'} of "
         f"{counted(len(made.points), 'row')}; beaten in both by no other (dashed): "
         f"{', '.join(names)}; {style.basis([row for row, _ in rows])}."
     )

@@ -1,4 +1,4 @@
-"""Learning curves of a study: test accuracy after every epoch."""
+"""Learning curves of a study: its metric on the test set after every epoch."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     last = max((max(curve.mean) for curve in found), default=0)
     titles = ("Whole training", "Second half") if last > FEW else ("Whole training",)
     panels = drawn.subplots(1, len(titles), squeeze=False, width_ratios=(1, 1.25)[: len(titles)])[0]
-    panels[0].set_ylabel(METRICS[study.metrics[0]].axis)
+    metric = METRICS[study.metrics[0]]
+    name = "Test accuracy" if metric.first == "Accuracy" else f"{metric.first} on the test set"
+    panels[0].set_ylabel(metric.axis)
     for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if not found:
         style.empty(panels[0], "no run has finished an epoch")
-        drawn.set_label("Test accuracy after every epoch: no run has finished one.")
+        drawn.set_label(f"{name} after every epoch: no run has finished one.")
         return drawn
     _trace(panels[0], found)
     panels[0].set_xlim((1 if last <= FEW else 0) - 0.15 * (last <= FEW), max(last, 1.15))
@@ -82,7 +84,7 @@ def curves(study: Study, rows: Sequence[Row]) -> Figure:
     for axes in panels:
         style.within_percent(axes)
     _label(panels[-1], every)
-    caption = f"Test accuracy after each of {counted(last, 'epoch')}"
+    caption = f"{name} after each of {counted(last, 'epoch')}"
     if finished:
         best = max(finished, key=lambda curve: curve.mean[max(curve.mean)])
         caption += f" of {counted(len(finished), 'row')}, highest at the end: {best.row.name}"

@@ -11,6 +11,7 @@ from lsa_study.analysis.pivot import pivot_of
 from lsa_study.analysis.plots import style
 from lsa_study.analysis.rows import Row
 from lsa_study.config.study import Study
+from lsa_study.config.task import METRICS
 
 MOST = 12
 """More blocks of further factors are left to the table."""
@@ -60,13 +61,14 @@ def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
         axes.grid(visible=False)
     for axes in panels[len(blocks) :]:
         axes.remove()
+    metric = METRICS[rows[0].metric]
     means = {row.name: row.accuracy.mean for row in rows if row.accuracy.mean is not None}
     best = max(means, key=lambda name: means[name], default="")
     more = len(pivot.blocks) - len(blocks)
     drawn.set_label(
         f"{pivot.about}: {len(means)} of {len(rows)} rows"
-        + (f", best {best} with {means[best]:.1f} %" if best else "")
-        + (f"; colours from {low:.1f} to {high:.1f} %" if known else "")
+        + (f", best {best} with {metric.shown(means[best], 1)}" if best else "")
+        + (f"; colours from {low:.1f} to {metric.shown(high, 1)}" if known else "")
         + f"; {style.basis(rows)}."
         + f" Maps in the table alone: {more}." * bool(more)
     )

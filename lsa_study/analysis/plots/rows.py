@@ -122,7 +122,7 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     ours = {row.name: row.accuracy.mean for row in rows if row.accuracy.mean is not None}
     theirs = {row.name: row.article.value for row in rows if row.article.value is not None}
     parts = [
-        f"{who}, best {best} with {values[best]:.1f} %"
+        f"{who}, best {best} with {metric.shown(values[best], 1)}"
         for who, values in (("ours (left)", ours), ("the article's (right)", theirs))
         if values
         for best in [max(values, key=lambda name: values[name])]
@@ -130,7 +130,7 @@ def accuracy(study: Study, rows: Sequence[Row]) -> Figure:
     if not study.file.article:
         parts = [part.partition(", ")[2] for part in parts]
     drawn.set_label(
-        f"Accuracy of {counted(len(ours), 'row')} of {study.place}: "
+        f"{metric.first} of {counted(len(ours), 'row')} of {study.place}: "
         f"{'; '.join([*parts, style.basis(rows)])}.{_dagger(rows)}"
     )
     return drawn
@@ -204,7 +204,8 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     """Draw one line per seed through the rows; lines that run side by side share their luck."""
     drawn = style.figure(8.2, 1.5 + 0.34 * len(rows), study=study)
     axes = drawn.subplots()
-    axes.set_xlabel(f"{METRICS[rows[0].metric].axis}; a bar: the mean")
+    metric = METRICS[rows[0].metric]
+    axes.set_xlabel(f"{metric.axis}; a bar: the mean")
     ended = [(run, place) for place, row in enumerate(rows) for run in row.done]
     known = sorted({run.seed for run, _ in ended})
     for at, seed in enumerate(known):
@@ -222,7 +223,7 @@ def seeds(study: Study, rows: Sequence[Row]) -> Figure:
     style.rows_down((axes,), [style.short(row.name) for row in rows])
     spans = [max(row.accuracy.values) - min(row.accuracy.values) for row in rows if row.done]
     drawn.set_label(
-        f"Accuracy of {counted(len(known), 'seed')} of {counted(len(spans), 'row')} of "
+        f"{metric.first} of {counted(len(known), 'seed')} of {counted(len(spans), 'row')} of "
         f"{study.place}: the seeds of a row lie up to {max(spans, default=0):.1f} "
         "points apart; lines that run side by side share their luck."
     )
@@ -332,7 +333,7 @@ def heads(study: Study, rows: Sequence[Row]) -> Figure:
     done = [row for row in rows if row.accuracy.mean is not None]
     best = max(done, key=lambda row: row.accuracy.mean or 0.0, default=None)
     drawn.set_label(
-        "Accuracy over the number of heads, ours (left) and the article's (right): "
+        f"{metric.first} over the number of heads, ours (left) and the article's (right): "
         + (f"ours is highest for {best.name}; " if best else "")
         + f"{style.basis(rows)}."
     )

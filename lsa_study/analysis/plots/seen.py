@@ -39,7 +39,7 @@ def seen(study: Study, rows: Sequence[Row]) -> Figure | None:
         axes.set_ylabel(style.short(name, 28), rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    what = "classes of pixels"
+    what = "classes of pixels, the first of which keeps the picture's own colours"
     if rows[0].metric == "box_ap":
         of_best = {best for *_, best in found.values()}
         what = "objects of high scores" if len(of_best) > 1 else "objects of a score of 0.5 or more"

@@ -13,7 +13,7 @@ from lsa_study.models.dense.boxes import BOX_SIDE, Rule, Sizes, Stage, Targets, 
 from lsa_study.models.dense.features import detection_features
 from lsa_study.models.dense.heads import Heads
 from lsa_study.models.dense.masks import paste
-from lsa_study.models.dense.proposals import Proposals, need_finite
+from lsa_study.models.dense.proposals import WHOLE, Proposals, need_finite
 from lsa_study.models.dense.pyramid import Pyramid
 
 RULES = {
@@ -27,8 +27,6 @@ RULES = {
 """The stages that judge boxes, one after the other."""
 COUNTED_BOXES, COUNTED_MASKS = 1000, 100
 """Of an image, where costs are counted."""
-WHOLE = 32
-"""Images are padded to multiples of so many pixels."""
 
 
 class Detector(nn.Module):

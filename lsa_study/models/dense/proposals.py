@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from lsa_study.models.dense.heads import Heads
@@ -17,6 +18,10 @@ STRIDES = (4, 8, 16, 32, 64)
 """Pixels of the image between two of each level of the pyramid."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height against width."""
+WHOLE = 32
+"""Images are padded to multiples of so many pixels."""
+LOW, HIGH = 0.3, 0.7
+"""Anchors below LOW of IoU show background, from HIGH on an object; between, nothing is learnt."""
 
 
 class Anchors(nn.Module):
@@ -53,6 +58,23 @@ class ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision ships no types
         return [wide(one) for one in logits], [wide(one) for one in shifts]
 
 
+class BestOfObject(Matcher):  # type: ignore[misc]
+    """Which object an anchor is to find, where the best anchor of each object is to find that one.
+
+    As mmdet's, of several objects the last, if the anchor overlaps it by LOW at least. With
+    torchvision's, an object's best anchor finds what it overlaps most itself, however little.
+    """
+
+    def set_low_quality_matches_(
+        self, matches: Tensor, of_anchor: Tensor, overlaps: Tensor
+    ) -> None:
+        """Change ``matches`` (anchors,) by the IoU (objects, anchors)."""
+        highest = overlaps.amax(1, keepdim=True)
+        objects, anchors = torch.where((overlaps == highest) & (highest >= self.low_threshold))
+        best = torch.full_like(matches, -1).scatter_reduce(0, anchors, objects, "amax")
+        matches.copy_(torch.where(best >= 0, best, matches))
+
+
 class Proposals(RegionProposalNetwork):  # type: ignore[misc]
     """Region proposals with mmdet's numbers: 256 anchors, 0.7 and 0.3, suppression at 0.7.
 
@@ -65,8 +87,8 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         super().__init__(
             Anchors(heads.anchor_scale),
             ProposalHead(heads.width, len(RATIOS)),
-            fg_iou_thresh=0.7,
-            bg_iou_thresh=0.3,
+            fg_iou_thresh=HIGH,
+            bg_iou_thresh=LOW,
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n={"training": most, "testing": tested},
@@ -74,6 +96,26 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
             nms_thresh=0.7,
         )
         self.beta = beta
+        self.proposal_matcher = BestOfObject(HIGH, LOW, allow_low_quality_matches=True)
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels (anchors,) and objects' boxes (anchors, 4) of each image.
+
+        Labels are 1 for an object, 0 for background and -1 for what is not to be learnt from, which
+        as in mmdet are also anchors around what pads an image to the size of its batch.
+        """
+        every = []
+        for boxes, target in zip(anchors, targets, strict=True):
+            height, width = (-(-side // WHOLE) * WHOLE for side in target["masks"].shape[-2:])
+            centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).round()  # whole numbers, until rounded
+            (inside,) = torch.where((centers < centers.new_tensor([width, height])).all(1))
+            (label,), (object_box,) = super().assign_targets_to_anchors([boxes[inside]], [target])
+            labels, wanted = label.new_full((len(boxes),), -1), torch.zeros_like(boxes)
+            labels[inside], wanted[inside] = label, object_box.to(wanted)
+            every.append((labels, wanted))
+        return [labels for labels, _ in every], [wanted for _, wanted in every]
 
     def filter_proposals(
         self, proposals: Tensor, objectness: Tensor, *others: Any
