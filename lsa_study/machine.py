@@ -56,17 +56,26 @@ def keep_memory() -> bool:
     )
 
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What a processor is said to have that multiplies bfloat16 itself, rather than by float32."""
+
+
+def bfloat16_units() -> list[str]:
+    """Those of ``BFLOAT16`` that this machine's processor has."""
+    content = read_whole(Path("/proc/cpuinfo")) or b""
+    return [name for name in BFLOAT16 if name.encode() in content.split()]
+
+
 def need_bfloat16() -> None:
     """See that this machine's processor multiplies bfloat16 itself, rather than by float32.
 
     Raises:
         EnvironmentLacks: it does not.
     """
-    content = read_whole(Path("/proc/cpuinfo")) or b""
-    if {b"avx512_bf16", b"amx_bf16", b"bf16"}.isdisjoint(content.split()):
+    if not bfloat16_units():
         raise EnvironmentLacks(
             f"train.precision='bf16': {cpu_name()} does not compute in bfloat16 itself (it has "
-            "none of avx512_bf16, amx_bf16, bf16); run on a processor that does or on a GPU, or "
+            f"none of {', '.join(BFLOAT16)}); run on a processor that does or on a GPU, or "
             "ask for another study: --set train.precision=float32",
             cause="node",
         )

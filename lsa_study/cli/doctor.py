@@ -14,14 +14,13 @@ from pathlib import Path
 import typer
 
 from lsa_study.cli import options as opt
+from lsa_study.config.task import NEEDS
 from lsa_study.errors import EnvironmentLacks
-from lsa_study.machine import cores, visible_gpus
+from lsa_study.machine import bfloat16_units, cores, cpu_name, visible_gpus
 
 
 def doctor(results: opt.Results = opt.RESULTS) -> None:
     """Show what this machine has: GPUs, kernels, SLURM, data, disk."""
-    import torch
-
     from lsa_study.launch.track import TRACKERS
     from lsa_study.ops import functional
 
@@ -29,8 +28,9 @@ def doctor(results: opt.Results = opt.RESULTS) -> None:
     for topic, fact in (
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("packages", _versions("torch", "timm", "triton", "submitit", "pandas")),
+        ("tasks", _versions(*NEEDS.values())),
         ("trackers", _versions(*TRACKERS)),
-        ("cpu", f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}"),
+        ("cpu", _cpu()),
         ("gpu", _gpus()),
         ("kernels", functional.kernels_on("cpu")),
         ("triton", _triton()),
@@ -51,6 +51,15 @@ def _versions(*names: str) -> str:
         except metadata.PackageNotFoundError:
             found.append(f"{name} missing")
     return ", ".join(found)
+
+
+def _cpu() -> str:
+    import torch
+
+    units = ", ".join(bfloat16_units())
+    return f"{cores()} cores of {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}; " + (
+        f"bfloat16 by {units}" if units else "no bfloat16 of its own"
+    )
 
 
 def _gpus() -> str:
@@ -148,6 +157,9 @@ def _slurm() -> str:
         ["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=20
     )
     state = (answer.stdout.strip() or answer.stderr.strip()).splitlines()
+    if version.returncode:
+        wrong = (version.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        return f"sbatch finds no cluster ({wrong}): lsa launch will not work here, lsa run will"
     return f"{version.stdout.strip()}; {state[0] if state else 'the controller does not answer'}"
 
 
