@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 
 import lsa_kernels
-from lsa_study.machine import keep_memory
+from lsa_study.machine import bfloat16_units, keep_memory
 from lsa_study.models import throughput
 from lsa_study.models.throughput import Contender
 from lsa_study.training.environment import code_state
@@ -163,10 +163,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def instructions(device: torch.device) -> str:
-    """avx512, avx2 or default on a CPU, as torch names what it uses; else cuda."""
+    """amx, avx512, avx2 or default on a CPU, as torch names what it uses; else cuda.
+
+    A processor with AMX multiplies matrices of bfloat16 in a unit of their own.
+    """
     if device.type != "cpu":
         return device.type
-    return torch.backends.cpu.get_cpu_capability().lower().replace(" ", "_")
+    found = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "_")
+    return "amx" if found == "avx512" and "amx_bf16" in bfloat16_units() else found
 
 
 def write(path: Path | None, found: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer
 from typer.main import get_command
@@ -121,6 +122,21 @@ def test_the_study_on_the_first_page_is_the_shipped_one():
         for one in (text, shipped)
     ]
     assert bare[0] == bare[1]
+
+
+def test_the_ranges_on_the_first_page_are_those_of_the_committed_tables():
+    """Box AP by framework and mIoU at the toy tier, rounded to whole points."""
+    page = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    table9, table10 = (
+        pd.read_csv(ROOT / f"results/toy/tables/{name}.csv") for name in ("table9", "table10")
+    )
+    box_ap = table9.groupby("Framework")["box_ap_mean"]
+    for found, text in (
+        (box_ap.get_group("Mask R-CNN"), "box AP {} to {} with Mask R-CNN"),
+        (box_ap.get_group("Cascade Mask R-CNN"), "and {} to {} with its cascade"),
+        (table10["miou_mean"], "mIoU {} to {};"),
+    ):
+        assert text.format(round(found.min()), round(found.max())) in page
 
 
 def test_the_table_on_the_first_page_is_the_committed_one():
