@@ -1,4 +1,4 @@
-"""How a local queue stands, as one live view on a terminal."""
+"""How a local queue stands: a line, and on a terminal one live view of all runs."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Board:
         rest = [known.get(name, max(0.0, usual - now + self.begun[name])) for name, _ in running]
         return max(max(rest, default=0.0), (sum(rest) + waiting * usual) / self.places)
 
-    def shown(self, running: Sequence[tuple[str, Status]], waiting: int, width: int) -> Text:
-        """A line of counts, and one for each run that is under way, none wider than ``width``."""
+    def line(self, running: Sequence[tuple[str, Status]], waiting: int) -> str:
+        """How many runs are done, and when all will be."""
         total = self.done + len(running) + waiting
         line = f"{self.done} of {total} runs done, {len(running)} running, {waiting} waiting"
         if (left := self.left(running, waiting)) is not None:
@@ -54,6 +54,10 @@ class Board:
             line += (
                 f", ends about {time.strftime('%H:%M', time.localtime(time.time() + left))}{days}"
             )
+        return line
+
+    def shown(self, running: Sequence[tuple[str, Status]], waiting: int, width: int) -> Text:
+        """That line, and one for each run that is under way, none wider than ``width``."""
         rows = [("RUN", "", "EPOCH", "SCORE", "LEFT")]
         for name, one in running:
             bar = "━" * (BAR * one.epoch // (one.epochs or 1))
@@ -63,7 +67,7 @@ class Board:
                 score = f"{metric.short} {metric.shown(known[1])}"
             eta = "-" if one.eta_seconds is None else str(timedelta(seconds=round(one.eta_seconds)))
             rows.append((name, bar.ljust(BAR, "."), f"{one.epoch}/{one.epochs or '?'}", score, eta))
-        text = Text().append(line[:width], "bold")
+        text = Text().append(self.line(running, waiting)[:width], "bold")
         for cells in fitted(rows, width, numbers=(2, 3, 4))[0][1:]:
             text.append(f"\n{cells[0]}  ").append(cells[1], "cyan")
             text.append("  " + "  ".join(cells[2:]))

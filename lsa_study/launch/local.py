@@ -28,7 +28,7 @@ from lsa_study.launch.process import POLL_SECONDS, Child, Server, ended_by
 from lsa_study.launch.records import EQUAL_FAILURES, INTERRUPTED, LaunchFolder, error_of
 from lsa_study.launch.rehearse import key, read_rehearsals
 from lsa_study.machine import cores, gpu_bytes, need_bfloat16, visible_gpus
-from lsa_study.record import OUTCOMES
+from lsa_study.record import OUTCOMES, Status
 from lsa_study.rundir import RunDir
 from lsa_study.terminal import STYLES, wrapped
 from lsa_study.training import StopOnSignals
@@ -207,10 +207,12 @@ class Queue:
                     self._note(run, folder, child.wait())
                     del self.active[place]
 
+    def _running(self) -> list[tuple[str, Status]]:
+        return [(run.name, folder.status()) for run, folder, _ in self.active.values()]
+
     def _show(self) -> None:
         if self.console.is_terminal:
-            running = [(run.name, folder.status()) for run, folder, _ in self.active.values()]
-            view = self.board.shown(running, len(self.waiting), self.console.width)
+            view = self.board.shown(self._running(), len(self.waiting), self.console.width)
             self.live.update(view, refresh=True)
 
     def _start_next(self, place: int) -> None:
@@ -225,11 +227,12 @@ class Queue:
         folder.create(run.settings, variant=run.variant, start=run.start, reference=run.reference)
         LaunchFolder.of_run(folder.root).cancelled(run.identity).unlink(missing_ok=True)
         shows_all = self.console.is_terminal
-        if not shows_all:
-            self.console.print(f"{run.name}  ({len(self.waiting)} waiting)", highlight=False)
         self.board.begun[run.name] = time.monotonic()
         gpu = self.gpus[place % len(self.gpus)] if self.gpus else None
         self.active[place] = run, folder, self.server.train(folder, gpu=gpu, quiet=shows_all)
+        if not shows_all:
+            line = self.board.line(self._running(), len(self.waiting))
+            self.console.print(f"{run.name}: begins; {line}", highlight=False, markup=False)
 
     def _note(self, run: RunSpec, folder: RunDir, report: Mapping[str, Any]) -> None:
         """Note how a run ended; hold the rest if too many died of the same error."""

@@ -99,7 +99,9 @@ class Monitor:
         """Write a line into the log and on the console, bar or not."""
         self.log(message)
         if self.console is not None:
-            self.console.print(message, markup=False, highlight=False)
+            # On a terminal one run has all lines; in a pipe several may take turns.
+            name = "" if self.console.is_terminal else f"{self.run_dir.root.name}: "
+            self.console.print(f"{name}{message}", markup=False, highlight=False)
 
     def log(self, message: str) -> None:
         """Write into the attempt's log alone."""
