@@ -222,6 +222,8 @@ class Result(Facts):
     seconds: Annotated[Number, Fact("metrics")] = None
     """Of training and evaluation, over all attempts."""
     seconds_per_epoch: Annotated[Number, Fact("metrics")] = None
+    processor_seconds_per_epoch: Annotated[Number, Fact("metrics")] = None
+    """Of all its cores together, whatever else the machine did; of one process on a CPU alone."""
     peak_memory_bytes: Annotated[Count | None, Fact("metrics")] = None
     """Most that was held: tensors on a GPU, the process on a CPU."""
     attempts: Annotated[Count | None, Fact("metrics", why=True)] = None

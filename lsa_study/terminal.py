@@ -114,7 +114,7 @@ def fitted(
     widths = [max(map(cell_len, column)) for column in columns]
     # Numbers are never cut, their titles are.
     least = [
-        max(4, *map(cell_len, column[1:])) if end else NARROWEST
+        max([4, *map(cell_len, column[1:])]) if end else NARROWEST
         for column, end in zip(columns, right, strict=True)
     ]
     gone: list[str] = []

@@ -35,10 +35,14 @@ from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
 RUN_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
-    "speed": lambda run: 1 / run.seconds_per_epoch if run.seconds_per_epoch else None,
+    "speed": lambda run: 1 / seconds if (seconds := _seconds(run)) else None,
     "memory": lambda run: run.peak_memory_bytes if run.device_kind == "cuda" else None,
 }
 """Costs that runs record. On a CPU the peak of memory is the whole process's and says nothing."""
+ON_CPU = (
+    "no processor time recorded of both rows at one seed: seconds by the clock depend on what else "
+    "a machine does"
+)
 Side = tuple[Study, Row]
 """One side of a claim."""
 
@@ -312,9 +316,12 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
         return found.unresolved("the rows ran on different devices")
     ours, theirs = ({run.seed: RUN_COSTS[metric](run) for run in row.done} for row in rows)
     both = [(cost, theirs.get(seed)) for seed, cost in ours.items()]
-    what = "device memory" if metric == "memory" else "time of an epoch"
+    on_cpu = any(run.device_kind == "cpu" for run in done)
+    clock = f"{'processor ' * on_cpu}time of an epoch"
+    what = "device memory" if metric == "memory" else clock
     if not any(one and two for one, two in both):
-        return replace(found, reason=f"no {what} recorded of both rows at one seed")
+        lacks = f"no {what} recorded of both rows at one seed"
+        return replace(found, reason=ON_CPU if on_cpu and metric == "speed" else lacks)
     ratios = t_interval([100 * (one / two - 1) for one, two in both if one and two])
     ways = {
         f"{row.variant} by {run.shown('implementation') or 'torch alone'} (fused kernels: "
@@ -329,6 +336,11 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
     between = Contrast(tuple(range(ratios.n)), ratios, (), of_values(ratios))
     more = between.more_seeds if between.noise else None
     return found.decided(ratios, between.p, more, "at least 2 more seeds")
+
+
+def _seconds(run: RunRecord) -> float | None:
+    """Of an epoch; on a CPU of the processor, as runs beside one another slow each other."""
+    return run.processor_seconds_per_epoch if run.device_kind == "cpu" else run.seconds_per_epoch
 
 
 def _over_seeds(found: ClaimVerdict, between: Contrast, declared: set[int]) -> ClaimVerdict:

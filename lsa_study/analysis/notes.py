@@ -43,6 +43,9 @@ COSTS_NOTE = (
     "over seeds); peak memory in 2³⁰ bytes."
 )
 
+UNEVEN = 1.5
+"""Between the seconds of the seeds of a row; by themselves they lie within a few percent."""
+
 
 @dataclass(frozen=True)
 class Note:
@@ -252,4 +255,19 @@ def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
         f"Device: {known('device')}; precision: {known('precision')}; torch: {known('torch')}; "
         f"commit: {every(sorted({run.shown('commit') for run in ran}))}; seeds: {known('seed')}."
     )
-    return [data, machine, COSTS_NOTE] if ran else [data]
+    return [data, machine, COSTS_NOTE + _uneven(ran)] if ran else [data]
+
+
+def _uneven(ran: Iterable[RunRecord]) -> str:
+    """That seconds by the clock say little, where those of one row's seeds lie far apart."""
+    seconds: dict[str, list[float]] = {}
+    for run in ran:
+        if run.seconds_per_epoch:
+            seconds.setdefault(run.variant, []).append(run.seconds_per_epoch)
+    most = max((max(one) / min(one) for one in seconds.values()), default=1.0)
+    if most < UNEVEN:
+        return ""
+    return (
+        f" Seeds of one row differ up to {most:.1f}-fold in seconds: other work ran beside these "
+        "runs, so that their seconds say little."
+    )

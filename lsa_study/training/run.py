@@ -223,6 +223,7 @@ class _Attempt:
         if not self.ranks.first:
             return outcome
         run_dir, at, done = self.run_dir, self.progress, outcome == "done"
+        alone, used = self.device.type == "cpu" and self.ranks.count == 1, at.processor_seconds
         report, after = report or at.last, done or outcome == "stopped early"
         missing = [f"{n} {said}" for n, said in report.metrics.items() if isinstance(said, str)]
         if done and report.bits is not None:
@@ -247,6 +248,7 @@ class _Attempt:
                 epoch=report.epoch if after else at.epoch + 1,
                 seconds=at.seconds,
                 seconds_per_epoch=at.seconds / max(1, at.epoch),
+                processor_seconds_per_epoch=used / max(1, at.epoch) if alone else None,
                 peak_memory_bytes=max(at.peak_memory, environment.peak_memory(self.device)),
                 attempts=len(run_dir.attempts()),
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -64,7 +64,8 @@ class Progress:
     epoch_seconds: float = 0.0
     """Training time of the running epoch."""
     seconds: float = 0.0
-    """Training and evaluation, all attempts."""
+    processor_seconds: float = 0.0
+    """Training and evaluation, all attempts; of this process, NaN if one did not count them."""
     peak_memory: int = 0
     fingerprint: str = ""
     """Of the data the run began with."""
@@ -83,7 +84,7 @@ class Progress:
     def from_plain(cls, values: dict[str, Any]) -> Self:
         """The reverse of ``plain``."""
         reports = {key: Report(**values[key]) for key in ("last", "best")}
-        return cls(**{**values, **reports})
+        return cls(**{"processor_seconds": math.nan, **values, **reports})
 
 
 class Trainer:
@@ -110,8 +111,7 @@ class Trainer:
         """About what a checkpoint takes: weights, two moments, averaged and best weights."""
         averaged = self.settings.train.ema_decay is not None
         copies = 3 + averaged + (self.settings.evaluation.epoch == "best")
-        weights = self.stepper.model.state_dict().values()
-        return copies * sum(int(tensor.nbytes) for tensor in weights)
+        return copies * sum(int(one.nbytes) for one in self.stepper.model.state_dict().values())
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go to where a checkpoint stands.
@@ -149,7 +149,7 @@ class Trainer:
         self.monitor.begin(self._done())
         self.ranks.broadcast(self.stepper.weights())
         self.stepper.model.train()
-        self._noted = self._saved = time.monotonic()
+        self._saved, self._noted = time.monotonic(), (time.monotonic(), time.process_time())
         steps = self.settings.runtime.trace_steps if self.ranks.first else 0
         recorder = None
         if steps:
@@ -385,8 +385,10 @@ class Trainer:
     # -- saving -------------------------------------------------------------------------------
 
     def _note_costs(self) -> None:
-        now, at = time.monotonic(), self.progress
-        at.seconds, self._noted = at.seconds + now - self._noted, now
+        at, before = self.progress, self._noted
+        now, used = self._noted = time.monotonic(), time.process_time()
+        at.seconds += now - before[0]
+        at.processor_seconds += used - before[1]
         at.peak_memory = max(at.peak_memory, environment.peak_memory(self.device))
 
     def _save(self) -> None:

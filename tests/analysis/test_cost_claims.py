@@ -119,7 +119,9 @@ def test_time_of_training_is_compared_on_one_device_and_names_what_computed(tmp_
     unfold = [run for run in loaded.runs() if run.variant == "net7_n_unfold"]
     changes = {"implementation": "Layer: unfold"}
     for run in unfold:
-        write_run(tmp_path, run, changes=changes | {"seconds_per_epoch": 100.0 + run.seed})
+        write_run(
+            tmp_path, run, changes=changes | {"processor_seconds_per_epoch": 100.0 + run.seed}
+        )
     got = judged(tmp_path, TRAINING)
     assert got.estimate.n == 2
     assert got.estimate.mean > 500
@@ -131,12 +133,28 @@ def test_time_of_training_is_compared_on_one_device_and_names_what_computed(tmp_
     assert got.verdict == "unresolved (the rows ran on different devices)"
 
 
+@pytest.mark.parametrize(("kind", "word"), [("cpu", "not run"), ("cuda", "supported")])
+def test_seconds_by_the_clock_say_nothing_of_runs_on_a_processor(tmp_path, kind, word):
+    """Other work beside a run lengthens them; on a GPU a run is alone."""
+    for run in write_study(tmp_path, "table3", tier="proxy", seeds=[0, 1, 2]).runs():
+        slow = {"net7_n_unfold": 3.0}.get(run.variant, 1.0)
+        clock = {"seconds_per_epoch": slow * (10 + 0.1 * run.seed**slow)}
+        none = {"processor_seconds_per_epoch": None, "device_kind": kind}
+        write_run(tmp_path, run, changes=clock | none)
+    got = judged(tmp_path, "table3-neighboring-slower")
+    assert got.word == word, got.reason
+    if kind == "cpu":
+        assert got.reason.startswith("no processor time recorded of both rows")
+    else:
+        assert got.method.startswith("time of an epoch in training on Processor 9000")
+
+
 def test_a_claim_of_time_that_is_open_says_how_many_seeds_it_would_take(tmp_path):
     """By the same test, at the level that is left after Holm."""
     seconds = {"net7": (10.0, 10.4, 9.7), "net7_n_unfold": (10.2, 10.3, 10.1)}
     for run in write_study(tmp_path, "table3", tier="proxy", seeds=[0, 1, 2]).runs():
         if run.variant in seconds:
-            changes = {"seconds_per_epoch": seconds[run.variant][run.seed]}
+            changes = {"processor_seconds_per_epoch": seconds[run.variant][run.seed]}
             write_run(tmp_path, run, changes=changes)
     got = judged(tmp_path, "table3-neighboring-slower")
     needs = re.fullmatch(r"unresolved \(about (\d+) more seeds, (\d+) to any number\)", got.verdict)
@@ -148,7 +166,7 @@ def test_a_claim_of_time_that_is_open_says_how_many_seeds_it_would_take(tmp_path
 def test_equal_times_at_every_seed_decide_nothing(tmp_path):
     for name in ("table4", "table5"):
         for run in write_study(tmp_path, name, tier="proxy", seeds=[0, 1]).runs():
-            write_run(tmp_path, run, changes={"seconds_per_epoch": 5.0})
+            write_run(tmp_path, run, changes={"processor_seconds_per_epoch": 5.0})
     got = judged(tmp_path, TRAINING)
     assert got.verdict == "unresolved (equal at all seeds: no noise known)"
 

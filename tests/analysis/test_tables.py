@@ -184,6 +184,16 @@ def test_the_foot_says_what_the_numbers_rest_on(tmp_path):
         assert words in text
 
 
+@pytest.mark.parametrize(("times", "said"), [(1.2, False), (2.2, True)])
+def test_seconds_that_lie_far_apart_are_said_to_say_little(tmp_path, times, said):
+    loaded = write_study(tmp_path, "table4", seeds=[0, 1])
+    for run in loaded.runs():
+        seconds = 10.0 * (times if (run.variant, run.seed) == ("elsa", 1) else 1.0)
+        write_run(tmp_path, run, changes={"seconds_per_epoch": seconds})
+    text = " ".join(note.text for note in table_of(tmp_path, "table4", seeds=[0, 1]).notes)
+    assert ("differ up to 2.2-fold in seconds: other work ran beside" in text) == said
+
+
 @pytest.mark.parametrize("tier", ["toy", "proxy"])
 def test_small_tiers_are_labelled_in_every_text_format(tmp_path, tier):
     write_study(tmp_path, "table4", tier=tier, seeds=[0])

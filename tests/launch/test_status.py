@@ -139,6 +139,13 @@ def test_the_table_says_what_to_do(tmp_path, made):
     watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
 
 
+def test_a_folder_without_runs_says_so(tmp_path):
+    (tmp_path / "proxy").mkdir()
+    words = io.StringIO()
+    Console(file=words, width=80).print(page(status(tmp_path), tmp_path, 80), soft_wrap=True)
+    assert words.getvalue().endswith(f"no runs under {tmp_path}\n")
+
+
 def test_each_run_shows_the_metric_of_its_task(tmp_path, made):
     def shown():
         return page(status(tmp_path), tmp_path).renderables[0].plain.splitlines()
