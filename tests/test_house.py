@@ -6,7 +6,7 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 31_500,
+    "lines": 31_600,
     "kernel_lines": 4_400,
     "public": 742,
     "single": 285,
@@ -25,7 +25,8 @@ both; decoupled dynamic filters, ResNets, DeiT and stems 1,000 lines; detection 
 2,960 (networks 950, data 1,350, the task in settings, loop, tables and figures 660); gradients in
 buckets and several runs on a GPU 270; runs that begin from another study's 190; metrics and noises
 named by task, and pictures of objects with their scores, 190; the answer to the article's question
-and runs that a file alone knows 500. A change that needs more says what it removed instead.
+and runs that a file alone knows 500; speed by the processor's time, settings that nothing reads,
+and mmdet's matching and warm-up 150. A change that needs more says what it removed instead.
 """
 
 

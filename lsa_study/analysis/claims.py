@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lsa_study.analysis import measured
 from lsa_study.analysis.article import ArticleRow
-from lsa_study.analysis.collect import Collected, RunRecord, collect
+from lsa_study.analysis.collect import Collected, collect
 from lsa_study.analysis.comparability import comparability, paired
 from lsa_study.analysis.contrasts import Contrast, contrast
 from lsa_study.analysis.inference import ALPHA, holm, more_runs, of_values
@@ -34,15 +34,6 @@ from lsa_study.config.names import short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
-RUN_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
-    "speed": lambda run: 1 / seconds if (seconds := _seconds(run)) else None,
-    "memory": lambda run: run.peak_memory_bytes if run.device_kind == "cuda" else None,
-}
-"""Costs that runs record. On a CPU the peak of memory is the whole process's and says nothing."""
-ON_CPU = (
-    "no processor time recorded of both rows at one seed: seconds by the clock depend on what else "
-    "a machine does"
-)
 Side = tuple[Study, Row]
 """One side of a claim."""
 
@@ -233,7 +224,7 @@ def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
     lost = [f"{name}: {sides[name][1].lost}" for name in claim.sides if sides[name][1].ends]
     if found.word == "not comparable":
         return found
-    if claim.metric in RUN_COSTS:
+    if claim.metric in measured.RECORDED:
         return _of_runs(found, rows)
     if lost:
         return found.unresolved(", ".join(lost))
@@ -314,14 +305,11 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
     metric, done = found.claim.metric, [run for row in rows for run in row.done]
     if len({run.device for run in done}) > 1:
         return found.unresolved("the rows ran on different devices")
-    ours, theirs = ({run.seed: RUN_COSTS[metric](run) for run in row.done} for row in rows)
+    ours, theirs = ({run.seed: measured.recorded(metric, run) for run in row.done} for row in rows)
     both = [(cost, theirs.get(seed)) for seed, cost in ours.items()]
-    on_cpu = any(run.device_kind == "cpu" for run in done)
-    clock = f"{'processor ' * on_cpu}time of an epoch"
-    what = "device memory" if metric == "memory" else clock
+    what = measured.named(metric, done)
     if not any(one and two for one, two in both):
-        lacks = f"no {what} recorded of both rows at one seed"
-        return replace(found, reason=ON_CPU if on_cpu and metric == "speed" else lacks)
+        return replace(found, reason=f"no {what} recorded of both rows at one seed")
     ratios = t_interval([100 * (one / two - 1) for one, two in both if one and two])
     ways = {
         f"{row.variant} by {run.shown('implementation') or 'torch alone'} (fused kernels: "
@@ -336,11 +324,6 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
     between = Contrast(tuple(range(ratios.n)), ratios, (), of_values(ratios))
     more = between.more_seeds if between.noise else None
     return found.decided(ratios, between.p, more, "at least 2 more seeds")
-
-
-def _seconds(run: RunRecord) -> float | None:
-    """Of an epoch; on a CPU of the processor, as runs beside one another slow each other."""
-    return run.processor_seconds_per_epoch if run.device_kind == "cpu" else run.seconds_per_epoch
 
 
 def _over_seeds(found: ClaimVerdict, between: Contrast, declared: set[int]) -> ClaimVerdict:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from scipy import stats
 
 from lsa_study.analysis.article import counts_in, network_key
+from lsa_study.analysis.collect import RunRecord
 from lsa_study.analysis.statistics import LEVEL, Estimate
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
@@ -22,6 +23,29 @@ COSTS = "../results/benchmarks/costs.json"
 """Where counts stand for studies that show none, as a path relative to the experiment file."""
 MEDIAN = math.sqrt(math.pi / 2) / (2 * float(stats.norm.ppf(0.75)))
 """Standard error of a median of one normal value, in distances between its quartiles."""
+
+RECORDED = ("speed", "memory")
+"""Costs that runs record of their training."""
+
+
+def recorded(metric: str, run: RunRecord) -> float | None:
+    """One of ``RECORDED``; None where a run says nothing of it.
+
+    On a CPU the speed is that by the processor's seconds, as runs beside one another slow each
+    other, and the peak of memory is the whole process's and says nothing.
+    """
+    if metric == "memory":
+        return run.peak_memory_bytes if run.device_kind == "cuda" else None
+    on_cpu = run.device_kind == "cpu"
+    seconds = run.processor_seconds_per_epoch if on_cpu else run.seconds_per_epoch
+    return 1 / seconds if seconds else None
+
+
+def named(metric: str, runs: Iterable[RunRecord]) -> str:
+    """What ``recorded`` is of these runs, within a sentence."""
+    if metric == "memory":
+        return "device memory"
+    return f"{'processor ' * any(run.device_kind == 'cpu' for run in runs)}time of an epoch"
 
 
 @dataclass(frozen=True)

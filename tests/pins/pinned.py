@@ -154,7 +154,8 @@ def copy_committed(results: Path, tier: str) -> None:
     (results / tier).mkdir(parents=True)
     if has_runs(tier):
         shutil.copy(ROOT / "results" / tier / "runs.parquet", results / tier)
-        shutil.copytree(ROOT / "results" / tier / "studies", results / tier / "studies")
+        if (asked := ROOT / "results" / tier / "studies").exists():
+            shutil.copytree(asked, results / tier / "studies")
 
 
 def has_runs(tier: str) -> bool:

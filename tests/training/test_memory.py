@@ -1,11 +1,12 @@
-"""Runs whose memory runs out: on the GPU, on the machine, in what loading processes share."""
+"""Costs: memory that runs out (of a GPU, a machine, what processes share); processor time."""
 
 import re
 
 import pytest
 import torch
+from lives import StopAfter
 
-from lsa_study.training import run, train
+from lsa_study.training import checkpoint, run, train
 from lsa_study.training.step import Stepper
 
 
@@ -99,3 +100,24 @@ def test_trouble_of_loading_processes_comes_with_its_cure(make_run, monkeypatch,
     assert shown in folder.status().message
     assert raised.strip() in folder.status().message
     assert re.search("; (raise|give) ", folder.status().message)
+
+
+def test_processor_time_is_counted_over_all_attempts(make_run):
+    """Where each of them counted it, as code of before did not."""
+    folder = make_run(train__epochs=4)
+    assert train(folder, stop=StopAfter(3)) == "stopped"
+    saved = checkpoint.load(folder)
+    begun = saved["progress"]["processor_seconds"]
+    assert 0 < begun < 60
+    assert train(folder) == "done"
+    found = folder.result()
+    assert found.processor_seconds_per_epoch > begun / 4
+
+    old = make_run("old", train__epochs=4)
+    assert train(old, stop=StopAfter(3)) == "stopped"
+    state = checkpoint.load(old)
+    del state["progress"]["processor_seconds"]
+    checkpoint.save(old, state)
+    assert train(old) == "done"
+    assert old.result().processor_seconds_per_epoch is None
+    assert old.result().seconds_per_epoch > 0

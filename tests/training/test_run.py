@@ -391,24 +391,3 @@ def test_peak_memory_is_of_this_run():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 200_000_000
-
-
-def test_processor_time_is_counted_over_all_attempts(make_run):
-    """Where each of them counted it, as code of before did not."""
-    folder = make_run(train__epochs=4)
-    assert train(folder, stop=StopAfter(3)) == "stopped"
-    saved = checkpoint.load(folder)
-    begun = saved["progress"]["processor_seconds"]
-    assert 0 < begun < 60
-    assert train(folder) == "done"
-    found = folder.result()
-    assert found.processor_seconds_per_epoch > begun / 4
-
-    old = make_run("old", train__epochs=4)
-    assert train(old, stop=StopAfter(3)) == "stopped"
-    state = checkpoint.load(old)
-    del state["progress"]["processor_seconds"]
-    checkpoint.save(old, state)
-    assert train(old) == "done"
-    assert old.result().processor_seconds_per_epoch is None
-    assert old.result().seconds_per_epoch > 0

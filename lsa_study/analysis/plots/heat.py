@@ -55,7 +55,7 @@ def heat(study: Study, rows: Sequence[Row]) -> Figure | None:
         at = f", {name}" if name else ""
         axes.set(title=f"{pivot.metric}{at}", xlabel=pivot.across, ylabel=pivot.down)
         axes.set_xticks(range(across), [style.short(one, 16) for one in pivot.columns])
-        axes.set_yticks(range(down), [style.short(one, 16) for one in lines])
+        axes.set_yticks(range(down), [style.short(one, 32) for one in lines])
         axes.set(xlim=(-0.5, across - 0.5), ylim=(down - 0.5, -0.5))
         axes.tick_params(length=0)
         axes.grid(visible=False)
