@@ -44,7 +44,7 @@ COSTS_NOTE = (
 )
 
 UNEVEN = 1.5
-"""Between the seconds of the seeds of a row; by themselves they lie within a few percent."""
+"""Between the seconds of a row's seeds on one device; alone they lie within a few percent."""
 
 
 @dataclass(frozen=True)
@@ -260,10 +260,10 @@ def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
 
 def _uneven(ran: Iterable[RunRecord]) -> str:
     """That seconds by the clock say little, where those of one row's seeds lie far apart."""
-    seconds: dict[str, list[float]] = {}
+    seconds: dict[tuple[str, str | None], list[float]] = {}
     for run in ran:
         if run.seconds_per_epoch:
-            seconds.setdefault(run.variant, []).append(run.seconds_per_epoch)
+            seconds.setdefault((run.variant, run.device), []).append(run.seconds_per_epoch)
     most = max((max(one) / min(one) for one in seconds.values()), default=1.0)
     if most < UNEVEN:
         return ""
