@@ -223,7 +223,8 @@ class Result(Facts):
     """Of training and evaluation, over all attempts."""
     seconds_per_epoch: Annotated[Number, Fact("metrics")] = None
     processor_seconds_per_epoch: Annotated[Number, Fact("metrics")] = None
-    """Of all its cores together, whatever else the machine did; of one process on a CPU alone."""
+    """Of all its cores together, whatever else the machine did; of runs of one process on a CPU,
+    without the processes that load for it."""
     peak_memory_bytes: Annotated[Count | None, Fact("metrics")] = None
     """Most that was held: tensors on a GPU, the process on a CPU."""
     attempts: Annotated[Count | None, Fact("metrics", why=True)] = None
