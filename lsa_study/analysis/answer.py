@@ -18,9 +18,9 @@ from lsa_study.analysis.comparability import comparability, paired
 from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.effects import Effect, effects
 from lsa_study.analysis.formats import escape
-from lsa_study.analysis.inference import ALPHA
+from lsa_study.analysis.inference import ALPHA, ONE_MORE
 from lsa_study.analysis.notes import meaning, order
-from lsa_study.analysis.rows import Row
+from lsa_study.analysis.rows import Row, not_judged
 from lsa_study.analysis.statistics import decimals, signed
 from lsa_study.analysis.table import Table, build
 from lsa_study.analysis.verdict import in_seeds
@@ -75,8 +75,8 @@ class Difference:
     def interval(self, tested: int) -> tuple[float, float] | None:
         """Among so many that are tested together; None where it has no ends, as of one seed."""
         mean, noise = self.contrast.difference.mean, self.contrast.noise
-        half = noise.edge(ALPHA / tested) if noise else math.inf
-        return None if mean is None or math.isinf(half) else (mean - half, mean + half)
+        low, high = noise.ends(mean, ALPHA / tested) if noise and mean is not None else (None, None)
+        return None if low is None or high is None else (low, high)
 
     @property
     def tested(self) -> bool:
@@ -91,6 +91,7 @@ class Difference:
     def verdict(self, tested: int) -> str:
         """In plain words."""
         mean, number = self.contrast.difference.mean, len(self.contrast.seeds)
+        mark = f" (not made alike: {self.mark})" * bool(self.mark and self.tested)
         if self.apart:
             return self.apart
         if mean is None:
@@ -98,24 +99,26 @@ class Difference:
         if self.clear(tested):
             agrees = ", as in the article", ", the other way than in the article"
             there = agrees[self.article * mean < 0] if self.article else ""
-            return f"clear: {self.words[mean < 0]}{there}"
+            return f"clear: {self.words[mean < 0]}{there}{mark}"
         if self.contrast.same:
             return f"not clear: all {number} seeds gave the same answers"
+        if number < 2:
+            return f"not clear: one seed has no interval; {ONE_MORE}"
         if self.contrast.noise is None:
-            return "not clear: one seed has no interval; at least 2 more seeds"
-        return f"not clear: {in_seeds(self.contrast.more_seeds(0.0, ALPHA / tested))}"
+            return "not clear: equal at all seeds, so that no noise is known"
+        return f"not clear: {in_seeds(self.contrast.more_seeds(0.0, ALPHA / tested))}{mark}"
 
     def cells(self, tested: int, digits: int) -> tuple[str, ...]:
         """As ``HEADER`` names them."""
-        found = self.contrast.difference
+        found, ends = self.contrast.difference, self.interval(tested)
+        digits += any(round(end, digits) == 0 for end in ends or ())  # to show on which side of 0
         here = signed(found.mean, digits)
-        if (ends := self.interval(tested)) is not None:
+        if ends is not None:
             here += f" [{signed(ends[0], digits)}, {signed(ends[1], digits)}]"
         elif self.contrast.noise is not None:
             here += " [−∞, +∞]"
-        mark = f" (not made alike: {self.mark})" * bool(self.mark and self.tested)
         article = signed(self.article, 2).removesuffix("0") if self.article is not None else "–"
-        return self.name, here or "–", str(found.n or "–"), article, self.verdict(tested) + mark
+        return self.name, here or "–", str(found.n or "–"), article, self.verdict(tested)
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,6 @@ def _groups(
         yield study.heading, file.question, lines
         return
     values = {name: printed.get(one.identity()) for name, one in study.variants.items()}
-    marks = {row.variant: row.alike.marked for row in table.rows}
     called: dict[str, set[str | None]] = {}
     for name, at in study.grid.rows.items():
         label = labels.get(study.variants[name].identity()) if name in study.variants else None
@@ -218,7 +220,7 @@ def _groups(
         (1, "main effects", "Each value against the first, as the mean over the other factor."),
         (2, "interactions", "How much more a value of one gives with that value of the other."),
     ):
-        lines = [_of_effect(e, values, marks, nets) for e in found if len(e.factors) == number]
+        lines = [_of_effect(e, values, nets) for e in found if len(e.factors) == number]
         if lines:
             yield f"{file.title}: {kind}", f"{file.question} {said}", lines
 
@@ -237,24 +239,15 @@ def _compared(table: Table) -> Iterator[Row]:
 
 def _of_row(row: Row, base: Row) -> Difference:
     """A row against another."""
-    absent = [one.name for one in (row, base) if not one.runs]
-    lost = [f"{one.name} {one.lost}" for one in (row, base) if one.ends]
-    apart = "" if row.contrast.seeds else "no seed in common"
-    if row.alike.refused:
-        apart = f"not comparable: {'; '.join(row.alike.refused)}"
-    elif absent:
-        apart = "not run" if len(absent) == 2 else f"not run: {absent[0]}"
-    elif lost:
-        apart = f"no verdict: {', '.join(lost)}"
+    apart = not_judged([row, base], row.alike.refused, row.contrast.seeds)
     apart += f"; in the article: {row.article.word}" * bool(apart and row.article.word)
     name, mark = f"{row.name} against {base.name}", "; ".join(row.alike.marked)
     return Difference(name, row.contrast, row.article_delta, apart, mark)
 
 
 def _of_effect(
-    one: Effect, values: Mapping[str, float | None], marks: Mapping[str, Sequence[str]],
-    nets: Mapping[str, str | None],
-) -> Difference:  # fmt: skip
+    one: Effect, values: Mapping[str, float | None], nets: Mapping[str, str | None]
+) -> Difference:
     """An effect, and the article's where it prints all rows that this one takes.
 
     ``nets``: what the article calls all rows with a value.
@@ -271,16 +264,20 @@ def _of_effect(
     pairs = zip(one.factors, *sides, strict=True)
     name = " × ".join(f"{title[key]} {value} against {base}" for key, value, base in pairs) + over
     words = ("more", "less") if len(one.factors) > 1 else ("higher", "lower")
-    mark = "; ".join(dict.fromkeys(said for row in one.weights for said in marks.get(row, ())))
-    return Difference(name, one.contrast, article, mark=mark, words=words)
+    return Difference(name, one.contrast, article, one.apart, one.mark, words)
 
 
 def _short(tables: Sequence[Table], lines: Sequence[Difference], tested: int, digits: int) -> Part:
     """What is clear, and how much is not; what it rests on."""
     runs = {run.identity: run for table in tables for row in table.rows for run in row.runs}
-    seeds = len({run.seed for run in runs.values()})
+    seeds = sorted({len(row.runs) for table in tables for row in table.rows if row.runs})
+    each = (
+        f"{seeds[0]} to {seeds[-1]} seeds"
+        if len(seeds) > 1
+        else counted(max(seeds, default=0), "seed")
+    )
     said = [
-        f"{counted(len(runs), 'run')} at tier {tables[0].study.tier}, {counted(seeds, 'seed')}.",
+        f"{counted(len(runs), 'run')} at tier {tables[0].study.tier}, {each} of each row.",
         "All differences below are tested together: their intervals, by Bonferroni's correction, "
         "all hold the truth in 95 of 100 cases, and one is clear if its interval leaves out 0."
         if any(line.tested for line in lines)
@@ -330,14 +327,18 @@ def _cautions(
     """What follows from none of this."""
     said = []
     halves = [
-        (ends[1] - ends[0]) / 2 for line in lines if (ends := line.interval(tested)) is not None
+        (ends[1] - ends[0]) / 2 if (ends := line.interval(tested)) else math.inf
+        for line in lines
+        if line.tested
     ]
     sizes = [abs(line.article) for line in lines if line.article is not None]
     if halves:
+        half = statistics.median_low(halves)
+        reach = f"{half:.{digits}f} points" if math.isfinite(half) else "without end"
         said.append(
-            "That what is not clear is not there: the intervals reach "
-            f"{statistics.median(halves):.{digits}f} points to either side (median), the article's "
-            f"own differences are {statistics.median(sizes or [0.0]):.1f} points (median)."
+            f"That what is not clear is not there: the intervals reach {reach} to either side "
+            f"(median), the article's own differences are "
+            f"{statistics.median(sizes or [0.0]):.1f} points (median)."
         )
     else:
         said.append("Any difference: without two seeds nothing is known of their noise.")

@@ -15,9 +15,9 @@ from lsa_study.analysis.article import ArticleRow
 from lsa_study.analysis.collect import Collected, collect
 from lsa_study.analysis.comparability import comparability, paired
 from lsa_study.analysis.contrasts import Contrast, contrast
-from lsa_study.analysis.inference import ALPHA, holm, more_runs, of_values
+from lsa_study.analysis.inference import ALPHA, ONE_MORE, Noise, holm, more_runs, of_values
 from lsa_study.analysis.rows import Row, rows_of
-from lsa_study.analysis.statistics import t_interval
+from lsa_study.analysis.statistics import Estimate, t_interval
 from lsa_study.analysis.verdict import DECIDED, Differing, Word
 from lsa_study.analysis.verdict import GROUPS as GROUPS
 from lsa_study.analysis.verdict import NEAR as NEAR
@@ -224,14 +224,14 @@ def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
     lost = [f"{name}: {sides[name][1].lost}" for name in claim.sides if sides[name][1].ends]
     if found.word == "not comparable":
         return found
+    declared = set.intersection(*({*row.declared} for row in rows))
     if claim.metric in measured.RECORDED:
-        return _of_runs(found, rows)
+        return _of_runs(found, rows, declared)
     if lost:
         return found.unresolved(", ".join(lost))
     if any(row.metric != claim.metric for row in rows):
         return replace(found, reason=f"no {claim.metric} recorded")
     pool = [peer for row in rows for peer in row.peers]
-    declared = set.intersection(*({*row.declared} for row in rows))
     if claim.relation == "trend":
         steps = [
             contrast([(1.0, b.done), (-1.0, a.done)], pool, declared)
@@ -239,8 +239,7 @@ def _compared(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
         ]
         return _trend(found, steps, declared)
     weights = (1.0, -1.0, -1.0, 1.0)
-    names = [*claim.rows, *claim.minus]
-    terms = [(w, sides[name][1].done) for w, name in zip(weights, names, strict=False)]
+    terms = [(w, sides[n][1].done) for w, n in zip(weights, claim.rows + claim.minus, strict=False)]
     return _over_seeds(found, contrast(terms, pool, declared), declared)
 
 
@@ -300,17 +299,17 @@ def _of_counts(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
     return replace(found, method="as the runs counted it").decided(ratio)
 
 
-def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
+def _of_runs(found: ClaimVerdict, rows: Sequence[Row], declared: set[int]) -> ClaimVerdict:
     """Judge a cost that runs record, in percent of the second row's at every seed."""
     metric, done = found.claim.metric, [run for row in rows for run in row.done]
     if len({run.device for run in done}) > 1:
         return found.unresolved("the rows ran on different devices")
     ours, theirs = ({run.seed: measured.recorded(metric, run) for run in row.done} for row in rows)
-    both = [(cost, theirs.get(seed)) for seed, cost in ours.items()]
+    both = {seed: (one, two) for seed, one in ours.items() if one and (two := theirs.get(seed))}
     what = measured.named(metric, done)
-    if not any(one and two for one, two in both):
+    if not both:
         return replace(found, reason=f"no {what} recorded of both rows at one seed")
-    ratios = t_interval([100 * (one / two - 1) for one, two in both if one and two])
+    ratios = t_interval([100 * (one / two - 1) for one, two in both.values()])
     ways = {
         f"{row.variant} by {run.shown('implementation') or 'torch alone'} (fused kernels: "
         f"{run.shown('fused')})"
@@ -321,9 +320,11 @@ def _of_runs(found: ClaimVerdict, rows: Sequence[Row]) -> ClaimVerdict:
     found = replace(found, method=f"{what}, {', '.join(sorted(ways))}")
     if metric == "speed" and ratios.n > 1 and not ratios.deviation:
         return replace(found, estimate=ratios).unresolved("equal at all seeds: no noise known")
-    between = Contrast(tuple(range(ratios.n)), ratios, (), of_values(ratios))
-    more = between.more_seeds if between.noise else None
-    return found.decided(ratios, between.p, more, "at least 2 more seeds")
+    noise = of_values(ratios, both, declared)
+    if noise is None or ratios.mean is None:
+        return found.decided(ratios, lacking=ONE_MORE)
+    ratios = Estimate(ratios.values, ratios.mean, *noise.ends(ratios.mean))
+    return _by_noise(found, Contrast((*both,), ratios, (), noise), noise)
 
 
 def _over_seeds(found: ClaimVerdict, between: Contrast, declared: set[int]) -> ClaimVerdict:
@@ -332,23 +333,27 @@ def _over_seeds(found: ClaimVerdict, between: Contrast, declared: set[int]) -> C
         seeds = f"all {len(between.seeds)} seeds gave the same answers"
         return replace(found, estimate=between.difference).unresolved(f"{seeds}: no noise known")
     if (noise := between.noise) is None:
-        lacking = "at least 2 more seeds" if len(between.seeds) < 2 else "more seeds"
+        lacking = ONE_MORE if len(between.seeds) < 2 else "more seeds"
         if absent := declared - {*between.seeds}:
             lacking += f"; seeds {shown(sorted(absent))} of those declared are not there"
         return found.decided(between.difference, between.p, lacking=lacking)
-    found = replace(found, method=noise.shown, sequential=noise.looks is not None)
+    return _by_noise(found, between, noise)
+
+
+def _by_noise(found: ClaimVerdict, between: Contrast, noise: Noise) -> ClaimVerdict:
+    method = f"{found.method}; {noise.shown}".lstrip("; ")
+    found = replace(found, method=method, sequential=noise.looks is not None)
     return found.decided(between.difference, between.p, between.more_seeds)
 
 
 def _trend(found: ClaimVerdict, steps: Sequence[Contrast], declared: set[int]) -> ClaimVerdict:
-    """Judge rows in rising order by their smallest step.
+    """Judge rows in rising order by the step that is least sure.
 
     Supported if every step is above the margin: the largest of the one-sided p (an intersection-
     union test). Contradicted if one lies below: the smallest, times the number of steps.
     """
     margin, pairs = float(found.claim.margin), found.claim.compared
-    rising: list[float] = []
-    untested: list[tuple[float, int]] = []
+    rising, untested = list[float](), list[tuple[float, int]]()
     for at, step in enumerate(steps):
         p, mean = step.p(margin), step.difference.mean
         if p is None or mean is None or step.same:
@@ -362,14 +367,14 @@ def _trend(found: ClaimVerdict, steps: Sequence[Contrast], declared: set[int]) -
     # Twice the smaller, as every p here is two-sided: so it agrees with the step's interval.
     word: Word = "supported" if rising[at] < against else "contradicted"
     p = min(1.0, 2 * min(rising[at], against))
-    smallest = _over_seeds(found, steps[at], declared)
-    method = f"smallest of {len(steps)} steps, {' less '.join(pairs[at])}; {smallest.method}"
-    smallest = replace(smallest, p=p, method=method)
+    weakest = _over_seeds(found, steps[at], declared)
+    method = f"least sure of {len(steps)} steps, {' less '.join(pairs[at])}; {weakest.method}"
+    weakest = replace(weakest, p=p, method=method)
     if p <= ALPHA:
-        return replace(smallest, word=word, plain=word, needs="", wanted=None)
-    if smallest.word in DECIDED:
-        smallest = smallest.unresolved("more seeds")
-    return replace(smallest, plain="unresolved")
+        return replace(weakest, word=word, plain=word, needs="", wanted=None)
+    if weakest.word in DECIDED:
+        weakest = replace(weakest.unresolved("more seeds"), more=None)
+    return replace(weakest, plain="unresolved")
 
 
 def _signs(found: ClaimVerdict, sides: Mapping[str, Side], lacking: Sequence[str]) -> ClaimVerdict:

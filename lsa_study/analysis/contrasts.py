@@ -14,7 +14,7 @@ from scipy import stats
 
 from lsa_study.analysis import inference
 from lsa_study.analysis.collect import RunRecord
-from lsa_study.analysis.inference import ALPHA, BESIDE, NORMAL_EDGE, Noise
+from lsa_study.analysis.inference import ALPHA, NORMAL_EDGE, Noise, Seeds
 from lsa_study.analysis.statistics import Estimate
 
 FEW = 8
@@ -67,9 +67,7 @@ class Contrast:
             return None
         return self.noise.p(self.difference.mean - value)
 
-    def more_seeds(
-        self, value: float, alpha: float = ALPHA
-    ) -> tuple[int, int | None, int | None] | None:
+    def more_seeds(self, value: float, alpha: float = ALPHA) -> Seeds | None:
         """How many more seeds would tell the difference from ``value``; see ``inference``."""
         if self.noise is None or self.difference.mean is None:
             return None
@@ -111,9 +109,7 @@ def contrast(
         terms: each a weight and a row's finished runs.
         pool: the finished runs of all rows of the studies concerned; those with the same seeds
             tell how much accuracies vary.
-        declared: the seeds that were said to be the study's before it ran, if they were. With other
-            seeds the interval holds at every look: who adds seeds until a difference shows errs no
-            more often.
+        declared: the seeds that were said to be the study's before it ran, if they were.
     """
     added: dict[int, tuple[float, Sequence[RunRecord]]] = {}
     for at, (weight, row) in enumerate(terms):  # a row that is named twice is one row
@@ -138,16 +134,15 @@ def contrast(
     further = np.array(list(others.values())).reshape(-1, len(seeds))
     image, floor = _image_noise(weights, runs)
     seed, freedom, method = inference.seed_noise(weights, values, further)
-    looks = None if set(seeds) == set(declared) else BESIDE if len(declared) > 1 else 1.0
     least = math.sqrt(floor / len(seeds))
     error = None if image is None else math.sqrt(image)
-    noise = Noise(seed, freedom, error, len(seeds), method, looks, least)
-    mean, half = float(np.mean(sums)), noise.edge(ALPHA)
-    if not half:
+    about = inference.sequential(seeds, declared)
+    noise = Noise(seed, freedom, error, len(seeds), method, least=least, **about)
+    mean = float(np.mean(sums))
+    if not noise.edge(ALPHA):
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.
         return Contrast(seeds, Estimate(tuple(sums), mean), runs)
-    ends = (mean - half, mean + half) if math.isfinite(half) else (None, None)
-    return Contrast(seeds, Estimate(tuple(sums), mean, *ends), runs, noise)
+    return Contrast(seeds, Estimate(tuple(sums), mean, *noise.ends(mean)), runs, noise)
 
 
 def _image_noise(

@@ -13,7 +13,7 @@ from typing import Any
 
 from lsa_study.analysis.contrasts import Contrast, contrast
 from lsa_study.analysis.inference import holm
-from lsa_study.analysis.rows import Row
+from lsa_study.analysis.rows import Row, not_judged
 from lsa_study.analysis.statistics import Estimate, decimals, rounded
 from lsa_study.config.grid import ROW, At
 from lsa_study.config.points import titles
@@ -41,8 +41,12 @@ class Effect:
     contrast: Contrast
     weights: Mapping[str, float]
     """Of the rows that it is the weighted sum of."""
+    apart: str = ""
+    """Why it is not judged, though there may be a number."""
+    mark: str = ""
+    """In what its rows were not made alike, which does not refuse a verdict."""
     adjusted: float | None = None
-    """Its p value after Holm's correction over all effects of the grid."""
+    """Its p value after Holm's correction over all effects of the grid that are judged."""
 
     def shown(self, digits: int) -> str:
         """Such as ``size 5 − 3: +0.4 ± 0.3 (p = 0.02)``."""
@@ -51,8 +55,15 @@ class Effect:
         name = " × ".join(f"{called[key]} {value} − {base}" for key, value, base in pairs)
         beside = [f"p = {self.adjusted:.2g}"] if self.adjusted is not None else []
         beside += [f"over {self.cells} of {self.of}"] if self.cells < self.of else []
+        beside += [self.apart] if self.apart else []
+        beside += [f"not made alike: {self.mark}"] if self.mark else []
         said = f" ({', '.join(beside)})" if beside else ""
         return f"{name}: {self.contrast.difference.shown(digits, sign=True)}{said}"
+
+    @property
+    def p(self) -> float | None:
+        """Of the contrast; None where it is not judged."""
+        return None if self.apart else self.contrast.p()
 
     def facts(self) -> dict[str, Any]:
         """It as data."""
@@ -65,11 +76,12 @@ class Effect:
             "low": rounded(found.low),
             "high": rounded(found.high),
             "n": found.n,
-            "p": rounded(self.contrast.p(), 6),
+            "p": rounded(self.p, 6),
             "adjusted": rounded(self.adjusted, 6),
             "method": self.contrast.noise.shown if self.contrast.noise else None,
             "cells": self.cells,
             "of": self.of,
+            "apart": self.apart,
         }
 
 
@@ -101,7 +113,11 @@ def effects(study: Study, rows: Sequence[Row], *, lacking: bool = False) -> tupl
         for row in rows
         if row.variant in grid.rows
     }
-    known = {at: row.done for at, row in every.items() if row.done and not row.alike.refused}
+    known = {
+        at: row.done
+        for at, row in every.items()
+        if row.done and not row.alike.refused and not row.cut
+    }
     base = tuple(
         grid.base[i] if grid.base[i] in found else found[0]
         for i, found in zip(index, levels.values(), strict=True)
@@ -118,17 +134,22 @@ def effects(study: Study, rows: Sequence[Row], *, lacking: bool = False) -> tupl
             found = contrast(terms, [*known.values()], study.declared) if whole else NOTHING
             if not (found.seeds or lacking):
                 continue
-            weights = dict[str, float]()
+            weights, taken = dict[str, float](), dict[str, Row]()
             for cell in whole or cells:
                 for at, sign in cell.items():
                     of = every[at].variant if at in every else f"no row at {at}"
                     weights[of] = weights.get(of, 0.0) + sign / len(whole or cells)
+                    taken |= {of: every[at]} if at in every else {}
+            refused = [why for row in taken.values() for why in row.alike.refused]
+            apart = not_judged([*taken.values()], refused, found.seeds)
+            marks = dict.fromkeys(why for row in taken.values() for why in row.alike.marked)
             called, against = (
                 tuple(grid.factors[key][v] for key, v in zip(keys, of, strict=True))
                 for of in (values, [base[place] for place in places])
             )
-            made.append(Effect(keys, called, against, len(whole), len(cells), found, weights))
-    adjusted = holm([one.contrast.p() for one in made])
+            size, mark = (len(whole), len(cells)), "; ".join(marks)
+            made.append(Effect(keys, called, against, *size, found, weights, apart, mark))
+    adjusted = holm([one.p for one in made])
     return tuple(replace(one, adjusted=p) for one, p in zip(made, adjusted, strict=True))
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,12 @@ from scipy import optimize, special, stats
 from lsa_study.analysis.statistics import LEVEL, MOST_SEEDS, POWER, Estimate
 
 ALPHA = 1 - LEVEL
+ONE_MORE = "at least 1 more seed"
+"""What an interval takes where one seed is there."""
 CHECK = 0.05
-"""Level of the test whether any row varies more than the others do."""
+"""Level of the test whether a row varies more than the others do: of each compared row by itself,
+of the others together. Two compared rows of twice the deviation still pass it in one case of three
+at five seeds; a higher level would cost the power that pooling brings."""
 NORMAL_EDGE = float(special.ndtri(0.5 + LEVEL / 2))
 """Where the middle ``LEVEL`` of the normal distribution ends: 1.96."""
 SURE = 1e9
@@ -32,6 +37,8 @@ PRIOR = 16.0
 BESIDE = 0.2
 """Part of the chance to err that all looks beside the declared one share; that one takes all."""
 Floats = npt.NDArray[np.float64]
+Seeds = tuple[int | None, int | None, int | None]
+"""About how many more would decide, the fewest and the most; None: more than ``MOST_SEEDS``."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Noise:
     chance to err for all looks together: 1 where no seeds were declared, else ``BESIDE``."""
     least: float = 0.0
     """The least that ``seed`` can truly be, by the counts of images behind it, points."""
+    declared: int | None = None
+    """So many seeds were declared, if these are some of them."""
 
     @property
     def shown(self) -> str:
@@ -85,6 +94,11 @@ class Noise:
             float(special.stdtrit(degrees, 1 - alpha / 2)) * error
             for error, degrees in self._bounds
         )
+
+    def ends(self, mean: float, alpha: float = ALPHA) -> tuple[float, float] | tuple[None, None]:
+        """Where the interval around ``mean`` ends; None where it has no ends."""
+        half = self.edge(alpha)
+        return (mean - half, mean + half) if math.isfinite(half) else (None, None)
 
     def p(self, distance: float) -> float:
         """Smallest ``alpha`` whose interval leaves out what lies ``distance`` away; two-sided."""
@@ -160,7 +174,7 @@ def seed_noise(weights: Sequence[float], values: Floats, pool: Floats) -> tuple[
     """Standard error of a weighted mean over seeds, its degrees of freedom and the method.
 
     The variance is pooled over the rows that vary alike. A row that varies more than they do
-    keeps its own, and the degrees of freedom are Welch's then.
+    keeps its own, and the degrees of freedom are Welch's then; of the compared rows one that may.
 
     Args:
         weights: of the compared rows, with sum 0.
@@ -172,22 +186,18 @@ def seed_noise(weights: Sequence[float], values: Floats, pool: Floats) -> tuple[
     if len(every) == 2:
         own = float(np.var(np.asarray(weights) @ values, ddof=1))
         return math.sqrt(own / seeds), seeds - 1.0, "paired"
-    alike = np.ones(len(every), bool)
-    while True:
-        kept, count = every[alike], int(alike.sum())
-        rest = kept - kept.mean(0) - kept.mean(1, keepdims=True) + kept.mean()
-        total, freedom = float(np.square(rest).sum()), (count - 1.0) * (seeds - 1)
-        # Of each row against the mean of the others, in units of one row's variance.
-        apart = np.square(rest).sum(1) * count / (count - 1)
-        widest = int(apart.argmax())
-        others = freedom - (seeds - 1)
-        if others <= 0 or not total:
-            break
-        beside = max(total - float(apart[widest]), 0.0) / others
-        ratio = float(apart[widest]) / (seeds - 1) / beside if beside else math.inf
-        if float(special.fdtrc(seeds - 1, others, ratio)) * count >= CHECK:
-            break
-        alike[np.flatnonzero(alike)[widest]] = False
+    alike, compared = np.ones(len(every), bool), np.arange(len(every)) < len(values)
+
+    def widest(tested: npt.NDArray[np.bool_]) -> tuple[float, int]:
+        at = np.flatnonzero(alike)
+        chances = np.where(tested[at], _chances(every[at]), 1.0)
+        return float(chances.min()), int(at[chances.argmin()])
+
+    for tested, others in ((np.ones_like(alike), True), (compared, False)):
+        while (found := widest(tested))[0] * (alike.sum() if others else 1) < CHECK:
+            alike[found[1]] = False
+    count = int(alike.sum())
+    total, freedom = float(np.square(_rest(every[alike])).sum()), (count - 1.0) * (seeds - 1)
     squares, compared = np.square(weights), alike[: len(weights)]
     parts = [(float(squares[compared].sum()) * total / freedom, freedom)]
     mean = every[alike].mean(0)
@@ -198,6 +208,24 @@ def seed_noise(weights: Sequence[float], values: Floats, pool: Floats) -> tuple[
         return math.sqrt(variance / seeds), freedom, f"pooled over {count} rows"
     degrees = variance**2 / sum(part**2 / of for part, of in parts)
     return math.sqrt(variance / seeds), degrees, "Welch"
+
+
+def _rest(values: Floats) -> Floats:
+    """What rows and seeds leave of values (rows, seeds)."""
+    return np.asarray(values - values.mean(0) - values.mean(1, keepdims=True) + values.mean())
+
+
+def _chances(values: Floats) -> Floats:
+    """That each row varies so much more than the others by luck; 1 where too few are left."""
+    count, each = len(values), values.shape[1] - 1
+    # Of a row against the mean of the others, in units of one row's variance.
+    apart = np.square(_rest(values)).sum(1) * count / (count - 1)
+    total, others = float(apart.sum()) * (count - 1) / count, each * (count - 2)
+    if others <= 0 or not total:
+        return np.ones(count)
+    with np.errstate(divide="ignore"):
+        ratios = apart / each / (np.maximum(total - apart, 0.0) / others)
+    return np.asarray(special.fdtrc(each, others, ratios))
 
 
 def image_noise(sums: Floats, squares: Floats, total: Floats) -> tuple[float, float]:
@@ -218,11 +246,27 @@ def image_noise(sums: Floats, squares: Floats, total: Floats) -> tuple[float, fl
     return max(0.0, common) / images, max(0.0, each - common) / images
 
 
-def of_values(found: Estimate) -> Noise | None:
+def sequential(seeds: Collection[int], declared: Collection[int]) -> dict[str, Any]:
+    """What ``Noise`` is to know of the seeds that were declared before anything ran, if any were.
+
+    With other seeds an interval holds at every look: who adds seeds until a difference shows errs
+    no more often.
+    """
+    ours, whole = {*seeds}, {*declared}
+    if ours == whole:
+        return {"looks": None}
+    some = len(whole) if ours < whole else None
+    return {"looks": BESIDE if len(whole) > 1 else 1.0, "declared": some}
+
+
+def of_values(
+    found: Estimate, seeds: Collection[int] = (), declared: Collection[int] = ()
+) -> Noise | None:
     """The noise of a mean of which nothing is known but its values; None without a spread."""
     if not found.deviation:
         return None
-    return Noise(found.deviation / math.sqrt(found.n), found.n - 1, 0.0, found.n, "paired")
+    error, about = found.deviation / math.sqrt(found.n), sequential(seeds, declared)
+    return Noise(error, found.n - 1, 0.0, found.n, "paired", **about)
 
 
 def proportion(count: int, of: int) -> Estimate:
@@ -246,25 +290,21 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def more_seeds(
-    noise: Noise, distance: float, alpha: float = ALPHA
-) -> tuple[int, int | None, int | None] | None:
+def more_seeds(noise: Noise, distance: float, alpha: float = ALPHA) -> Seeds:
     """How many more seeds find a difference ``distance`` away from the margin, in 4 of 5 cases.
 
     ``alpha`` is the level of the test that is to find it.
 
     Returns:
-        About so many, and the fewest and most if the distance were a standard error larger or
-        smaller (None: no number of seeds would do); None where no number of seeds would.
+        About so many, and the fewest and most: if the distance were a standard error larger or
+        smaller. None where it takes more than ``MOST_SEEDS``.
     """
-    about = _needed(noise, abs(distance), alpha)
-    if about is None:
-        return None
-    near, far = abs(distance) - noise.error, abs(distance) + noise.error
-    return about, _needed(noise, far, alpha), _needed(noise, near, alpha)
+    about, error = abs(distance), noise.error
+    far, near = (_needed(noise, one, alpha) for one in (about + error, about - error))
+    return _needed(noise, about, alpha), far, near
 
 
-def more_runs(count: int, of: int, alpha: float) -> tuple[int, None, None] | None:
+def more_runs(count: int, of: int, alpha: float) -> Seeds | None:
     """About how many more runs, of which the same share ends so, tell it from one half at a level.
 
     None where no number would.
@@ -280,21 +320,23 @@ def _needed(noise: Noise, distance: float, alpha: float) -> int | None:
     if distance <= 0:
         return None
 
-    def finds(seeds: int) -> bool:
+    always = BESIDE if noise.looks is None else noise.looks
+
+    def finds(seeds: int, looks: float | None = always) -> bool:
         degrees, less = noise.freedom / (noise.seeds - 1), math.sqrt(noise.seeds / seeds)
         later = replace(
             noise, seed=noise.seed * less, least=noise.least * less, seeds=seeds,
-            freedom=degrees * (seeds - 1),
-            looks=BESIDE if noise.looks is None else noise.looks,
+            freedom=degrees * (seeds - 1), looks=looks,
         )  # fmt: skip
         error = later.error
         return bool(error == 0 or special.ndtr((distance - later.edge(alpha)) / error) >= POWER)
 
-    first = noise.seeds + 1
-    if not finds(MOST_SEEDS):
-        return None
-    low, high = first, MOST_SEEDS
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if finds(middle) else (middle + 1, high)
-    return low - noise.seeds
+    # The declared seeds have the narrow interval.
+    found = [one for one in (noise.declared,) if one is not None and finds(one, None)]
+    if finds(MOST_SEEDS):
+        low, high = noise.seeds + 1, MOST_SEEDS
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if finds(middle) else (middle + 1, high)
+        found.append(low)
+    return min(found) - noise.seeds if found else None

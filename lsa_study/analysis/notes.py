@@ -11,7 +11,7 @@ from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, RunRecord
 from lsa_study.analysis.rows import Row
 from lsa_study.analysis.sheet import sheet_of
-from lsa_study.analysis.statistics import kendall
+from lsa_study.analysis.statistics import kendall, signed
 from lsa_study.config.operators import DdfOp, DwConvOp, DwNetOp
 from lsa_study.config.study import Study
 from lsa_study.config.task import METRICS
@@ -58,13 +58,13 @@ class Note:
 def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> list[Note]:
     """Notes on the whole table: what its numbers are, and what they rest on."""
     ran = [run for row in rows for run in row.runs]
-    reference = "Δ: difference to the reference row (–), in points."
+    reference = f"Δ: {_reference(rows)}"
     if not any(row.reference != row.variant for row in rows):
         reference = ""
     if study.file.article:
         reference = (
             f"Article: the values printed in {study.place}. Δ, and the article's value in "
-            "brackets: difference to the reference row (–), in points."
+            f"brackets: {_reference(rows)}"
         )
     lacking = [
         f"{row.variant} (seed {', '.join(map(str, absent))})"
@@ -99,10 +99,21 @@ def general_notes(study: Study, rows: Sequence[Row], collected: Collected) -> li
     return [Note(text) for text in texts if text]
 
 
+def _reference(rows: Sequence[Row]) -> str:
+    """What differences are to; by name where that row has a difference of its own."""
+    chained: dict[str, list[str]] = {}
+    for row in rows:
+        if row.base is not None and row.base.reference != row.base.variant:
+            chained.setdefault(row.base.name, []).append(row.name)
+    of = "".join(f", of {' and '.join(ours)} to {base}" for base, ours in chained.items())
+    return f"difference to the reference row (–){of}, in points."
+
+
 def _reading(study: Study, rows: Sequence[Row], ran: bool) -> str:
     """How the numbers and their intervals are to be read; where there are none, that."""
     named = METRICS[study.metrics[0]].title.removesuffix(" (%)")
     seeds = max((row.accuracy.n for row in rows), default=0)
+    unbound = any(row.contrast.noise and row.contrast.difference.low is None for row in rows)
     reading = (
         f"{named}: no row has been run yet." if not ran else f"{named}: no run has given a number."
     )
@@ -115,7 +126,8 @@ def _reading(study: Study, rows: Sequence[Row], ran: bool) -> str:
         reading = (
             f"{named}: mean over n seeds ± half of the 95 % t interval, its deviation pooled over "
             f"the rows where these vary alike; Δ: the same of the differences over shared seeds"
-            f"{_of_images(study.metrics[0], rows)}. One seed has no interval."
+            f"{_of_images(study.metrics[0], rows)}. One seed has no interval"
+            f"{', nor has a difference that too few seeds and rows bound' * unbound}."
         )
     if any(noise.looks is not None for row in rows if (noise := row.contrast.noise)):
         reading += (
@@ -152,7 +164,9 @@ def _noise(rows: Sequence[Row]) -> str:
     noises = [contrast.noise for contrast in found if contrast.noise]
     parts = []
     if noises:
-        spread = statistics.median(noise.seed * math.sqrt(noise.seeds) for noise in noises)
+        spread = statistics.median(
+            max(noise.seed, noise.least) * math.sqrt(noise.seeds) for noise in noises
+        )
         parts.append(f"from seed to seed {spread:.2f} (standard deviation)")
     errors = [noise.image for noise in noises if noise.image is not None]
     if not noises:
@@ -162,11 +176,11 @@ def _noise(rows: Sequence[Row]) -> str:
     if not parts:
         return ""
     text = f"Noise of a difference, in points: {', '.join(parts)}."
-    smallest = statistics.median([noise.resolvable for noise in noises] or [math.inf])
-    if math.isfinite(smallest):
+    median = sorted(noises, key=lambda noise: noise.resolvable)[len(noises) // 2 :][:1]
+    if median and math.isfinite(smallest := median[0].resolvable):
         text += (
-            f" {min(noise.seeds for noise in noises)} seeds find a difference of {smallest:.2f} "
-            "points in 4 of 5 cases; smaller ones mostly stay unresolved."
+            f" {median[0].seeds} seeds find a difference of {smallest:.2f} points in about 4 of 5 "
+            "cases; smaller ones mostly stay unresolved."
         )
     return text
 
@@ -184,7 +198,7 @@ def order(rows: Sequence[Row]) -> str:
     tau, p, method = found
     chance = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
     return (
-        f"Kendall's tau with the article's is {tau:.2f} over {len(pairs)} rows "
+        f"Kendall's tau with the article's is {signed(tau, 2).lstrip('+')} over {len(pairs)} rows "
         f"({chance}, one-sided, {method})."
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -170,6 +170,25 @@ class Row:
         """Label and further cells as one text, such as ``Net7 (neighboring, unfold)``."""
         cells = [cell for title, cell in self.columns.items() if not title.endswith(MEASURED)]
         return f"{self.label} ({', '.join(cells)})" if cells else self.label
+
+
+def not_judged(rows: Sequence[Row], refused: Iterable[str], seeds: Sequence[int]) -> str:
+    """Why a difference of rows gets no verdict; empty where it gets one.
+
+    Args:
+        rows: all that it takes.
+        refused: in what they cannot be compared.
+        seeds: those that all of them have.
+    """
+    absent = [row.name for row in rows if not row.runs]
+    lost = [f"{row.name} {row.lost}" for row in rows if row.ends]
+    if why := "; ".join(dict.fromkeys(refused)):
+        return f"not comparable: {why}"
+    if absent:
+        return f"not run: {', '.join(absent)}" if len(absent) < len(rows) else "not run"
+    if lost:
+        return f"no verdict: {', '.join(lost)}"
+    return "" if seeds else "no seed in common"
 
 
 def rows_of(study: Study, collected: Collected, metric: str | None = None) -> list[Row]:

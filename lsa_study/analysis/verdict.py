@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from lsa_study.analysis.inference import ALPHA, proportion
+from lsa_study.analysis.inference import ALPHA, Seeds, proportion
 from lsa_study.analysis.notes import meaning
-from lsa_study.analysis.statistics import Estimate, rounded, signed
+from lsa_study.analysis.statistics import MOST_SEEDS, Estimate, rounded, signed
 from lsa_study.config.ledger import RULE, Claim
 from lsa_study.config.names import nearest
 from lsa_study.config.task import METRICS
@@ -45,8 +45,6 @@ GROUPS: Mapping[str, str] = {
     "not run": "Not run",
 }
 HIDDEN = {"outcome", "besides", "tiers", "control", "precision", "device"}
-Seeds = tuple[int, int | None, int | None] | None
-"""About how many more would decide, the fewest and the most."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class ClaimVerdict:
     """What its studies are about, where that is not the study itself."""
     wanted: int | None = None
     """About how many more seeds would decide it."""
-    more: Callable[[float], Seeds] | None = field(default=None, compare=False, repr=False)
+    more: Callable[[float], Seeds | None] | None = field(default=None, compare=False, repr=False)
     """How many more seeds would decide it at a level."""
     differs: tuple[Differing, ...] = ()
     """All settings in which its rows differ."""
@@ -142,7 +140,7 @@ class ClaimVerdict:
         self,
         found: Estimate,
         p: Callable[[float], float | None] = lambda _: None,
-        more: Callable[[float, float], Seeds] | None = None,
+        more: Callable[[float, float], Seeds | None] | None = None,
         lacking: str = "more seeds",
     ) -> ClaimVerdict:
         """The verdict that follows from holding an interval against the claim's inequality.
@@ -187,7 +185,7 @@ class ClaimVerdict:
         of: int,
         reason: str,
         against: str,
-        more: Callable[[float], Seeds] | None = None,
+        more: Callable[[float], Seeds | None] | None = None,
     ) -> ClaimVerdict:
         """The verdict that follows from how many of so many did, held against one half.
 
@@ -218,7 +216,7 @@ class ClaimVerdict:
             )
         # Enough for Holm's first step, which the claim with the smallest p value has to pass.
         but = f"{self.reason}; " * bool(self.reason)
-        return found.wanting(ALPHA / tested, but) if self.more and self.wanted else found
+        return found.wanting(ALPHA / tested, but) if self.more else found
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as data."""
@@ -276,11 +274,12 @@ class ClaimVerdict:
         return "; ".join(f"{key} ({', '.join(dict.fromkeys(of))})" for key, of in found.items())
 
 
-def in_seeds(seeds: Seeds) -> str:
+def in_seeds(seeds: Seeds | None) -> str:
     """How many more seeds would decide, in words."""
-    if seeds is None:
-        return "no number of seeds would decide it"
-    about, fewest, most = seeds
+    about, fewest, most = seeds or (None, None, None)
+    if about is None:
+        larger = f", {fewest} if it is a standard error larger" if fewest is not None else ""
+        return f"more than {MOST_SEEDS} seeds if the difference is as estimated{larger}"
     span = f", {fewest} to {'any number' if most is None else most}" if fewest is not None else ""
     return f"about {about} more seed{'s' * (about > 1)}{span}"
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from synthetic import write_run
 from lsa_study.analysis import answer as parts
 from lsa_study.analysis.answer import MARKS, answer, renew
 from lsa_study.analysis.collect import collect
+from lsa_study.analysis.contrasts import Contrast
 from lsa_study.analysis.html import page, write_report
-from lsa_study.analysis.inference import ALPHA
+from lsa_study.analysis.inference import ALPHA, Noise
+from lsa_study.analysis.statistics import Estimate
 from lsa_study.analysis.table import build
 from lsa_study.config import study
 from lsa_study.rundir import RunDir
@@ -123,8 +126,9 @@ def test_what_is_the_other_way_round_says_so(tmp_path):
 def test_one_seed_has_no_interval(tmp_path):
     found = answered(write(tmp_path, [0]))
     lines = lines_of(found)
-    assert "one seed has no interval" in lines["HA against Base model"][4]
-    assert "1 seed." in short(found)
+    verdict = "not clear: one seed has no interval; at least 1 more seed"
+    assert lines["HA against Base model"][4] == verdict
+    assert "1 seed of each row." in short(found)
     assert " 0 clear, 19 not clear, 2 without a number." in short(found)
     assert "tested together" not in short(found)
     assert not any("[" in line[1] for line in lines.values())
@@ -142,7 +146,62 @@ def test_rows_that_lack_runs_are_named(tmp_path):
     (bias,) = (
         line for name, line in lines.items() if name.startswith("terms bias") and "×" in name
     )
-    assert bias[1:] == ("–", "–", "–", "not run")
+    assert bias[1:] == ("–", "–", "–", "not run: terms bias, application neighboring")
+    assert "3 seeds of each row." in short(found)
+
+
+def test_an_effect_is_not_judged_on_the_seeds_that_a_row_has_left(tmp_path):
+    """Those that diverged are gone by what they were."""
+    write(tmp_path, range(5), lambda run: (run.variant, run.seed) == ("net4_n", 2))
+    (lost,) = (r for r in study.load_study("table3", tier="proxy").runs()
+               if (r.variant, r.seed) == ("net4_n", 2))  # fmt: skip
+    write_run(tmp_path, lost, changes={"outcome": "diverged", "acc1": None})
+    lines = lines_of(answered(tmp_path))
+    why = "no verdict: terms bias, application neighboring 1 of 5 diverged"
+    of_it = [line for name, line in lines.items() if "terms bias" in name]
+    of_it.append(lines["application neighboring against window"])
+    assert len(of_it) == 3
+    assert {line[4] for line in of_it} == {why}
+    grid = study.load_study("terms_by_area", tier="proxy", recall=tmp_path)
+    notes = " ".join(note.text for note in build(grid, collect(tmp_path, "proxy")).notes)
+    assert notes.count(why) == 3
+    assert f"({why})" in notes, "and no p"
+
+
+def test_seeds_that_no_two_rows_share_are_named_for_effects_too(tmp_path):
+    write(tmp_path, range(5), lambda run: (run.variant == "swin") == (run.seed < 3))
+    lines = lines_of(answered(tmp_path))
+    assert lines["HA against Base model"][4] == "no seed in common"
+    assert lines["application neighboring against window"][4] == "no seed in common"
+
+
+def test_rows_of_another_code_are_marked_in_short_too(tmp_path):
+    write(tmp_path, range(5), lambda run: run.variant == "dwconv_heads_1")
+    for run in study.load_study("fig2", tier="proxy").runs():
+        if run.variant == "dwconv_heads_1":
+            write_run(tmp_path, run, changes={"code": "b" * 12, "acc1": 50.0 + run.seed / 9})
+    line = next(line for (line,) in answered(tmp_path).parts[0].lines if "DwConv (1)" in line)
+    assert "lower" in line
+    assert "(not made alike: code " in line
+
+
+def test_answers_that_all_rows_share_are_no_single_seed(tmp_path):
+    for run in study.load_study("table4", tier="proxy").runs():
+        write_run(tmp_path, run, changes={"acc1": 80.0 + run.seed, "correct": None})
+    verdict = lines_of(answered(tmp_path))["HA against Base model"][4]
+    assert "one seed" not in verdict
+
+
+def test_an_end_beside_0_shows_on_which_side_it_lies():
+    values = Estimate((1.0, 0.993, 1.004), 0.999)
+    noise = Noise(0.4965, 1e9, 0.0, 3, "paired")
+    line = parts.Difference("a", Contrast((0, 1, 2), values, (), noise), None)
+    low, high = line.interval(1)
+    assert 0.02 < low < 0.04
+    near = replace(line, contrast=replace(line.contrast, noise=replace(noise, seed=0.5085)))
+    assert near.cells(1, 2)[1] == "+0.999 [+0.002, +1.996]"
+    assert near.verdict(1) == "clear: higher"
+    assert line.cells(1, 2)[1] == f"+1.00 [+{low:.2f}, +{high:.2f}]"
 
 
 def test_rows_that_saw_other_images_are_not_compared(tmp_path):
@@ -163,6 +222,15 @@ def test_order_settings_and_cautions(every):
     assert "tier" not in [line[0] for line in differs.lines]
     assert "50,000 training images" in differs.said
     assert any("0.6 points (median)" in line for (line,) in cautions.lines)
+    assert "without end" not in cautions.lines[0][0]
+
+
+def test_intervals_without_ends_count_in_the_median_of_all(tmp_path):
+    found = answered(write(tmp_path, [0, 7], lambda run: run.variant in ("net4_n", "elsa")))
+    cautions = found.parts[-1]
+    halves = [line[1] for line in lines_of(found).values() if "[" in line[1]]
+    unbound = sum("∞" in one for one in halves) * 2 > len(halves)
+    assert ("the intervals reach without end" in cautions.lines[0][0]) == unbound
 
 
 def test_it_is_of_all_the_article_s_studies_and_never_of_the_toy_tier(full):

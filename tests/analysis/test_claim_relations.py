@@ -67,13 +67,13 @@ ORDERS = {"dwconv": 70.0, "net6_n": 76.0, "net7_n_unfold": 82.0}
         ({"dwconv": 90.0, "net7_n_unfold": 70.0}, "contradicted", -14.0),
     ],
 )
-def test_a_trend_is_judged_by_its_smallest_step(tmp_path, change, plain, mean):
+def test_a_trend_is_judged_by_the_step_that_is_least_sure(tmp_path, change, plain, mean):
     written(tmp_path, "table5", ORDERS | change)
     got = judged(tmp_path, "table5-order-trend")
     assert got.plain == plain
     assert got.estimate.mean == pytest.approx(mean, abs=0.02)
     assert got.article == pytest.approx(0.4)
-    assert got.method.startswith("smallest of 2 steps, table5/")
+    assert got.method.startswith("least sure of 2 steps, table5/")
 
 
 def test_a_trend_of_one_seed_shows_its_smallest_step_and_stays_open(tmp_path):
@@ -163,7 +163,7 @@ def test_a_terminal_of_usual_width_shows_decided_claims_first(tmp_path):
 
 
 NET7 = "table1-net7-beats-swin"
-LACKING = "at least 2 more seeds; seeds 1-4 of those declared are not there"
+LACKING = "at least 1 more seed; seeds 1-4 of those declared are not there"
 
 
 def changed(folder, variant, changes, seeds=(0, 1, 2)):
