@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +58,8 @@ RESULTS = Path("results")
 
 def _noted(folder: Path) -> Path:
     """Name what is damaged of what the folder remembers; it counts as not asked for."""
+    if folder == Path() and not {"", "--results="}.isdisjoint(sys.argv):
+        raise ConfigError("--results '': names no folder; give one, such as --results .")
     for tier in study.TIERS:
         for line in every_asked(folder, tier)[1]:
             typer.echo(f"lsa: {line}", err=True)
@@ -103,15 +106,55 @@ def parse_seeds(text: str | None) -> list[int] | None:
     if text is None:
         return None
     seeds: list[int] = []
+    mistakes: list[str] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip(), re.ASCII)
         if found is None:
             raise ConfigError(f"--seeds {text}: not seeds; write 0-2 or 0,3,5")
         first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            right = f"write the smaller one first, as {last}-{first}"
+            mistakes.append(f"--seeds {part.strip()}: holds no seed; {right}")
         seeds += range(first, min(last, first + MOST_SEEDS) + 1)
-    if not seeds:
-        raise ConfigError(f"--seeds {text}: holds no seed; write the smaller one first, as 0-2")
+    if mistakes:
+        raise ConfigError(*mistakes)
     return list(dict.fromkeys(seeds))
+
+
+def _parse_only(text: str | None) -> str | None:
+    """The globs of ``--only`` without the spaces around them."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"--only {text}: names nothing at a comma; write it like net6*,elsa")
+    return ",".join(parts)
+
+
+def _clashing(overrides: Sequence[str]) -> list[str]:
+    """Settings that are given several values, though a side study's own may be set anew."""
+    given: dict[str, list[str]] = {}
+    for one in dict.fromkeys(overrides):
+        given.setdefault(one.partition("=")[0].strip(), []).append(f"--set {one}")
+    return [f"{' and '.join(each)}: one setting; keep one" for each in given.values() if each[1:]]
+
+
+def _apart(loaded: Sequence[Study], only: str | None) -> list[str]:
+    """Studies of one name and other files; parts of ``--only`` that match none of their rows."""
+    files: dict[str, Path] = {}
+    mistakes = [
+        f"{path}: is named {one.name}, as {first} is; give it another name (study:)"
+        for one in loaded
+        for path in [one.document.path]
+        if not (first := files.setdefault(one.name, path)).samefile(path)
+    ]
+    rows = {row for one in loaded for row in one.file.variants}
+    of = ", ".join(dict.fromkeys(one.file.study for one in loaded))
+    return mistakes + [
+        f"--only {part}: matches no variant of {of}; {nearest(part, sorted(rows))}"
+        for part in (only.split(",") if only else ())
+        if loaded and all(part in one.unmatched for one in loaded)
+    ]
 
 
 @dataclass(frozen=True)
@@ -142,33 +185,40 @@ class Selection:
             alias: the name of the side study that this is; None: a derived one, if it is one.
             many: more rows of a grid are meant than one is likely to.
         """
-        wanted, loaded = parse_seeds(self.seeds), []
-        unmatched: list[str] = []
-        asked = study.expand_names(self.study)
+        seeds, only, asked = (
+            parse_seeds(self.seeds),
+            _parse_only(self.only),
+            study.expand_names(self.study),
+        )
+        loaded: list[Study] = []
+        unmatched, mistakes = list[str](), _clashing(self.overrides or ())
         if alias is not None and len(asked) > 1:
             raise ConfigError(f"--as {alias}: {len(asked)} studies; ask for each with its own name")
         for name in asked:
-            tier = self.tier or self._only_tier(name)
-            known = self.results if recall or side_tiers(self.results, name, [tier]) else None
-            path = name if known else find_study(name, self.results)
             try:
+                tier = self.tier or self._only_tier(name)
+                known = self.results if recall or side_tiers(self.results, name, [tier]) else None
                 one = study.load_study(
-                    path, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
-                    recall=known, grid=self.grid or (), many=many, results=self.results,
+                    name if known else find_study(name, self.results), tier=tier, seeds=seeds,
+                    only=only, overrides=self.overrides, recall=known, grid=self.grid or (),
+                    many=many, results=self.results,
                 )  # fmt: skip
+                check_contrast(one, allowed or ())
+                check_parts(one.variants, partial(one.document.where, "variants"))
+                found = named(one, self.results, alias)
+                check_claims(found, self.results)
             except study.NoVariant as error:
                 unmatched += error.mistakes
                 continue
-            check_contrast(one, allowed or ())
-            check_parts(one.variants, partial(one.document.where, "variants"))
-            found = named(one, self.results, alias)
-            check_claims(found, self.results)
+            except ConfigError as error:
+                mistakes += error.mistakes
+                continue
             if recall and found is one:  # fewer seeds are no other study
-                seeds = sorted({*one.seeds, *one.asked.seeds})
-                found = replace(one, seeds=tuple(seeds))
+                found = replace(one, seeds=tuple(sorted({*one.seeds, *one.asked.seeds})))
             loaded.append(found)
-        if not loaded:
-            raise ConfigError(*unmatched)
+        mistakes = mistakes or _apart(loaded, only) or ([] if loaded else unmatched)
+        if mistakes:
+            raise ConfigError(*dict.fromkeys(mistakes))
         return loaded
 
     def _only_tier(self, name: str) -> str:

@@ -44,6 +44,9 @@ def find_study(study: str, recall: Path | None = None, beside: Path | None = Non
         return near
     if home is not None:
         raise ConfigError(f"{study}: its file {home} is gone; put it back, or give its new path")
+    if path.suffix in (".yaml", ".yml"):
+        beside_it = sorted(map(str, path.parent.glob("*.y*ml")))
+        raise ConfigError(f"{study}: no such file; {names.nearest(study, beside_it)}")
     hint = names.nearest(study, ["all", *known, *(remembered(recall) if recall else ())])
     raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
 
@@ -71,7 +74,8 @@ def remembered(results: Path) -> dict[str, Path]:
     for name, text in [*plain, *sides]:
         if not text.endswith((".yaml", ".yml")):
             continue
-        if (name, "") in plain and name in list_studies():  # run by its stem
+        by_stem = (name, "") in plain or (name, text) not in plain
+        if by_stem and name in list_studies():  # what a side study is of takes no shipped name
             continue
         path = beside / text
         path = path.relative_to(here) if path.is_relative_to(here) else path

@@ -17,8 +17,8 @@ from lsa_study.config.asked import (
     tidy,
     write_asked,
 )
-from lsa_study.config.find import find_study, home_of
-from lsa_study.config.names import GOOD, short
+from lsa_study.config.find import find_study, home_of, list_studies
+from lsa_study.config.names import GOOD, RESERVED, short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
@@ -41,15 +41,11 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
 
     Raises:
         ConfigError: the name is taken, or cannot be one; or that of the study is taken by a study
-            of another file.
+            of another file, or by one that is shipped.
     """
-    stem, path = short(study.file.study), study.document.path
+    stem = short(study.file.study)
     home = home_of(results, stem)
-    if home is not None and home.is_file() and not home.samefile(path):
-        raise ConfigError(
-            f"{path}: {results} has the study {stem} of another file, {home}; give this one "
-            "another name (study:), or other --results"
-        )
+    _check_name(study, home, results, alias)
     before, declared = study.asked, {*study.declared}
     same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
     same = same and [*study.flags] == before.grid
@@ -59,9 +55,6 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     name = alias
     if name is None:
         name = derived_name(stem, [*study.overrides, *study.flags], study.only, seeds)
-    if name in ("all", "claims", "cluster"):
-        meant = "all studies" if name == "all" else f"experiments/{name}.yaml"
-        raise ConfigError(f"--as {name}: stands for {meant}; give another name")
     if len(name) > LONGEST_NAME or not GOOD.fullmatch(name):
         raise ConfigError(
             f"--as {ascii(name)[1:-1]:.80}: cannot be a name; give up to {LONGEST_NAME} letters, "
@@ -80,6 +73,27 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
+
+
+def _check_name(study: Study, home: Path | None, results: Path, alias: str | None) -> None:
+    """Refuse a name of something else; ``home`` is the file that the results know by it."""
+    stem, path = short(study.file.study), study.document.path
+    for one, where in ((stem, f"{path}: study: {stem}"), (alias, f"--as {alias}")):
+        if one in RESERVED:
+            raise ConfigError(f"{where}: stands for {RESERVED[one]}; give another name")
+    if home is not None and home.is_file() and not home.samefile(path):
+        raise ConfigError(
+            f"{path}: {results} has the study {stem} of another file, {home}; give this one "
+            "another name (study:), or other --results"
+        )
+    ours = shipped.ROOT / "experiments" / f"{stem}.yaml"
+    if home is None and not (alias or study.alias) and ours.is_file():
+        here = list_studies()[stem]  # a copy to edit, or the shipped one
+        if not here.samefile(path) and path.read_bytes() != ours.read_bytes():
+            raise ConfigError(
+                f"{path}: {stem} is the name of the shipped {ours}; give this one another name "
+                "(study:), or ask for it with --as NAME"
+            )
 
 
 def remember(results: Path, studies: Iterable[Study]) -> None:
