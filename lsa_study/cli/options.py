@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -121,42 +122,6 @@ def parse_seeds(text: str | None) -> list[int] | None:
     return list(dict.fromkeys(seeds))
 
 
-def _parse_only(text: str | None) -> str | None:
-    """The globs of ``--only`` without the spaces around them."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise ConfigError(f"--only {text}: names nothing at a comma; write it like net6*,elsa")
-    return ",".join(parts)
-
-
-def _clashing(overrides: Sequence[str]) -> list[str]:
-    """Settings that are given several values, though a side study's own may be set anew."""
-    given: dict[str, list[str]] = {}
-    for one in dict.fromkeys(overrides):
-        given.setdefault(one.partition("=")[0].strip(), []).append(f"--set {one}")
-    return [f"{' and '.join(each)}: one setting; keep one" for each in given.values() if each[1:]]
-
-
-def _apart(loaded: Sequence[Study], only: str | None) -> list[str]:
-    """Studies of one name and other files; parts of ``--only`` that match none of their rows."""
-    files: dict[str, Path] = {}
-    mistakes = [
-        f"{path}: is named {one.name}, as {first} is; give it another name (study:)"
-        for one in loaded
-        for path in [one.document.path]
-        if not (first := files.setdefault(one.name, path)).samefile(path)
-    ]
-    rows = {row for one in loaded for row in one.file.variants}
-    of = ", ".join(dict.fromkeys(one.file.study for one in loaded))
-    return mistakes + [
-        f"--only {part}: matches no variant of {of}; {nearest(part, sorted(rows))}"
-        for part in (only.split(",") if only else ())
-        if loaded and all(part in one.unmatched for one in loaded)
-    ]
-
-
 @dataclass(frozen=True)
 class Selection:
     """The runs that a command is about, as the options that most commands begin with say."""
@@ -185,13 +150,11 @@ class Selection:
             alias: the name of the side study that this is; None: a derived one, if it is one.
             many: more rows of a grid are meant than one is likely to.
         """
-        seeds, only, asked = (
-            parse_seeds(self.seeds),
-            _parse_only(self.only),
-            study.expand_names(self.study),
-        )
-        loaded: list[Study] = []
-        unmatched, mistakes = list[str](), _clashing(self.overrides or ())
+        seeds, asked = parse_seeds(self.seeds), study.expand_names(self.study)
+        loaded, files, unmatched = list[Study](), dict[str, Path](), list[str]()
+        given = dict.fromkeys(self.overrides or ())
+        keys = Counter(one.partition("=")[0].strip() for one in given)
+        mistakes = [f"--set {key}: has {n} values; keep one" for key, n in keys.items() if n > 1]
         if alias is not None and len(asked) > 1:
             raise ConfigError(f"--as {alias}: {len(asked)} studies; ask for each with its own name")
         for name in asked:
@@ -200,13 +163,16 @@ class Selection:
                 known = self.results if recall or side_tiers(self.results, name, [tier]) else None
                 one = study.load_study(
                     name if known else find_study(name, self.results), tier=tier, seeds=seeds,
-                    only=only, overrides=self.overrides, recall=known, grid=self.grid or (),
+                    only=self.only, overrides=self.overrides, recall=known, grid=self.grid or (),
                     many=many, results=self.results,
                 )  # fmt: skip
                 check_contrast(one, allowed or ())
                 check_parts(one.variants, partial(one.document.where, "variants"))
                 found = named(one, self.results, alias)
                 check_claims(found, self.results)
+                path = one.document.path
+                if not (first := files.setdefault(found.name, path)).samefile(path):
+                    raise ConfigError(f"{path}: is named as {first} is; give it another name")
             except study.NoVariant as error:
                 unmatched += error.mistakes
                 continue
@@ -216,8 +182,14 @@ class Selection:
             if recall and found is one:  # fewer seeds are no other study
                 found = replace(one, seeds=tuple(sorted({*one.seeds, *one.asked.seeds})))
             loaded.append(found)
-        mistakes = mistakes or _apart(loaded, only) or ([] if loaded else unmatched)
-        if mistakes:
+        if self.only and loaded:  # what matches in one of them is meant
+            rows = sorted({row for one in loaded for row in one.file.variants})
+            unmatched = [
+                f"--only {part}: matches no variant of {', '.join(asked)}; {nearest(part, rows)}"
+                for part in loaded[0].unmatched
+                if all(part in one.unmatched for one in loaded)
+            ]
+        if mistakes := mistakes or unmatched:
             raise ConfigError(*dict.fromkeys(mistakes))
         return loaded
 

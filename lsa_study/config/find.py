@@ -74,14 +74,20 @@ def remembered(results: Path) -> dict[str, Path]:
     for name, text in [*plain, *sides]:
         if not text.endswith((".yaml", ".yml")):
             continue
-        by_stem = (name, "") in plain or (name, text) not in plain
-        if by_stem and name in list_studies():  # what a side study is of takes no shipped name
+        if (name, "") in plain and name in list_studies():  # run by its stem
+            continue
+        if (name, text) not in plain and shipped_at(name).is_file():  # of a side study alone
             continue
         path = beside / text
         path = path.relative_to(here) if path.is_relative_to(here) else path
         if name not in found or (path.is_file() and not found[name].is_file()):
             found[name] = path
     return found
+
+
+def shipped_at(name: str) -> Path:
+    """Where a study of this name comes with the package, if one does."""
+    return shipped.ROOT / "experiments" / f"{name}.yaml"
 
 
 def list_studies() -> dict[str, Path]:

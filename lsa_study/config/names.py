@@ -28,11 +28,8 @@ def _good(name: str) -> str:
     return name
 
 
-RESERVED = {
-    "all": "all studies", "claims": "experiments/claims.yaml",
-    "cluster": "experiments/cluster.yaml",
-}  # fmt: skip
-"""What no study can be called, since commands know it as something else."""
+RESERVED = frozenset({"all", "claims", "cluster"})
+"""What no study can be called, since it stands for all studies, or a file beside theirs."""
 
 Name = Annotated[str, AfterValidator(_good)]
 """What a study or a row can be called."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lsa_study.config import shipped
 from lsa_study.config.asked import (
     LONGEST_NAME,
     Asked,
@@ -17,7 +16,7 @@ from lsa_study.config.asked import (
     tidy,
     write_asked,
 )
-from lsa_study.config.find import find_study, home_of, list_studies
+from lsa_study.config.find import find_study, home_of, list_studies, shipped_at
 from lsa_study.config.names import GOOD, RESERVED, short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
@@ -44,17 +43,26 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
             of another file, or by one that is shipped.
     """
     stem = short(study.file.study)
-    home = home_of(results, stem)
-    _check_name(study, home, results, alias)
+    path, home = study.document.path, home_of(results, stem)
+    for one in RESERVED.intersection({stem, alias}):
+        where = "--as" if one == alias else f"{path}: study:"
+        raise ConfigError(f"{where} {one}: means something else to lsa; give another name")
+    ours, apart = shipped_at(stem), alias or study.alias
+    if home is None and not apart and ours.is_file() and ours.read_bytes() != path.read_bytes():
+        home = list_studies()[stem]  # a copy to edit, or the shipped one
+    if home is not None and home.is_file() and not home.samefile(path):
+        raise ConfigError(
+            f"{path}: the study {stem} of {results} is another file, {home}; give this one another "
+            "name (study:)"
+        )
     before, declared = study.asked, {*study.declared}
     same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
     same = same and [*study.flags] == before.grid
     if alias is None and same and declared.union(before.seeds).issuperset(study.seeds):
         return study
     seeds = () if declared.issuperset(study.seeds) else tuple(sorted(study.seeds))
-    name = alias
-    if name is None:
-        name = derived_name(stem, [*study.overrides, *study.flags], study.only, seeds)
+    ask = stem, [*study.overrides, *study.flags], study.only, seeds
+    name = derived_name(*ask) if alias is None else alias
     if len(name) > LONGEST_NAME or not GOOD.fullmatch(name):
         raise ConfigError(
             f"--as {ascii(name)[1:-1]:.80}: cannot be a name; give up to {LONGEST_NAME} letters, "
@@ -73,27 +81,6 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
-
-
-def _check_name(study: Study, home: Path | None, results: Path, alias: str | None) -> None:
-    """Refuse a name of something else; ``home`` is the file that the results know by it."""
-    stem, path = short(study.file.study), study.document.path
-    for one, where in ((stem, f"{path}: study: {stem}"), (alias, f"--as {alias}")):
-        if one in RESERVED:
-            raise ConfigError(f"{where}: stands for {RESERVED[one]}; give another name")
-    if home is not None and home.is_file() and not home.samefile(path):
-        raise ConfigError(
-            f"{path}: {results} has the study {stem} of another file, {home}; give this one "
-            "another name (study:), or other --results"
-        )
-    ours = shipped.ROOT / "experiments" / f"{stem}.yaml"
-    if home is None and not (alias or study.alias) and ours.is_file():
-        here = list_studies()[stem]  # a copy to edit, or the shipped one
-        if not here.samefile(path) and path.read_bytes() != ours.read_bytes():
-            raise ConfigError(
-                f"{path}: {stem} is the name of the shipped {ours}; give this one another name "
-                "(study:), or ask for it with --as NAME"
-            )
 
 
 def remember(results: Path, studies: Iterable[Study]) -> None:
@@ -128,7 +115,7 @@ def _asked(study: Study, results: Path) -> Asked:
     path, beside = study.document.path.resolve(), results.resolve().parent
     place = str(path.relative_to(beside) if path.is_relative_to(beside) else path)
     if not study.alias:
-        known = (shipped.ROOT / "experiments" / f"{study.name}.yaml").resolve() == path
+        known = shipped_at(study.name).resolve() == path
         return asked.model_copy(update={"path": "" if known else place})
     try:
         known = find_study(path.stem).resolve() == path

@@ -167,7 +167,7 @@ class Rows:
         try:
             settings = validate(Settings, layers.data, layers.where)
         except ConfigError as error:
-            raise ConfigError(*mistakes, *error.mistakes) from None
+            mistakes += error.mistakes
         if mistakes:
             raise ConfigError(*mistakes)
         return bound(settings, layers.where), layers.where

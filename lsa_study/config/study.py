@@ -186,6 +186,7 @@ def load_study(
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path, side = find_asked(str(study), tier, recall)
     only = side.only if side and only is None else only
+    only = only and ",".join(glob.strip() for glob in only.split(","))
     flags = [*(side.grid if side else ()), *grid]
     with opened(path, tier, flags, many=many or recall is not None) as (file, expanded):
         document = expanded.document
@@ -220,7 +221,9 @@ def _chosen(
 
     Also those of its globs that keep none.
     """
-    globs = [glob.strip() for glob in ("*" if only is None else only).split(",")]
+    globs = ("*" if only is None else only).split(",")
+    if not all(globs):
+        raise ConfigError(f"--only {only}: names nothing at a comma; write it like net6*,elsa")
     known = {row: [row, origin.get(row, row)] for row in file.variants}
     chosen = [row for row, own in known.items() if any(fnmatch.filter(own, glob) for glob in globs)]
     every = {name for own in known.values() for name in own}

@@ -113,9 +113,8 @@ def launch(
     try:
         scheduler.setting("ClusterName", "")
     except scheduler.Rejected as error:
-        raise EnvironmentLacks(
-            f"launch: SLURM does not answer here ({error}); go to a login node, or use lsa run"
-        ) from None
+        why = f"launch: SLURM does not answer here ({error}); go to a login node, or use lsa run"
+        raise EnvironmentLacks(why) from None
     launched = Launched()
     for tier in sorted({run.settings.tier for run in runs}):
         records = LaunchFolder.of(results.absolute(), tier)

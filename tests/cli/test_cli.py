@@ -111,11 +111,15 @@ def test_plan_as_json_has_the_promised_keys():
         (
             ["plan", "table1", "table4", "--only", "nosuch,elsa"],
             2,
-            "lsa: --only nosuch: matches no variant of table4; known: elsa",
+            "lsa: --only nosuch: matches no variant of table1, table4",
         ),
         (["plan", "table1", "--results", ""], 2, "--results '': names no folder; give one"),
         (["plan", "table1", "--allow-confound", "train.l"], 2, "train.l: is not a setting; did"),
-        (["plan", "table1", "--set", "train.lr=1", "--set", "train.lr=2"], 2, "lr=2: one setting"),
+        (
+            ["plan", "table1", "--set", "train.lr=1", "--set", "train.lr=2"],
+            2,
+            "--set train.lr: has 2 values; keep one",
+        ),
         (["plan", "experiments/tabel4.yaml"], 2, "no such file; did you mean experiments/table4"),
         (["plan", "tabl1", "tabel4"], 2, "table1? Or give a path to a .yaml\nlsa: tabel4: no such"),
         (["new", "study", "all"], 2, "lsa new: all means something else to lsa; give another name"),
