@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where `make study` writes; git ignores it.
 RESULTS ?= out
 # Runs trained side by side, each on its share of the cores; a toy run takes about 1 GB.
-JOBS ?= 2
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))')
 # Processes that test: one for each core and one more, since some tests wait; a further one where
 # there is SLURM, whose tests take two and mostly wait.
 WORKERS ?= $(shell $(PYTHON) -c \

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from lsa_study.config.find import list_studies
 from lsa_study.config.imports import is_installed
+from lsa_study.config.names import RESERVED
 from lsa_study.errors import ConfigError
 from lsa_study.files import write_whole
 
@@ -69,5 +71,7 @@ def _check(name: str, *, package: bool) -> None:
             f"lsa new: {name[:80]!r} cannot be its name; give 2 to 40 small letters, digits and _, "
             "a letter first, and no word of Python"
         )
+    if not package and name in (*RESERVED, *list_studies()):
+        raise ConfigError(f"lsa new: {name} means something else to lsa; give another name")
     if package and is_installed(name):
         raise ConfigError(f"lsa new: there is a package {name} that it would hide; give another")

@@ -6,6 +6,8 @@ import difflib
 import functools
 import inspect
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +59,8 @@ RESULTS = Path("results")
 
 def _noted(folder: Path) -> Path:
     """Name what is damaged of what the folder remembers; it counts as not asked for."""
+    if folder == Path() and not {"", "--results="}.isdisjoint(sys.argv):
+        raise ConfigError("--results '': names no folder; give one, such as --results .")
     for tier in study.TIERS:
         for line in every_asked(folder, tier)[1]:
             typer.echo(f"lsa: {line}", err=True)
@@ -103,14 +107,18 @@ def parse_seeds(text: str | None) -> list[int] | None:
     if text is None:
         return None
     seeds: list[int] = []
+    mistakes: list[str] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip(), re.ASCII)
         if found is None:
             raise ConfigError(f"--seeds {text}: not seeds; write 0-2 or 0,3,5")
         first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            right = f"write the smaller one first, as {last}-{first}"
+            mistakes.append(f"--seeds {part.strip()}: holds no seed; {right}")
         seeds += range(first, min(last, first + MOST_SEEDS) + 1)
-    if not seeds:
-        raise ConfigError(f"--seeds {text}: holds no seed; write the smaller one first, as 0-2")
+    if mistakes:
+        raise ConfigError(*mistakes)
     return list(dict.fromkeys(seeds))
 
 
@@ -142,33 +150,47 @@ class Selection:
             alias: the name of the side study that this is; None: a derived one, if it is one.
             many: more rows of a grid are meant than one is likely to.
         """
-        wanted, loaded = parse_seeds(self.seeds), []
-        unmatched: list[str] = []
-        asked = study.expand_names(self.study)
+        seeds, asked = parse_seeds(self.seeds), study.expand_names(self.study)
+        loaded, files, unmatched = list[Study](), dict[str, Path](), list[str]()
+        given = dict.fromkeys(self.overrides or ())
+        keys = Counter(one.partition("=")[0].strip() for one in given)
+        mistakes = [f"--set {key}: has {n} values; keep one" for key, n in keys.items() if n > 1]
         if alias is not None and len(asked) > 1:
             raise ConfigError(f"--as {alias}: {len(asked)} studies; ask for each with its own name")
         for name in asked:
-            tier = self.tier or self._only_tier(name)
-            known = self.results if recall or side_tiers(self.results, name, [tier]) else None
-            path = name if known else find_study(name, self.results)
             try:
+                tier = self.tier or self._only_tier(name)
+                known = self.results if recall or side_tiers(self.results, name, [tier]) else None
                 one = study.load_study(
-                    path, tier=tier, seeds=wanted, only=self.only, overrides=self.overrides,
-                    recall=known, grid=self.grid or (), many=many, results=self.results,
+                    name if known else find_study(name, self.results), tier=tier, seeds=seeds,
+                    only=self.only, overrides=self.overrides, recall=known, grid=self.grid or (),
+                    many=many, results=self.results,
                 )  # fmt: skip
+                check_contrast(one, allowed or ())
+                check_parts(one.variants, partial(one.document.where, "variants"))
+                found = named(one, self.results, alias)
+                check_claims(found, self.results)
+                path = one.document.path
+                if not (first := files.setdefault(found.name, path)).samefile(path):
+                    raise ConfigError(f"{path}: is named as {first} is; give it another name")
             except study.NoVariant as error:
                 unmatched += error.mistakes
                 continue
-            check_contrast(one, allowed or ())
-            check_parts(one.variants, partial(one.document.where, "variants"))
-            found = named(one, self.results, alias)
-            check_claims(found, self.results)
+            except ConfigError as error:
+                mistakes += error.mistakes
+                continue
             if recall and found is one:  # fewer seeds are no other study
-                seeds = sorted({*one.seeds, *one.asked.seeds})
-                found = replace(one, seeds=tuple(seeds))
+                found = replace(one, seeds=tuple(sorted({*one.seeds, *one.asked.seeds})))
             loaded.append(found)
-        if not loaded:
-            raise ConfigError(*unmatched)
+        if self.only and loaded:  # what matches in one of them is meant
+            rows = sorted({row for one in loaded for row in one.file.variants})
+            unmatched = [
+                f"--only {part}: matches no variant of {', '.join(asked)}; {nearest(part, rows)}"
+                for part in loaded[0].unmatched
+                if all(part in one.unmatched for one in loaded)
+            ]
+        if mistakes := mistakes or unmatched:
+            raise ConfigError(*dict.fromkeys(mistakes))
         return loaded
 
     def _only_tier(self, name: str) -> str:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lsa_study.config.find import find_study, tiers_of
+from lsa_study.config.layers import known_paths
 from lsa_study.config.ledger import Claim
 from lsa_study.config.names import nearest, short
+from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study, load_study
 from lsa_study.config.task import METRICS
 from lsa_study.errors import ConfigError, Refused
@@ -74,7 +76,15 @@ def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
 
     Raises:
         Refused: a row changes something else too; all such rows are named.
+        ConfigError: what is allowed is no setting.
     """
+    known = [*known_paths(), "model.op.shell"]
+    for row in study.variants.values() if allowed else ():
+        known += flatten(row.science())
+    if unknown := [key for key in allowed if key not in known]:
+        raise ConfigError(
+            *(f"--allow-confound {k}: is not a setting; {nearest(k, known)}" for k in unknown)
+        )
     factors = study.file.factors
     one = "The declared factor is" if len(factors) == 1 else "A row may change one factor of"
     lines = [

@@ -114,7 +114,7 @@ class StudyFile(_Written):
     """The row that the others are compared with."""
     tiers: list[Tier] = list(TIERS)
     """At which it can be run; the first is shown where none is asked for."""
-    seeds: list[int] = []
+    seeds: list[int] = Field([], min_length=1)
     """Declared before anything runs: these seeds are run, in place of the tier's, and an interval
     over them all is one of a single look. Over others it holds at every look, and is wider."""
     use: list[str] = []

@@ -44,6 +44,9 @@ def find_study(study: str, recall: Path | None = None, beside: Path | None = Non
         return near
     if home is not None:
         raise ConfigError(f"{study}: its file {home} is gone; put it back, or give its new path")
+    if path.suffix in (".yaml", ".yml"):
+        beside_it = sorted(map(str, path.parent.glob("*.y*ml")))
+        raise ConfigError(f"{study}: no such file; {names.nearest(study, beside_it)}")
     hint = names.nearest(study, ["all", *known, *(remembered(recall) if recall else ())])
     raise ConfigError(f"{study}: no such study; {hint} Or give a path to a .yaml")
 
@@ -73,11 +76,18 @@ def remembered(results: Path) -> dict[str, Path]:
             continue
         if (name, "") in plain and name in list_studies():  # run by its stem
             continue
+        if (name, text) not in plain and shipped_at(name).is_file():  # of a side study alone
+            continue
         path = beside / text
         path = path.relative_to(here) if path.is_relative_to(here) else path
         if name not in found or (path.is_file() and not found[name].is_file()):
             found[name] = path
     return found
+
+
+def shipped_at(name: str) -> Path:
+    """Where a study of this name comes with the package, if one does."""
+    return shipped.ROOT / "experiments" / f"{name}.yaml"
 
 
 def list_studies() -> dict[str, Path]:

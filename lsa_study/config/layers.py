@@ -58,12 +58,13 @@ class Layers:
             where: the place that wrote it, or of each key inside it.
         """
         *parents, last = keys = tuple(path.split("."))
-        here = self.data
+        here, place = self.data, where() if callable(where) else where
+        if not all(keys):
+            raise ConfigError(f"{place}: {path!r} is not a setting; give names between its dots")
         for depth, key in enumerate(parents, start=1):
             here = here.setdefault(key, {})
             if not isinstance(here, dict):
                 name = ".".join(keys[:depth])
-                place = where() if callable(where) else where
                 raise ConfigError(
                     f"{place}: {path}: {name} is a value, not a group; drop '.{last}'"
                 )
@@ -115,12 +116,14 @@ class Layers:
             self.add(presets, preset, at)
 
     def where(self, *keys: str) -> str:
-        """Name the place that set ``keys`` or the nearest group around it."""
-        for end in range(len(keys), 0, -1):
+        """Name the place that set ``keys``, something inside, or the nearest group around it."""
+        for known, place in self.origin.items():
+            if known[: len(keys)] == keys:
+                return place()
+        for end in range(len(keys) - 1, 0, -1):
             if keys[:end] in self.origin:
                 return self.origin[keys[:end]](*keys[end:])
-        inside = (place() for known, place in self.origin.items() if known[: len(keys)] == keys)
-        return next(inside, NOWHERE)
+        return NOWHERE
 
 
 def validate(kind: type[Model], data: dict[str, Any], where: Place) -> Model:
@@ -153,6 +156,10 @@ def _mistake(kind: type[BaseModel], detail: ErrorDetails, where: Place) -> str:
     match detail["type"]:
         case "extra_forbidden":
             said = f"{name} is not a setting; {_nearest(kind, loc, keys)}"
+        case "too_short":
+            said = f"{name} is empty; give one at least"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            said = f"{name} = {shown} is not a group of settings; give {{name: value}}"
         case "missing":
             said = f"{name} is missing; it has no default"
         case "value_error":

@@ -28,6 +28,9 @@ def _good(name: str) -> str:
     return name
 
 
+RESERVED = frozenset({"all", "claims", "cluster"})
+"""What no study can be called, since it stands for all studies, or a file beside theirs."""
+
 Name = Annotated[str, AfterValidator(_good)]
 """What a study or a row can be called."""
 

@@ -30,8 +30,6 @@ def bound(settings: Settings, where: Place) -> Settings:
     """
     mistakes: list[str] = []
     packages: dict[str, str] = {}
-    if settings.outside:
-        mistakes.append(f"{where('outside')}: outside is filled in by itself; drop it")
     model = settings.model
     for key, path in settings.paths().items():
         try:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lsa_study.config import shipped
 from lsa_study.config.asked import (
     LONGEST_NAME,
     Asked,
@@ -17,8 +16,8 @@ from lsa_study.config.asked import (
     tidy,
     write_asked,
 )
-from lsa_study.config.find import find_study, home_of
-from lsa_study.config.names import GOOD, short
+from lsa_study.config.find import find_study, home_of, list_studies, shipped_at
+from lsa_study.config.names import GOOD, RESERVED, short
 from lsa_study.config.study import Study
 from lsa_study.errors import ConfigError
 
@@ -41,14 +40,20 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
 
     Raises:
         ConfigError: the name is taken, or cannot be one; or that of the study is taken by a study
-            of another file.
+            of another file, or by one that is shipped.
     """
-    stem, path = short(study.file.study), study.document.path
-    home = home_of(results, stem)
+    stem = short(study.file.study)
+    path, home = study.document.path, home_of(results, stem)
+    for one in RESERVED.intersection({stem, alias}):
+        where = "--as" if one == alias else f"{path}: study:"
+        raise ConfigError(f"{where} {one}: means something else to lsa; give another name")
+    ours, apart = shipped_at(stem), alias or study.alias
+    if home is None and not apart and ours.is_file() and ours.read_bytes() != path.read_bytes():
+        home = list_studies()[stem]  # a copy to edit, or the shipped one
     if home is not None and home.is_file() and not home.samefile(path):
         raise ConfigError(
-            f"{path}: {results} has the study {stem} of another file, {home}; give this one "
-            "another name (study:), or other --results"
+            f"{path}: the study {stem} of {results} is another file, {home}; give this one another "
+            "name (study:)"
         )
     before, declared = study.asked, {*study.declared}
     same = (study.overrides, study.only) == (tidy(before.overrides), before.only)
@@ -56,12 +61,8 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     if alias is None and same and declared.union(before.seeds).issuperset(study.seeds):
         return study
     seeds = () if declared.issuperset(study.seeds) else tuple(sorted(study.seeds))
-    name = alias
-    if name is None:
-        name = derived_name(stem, [*study.overrides, *study.flags], study.only, seeds)
-    if name in ("all", "claims", "cluster"):
-        meant = "all studies" if name == "all" else f"experiments/{name}.yaml"
-        raise ConfigError(f"--as {name}: stands for {meant}; give another name")
+    ask = stem, [*study.overrides, *study.flags], study.only, seeds
+    name = derived_name(*ask) if alias is None else alias
     if len(name) > LONGEST_NAME or not GOOD.fullmatch(name):
         raise ConfigError(
             f"--as {ascii(name)[1:-1]:.80}: cannot be a name; give up to {LONGEST_NAME} letters, "
@@ -114,7 +115,7 @@ def _asked(study: Study, results: Path) -> Asked:
     path, beside = study.document.path.resolve(), results.resolve().parent
     place = str(path.relative_to(beside) if path.is_relative_to(beside) else path)
     if not study.alias:
-        known = (shipped.ROOT / "experiments" / f"{study.name}.yaml").resolve() == path
+        known = shipped_at(study.name).resolve() == path
         return asked.model_copy(update={"path": "" if known else place})
     try:
         known = find_study(path.stem).resolve() == path

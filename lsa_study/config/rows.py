@@ -21,6 +21,11 @@ from lsa_study.config.settings import Model, Settings
 from lsa_study.errors import ConfigError
 
 _Network = tuple[str, dict[str, Any] | None, dict[str, Any]]
+NOT_SET = {
+    "tier": "comes from --tier", "seed": "comes from seeds: or --seeds",
+    "outside": "is filled in by itself",
+}  # fmt: skip
+"""Settings that no layer may hold, and why."""
 
 
 @contextmanager
@@ -68,7 +73,6 @@ class Rows:
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
         self._resources.add(document, file.resources, ("resources",))
-        self._settings.set("tier", tier, str(base.path))
         self._settings.add(base, data)
         if file.use:
             self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
@@ -146,13 +150,27 @@ class Rows:
             place = self.document.where("variants", name, "use")
             layers.use(self._presets, variant.use, place, tier=self.tier)
         layers.add(self.document, variant.set, ("variants", name, "set"))
+        mistakes: list[str] = []
         for override in self.overrides:
             key, equals, text = override.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"--set {override}: not a setting; write --set key=value")
             place = f"--set {override}"
-            layers.set(key.strip(), yaml.parse(text, place), place)
-        return bound(validate(Settings, layers.data, layers.where), layers.where), layers.where
+            try:
+                if not equals or not key:
+                    raise ConfigError(f"{place}: not a setting; write --set key=value")
+                layers.set(key.strip(), yaml.parse(text, place), place)
+            except ConfigError as error:
+                mistakes += error.mistakes
+        for key in [one for one in NOT_SET if one in layers.data]:
+            mistakes.append(f"{layers.where(key)}: {key} {NOT_SET[key]}; drop it")
+            del layers.data[key]
+        layers.set("tier", self.tier, f"--tier {self.tier}")
+        try:
+            settings = validate(Settings, layers.data, layers.where)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(*mistakes)
+        return bound(settings, layers.where), layers.where
 
     def _other(self, name: str, place: str) -> Rows:
         """The rows of another study, or side study, at this tier."""

@@ -80,6 +80,8 @@ class Study:
     """What the results folder remembers of it."""
     references: dict[str, Settings] = field(default_factory=dict)
     """Of the variants that ``runtime.stop`` may end: the settings of their reference row."""
+    unmatched: tuple[str, ...] = ()
+    """The globs of ``--only`` that match none of its rows, where others do."""
 
     @property
     def name(self) -> str:
@@ -184,10 +186,11 @@ def load_study(
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path, side = find_asked(str(study), tier, recall)
     only = side.only if side and only is None else only
+    only = only and ",".join(glob.strip() for glob in only.split(","))
     flags = [*(side.grid if side else ()), *grid]
     with opened(path, tier, flags, many=many or recall is not None) as (file, expanded):
         document = expanded.document
-        chosen = _chosen(file, only, expanded.origin)
+        chosen, unmatched = _chosen(file, only, expanded.origin)
         stem, ran = names.short(file.study), partial(_ran, file, document, tier, recall)
         asked = side or plain_asked(recall, tier, stem, ran)
         if overrides is None and asked.overrides and not side:
@@ -207,21 +210,29 @@ def load_study(
         variants, resources, rows.starts, tidy(rows.overrides),
         only if len(chosen) < len(file.variants) else None,
         str(study) if side else "", tuple(asked.declared) or rows.seeds, expanded.grid,
-        tuple(dict.fromkeys(flags)), asked, rows.references(variants),
+        tuple(dict.fromkeys(flags)), asked, rows.references(variants), unmatched,
     )  # fmt: skip
 
 
-def _chosen(file: StudyFile, only: str | None, origin: Mapping[str, str]) -> list[str]:
-    """The rows that ``--only`` keeps, by their names or those that ``--grid`` repeats."""
-    globs = ("*",) if only is None else only.split(",")
-    chosen = [
-        row for row in file.variants
-        if any(fnmatch.fnmatchcase(n, glob) for n in {row, origin.get(row, row)} for glob in globs)
-    ]  # fmt: skip
+def _chosen(
+    file: StudyFile, only: str | None, origin: Mapping[str, str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """The rows that ``--only`` keeps, by their names or those that ``--grid`` repeats.
+
+    Also those of its globs that keep none.
+    """
+    globs = ("*" if only is None else only).split(",")
+    if not all(globs):
+        raise ConfigError(f"--only {only}: names nothing at a comma; write it like net6*,elsa")
+    known = {row: [row, origin.get(row, row)] for row in file.variants}
+    chosen = [row for row, own in known.items() if any(fnmatch.filter(own, glob) for glob in globs)]
+    every = {name for own in known.values() for name in own}
+    unmatched = tuple(glob for glob in globs if not fnmatch.filter(every, glob))
     if not chosen:
-        hint = names.nearest(str(only), file.variants)
-        raise NoVariant(f"--only {only}: matches no variant of {file.study}; {hint}")
-    return chosen
+        hints = [f"{file.study}; {names.nearest(one, file.variants)}" for one in unmatched]
+        wrong = zip(unmatched, hints, strict=True)
+        raise NoVariant(*(f"--only {one}: matches no variant of {hint}" for one, hint in wrong))
+    return chosen, unmatched
 
 
 def _check_distinct(variants: Mapping[str, Settings], document: yaml.Document) -> None:

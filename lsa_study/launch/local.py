@@ -77,21 +77,22 @@ def need_starts(
 
 
 def need_room(runs: Sequence[RunSpec], results: Path, *, jobs: int, gpus: int) -> None:
-    """Check that so many runs at once on each GPU have a core each, and fit by their rehearsals.
+    """Check that so many runs at once, on each GPU, have a core each, and fit by their rehearsals.
 
     Raises:
         ConfigError: they do not; it says how many do.
     """
     if jobs == 1:
         return
-    where, most = f"--jobs {jobs}", max(1, cores() // gpus)
+    where, most = f"--jobs {jobs}", max(1, cores() // max(1, gpus))
     if jobs > most:
+        runs_at_once = f"{jobs * gpus} runs at once, {jobs} on each GPU," if gpus else "these runs"
         raise ConfigError(
-            f"{where}: {jobs * gpus} runs at once, {jobs} on each GPU, want a core each of the "
-            f"{cores()} there are; give --jobs {most} at most"
+            f"{where}: {runs_at_once} want a core each of the {cores()} there are; give --jobs "
+            f"{most} at most"
         )
     peaks: list[int] = []
-    for tier in {run.settings.tier for run in runs}:
+    for tier in {run.settings.tier for run in runs} if gpus else ():
         rows = read_rehearsals(results, tier)
         found = [rows.get(key(run.settings)) for run in runs if run.settings.tier == tier]
         peaks += [row.peak_bytes or 0 for row in found if row and row.device_kind == "cuda"]
@@ -169,8 +170,7 @@ class Queue:
         self.gpus = visible_gpus() if wanted else []
         if not self.gpus and any(run.settings.train.precision == "bf16" for run in self.waiting):
             need_bfloat16()
-        if self.gpus:
-            need_room(self.waiting, self.results, jobs=self.jobs or 1, gpus=len(self.gpus))
+        need_room(self.waiting, self.results, jobs=self.jobs or 1, gpus=len(self.gpus))
         self.places = range((self.jobs or 1) * max(1, len(self.gpus)))
         with StopOnSignals(self._kill_all) as stop, Server(len(self.places)) as self.server:
             self.server.check_data(self.waiting, stop)

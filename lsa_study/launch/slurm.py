@@ -101,7 +101,7 @@ def launch(
 
     Raises:
         ConfigError: the devices that a run gets cannot share its steps.
-        EnvironmentLacks: there is no SLURM here or the data are missing.
+        EnvironmentLacks: there is no SLURM here, it does not answer, or the data are missing.
     """
     runs = [_fitted(run, cluster.given(run.resources), fit) for run in runs]
     for command in ("sbatch", "srun", "squeue", "scontrol"):
@@ -110,6 +110,11 @@ def launch(
                 f"launch needs SLURM: {command} is not on PATH here. "
                 "On a login node, load it; on this machine use lsa run"
             )
+    try:
+        scheduler.setting("ClusterName", "")
+    except scheduler.Rejected as error:
+        why = f"launch: SLURM does not answer here ({error}); go to a login node, or use lsa run"
+        raise EnvironmentLacks(why) from None
     launched = Launched()
     for tier in sorted({run.settings.tier for run in runs}):
         records = LaunchFolder.of(results.absolute(), tier)

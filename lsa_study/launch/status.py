@@ -369,7 +369,7 @@ def logs(
             if found.identity in array.jobs()
         ]
         of_jobs = any(path.exists() for path in files)
-        if not of_jobs:
+        if not of_jobs and rank == 0:  # what is no job is one process
             chosen = [p for p in found.folder.attempts() if attempt in (None, int(p.name))]
             files = [folder / "log.txt" for folder in chosen]
         content = b""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lsa_kernels
 from lsa_study import measure
 from lsa_study.config.names import nearest
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.files import write_json
 from lsa_study.machine import cpu_name, device_kind
 from lsa_study.ops import functional
@@ -179,9 +179,11 @@ def place_of(device: str | None, batch: int | None) -> tuple[torch.device, int]:
     """
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"--device {device}: no such device; {nearest(device, ('cpu', 'cuda'))}")
-    place = torch.device(device or device_kind("auto"))
-    if place.type == "cuda":
-        device_kind("cuda")
+    try:
+        place = torch.device(device_kind(device or "auto"))
+    except EnvironmentLacks as error:  # its advice is to runs
+        said = str(error).replace("--set runtime.device=cpu", "--device cpu")
+        raise EnvironmentLacks(said, cause=error.cause) from None
     return place, batch or (128 if place.type == "cuda" else 8)
 
 

@@ -117,8 +117,8 @@ def need_space(run_dir: RunDir, checkpoint_bytes: int) -> None:
     free = shutil.disk_usage(run_dir.root).free
     if free < KEPT * checkpoint_bytes:
         raise EnvironmentLacks(
-            f"{run_dir.root}: only {free / 1e9:.2f} GB free, {KEPT} checkpoints of "
-            f"{checkpoint_bytes / 1e9:.2f} GB must fit; free space, then call the same again"
+            f"{run_dir.root}: only {free / 1e6:,.1f} MB free, {KEPT} checkpoints of "
+            f"{checkpoint_bytes / 1e6:,.1f} MB must fit; free space, then call the same again"
         )
 
 
@@ -134,7 +134,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentLacks(
-            f"{path}: cannot be written ({reason}; {free / 1e9:.2f} GB free); the checkpoint "
+            f"{path}: cannot be written ({reason}; {free / 1e6:,.1f} MB free); the checkpoint "
             "before it stands, nothing else is lost. Free space, then call the same again"
         ) from error
     # A rename is on the disk only when its folder is.

@@ -106,6 +106,23 @@ def test_plan_as_json_has_the_promised_keys():
         ),
         (["plan", "table1", "--seeds", "two"], 2, "not seeds; write 0-2 or 0,3,5"),
         (["plan", "table1", "--seeds", "3-1"], 2, "holds no seed"),
+        (["plan", "table1", "--seeds", "4-0,7"], 2, "--seeds 4-0: holds no seed; write the small"),
+        (["plan", "table1", "--only", "swin,"], 2, "--only swin,: names nothing at a comma; write"),
+        (
+            ["plan", "table1", "table4", "--only", "nosuch,elsa"],
+            2,
+            "lsa: --only nosuch: matches no variant of table1, table4",
+        ),
+        (["plan", "table1", "--results", ""], 2, "--results '': names no folder; give one"),
+        (["plan", "table1", "--allow-confound", "train.l"], 2, "train.l: is not a setting; did"),
+        (
+            ["plan", "table1", "--set", "train.lr=1", "--set", "train.lr=2"],
+            2,
+            "--set train.lr: has 2 values; keep one",
+        ),
+        (["plan", "experiments/tabel4.yaml"], 2, "no such file; did you mean experiments/table4"),
+        (["plan", "tabl1", "tabel4"], 2, "table1? Or give a path to a .yaml\nlsa: tabel4: no such"),
+        (["new", "study", "all"], 2, "lsa new: all means something else to lsa; give another name"),
         (["plan", "table1", "--nonsense"], 2, "No such option"),
         (["plan"], 2, "Missing argument"),
         (["plan", "tabel1"], 2, "tabel1: no such study; did you mean table1?"),
@@ -135,9 +152,9 @@ def test_bad_input_ends_with_a_message_and_exit_code_2(arguments, code, message)
 
 def test_two_factors_are_refused_with_exit_code_4(tmp_path):
     text = (ROOT / "experiments/table2.yaml").read_text()
-    text = text.replace("set: {model.op.norm: identity}", "set: {model.op.norm: identity, seed: 3}")
     text = text.replace("{model.op.norm: filter_norm}", "{model.op.norm: filter_norm, train.lr: 1}")
     path = tmp_path / "mine.yaml"
+    text = text.replace("study: table2", "study: mine")
     path.write_text(text.replace("../results", str(ROOT / "results")))
     found = lsa("plan", path)
     assert found.returncode == 4

@@ -203,7 +203,7 @@ def test_two_studies_of_one_name(lsa, lab):
     for command in ("plan", "run", "table", "report", "why", "claims --study"):
         row = " k3" if command == "why" else ""
         told = lsa(f"{command} other.yaml{row}", code=2)
-        assert "other.yaml: results has the study ksize of another file, own.yaml; give" in told
+        assert "other.yaml: the study ksize of results is another file, own.yaml; give" in told
     assert written(lab) == before
     (lab / "own.yaml").rename(lab / "other.yaml")
     lsa("table other.yaml --tier proxy")  # it moved

@@ -28,8 +28,9 @@ def mistakes(*overrides, name="table1", tier="toy") -> list[str]:
 
 
 def test_all_mistakes_are_named_at_once_with_the_nearest_name():
-    found = mistakes("train.epohcs=3", "model.op.nrm=softmax", "train.lr=1e-3", "modle.x=1")
+    found = mistakes("foo", "train.epohcs=3", "model.op.nrm=softmax", "train.lr=1e-3", "modle.x=1")
     assert sorted(found) == [
+        "--set foo: not a setting; write --set key=value",
         "--set model.op.nrm=softmax: model.op.nrm is not a setting; did you mean model.op.norm?",
         "--set modle.x=1: modle is not a setting; did you mean model?",
         "--set train.epohcs=3: train.epohcs is not a setting; did you mean train.epochs?",
@@ -54,7 +55,13 @@ def test_all_mistakes_are_named_at_once_with_the_nearest_name():
         ("model.op.border=mask", "border='mask' changes nothing in a window"),
         ("model.op.implementation=sdc", "implementation='sdc' changes nothing in a window"),
         ("seed", "not a setting; write --set key=value"),
-        ("tier.x=1", "tier.x: tier is a value, not a group"),
+        ("train.lr.x=1", "train.lr.x: train.lr is a value, not a group"),
+        ("tier=paper", "--set tier=paper: tier comes from --tier; drop it"),
+        ("seed=0", "--set seed=0: seed comes from seeds: or --seeds; drop it"),
+        ("model=3", "model = 3 is not a group of settings; give {name: value}"),
+        ("model.op=3", "model.op = 3 is not a group of settings; give {name: value}"),
+        ("train..lr=1", "--set train..lr=1: 'train..lr' is not a setting; give names between"),
+        ("train.x.y=1", "--set train.x.y=1: train.x is not a setting; known here: batch_size"),
     ],
 )
 def test_a_wrong_value_is_named(override, message):
@@ -68,7 +75,7 @@ def test_a_wrong_value_is_named(override, message):
         "train.warmup_epochs=.inf", "train.weight_decay=.inf", "train.clip_grad=.inf",
         "train.batch_size=10000000000", "train.lr_batch=10000000000", "train.epochs=10000000",
         "train.norm_batch=99999999", "data.image_size=1000000", "data.train_limit=1e99",
-        "model.op.size=99999", "seed=99999999999", "seed=true", "augment.crop_scale=[0.9, 0.1]",
+        "model.op.size=99999", "augment.crop_scale=[0.9, 0.1]",
         "augment.crop_scale=[.nan, 1.0]", "augment.crop_scale=[0.0, 1.0]", "augment.crop_pad=99999",
         "augment.crop_scale=[0.5, 1.5]", "augment.crop_ratio=[2.0, 0.5]", "augment.mixup=.inf",
         "augment.crop_ratio=[-1.0, 1.0]", "augment.color_jitter=.inf", "augment.cutmix=1.0e+9",
@@ -126,7 +133,7 @@ def load(*overrides, variant="swin"):
 
 @pytest.mark.parametrize(
     "override",
-    ["train.epochs=3", "train.lr=0.1", "train.batch_size=8", "data.train_limit=9", "seed=4",
+    ["train.epochs=3", "train.lr=0.1", "train.batch_size=8", "data.train_limit=9",
      "data.test_limit=9", "model.drop_path=0.3", "augment.hflip=0.5", "train.precision=amp",
      "model.op.norm=identity"],
 )  # fmt: skip

@@ -165,7 +165,7 @@ def test_all_mistakes_at_once(write):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"grid": 3}, "grid = 3 will not do"),
+        ({"grid": 3}, "grid = 3 is not a group of settings; give"),
         ({"grid": {SIZE: 3}}, "grid.model.op.size = 3 will not do"),
         ({"grid": {}}, "variants is missing"),
         ({"grid": GRID, "sample": SAMPLE}, "sample beside a grid; give one of them"),

@@ -99,6 +99,11 @@ def test_seeds_that_a_study_declares(tmp_path):
             study.load_study(path)
 
 
+def test_spaces_and_parts_that_match_in_one_study_alone(tmp_path):
+    chosen = Selection(["table1", "table4"], results=tmp_path, only="net1, elsa")
+    assert [list(one.variants) for one in chosen.load()] == [["net1"], ["elsa"]]
+
+
 def test_what_changes_no_run_makes_no_side_study(tmp_path):
     asked = ask(tmp_path, overrides=["data.root=/nowhere", "runtime.device=cpu"])
     assert (asked, read(tmp_path).about) == ("table1", "")
@@ -131,6 +136,48 @@ def test_names_that_cannot_be(tmp_path, alias):
         ask(tmp_path, alias, overrides=["train.epochs=1"])
     assert "\x1b" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recall", [True, False])
+def test_a_shipped_study_keeps_its_name(tmp_path, monkeypatch, recall):
+    """A file of that name would take over its table; a copy and a side study do not."""
+    shipped, path, results = (
+        study.find_study("table2").resolve(),
+        tmp_path / "mine.yaml",
+        tmp_path / "r",
+    )
+    text = shipped.read_text("utf-8").replace("../", f"{shipped.parents[1]}/")
+    path.write_text(text)
+
+    def load(name, alias=None):
+        return Selection([str(name)], "toy", results=results).load(recall=recall, alias=alias)[0]
+
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml: the study table2 of .* is another file, .*table2.yaml; give"
+    ):
+        load(path)
+    remember(results, [load(path, "copy")])
+    assert load("table2").document.path.samefile(shipped)
+    assert load("copy").document.path.samefile(path)
+    path.write_bytes(shipped.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert load(shipped).name == load(path).name == "table2"
+    path.write_text(text.replace("study: table2", "study: claims"))
+    with pytest.raises(ConfigError, match=r"study: claims: means something else to lsa; give"):
+        load(path)
+
+
+def test_two_files_of_one_name_in_one_call(tmp_path):
+    shipped = study.find_study("table2")
+    text = shipped.read_text("utf-8").replace("../", f"{shipped.parents[1]}/")
+    paths = [tmp_path / "one.yaml", tmp_path / "other.yaml"]
+    for path in paths:
+        path.write_text(text.replace("study: table2", "study: mine"))
+    chosen = Selection([*map(str, paths)], results=tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"other.yaml: is named as .*one.yaml is; give it another name"
+    ):
+        chosen.load()
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path):

@@ -78,6 +78,29 @@ def test_what_must_be_equal_over_a_table_is_equal():
         assert len({(v.train, v.augment, v.data, v.model.drop_path) for v in variants}) == 1
 
 
+def test_tier_and_seed_are_no_settings_of_a_file(tmp_path):
+    """The seeds would be ignored, and the runs of one tier lie among those of another."""
+    rows = {"soft": {"set": {"model.op.norm": "softmax", "seed": 3}},
+            "filter": {"set": {"model.op.norm": "filter_norm"}, "use": ["own"]}}  # fmt: skip
+    path = write(tmp_path, variants=rows)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "presets.yaml").write_text("own: {tier: paper}\n")
+    with pytest.raises(ConfigError) as caught:
+        study.load_study(path)
+    assert str(caught.value) == (
+        f"{path}:20: seed comes from seeds: or --seeds; drop it (in soft)\n"
+        f"{tmp_path}/base/presets.yaml:1: tier comes from --tier; drop it (in filter)"
+    )
+
+
+def test_what_is_empty_is_named(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        study.load_study(write(tmp_path, variants={}, seeds=[]))
+    assert [line.split(": ", 1)[1] for line in caught.value.mistakes] == [
+        "seeds is empty; give one at least", "variants is empty; give one at least",
+    ]  # fmt: skip
+
+
 def test_runs_are_seed_major(tmp_path):
     runs = study.load_study(write(tmp_path), seeds=[3, 1]).runs()
     assert [(run.seed, run.variant) for run in runs] == [

@@ -99,6 +99,13 @@ def test_more_runs_than_cores_are_refused(machine):
         machine(7)
 
 
+def test_so_are_they_without_a_gpu(machine, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine(12).jobs == 12
+    with pytest.raises(ConfigError, match="--jobs 13: these runs want a core each of the 12 there"):
+        machine(13)
+
+
 def test_what_was_rehearsed_to_take_more_than_the_smallest_gpu_is_refused(machine):
     rehearsed(machine.results, swin=4 * GB, net1=2 * GB)
     with pytest.raises(

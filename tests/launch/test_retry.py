@@ -115,6 +115,8 @@ def test_logs_of_each_attempt(tmp_path, made):
     assert pieces == ["first life\nsecond life\n", "second life\n"]
     with pytest.raises(ConfigError, match="has printed nothing in life 3"):
         logs(tmp_path, "swin", pieces.append, attempt=3)
+    with pytest.raises(ConfigError, match="process 1 has printed nothing yet"):
+        logs(tmp_path, "swin", pieces.append, rank=1)
     with pytest.raises(ConfigError, match="has printed nothing yet"):
         logs(tmp_path, "net1", pieces.append)
 

@@ -11,7 +11,7 @@ from lsa_study.analysis.article import rates_of
 from lsa_study.analysis.collect import Collected, collect
 from lsa_study.analysis.table import build
 from lsa_study.config import study
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.models import throughput
 
 
@@ -48,6 +48,12 @@ def test_an_unknown_network_is_refused_before_anything_is_timed(tmp_path):
             ["elsa_swin_tny"], size=32, batch=1, device="cpu", seconds=0, results=tmp_path
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_gpu_the_advice_is_an_option_that_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EnvironmentLacks, match="do without a GPU: --device cpu, or an empty"):
+        throughput.place_of("cuda", None)
 
 
 def written(tmp_path, networks):

@@ -158,7 +158,7 @@ def test_a_kill_while_writing_leaves_the_old_one_and_its_rest_is_cleared(folder)
 
 def test_too_little_space_is_told_at_the_start(folder):
     checkpoint.need_space(folder, 1000)
-    with pytest.raises(EnvironmentLacks, match=r"3 checkpoints of 1000000\.00 GB must fit"):
+    with pytest.raises(EnvironmentLacks, match=r"3 checkpoints of 1,000,000,000\.0 MB must fit"):
         checkpoint.need_space(folder, 10**15)
 
 
