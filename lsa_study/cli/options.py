@@ -6,7 +6,6 @@ import difflib
 import functools
 import inspect
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,10 +56,15 @@ As = Annotated[str | None, typer.Option("--as", help="name of a side study; else
 RESULTS = Path("results")
 
 
+def _folder(text: str) -> Path:
+    """Take no empty text, which may be a variable that is not set, for the folder one is in."""
+    if not str(text):
+        raise typer.BadParameter("names no folder; give one, such as --results .")
+    return Path(text)
+
+
 def _noted(folder: Path) -> Path:
     """Name what is damaged of what the folder remembers; it counts as not asked for."""
-    if folder == Path() and not {"", "--results="}.isdisjoint(sys.argv):
-        raise ConfigError("--results '': names no folder; give one, such as --results .")
     for tier in study.TIERS:
         for line in every_asked(folder, tier)[1]:
             typer.echo(f"lsa: {line}", err=True)
@@ -86,10 +90,11 @@ def _there(folder: Path) -> Path:
     raise ConfigError(f"--results {folder}: no such folder; give the one that lsa run has made")
 
 
-Results = Annotated[Path, typer.Option(help="folder of runs, tables and plots", callback=_noted)]
-OldResults = Annotated[Path, typer.Option(help="folder of runs", callback=_there)]
+_folder_option = partial(typer.Option, parser=_folder, metavar="<path>")
+Results = Annotated[Path, _folder_option(help="folder of runs, tables and plots", callback=_noted)]
+OldResults = Annotated[Path, _folder_option(help="folder of runs", callback=_there)]
 """Of commands that only read it."""
-SomeResults = Annotated[Path, typer.Option(help="folder of runs, tables, plots", callback=_meant)]
+SomeResults = Annotated[Path, _folder_option(help="folder of runs, tables, plots", callback=_meant)]
 """Of commands that write beside what they read, be it that nothing was run yet."""
 Confound = Annotated[
     list[str] | None, typer.Option(help="a setting that may differ too; the table gets a dagger")

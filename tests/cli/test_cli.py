@@ -113,7 +113,7 @@ def test_plan_as_json_has_the_promised_keys():
             2,
             "lsa: --only nosuch: matches no variant of table1, table4",
         ),
-        (["plan", "table1", "--results", ""], 2, "--results '': names no folder; give one"),
+        (["plan", "table1", "--results", ""], 2, "names no folder; give one"),
         (["plan", "table1", "--allow-confound", "train.l"], 2, "train.l: is not a setting; did"),
         (
             ["plan", "table1", "--set", "train.lr=1", "--set", "train.lr=2"],
