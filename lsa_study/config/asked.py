@@ -46,6 +46,10 @@ class Asked(BaseModel):
     """Of what was put together from several files: those that could not be read."""
 
 
+WHOLE = "put back one that is whole, or move it away"
+"""What to do with a ``runs.parquet`` that is damaged."""
+
+
 def parquet_path(results: Path, tier: str) -> Path:
     """Where the collected runs of a tier are kept."""
     return results / tier / "runs.parquet"
