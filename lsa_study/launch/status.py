@@ -284,7 +284,7 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
     (header, *aligned), _ = fitted([columns, *cells], width, numbers=(2, 3, 4))
     table = Text().append("  ".join(header).rstrip(), "bold")
     for row, line in zip(rows, aligned, strict=True):
-        table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
+        table.append(f"\n{line[0]}  ").append("".join(line[1:2]), STYLES[row.state])
         table.append("  " + "  ".join(line[2:]).rstrip())
     counts = Counter(row.state for row in rows)
     numbers = [f"{counts[state]} {state}" for state in STYLES if counts[state]]
