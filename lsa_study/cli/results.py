@@ -50,6 +50,8 @@ def table(
     factors = [name.strip() for name in pivot.split(",")] if pivot else []
     if len(factors) not in (0, 2):
         raise ConfigError(f"--pivot {pivot}: {len(factors)} factors; give two, as down,across")
+    if factors and not any(one.grid and len(one.grid.factors) > 1 for one in loaded):
+        raise ConfigError(f"--pivot {pivot}: none of these is a grid of two factors; drop it")
     if check:
         differing = formats.check_tables(loaded, chosen.results, names, factors)
         for line in differing:
