@@ -16,7 +16,7 @@ from lsa_study.config import names
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.config.task import METRICS, curve_key
 from lsa_study.config.values import MOST_SEED, MOST_SEEDS
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, LsaError, unreadable
 from lsa_study.files import read_whole, write_json
 
 LONGEST_NAME = 60
@@ -65,6 +65,7 @@ def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
 
     Raises:
         ConfigError: the file is damaged.
+        EnvironmentLacks: it is there, and this user cannot read it.
     """
     if results is None or len(name) > names.LONGEST or not names.GOOD.fullmatch(name):
         return None
@@ -72,7 +73,9 @@ def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
     try:
         content = read_whole(path)
         return None if content is None else Asked.model_validate_json(content)
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValidationError as error:
         problem = "is damaged, what was asked for is not known; delete it and ask again"
         raise ConfigError(f"{path}: {problem}") from error
 
@@ -87,12 +90,18 @@ def write_asked(results: Path, tier: str, name: str, asked: Asked) -> None:
 
 def every_asked(results: Path, tier: str) -> tuple[dict[str, Asked], list[str]]:
     """All that was asked for at a tier by name, and a line for each file that is damaged."""
-    found, broken = {}, []
-    for path in sorted(memory(results, tier, "x").parent.glob("*.json")):
+    found, broken, folder = dict[str, Asked](), list[str](), memory(results, tier, "x").parent
+    try:
+        listed = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return found, broken
+    except OSError as error:
+        return found, [str(unreadable(folder, error))]
+    for path in listed:
         try:
             if (one := read_asked(results, tier, path.stem)) is not None:
                 found[path.stem] = one
-        except ConfigError as error:
+        except LsaError as error:
             broken.append(str(error))
     return found, broken
 
