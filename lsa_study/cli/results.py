@@ -16,6 +16,7 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import Selection, selecting
+from lsa_study.config.asked import options_of
 from lsa_study.config.find import own_claims
 from lsa_study.config.names import short
 from lsa_study.errors import ConfigError
@@ -165,7 +166,8 @@ def claims(
             results, tier, path=file, collected=collected, side=own, own=own is not None
         )
     for name in own_claims(results) if not study and not file else ():
-        typer.echo(f"{name} has claims of its own: lsa claims --study {name}", err=True)
+        hint = f"lsa claims --study {name}{options_of(results, tier)}"
+        typer.echo(f"{name} has claims of its own: {hint}", err=True)
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))

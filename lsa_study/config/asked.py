@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,8 +47,17 @@ class Asked(BaseModel):
     """Of what was put together from several files: those that could not be read."""
 
 
+RESULTS = Path("results")
+"""The results folder where none is given."""
 WHOLE = "put back one that is whole, or move it away"
 """What to do with a ``runs.parquet`` that is damaged."""
+
+
+def options_of(results: Path, *tiers: str) -> str:
+    """The options by which a command that is suggested finds this folder, at this tier if one."""
+    usual = results.absolute() == RESULTS.absolute()
+    folder = "" if usual else f" --results {shlex.quote(str(results))}"
+    return (f" --tier {tiers[0]}" if len(tiers) == 1 else "") + folder
 
 
 def parquet_path(results: Path, tier: str) -> Path:

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lsa_study import rundir
-from lsa_study.config.asked import stored
+from lsa_study.config.asked import options_of, stored
 from lsa_study.config.study import distinct
 from lsa_study.config.task import METRICS, curve_key
 from lsa_study.errors import ConfigError
@@ -298,10 +298,12 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
                 f"{len(held['runs'])} runs died of the same error ({held['message']}). "
                 f"Held the other {held['count']}; fix it first"
             )
+    here = options_of(results, *{row.tier for row in rows})
     if counts["stopped early"]:
-        lines.append("to train what was stopped early to its end: lsa retry --cause stopped-early")
+        again = f"lsa retry --cause stopped-early{here}"
+        lines.append(f"to train what was stopped early to its end: {again}")
     if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
-        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
+        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}{here}")
     return Group(table, *map(Text, lines))
 
 

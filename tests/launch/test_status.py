@@ -135,7 +135,9 @@ def test_the_table_says_what_to_do(tmp_path, made):
     Console(file=words, width=160).print(page(rows, tmp_path), soft_wrap=True)
     assert "bug: KeyError: 'rel_pos'" in words.getvalue()
     assert "6 waiting  1 failed  1 lost" in words.getvalue()
-    assert "again: lsa retry --cause bug,lost" in words.getvalue()
+    assert (
+        f"again: lsa retry --cause bug,lost --tier toy --results {tmp_path}\n" in words.getvalue()
+    )
     watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
 
 
