@@ -112,7 +112,9 @@ def why(
     from lsa_study.analysis.collect import collect
 
     (study,) = Selection([table], tier, results=results).load(recall=True)
-    found = provenance.why(study, row, collect(results, tier), results)
+    found = provenance.why(study, row, collected := collect(results, tier), results)
+    for line in collected.broken:
+        typer.echo(f"left out: {line}", err=True)
     typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import shlex
@@ -157,7 +156,7 @@ def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
         for path in (results / tier / "runs").glob("*")
     )
     found = {end[2]: int(end[1]) for end in ends if end}
-    found |= {identity: int(facts["seed"]) for identity, facts in stored(results, tier).items()}
+    found |= {identity: int(one["seed"]) for identity, one in stored(results, tier, []).items()}
     return {*found}, {*found.values()}
 
 
@@ -165,24 +164,36 @@ STORED = ("seed", "outcome", "epoch", "epochs", "attempts", *map(curve_key, METR
 """What ``stored`` reads of each run."""
 
 
-def stored(results: Path, tier: str) -> dict[str, dict[str, Any]]:
-    """What ``runs.parquet`` says of the runs of a tier, by identity; nothing if it is damaged."""
+def stored(results: Path, tier: str, broken: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What ``runs.parquet`` says of the runs of a tier, by identity.
+
+    Args:
+        broken: is given a message if the file cannot be read; nothing is known then.
+
+    Raises:
+        ConfigError: it cannot be read, and ``broken`` is None.
+    """
     path = parquet_path(results, tier)
-    if not path.is_file():
+    if not path.exists():
         return {}
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
-        columns = ["identity", "schema", "settings.tier", *STORED]
-        # Not read_table, which imports pandas. Columns that older files lack are left out.
-        rows = parquet.ParquetFile(path).read(columns=columns).to_pylist()
     own = {"schema": SCHEMA_VERSION, "settings.tier": tier}
-    return {
-        str(row["identity"]): {name: row.get(name) for name in STORED}
-        for row in rows
-        if own.items() <= row.items() and {"identity", "seed"} <= row.keys()
-    }
+    try:
+        # Not read_table, which imports pandas. Columns that older files lack are left out.
+        rows = parquet.ParquetFile(path).read(columns=["identity", *own, *STORED]).to_pylist()
+        return {
+            str(row["identity"]): {name: row.get(name) for name in STORED} | {"seed": row["seed"]}
+            for row in rows
+            if {name: row[name] for name in own} == own
+        }
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        line = f"{path}: is unreadable ({reason}), so which runs are done is not known; {WHOLE}"
+        if broken is None:
+            raise ConfigError(line) from None
+        broken.append(line)
+        return {}
 
 
 def good_seeds(found: Any, place: str) -> tuple[int, ...]:

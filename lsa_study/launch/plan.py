@@ -68,7 +68,8 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
     site = read_cluster()
     runs = distinct(studies)
     ended = {identity for identity, state in states.items() if state in OUTCOMES}
-    states |= dict.fromkeys(known_alone(runs, results, ended), KNOWN)
+    broken: list[str] = []
+    states |= dict.fromkeys(known_alone(runs, results, ended, broken), KNOWN)
     asked = {run.identity for run in runs}
     blocks = [_block(one, studies, results, states, rehearsed, site, asked) for one in studies]
     todo = [run for run in runs if states.get(run.identity) not in DONE]
@@ -79,7 +80,7 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
         costs = rehearse.predicted(todo, rehearsed)
         last += [line for topic, line in costs if topic == "cost"]
     blocks.append("; ".join(last))
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *broken])
 
 
 ELSA = "ELSA: What Limits the Performance of Local Self-attention?"

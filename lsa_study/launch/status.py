@@ -24,7 +24,7 @@ from rich.text import Text
 
 from lsa_study import rundir
 from lsa_study.config.asked import options_of, stored
-from lsa_study.config.study import distinct
+from lsa_study.config.study import TIERS, distinct
 from lsa_study.config.task import METRICS, curve_key
 from lsa_study.errors import ConfigError
 from lsa_study.files import last_lines, read_whole
@@ -158,7 +158,7 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     twice = "other folders hold the same run: keep one there, move the others away"
     rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
     asked = distinct(asked_studies(results, names, tier))
-    known = {at: stored(results, at) for at in {run.settings.tier for run in asked}}
+    known = {at: stored(results, at, []) for at in {run.settings.tier for run in asked}}
     return rows + [
         _elsewhere(row, known[at].get(run.identity))
         for run in asked
@@ -298,6 +298,8 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
                 f"{len(held['runs'])} runs died of the same error ({held['message']}). "
                 f"Held the other {held['count']}; fix it first"
             )
+    for tier in sorted({row.tier for row in rows if row.state == "waiting"}) if rows else TIERS:
+        stored(results, tier, lines)
     here = options_of(results, *{row.tier for row in rows})
     if counts["stopped early"]:
         again = f"lsa retry --cause stopped-early{here}"
