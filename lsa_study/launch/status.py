@@ -288,9 +288,8 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
         table.append("  " + "  ".join(line[2:]).rstrip())
     counts = Counter(row.state for row in rows)
     numbers = [f"{counts[state]} {state}" for state in STYLES if counts[state]]
-    hours = sum(row.gpu_hours for row in rows)
     lines = ["  ".join(numbers) or f"no runs under {results}"]
-    if hours >= 0.05:
+    if (hours := sum(row.gpu_hours for row in rows)) >= 0.05:
         lines[0] += f"   {hours:.1f} GPU-hours over all lives"
     for tier in tiers_of(results, None):
         if (held := LaunchFolder.of(results, tier).held()) is not None:
@@ -302,8 +301,7 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
         stored(results, tier, lines)
     here = options_of(results, *{row.tier for row in rows})
     if counts["stopped early"]:
-        again = f"lsa retry --cause stopped-early{here}"
-        lines.append(f"to train what was stopped early to its end: {again}")
+        lines.append(f"what was stopped early, to its end: lsa retry --cause stopped-early{here}")
     if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
         lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}{here}")
     return Group(table, *map(Text, lines))
