@@ -42,6 +42,12 @@ class Refused(LsaError):
     exit_code = 4
 
 
+def unreadable(path: object, error: OSError) -> EnvironmentLacks:
+    """What to say of a file or folder that is there, and that the system does not let us read."""
+    reason = error.strerror or error
+    return EnvironmentLacks(f"{path}: cannot be read ({reason}); see what it is, and whose")
+
+
 def explained(error: Exception) -> Exception:
     """The same error, or, where this machine's memory ran out, one that says what would help."""
     text = str(error)

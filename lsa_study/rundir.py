@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+NUMBER = int | float | None
+"""What a record of an epoch may hold."""
 # The C code writes the same language several times faster; not every build has it.
 _Dumper: type[Any] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -250,7 +252,7 @@ class RunDir(OwnedFolder):
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records, one per epoch in order; a torn last line is left out.
+        """The records, one per epoch in order; a torn line is left out, and what is no number.
 
         Raises:
             ConfigError: the file is there but cannot be read.
@@ -265,7 +267,8 @@ class RunDir(OwnedFolder):
         by_epoch: dict[int, dict[str, Any]] = {}
         for line in content.decode("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, ArithmeticError):
-                record = from_json(line)
+                every = dict(from_json(line)).items()
+                record: dict[str, Any] = {k: v for k, v in every if isinstance(v, NUMBER)}
                 by_epoch[int(record["epoch"])] = record
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 

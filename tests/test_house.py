@@ -6,7 +6,7 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 31_600,
+    "lines": 31_660,
     "kernel_lines": 4_400,
     "public": 742,
     "single": 285,
@@ -26,7 +26,8 @@ both; decoupled dynamic filters, ResNets, DeiT and stems 1,000 lines; detection 
 buckets and several runs on a GPU 270; runs that begin from another study's 190; metrics and noises
 named by task, and pictures of objects with their scores, 190; the answer to the article's question
 and runs that a file alone knows 500; speed by the processor's time, settings that nothing reads,
-and mmdet's matching and warm-up 150. A change that needs more says what it removed instead.
+and mmdet's matching and warm-up 150; files that cannot be read, which are named and never written
+over, 90. A change that needs more says what it removed instead.
 """
 
 

@@ -55,6 +55,12 @@ def test_a_torn_line_costs_nothing_but_itself(folder):
     assert [(r["epoch"], r["acc1"]) for r in folder.metrics()] == [(1, 10.0), (2, 20.0)]
 
 
+@pytest.mark.parametrize("line", ['{"epoch": 1, "attempt": 1, "acc1": "x", "loss": 0.5}', "[1]"])
+def test_what_is_no_number_is_no_metric(folder, line):
+    (folder.root / "metrics.jsonl").write_text(f"{line}\n")
+    assert folder.metrics() == [{"epoch": 1, "attempt": 1, "loss": 0.5}] * ("x" in line)
+
+
 def test_the_last_record_of_an_epoch_wins(folder):
     for accuracy in (1.0, 2.0):
         folder.log_metrics({"epoch": 1, "attempt": 1, "acc1": accuracy})

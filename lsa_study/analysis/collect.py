@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from lsa_study import rundir
 from lsa_study.analysis.tags import NONE, Remarks, read_remarks
-from lsa_study.config.asked import parquet_path
+from lsa_study.config.asked import WHOLE, parquet_path
 from lsa_study.config.settings import SCHEMA_VERSION, flatten
 from lsa_study.errors import ConfigError
 from lsa_study.files import read_whole, write_whole
@@ -106,6 +106,8 @@ class Collected:
     """The folder that holds them."""
     remarks: Mapping[str, Remarks] = field(default_factory=dict)
     """By identity, of the runs that people have said something of."""
+    lost: tuple[str, ...] = ()
+    """Those of ``broken`` that say what ``runs.parquet`` holds beside ``runs``."""
 
     @property
     def left_out(self) -> list[str]:
@@ -157,10 +159,11 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
 
     Args:
         folders: False reads ``runs.parquet`` alone, as a fresh clone has it.
-        update: bring ``runs.parquet`` up to date if anything changed.
+        update: bring ``runs.parquet`` up to date if anything changed, and nothing in it is left
+            out here: that would be lost.
     """
-    broken: list[str] = []
-    known = runs = _stored(results, tier, broken)
+    broken, lost = list[str](), list[str]()
+    known = runs = _stored(results, tier, lost)
     facts = _by_identity(known, tuple(_RESULT))
     fresh: list[dict[str, Any]] = []
     reader = _Reader(tier, broken)
@@ -178,20 +181,22 @@ def collect(results: Path, tier: str, *, folders: bool = True, update: bool = Fa
                 facts.pop(identity, None)
         except ConfigError as error:
             broken.append(str(error))
-    runs = known = _sound(known, facts.keys(), broken)
+    runs = known = _sound(known, facts.keys(), lost)
     if fresh:
         runs = _typed(pd.DataFrame(fresh, dtype=object))
         kept = known[~known.index.isin(runs.index)]
         runs = _typed(pd.concat([kept, runs])) if len(kept) else runs
     runs = runs.sort_values(ORDER)
-    if update and len(runs) and not runs.equals(known):
+    if lost:
+        lost[-1] += f"; the file is not brought up to date: {WHOLE}"
+    elif update and len(runs) and not runs.equals(known):
         store(results, tier, runs)
     remarks: Mapping[str, Remarks] = {}
     try:
         remarks = read_remarks(results, tier)
     except ConfigError as error:
         broken.append(str(error))
-    return Collected(runs, tuple(broken), results, remarks)
+    return Collected(runs, (*lost, *broken), results, remarks, tuple(lost))
 
 
 def store(results: Path, tier: str, runs: pd.DataFrame, *others: pd.DataFrame) -> None:
@@ -231,8 +236,6 @@ def _by_identity(runs: pd.DataFrame, names: Sequence[str]) -> dict[Any, tuple[An
 
 def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
     path, empty = parquet_path(results, tier), _typed(pd.DataFrame())
-    if not path.exists():
-        return empty
     try:
         found = pd.read_parquet(path)
         if missing := [name for name in NEEDED if name not in found]:
@@ -240,6 +243,8 @@ def _stored(results: Path, tier: str, broken: list[str]) -> pd.DataFrame:
             return empty
         fits = {"schema": found["schema"] == SCHEMA_VERSION, "tier": found["settings.tier"] == tier}
         kept = _typed(found[fits["schema"] & fits["tier"]])
+    except (FileNotFoundError, NotADirectoryError):
+        return empty
     except (OSError, ValueError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         broken.append(f"{path}: is unreadable ({reason}); run folders alone count")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -21,7 +22,7 @@ from lsa_study.analysis.statistics import rounded
 from lsa_study.analysis.table import Table, build
 from lsa_study.config.settings import flatten
 from lsa_study.config.study import Study
-from lsa_study.files import write_whole
+from lsa_study.files import replacing, writable
 
 METRIC = "metrics.{}"
 """How a metric from outside is called in files of data."""
@@ -45,7 +46,8 @@ def write_tables(
 ) -> list[Path]:
     """Write each study's table of finished runs, as csv, tex, md and json in ``<tier>/tables``.
 
-    That of a grid of two factors or more also by two of them, as ``<study>-pivot``.
+    That of a grid of two factors or more also by two of them, as ``<study>-pivot``. All files are
+    written, or none.
 
     Args:
         studies: those whose tables are written.
@@ -56,16 +58,22 @@ def write_tables(
 
     Raises:
         ConfigError: none of the tables has such a column, or a grid no such factor.
+        EnvironmentLacks: the disk is full or the folder cannot be written.
     """
-    paths = []
-    for folder, table in _tables(studies, results, columns):
-        texts = contents(table, columns, pivot)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            paths.append(folder / name)
-            write_whole(paths[-1], text)
+    tables = _tables(studies, results, columns)
+    texts = {
+        folder / name: text
+        for folder, table in tables
+        for name, text in contents(table, columns, pivot).items()
+    }
+    with contextlib.ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(writable(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(replacing(path)).write_text(text, "utf-8")
+    for _, table in tables:
         seen(table)
-    return paths
+    return [*texts]
 
 
 def _tables(

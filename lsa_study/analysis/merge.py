@@ -25,7 +25,8 @@ def merge(results: Path, source: Path, tier: str) -> list[str]:
 
     Raises:
         ConfigError: there is nothing to take.
-        Refused: both hold a run and its results differ; nothing is written.
+        Refused: both hold a run and its results differ, or what ``runs.parquet`` holds here cannot
+            be read; nothing is written.
     """
     if results.resolve() == source.resolve():
         raise ConfigError(f"--from {source}: is the results folder itself; give another")
@@ -33,6 +34,8 @@ def merge(results: Path, source: Path, tier: str) -> list[str]:
     if not len(theirs.runs):
         damaged = "".join(f"\nleft out: {line}" for line in theirs.broken)
         raise ConfigError(f"--from {source}: has no finished run of tier {tier}{damaged}")
+    if ours.lost:
+        raise Refused("\n".join(ours.lost))
     _same_where_both_are(ours, theirs, source)
     new = theirs.runs[~theirs.runs.index.isin(ours.runs.index)]
     if len(new):

@@ -151,8 +151,12 @@ def diff(results: Path, one: str, other: str, tier: str | None = None) -> Sectio
         ended = collected[at] = collect(results, at)
         found = ended.of(ended.runs.index).values()
         known |= {f"{run.variant}-s{run.seed}-{run.identity}": run for run in found}
-    starts = [_of_row(results, start, collected) for start in (one, other)]
-    ours, theirs = (_find_run(known, start, results) for start in starts)
+    try:
+        starts = [_of_row(results, start, collected) for start in (one, other)]
+        ours, theirs = (_find_run(known, start, results) for start in starts)
+    except ConfigError as error:
+        broken = [f"left out: {line}" for of_tier in collected.values() for line in of_tier.broken]
+        raise ConfigError(*error.mistakes, *broken) from None
     differing: Sections = {"config": {}, "code": {}, "environment": {}, "metrics": {}}
     for name in sorted({*ours.settings, *theirs.settings}):
         values = ours.settings.get(name), theirs.settings.get(name)

@@ -16,7 +16,7 @@ import typer
 
 from lsa_study import __version__
 from lsa_study.cli import explain, new, results, run, runs
-from lsa_study.errors import LsaError
+from lsa_study.errors import LsaError, unreadable
 from lsa_study.terminal import guard_output
 
 app = typer.Typer(
@@ -74,6 +74,8 @@ def main() -> None:
     try:
         try:
             app()
+        except PermissionError as error:
+            raise (unreadable(error.filename, error) if error.filename else error) from None
         finally:
             sys.stdout.flush()
     except LsaError as error:

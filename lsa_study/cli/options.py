@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lsa_study.config import study
+from lsa_study.config.asked import RESULTS as RESULTS
 from lsa_study.config.asked import every_asked
 from lsa_study.config.contrast import check_claims, check_contrast
 from lsa_study.config.find import find_asked, find_study, side_tiers
@@ -53,7 +54,6 @@ Grid = Annotated[
 ]
 Many = Annotated[bool, typer.Option("--yes", help=f"more than {MANY} rows of a grid are meant")]
 As = Annotated[str | None, typer.Option("--as", help="name of a side study; else derived")]
-RESULTS = Path("results")
 
 
 def _folder(text: str) -> Path:

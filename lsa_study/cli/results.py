@@ -16,6 +16,7 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.doctor import doctor
 from lsa_study.cli.options import Selection, selecting
+from lsa_study.config.asked import options_of
 from lsa_study.config.find import own_claims
 from lsa_study.config.names import short
 from lsa_study.errors import ConfigError
@@ -50,6 +51,8 @@ def table(
     factors = [name.strip() for name in pivot.split(",")] if pivot else []
     if len(factors) not in (0, 2):
         raise ConfigError(f"--pivot {pivot}: {len(factors)} factors; give two, as down,across")
+    if factors and not any(one.grid and len(one.grid.factors) > 1 for one in loaded):
+        raise ConfigError(f"--pivot {pivot}: none of these is a grid of two factors; drop it")
     if check:
         differing = formats.check_tables(loaded, chosen.results, names, factors)
         for line in differing:
@@ -109,7 +112,9 @@ def why(
     from lsa_study.analysis.collect import collect
 
     (study,) = Selection([table], tier, results=results).load(recall=True)
-    found = provenance.why(study, row, collect(results, tier), results)
+    found = provenance.why(study, row, collected := collect(results, tier), results)
+    for line in collected.broken:
+        typer.echo(f"left out: {line}", err=True)
     typer.echo(json.dumps(found, indent=2) if as_json else provenance.why_text(found))
 
 
@@ -163,7 +168,8 @@ def claims(
             results, tier, path=file, collected=collected, side=own, own=own is not None
         )
     for name in own_claims(results) if not study and not file else ():
-        typer.echo(f"{name} has claims of its own: lsa claims --study {name}", err=True)
+        hint = f"lsa claims --study {name}{options_of(results, tier)}"
+        typer.echo(f"{name} has claims of its own: {hint}", err=True)
     found = ledger.of_study(found, study) if study else found
     shown = json.dumps(ledger.claims_json(found, tier), indent=2) if as_json else None
     typer.echo(shown or ledger.claims_text(found, tier))

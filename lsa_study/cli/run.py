@@ -15,6 +15,7 @@ import typer
 from lsa_study.cli import options as opt
 from lsa_study.cli.options import Selection, selecting
 from lsa_study.config import study as studies
+from lsa_study.config.asked import options_of
 from lsa_study.config.remember import remember
 from lsa_study.errors import ConfigError
 from lsa_study.terminal import Screen, guard_output, width_of, wrapped
@@ -36,12 +37,11 @@ def _asked_for(loaded: Sequence[studies.Study]) -> list[studies.RunSpec]:
 def _noted(chosen: Selection, loaded: Sequence[studies.Study]) -> None:
     """Remember what is asked for, and say how to read it where it is a side study."""
     remember(chosen.results, loaded)
-    where = "" if chosen.results == opt.RESULTS else f" --results {chosen.results}"
     for one in loaded:
         if one.alias:
             for line in wrapped(f"{one.alias} is a {one.about}"):
                 typer.echo(line)
-            typer.echo(f"  read it: lsa table {one.alias} --tier {one.tier}{where}")
+            typer.echo(f"  read it: lsa table {one.alias}{options_of(chosen.results, one.tier)}")
 
 
 @selecting
@@ -112,7 +112,7 @@ def rehearse(
     chosen = Selection(study, tier, None, only, overrides, results, grid)
     loaded = chosen.load(allow_confound, many=yes)
     found = Rehearsal(results, tell=typer.echo).work(_asked_for(loaded))
-    plan = f"lsa plan {' '.join(study)} --tier {tier} --results {results}"
+    plan = f"lsa plan {' '.join(study)}{options_of(results, tier)}"
     typer.echo(f"{len(found)} rows, {sum(row.state == 'ok' for row in found)} ok; "
                f"what the runs will cost: {plan}")  # fmt: skip
     raise typer.Exit(int(any(row.state == "failed" for row in found)))

@@ -136,7 +136,10 @@ def note(
     results: opt.OldResults = opt.RESULTS,
 ) -> None:
     """Put tags and a note on finished runs, which change nothing else; say what stands there."""
-    known = Finished(results, tier).rows(["name", "tier"])
+    found = Finished(results, tier)
+    known = found.rows(["name", "tier"])
+    for line in found.broken:
+        typer.echo(f"left out: {line}", err=True)
     chosen: dict[str, dict[str, str]] = {}
     for text in run:
         named = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from lsa_study.config import names
 from lsa_study.config.settings import SCHEMA_VERSION
 from lsa_study.config.task import METRICS, curve_key
 from lsa_study.config.values import MOST_SEED, MOST_SEEDS
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, LsaError, unreadable
 from lsa_study.files import read_whole, write_json
 
 LONGEST_NAME = 60
@@ -46,6 +46,19 @@ class Asked(BaseModel):
     """Of what was put together from several files: those that could not be read."""
 
 
+RESULTS = Path("results")
+"""The results folder where none is given."""
+WHOLE = "put back one that is whole, or move it away"
+"""What to do with a ``runs.parquet`` that is damaged."""
+
+
+def options_of(results: Path, *tiers: str) -> str:
+    """The options by which a command that is suggested finds this folder, at this tier if one."""
+    usual = results.absolute() == RESULTS.absolute()
+    folder = "" if usual else f" --results {shlex.quote(str(results))}"
+    return (f" --tier {tiers[0]}" if len(tiers) == 1 else "") + folder
+
+
 def parquet_path(results: Path, tier: str) -> Path:
     """Where the collected runs of a tier are kept."""
     return results / tier / "runs.parquet"
@@ -61,6 +74,7 @@ def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
 
     Raises:
         ConfigError: the file is damaged.
+        EnvironmentLacks: it is there, and this user cannot read it.
     """
     if results is None or len(name) > names.LONGEST or not names.GOOD.fullmatch(name):
         return None
@@ -68,7 +82,9 @@ def read_asked(results: Path | None, tier: str, name: str) -> Asked | None:
     try:
         content = read_whole(path)
         return None if content is None else Asked.model_validate_json(content)
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValidationError as error:
         problem = "is damaged, what was asked for is not known; delete it and ask again"
         raise ConfigError(f"{path}: {problem}") from error
 
@@ -83,12 +99,18 @@ def write_asked(results: Path, tier: str, name: str, asked: Asked) -> None:
 
 def every_asked(results: Path, tier: str) -> tuple[dict[str, Asked], list[str]]:
     """All that was asked for at a tier by name, and a line for each file that is damaged."""
-    found, broken = {}, []
-    for path in sorted(memory(results, tier, "x").parent.glob("*.json")):
+    found, broken, folder = dict[str, Asked](), list[str](), memory(results, tier, "x").parent
+    try:
+        listed = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return found, broken
+    except OSError as error:
+        return found, [str(unreadable(folder, error))]
+    for path in listed:
         try:
             if (one := read_asked(results, tier, path.stem)) is not None:
                 found[path.stem] = one
-        except ConfigError as error:
+        except LsaError as error:
             broken.append(str(error))
     return found, broken
 
@@ -134,7 +156,7 @@ def runs_there(results: Path | None, tier: str) -> tuple[set[str], set[int]]:
         for path in (results / tier / "runs").glob("*")
     )
     found = {end[2]: int(end[1]) for end in ends if end}
-    found |= {identity: int(facts["seed"]) for identity, facts in stored(results, tier).items()}
+    found |= {identity: int(one["seed"]) for identity, one in stored(results, tier, []).items()}
     return {*found}, {*found.values()}
 
 
@@ -142,24 +164,36 @@ STORED = ("seed", "outcome", "epoch", "epochs", "attempts", *map(curve_key, METR
 """What ``stored`` reads of each run."""
 
 
-def stored(results: Path, tier: str) -> dict[str, dict[str, Any]]:
-    """What ``runs.parquet`` says of the runs of a tier, by identity; nothing if it is damaged."""
+def stored(results: Path, tier: str, broken: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What ``runs.parquet`` says of the runs of a tier, by identity.
+
+    Args:
+        broken: is given a message if the file cannot be read; nothing is known then.
+
+    Raises:
+        ConfigError: it cannot be read, and ``broken`` is None.
+    """
     path = parquet_path(results, tier)
-    if not path.is_file():
+    if not path.exists():
         return {}
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError, KeyError):  # reports name what is broken
-        columns = ["identity", "schema", "settings.tier", *STORED]
-        # Not read_table, which imports pandas. Columns that older files lack are left out.
-        rows = parquet.ParquetFile(path).read(columns=columns).to_pylist()
     own = {"schema": SCHEMA_VERSION, "settings.tier": tier}
-    return {
-        str(row["identity"]): {name: row.get(name) for name in STORED}
-        for row in rows
-        if own.items() <= row.items() and {"identity", "seed"} <= row.keys()
-    }
+    try:
+        # Not read_table, which imports pandas. Columns that older files lack are left out.
+        rows = parquet.ParquetFile(path).read(columns=["identity", *own, *STORED]).to_pylist()
+        return {
+            str(row["identity"]): {name: row.get(name) for name in STORED} | {"seed": row["seed"]}
+            for row in rows
+            if {name: row[name] for name in own} == own
+        }
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        line = f"{path}: is unreadable ({reason}), so which runs are done is not known; {WHOLE}"
+        if broken is None:
+            raise ConfigError(line) from None
+        broken.append(line)
+        return {}
 
 
 def good_seeds(found: Any, place: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from lsa_study.config.asked import (
     LONGEST_NAME,
     Asked,
     derived_name,
-    every_asked,
     memory,
     read_asked,
     tidy,
@@ -87,12 +87,14 @@ def remember(results: Path, studies: Iterable[Study]) -> None:
     """Note what is asked for now, side studies under their names; seeds add up.
 
     Raises:
-        ConfigError: what was asked for before is not this, or its file is damaged.
+        ConfigError: what was asked for before is not this.
+        EnvironmentLacks: it cannot be read, or written.
     """
     for study in studies:
         asked, path = _asked(study, results), memory(results, study.tier, study.name)
-        found, _ = every_asked(results, study.tier)
-        before = found.get(study.name, asked)  # a damaged one was named, and is written anew
+        before = asked
+        with contextlib.suppress(ConfigError):  # a damaged one was named, and is written anew
+            before = read_asked(results, study.tier, study.name) or asked
         if bool(before.study) != bool(asked.study):
             raise ConfigError(f"{path}: is another study's of this name; give yours another")
         again = before.overrides == asked.overrides

@@ -13,7 +13,9 @@ KNOWN = "known from runs.parquet"
 """What is said of such a run."""
 
 
-def known_alone(runs: Sequence[RunSpec], results: Path, ended: Collection[str]) -> set[str]:
+def known_alone(
+    runs: Sequence[RunSpec], results: Path, ended: Collection[str], broken: list[str] | None = None
+) -> set[str]:
     """The identities of the runs that have ended by ``runs.parquet`` alone.
 
     Not among them is what another run that is to be trained needs the folder of: the weights it
@@ -22,11 +24,12 @@ def known_alone(runs: Sequence[RunSpec], results: Path, ended: Collection[str]) 
     Args:
         runs: all that are asked for.
         ended: identities of those whose folder here holds a result.
+        broken: and errors as of ``stored``.
     """
     alone = {
         identity
         for tier in {run.settings.tier for run in runs}
-        for identity, facts in stored(results, tier).items()
+        for identity, facts in stored(results, tier, broken).items()
         if facts["outcome"] in OUTCOMES and identity not in ended
     }
     while True:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lsa_study import rundir
 from lsa_study.config import shipped, yaml
-from lsa_study.config.asked import about, every_asked
+from lsa_study.config.asked import about, every_asked, options_of
 from lsa_study.config.contrast import confounds
 from lsa_study.config.fidelity import sources
 from lsa_study.config.find import TIERS, list_studies, remembered, tiers_of
@@ -68,9 +68,10 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
     site = read_cluster()
     runs = distinct(studies)
     ended = {identity for identity, state in states.items() if state in OUTCOMES}
-    states |= dict.fromkeys(known_alone(runs, results, ended), KNOWN)
+    broken: list[str] = []
+    states |= dict.fromkeys(known_alone(runs, results, ended, broken), KNOWN)
     asked = {run.identity for run in runs}
-    blocks = [_block(one, studies, states, rehearsed, site, asked) for one in studies]
+    blocks = [_block(one, studies, results, states, rehearsed, site, asked) for one in studies]
     todo = [run for run in runs if states.get(run.identity) not in DONE]
     epochs = sum(run.settings.train.epochs for run in runs)
     last = [f"{len(runs)} distinct runs, {counted(epochs, 'epoch')} in all, {len(todo)} to do"]
@@ -79,7 +80,7 @@ def plan_text(studies: Sequence[Study], results: Path) -> str:
         costs = rehearse.predicted(todo, rehearsed)
         last += [line for topic, line in costs if topic == "cost"]
     blocks.append("; ".join(last))
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *broken])
 
 
 ELSA = "ELSA: What Limits the Performance of Local Self-attention?"
@@ -206,6 +207,7 @@ def check_models(studies: Sequence[Study]) -> str:
 def _block(
     study: Study,
     studies: Sequence[Study],
+    results: Path,
     states: dict[str, str],
     rehearsed: Mapping[str, rehearse.Rehearsed],
     site: Cluster,
@@ -230,11 +232,10 @@ def _block(
     if list_studies().get(stem) is None:
         stem = shlex.quote(str(study.document.path))
     flags = [f"--grid={one}" for one in study.flags]
-    given = shlex.join([*(f"--set={one}" for one in study.overrides), *flags, *only])
-    options = f" {given}" if given else ""
+    options = shlex.join([*(f"--set={one}" for one in study.overrides), *flags, *only])
+    named = f"{stem}{options_of(results, study.tier)}{f' {options}' if options else ''}"
     if todo and not costs:
-        unknown = f"not rehearsed; lsa rehearse {stem} --tier {study.tier}{options} measures it"
-        costs = [("cost", unknown)]
+        costs = [("cost", f"not rehearsed; lsa rehearse {named} measures it")]
     known = f", of which {counts[KNOWN]} {KNOWN}" if counts[KNOWN] else ""
     done = f"{len(runs) - len(todo)} done{known}, {counts['running']} running, {len(todo)} to do"
     lines = [
@@ -246,7 +247,7 @@ def _block(
         *_starts(study, runs, asked, states),
         ("stop", _rule(runs)),
         *costs,
-        ("cluster", _smaller(f"{stem}{options}", todo, site)),
+        ("cluster", _smaller(named, todo, site)),
     ]
     head = (
         f"{study.name} ({study.tier}): {len(study.variants)} variants x "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lsa_study.config.asked import options_of
 from lsa_study.config.experiment import Resources
 from lsa_study.config.names import nearest
 from lsa_study.config.parts import smaller, why_not
@@ -92,19 +93,22 @@ def _why_not(
     processes: int,
 ) -> str | None:  # fmt: skip
     """Why a run that did not end well is not tried again; None if it is."""
+    where = row.folder.root.parents[2]
+    here = options_of(where, row.tier)
     if row.state == "oom":
         settings = row.folder.settings()
         if accumulate is not None:
             return why_not(_in_parts(settings, accumulate), processes)
         less = smaller(settings, processes)
-        way = f"lsa retry --cause oom --accumulate {less.accumulate}" if less.accumulate else less
+        again = f"lsa retry --cause oom --accumulate {less.accumulate}{here}"
+        way = again if less.accumulate else less
         return f"out of memory is its result; for the same effective batch in less memory: {way}"
     if row.state != "stopped early" and row.cause not in (causes or AUTOMATIC):
-        return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}"
+        return f"{row.cause}; when that is mended: lsa retry --cause {row.cause}{here}"
     if not causes and records.idle(row.identity):
         return (
-            f"its last {IDLE_LIVES} lives gained nothing (lsa logs {row.name}); "
-            f"lsa retry --cause {row.cause} tries all the same"
+            f"its last {IDLE_LIVES} lives gained nothing (lsa logs {row.name}{options_of(where)}); "
+            f"lsa retry --cause {row.cause}{here} tries all the same"
         )
     return None
 

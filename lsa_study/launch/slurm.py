@@ -21,6 +21,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lsa_study import rundir
+from lsa_study.config.asked import options_of
 from lsa_study.config.experiment import Resources
 from lsa_study.config.parts import why_not
 from lsa_study.config.study import RunSpec
@@ -150,7 +151,8 @@ class _Launcher:
         missing, ended = [], {run.identity for run in runs if _has_result(self._folder(run))}
         alone = set() if anew else known_alone(runs, self.results, ended)
         for run in runs:
-            reason = _why_not(run, self._folder(run), run.identity in self.jobs, again)
+            here = options_of(self.results, run.settings.tier)
+            reason = _why_not(run, self._folder(run), run.identity in self.jobs, again, here)
             reason = f"{KNOWN}; lsa launch --again" if run.identity in alone else reason
             if reason is None:
                 missing.append(run)
@@ -322,8 +324,8 @@ def _has_result(folder: RunDir) -> bool:
     return True
 
 
-def _why_not(run: RunSpec, folder: RunDir, queued: bool, again: bool) -> str | None:
-    """Why a run is not queued; None if it is."""
+def _why_not(run: RunSpec, folder: RunDir, queued: bool, again: bool, here: str) -> str | None:
+    """Why a run is not queued; None if it is. ``here``: of commands that are suggested."""
     try:
         result = folder.result()
     except ConfigError:
@@ -337,8 +339,9 @@ def _why_not(run: RunSpec, folder: RunDir, queued: bool, again: bool) -> str | N
     status = folder.status()
     if status.state == "failed" and status.cause not in AUTOMATIC and not again:
         cause = status.cause
-        return f"failed ({cause}); when that is mended: lsa retry --cause {cause}"
+        return f"failed ({cause}); when that is mended: lsa retry --cause {cause}{here}"
     parts = run.settings.runtime.accumulate
     if folder.root.exists() and folder.settings().runtime.accumulate < parts:
-        return f"begun with steps in fewer than {parts} parts; lsa gc STUDY moves them away first"
+        first = f"lsa gc STUDY{here} moves them away first"
+        return f"begun with steps in fewer than {parts} parts; {first}"
     return None

@@ -23,8 +23,8 @@ from rich.live import Live
 from rich.text import Text
 
 from lsa_study import rundir
-from lsa_study.config.asked import stored
-from lsa_study.config.study import distinct
+from lsa_study.config.asked import options_of, stored
+from lsa_study.config.study import TIERS, distinct
 from lsa_study.config.task import METRICS, curve_key
 from lsa_study.errors import ConfigError
 from lsa_study.files import last_lines, read_whole
@@ -158,7 +158,7 @@ def status(results: Path, names: Sequence[str] = (), *, tier: str | None = None)
     twice = "other folders hold the same run: keep one there, move the others away"
     rows = [replace(row, note=twice) if there[row.tier, row.identity] > 1 else row for row in rows]
     asked = distinct(asked_studies(results, names, tier))
-    known = {at: stored(results, at) for at in {run.settings.tier for run in asked}}
+    known = {at: stored(results, at, []) for at in {run.settings.tier for run in asked}}
     return rows + [
         _elsewhere(row, known[at].get(run.identity))
         for run in asked
@@ -284,13 +284,12 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
     (header, *aligned), _ = fitted([columns, *cells], width, numbers=(2, 3, 4))
     table = Text().append("  ".join(header).rstrip(), "bold")
     for row, line in zip(rows, aligned, strict=True):
-        table.append(f"\n{line[0]}  ").append(line[1], STYLES[row.state])
+        table.append(f"\n{line[0]}  ").append("".join(line[1:2]), STYLES[row.state])
         table.append("  " + "  ".join(line[2:]).rstrip())
     counts = Counter(row.state for row in rows)
     numbers = [f"{counts[state]} {state}" for state in STYLES if counts[state]]
-    hours = sum(row.gpu_hours for row in rows)
     lines = ["  ".join(numbers) or f"no runs under {results}"]
-    if hours >= 0.05:
+    if (hours := sum(row.gpu_hours for row in rows)) >= 0.05:
         lines[0] += f"   {hours:.1f} GPU-hours over all lives"
     for tier in tiers_of(results, None):
         if (held := LaunchFolder.of(results, tier).held()) is not None:
@@ -298,10 +297,13 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
                 f"{len(held['runs'])} runs died of the same error ({held['message']}). "
                 f"Held the other {held['count']}; fix it first"
             )
+    for tier in sorted({row.tier for row in rows if row.state == "waiting"}) if rows else TIERS:
+        stored(results, tier, lines)
+    here = options_of(results, *{row.tier for row in rows})
     if counts["stopped early"]:
-        lines.append("to train what was stopped early to its end: lsa retry --cause stopped-early")
+        lines.append(f"what was stopped early, to its end: lsa retry --cause stopped-early{here}")
     if causes := {row.cause for row in rows if row.state in ("failed", "lost") and row.cause}:
-        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}")
+        lines.append(f"again: lsa retry --cause {','.join(sorted(causes))}{here}")
     return Group(table, *map(Text, lines))
 
 

@@ -241,10 +241,36 @@ def test_a_broken_parquet_is_named_and_folders_stand_in(results, content):
         pd.DataFrame({"a": [1]}).to_parquet(path)
     else:
         path.write_bytes(content)
+    before = path.read_bytes()
     collected = collect(results, "toy", update=True)
     assert len(collected.runs) == 6
-    assert "run folders alone count" in collected.broken[0]
-    assert collect(results, "toy").broken == ()
+    assert "run folders alone count; the file is not brought up to date" in collected.broken[0]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("schema", 0, "2 runs of another schema"), ("settings.tier", "proxy", "2 runs of another"),
+     ("outcome", "begun", "holds outcome = 'begun'")],
+)  # fmt: skip
+def test_what_is_left_out_of_the_file_is_never_written_over(results, column, value, said):
+    collect(results, "toy", update=True)
+    path = parquet_path(results, "toy")
+    runs = pd.read_parquet(path)
+    runs.loc[runs.variant == "net7", column] = value
+    runs.to_parquet(path, index=False)
+    before = path.read_bytes()
+    for folder in (results / "toy" / "runs").glob("net7-*"):
+        shutil.rmtree(folder)
+    write_study(results, "table1", seeds=[0], only="swin")
+    collected = collect(results, "toy", update=True)
+    assert sorted({*collected.runs.variant}) == ["net7_filter_norm", "net7_identity", "swin"]
+    assert said in collected.broken[0]
+    assert collected.broken[-1].endswith("put back one that is whole, or move it away")
+    assert path.read_bytes() == before
+    path.rename(path.with_name("away"))
+    assert collect(results, "toy", update=True).broken == ()
+    assert path.is_file()
 
 
 def test_a_collection_of_before_a_fact_was_recorded_is_read(results):

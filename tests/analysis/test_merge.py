@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from synthetic import change_result, write_run
 from typer.testing import CliRunner
@@ -63,6 +64,22 @@ def test_a_run_trained_twice_with_other_results_is_refused(two_machines):
     with pytest.raises(Refused, match=f"trained again what is here: {folder.name[-10:]}"):
         merge(here, there, "toy")
     assert (here / "toy" / "runs.parquet").read_bytes() == stamp
+    assert seeds_of_table(here) == (0,)
+
+
+@pytest.mark.parametrize("damage", ["torn", "schema"])
+def test_into_a_file_that_cannot_be_read_nothing_is_taken(two_machines, damage):
+    here, there = two_machines
+    collect(here, "toy", update=True)
+    path = here / "toy" / "runs.parquet"
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        pd.read_parquet(path).assign(schema=0).to_parquet(path, index=False)
+    before = path.read_bytes()
+    with pytest.raises(Refused, match=r"runs\.parquet: .*; the file is not brought up to date"):
+        merge(here, there, "toy")
+    assert path.read_bytes() == before
     assert seeds_of_table(here) == (0,)
 
 

@@ -282,6 +282,9 @@ def test_by_the_command(place, tmp_path, capfd):
     assert named.endswith("36 were done before\n")
     for given in ("heads", "heads,x", "heads,heads"):
         assert "--pivot" in lsa(f"table quick --pivot {given}", 2)
+    assert "none of these is a grid" in lsa("table table4 --pivot heads,size", 2)
+    assert "no such factor" in lsa("table table4 quick --pivot heads,x", 2)
+    assert not (folder / "results/toy/tables/table4.md").exists()
     path = folder / "results/toy/tables/quick-pivot.json"
     path.write_text(path.read_text("utf-8").replace('"n": 3', '"n": 4', 1))
     assert "quick-pivot.json: row heads 2x, norm softmax" in lsa(

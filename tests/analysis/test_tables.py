@@ -1,12 +1,14 @@
 """Tables: rows found by identity, honest cells, four formats that say the same."""
 
 import csv
+import errno
 import io
 import json
 import re
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from synthetic import COMMIT, change_result, write_run, write_study
@@ -16,6 +18,7 @@ from lsa_study.analysis.collect import collect
 from lsa_study.analysis.formats import contents, write_tables
 from lsa_study.analysis.table import build
 from lsa_study.config import study
+from lsa_study.errors import EnvironmentLacks
 
 
 def table_of(results, name, **how):
@@ -249,6 +252,24 @@ def test_every_study_is_written_four_times_and_the_runs_once(tmp_path):
     assert (tmp_path / "toy" / "runs.parquet").exists()
     write_tables(loaded, tmp_path)
     assert before == {path: path.read_bytes() for path in paths}
+
+
+def test_a_full_disk_leaves_the_tables_as_they_were(tmp_path, monkeypatch):
+    loaded = [study.load_study("table4"), study.load_study("table2")]
+    before = {path: path.read_bytes() for path in write_tables(loaded, tmp_path)}
+    write_study(tmp_path, "table4", seeds=[0])
+    plain = Path.write_text
+
+    def full(path, *given, **how):
+        if path.name.startswith("table2.md"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(path, *given, **how)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(EnvironmentLacks, match=r"table2\.md: cannot be written \(No space left"):
+        write_tables(loaded, tmp_path)
+    folder = tmp_path / "toy" / "tables"
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_table_without_runs_is_still_a_table(tmp_path):

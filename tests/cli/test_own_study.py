@@ -112,7 +112,7 @@ def test_a_single_row_has_no_reference(lsa, lab):
     assert "--study one: has no claims" in lsa("claims --study one.yaml --tier proxy", code=2)
 
 
-def test_own_claims_are_a_family_of_their_own(lsa, lab):
+def test_own_claims_are_a_family_of_their_own(lsa, lab, capfd):
     own = json.loads(lsa("claims --study ksize --tier proxy --json"))
     more, near = own["claims"]
     assert (more["id"], more["rows"], more["n"]) == ("more", ["ksize/k7", "ksize/k3"], 3)
@@ -132,6 +132,8 @@ def test_own_claims_are_a_family_of_their_own(lsa, lab):
     assert len(ids) == len({*ids})
     found = [[*claims.families(claims.judge_studies([one], results))] for one in both]
     assert found == [[""], ["ksize"]], "the article's alone, or its own alone"
+    *_, told = answer(lab.parent, "claims --tier proxy --results lab/results", capfd)
+    assert "own: lsa claims --study ksize --tier proxy --results lab/results\n" in told
     article = json.loads(lsa("claims --tier proxy --json"))
     assert len(article["claims"]) > 90, "the article's alone"
     assert lsa("claims --study three --tier proxy").startswith("Claims of three\n")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from in_process import answer
 from rich.console import Console
 from synthetic import write_run
 from tuned import written
@@ -17,7 +18,7 @@ from lsa_study.cli import app
 from lsa_study.config import study
 from lsa_study.config.asked import parquet_path, stored
 from lsa_study.config.remember import named, remember
-from lsa_study.errors import EnvironmentLacks
+from lsa_study.errors import ConfigError, EnvironmentLacks
 from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.launch.known import known_alone
 from lsa_study.launch.local import Queue
@@ -157,18 +158,36 @@ def test_a_reference_that_a_rule_measures_by_is_trained_with_those_it_measures(c
     assert swin.identity in known_alone([swin, net1], clone, ())
 
 
-@pytest.mark.parametrize("damage", ["schema", "tier", "outcome", "torn", "older"])
+@pytest.mark.parametrize("damage", ["schema", "tier", "outcome", "older"])
 def test_what_the_file_does_not_say_is_trained(clone, damage):
     path = parquet_path(clone, "toy")
     table = pd.read_parquet(path)
+    table["schema"] += damage == "schema"
+    table["settings.tier"] = "proxy" if damage == "tier" else "toy"
+    table["outcome"] = "begun" if damage == "outcome" else "done"
+    table.drop(columns=["epochs"] if damage == "older" else []).to_parquet(path, index=False)
+    assert len(known_alone(loaded().runs(), clone, ())) == 2 * (damage == "older")
+
+
+@pytest.mark.parametrize("damage", ["torn", "other"])
+def test_a_file_that_cannot_be_read_is_not_taken_for_nothing_done(clone, capfd, slurm, damage):
+    path = parquet_path(clone, "toy")
     if damage == "torn":
         path.write_bytes(path.read_bytes()[:200])
     else:
-        table["schema"] += damage == "schema"
-        table["settings.tier"] = "proxy" if damage == "tier" else "toy"
-        table["outcome"] = "begun" if damage == "outcome" else "done"
-        table.drop(columns=["epochs"] if damage == "older" else []).to_parquet(path, index=False)
-    assert len(known_alone(loaded().runs(), clone, ())) == 2 * (damage == "older")
+        pd.DataFrame({"a": [1]}).to_parquet(path)
+    with pytest.raises(ConfigError, match=r"runs\.parquet: is unreadable .* or move it away"):
+        launch(loaded().runs(), clone, Cluster(check_data="job"), dry_run=True)
+    asked = "table1 --only swin,net1 --set " + " --set ".join(SMALL)
+    for command, code, where in (
+        (f"run {asked}", 2, "err"), (f"plan {asked}", 0, "out"), ("status", 0, "out"),
+        ("status small", 0, "out"), ("why small swin", 0, "err"), ("diff swin net1", 2, "err"),
+        ("note swin", 2, "err"),
+    ):  # fmt: skip
+        found, out, err = answer(clone, f"{command} --results {clone}", capfd)
+        assert found == code, command
+        assert f"{path}: " in {"out": out, "err": err}[where], command
+    assert not (clone / "toy" / "runs").exists()
 
 
 def test_nothing_is_known_of_a_folder_without_the_file(tmp_path):

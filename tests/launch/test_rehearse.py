@@ -186,7 +186,8 @@ def test_a_run_that_two_studies_share_costs_once(tmp_path):
 
 def test_trouble_is_shown_by_plan_and_unknown_costs_say_how(tmp_path):
     loaded = study.load_study("table1", only="swin")
-    assert "lsa rehearse table1 --tier toy" in plan.plan_text([loaded], tmp_path)
+    hint = f"lsa rehearse table1 --tier toy --results {tmp_path} --only=swin measures it"
+    assert hint in plan.plan_text([loaded], tmp_path)
     bad = Rehearsed(variant="swin", state="failed", words="weights differ")
     rehearse.note(tmp_path, "toy", {rehearse.key(run_of().settings): bad})
     assert "swin: failed: weights differ" in plan.plan_text([loaded], tmp_path)

@@ -36,6 +36,8 @@ def test_the_cause_decides(tmp_path, made):
     assert [run.variant for run in by_itself.local] == ["swin"]
     reasons = {reason.split(";")[0].split(": ")[1] for reason in by_itself.skipped}
     assert reasons == {"bug", "cancelled"}
+    where = f"--tier toy --results {tmp_path}"
+    assert any(one.endswith(f"lsa retry --cause bug {where}") for one in by_itself.skipped)
     asked = retry(tmp_path, (), Cluster(), causes=["bug", "cancelled"])
     assert [run.variant for run in asked.local] == ["net1", "net2"]
     assert asked.local[0].settings == made["net1"].settings()
@@ -49,7 +51,8 @@ def test_out_of_memory_keeps_the_effective_batch(tmp_path, made):
     before = made["swin"].settings()
     offered = retry(tmp_path, (), Cluster(), causes=["oom"])
     assert offered.local == []
-    assert "lsa retry --cause oom --accumulate 2" in offered.lines()[0]
+    hint = f"lsa retry --cause oom --accumulate 2 --tier toy --results {tmp_path}"
+    assert hint in offered.lines()[0]
     (run,) = retry(tmp_path, (), Cluster(), causes=["oom"], accumulate=2).local
     assert run.identity == before.identity()
     after = made["swin"].settings()

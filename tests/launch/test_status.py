@@ -135,8 +135,17 @@ def test_the_table_says_what_to_do(tmp_path, made):
     Console(file=words, width=160).print(page(rows, tmp_path), soft_wrap=True)
     assert "bug: KeyError: 'rel_pos'" in words.getvalue()
     assert "6 waiting  1 failed  1 lost" in words.getvalue()
-    assert "again: lsa retry --cause bug,lost" in words.getvalue()
+    assert (
+        f"again: lsa retry --cause bug,lost --tier toy --results {tmp_path}\n" in words.getvalue()
+    )
     watch(lambda: rows, tmp_path, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("width", [0, 1, 8, 17])
+def test_a_terminal_too_narrow_for_the_table_shows_how_it_stands(tmp_path, made, width):
+    words = io.StringIO()
+    Console(file=words, width=80).print(page(status(tmp_path), tmp_path, width), soft_wrap=True)
+    assert "8 waiting" in words.getvalue()
 
 
 def test_a_folder_without_runs_says_so(tmp_path):

@@ -172,7 +172,8 @@ def test_without_fit_parts_stay(slurm, tmp_path):
     assert folder.settings().runtime.accumulate == 1
     again = launch([run], tmp_path, site(resources=Here(gpus=2)), fit=True)
     (reason,) = again.skipped
-    assert reason.startswith("begun with steps in fewer than 4 parts")
+    first = f"lsa gc STUDY --tier toy --results {tmp_path} moves them away first"
+    assert reason == f"begun with steps in fewer than 4 parts; {first}"
 
 
 def test_parts_that_devices_cannot_share_are_refused(slurm, tmp_path):
@@ -202,7 +203,9 @@ def test_the_plan_names_smaller_nodes(tmp_path, monkeypatch):
     asks = {run.resources.nodes * run.resources.gpus for run in loaded.runs()}
     assert max(asks) > 2
     line = ", ".join(f"2 of {count}" for count in sorted(asks))
-    assert f"cluster   {line} devices a run" in plan.plan_text([loaded], tmp_path)
+    text = plan.plan_text([loaded], tmp_path)
+    assert f"cluster   {line} devices a run" in text
+    assert f"lsa launch table5 --tier paper --results {tmp_path} --fit" in text
     monkeypatch.setattr(plan, "read_cluster", sites.Cluster)
     assert "--fit" not in plan.plan_text([loaded], tmp_path)
 

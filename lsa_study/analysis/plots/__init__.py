@@ -25,13 +25,12 @@ def write_plots(studies: Sequence[Study], results: Path) -> list[Path]:
     paths = []
     for tier, pairs in with_runs(studies, results).items():
         folder = results / tier / "plots"
-        folder.mkdir(parents=True, exist_ok=True)
         judged = judge_studies([one for one, _ in pairs], results, pairs[0][1])
         tables = [(one, build(one, runs).rows) for one, runs in pairs]
         for name, drawn in figures(tables, judged).items():
             for kind, content in (("svg", style.svg(drawn)), ("png", style.png(drawn))):
                 paths.append(folder / f"{name}.{kind}")
-                write_whole(paths[-1], content)
+                write_whole(paths[-1], content, make_folder=True)
     return paths
 
 
