@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 31_660,
+    "lines": 31_860,
     "kernel_lines": 4_400,
-    "public": 742,
-    "single": 285,
+    "public": 745,
+    "single": 288,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,
@@ -27,7 +27,8 @@ buckets and several runs on a GPU 270; runs that begin from another study's 190;
 named by task, and pictures of objects with their scores, 190; the answer to the article's question
 and runs that a file alone knows 500; speed by the processor's time, settings that nothing reads,
 and mmdet's matching and warm-up 150; files that cannot be read, which are named and never written
-over, 90. A change that needs more says what it removed instead.
+over, 90; names, seeds and rows that are mistyped 90, and verdicts on rows that vary more, lost
+seeds and looks before the last, 110. A change that needs more says what it removed instead.
 """
 
 

@@ -185,9 +185,11 @@ def load_study(
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path, side = find_asked(str(study), tier, recall)
-    only = side.only if side and only is None else only
-    only = only and ",".join(glob.strip() for glob in only.split(","))
-    flags = [*(side.grid if side else ()), *grid]
+    only = ",".join(map(str.strip, only.split(","))) if only else only
+    only, flags = (
+        side.only if side and only is None else only,
+        [*(side.grid if side else ()), *grid],
+    )
     with opened(path, tier, flags, many=many or recall is not None) as (file, expanded):
         document = expanded.document
         chosen, unmatched = _chosen(file, only, expanded.origin)
