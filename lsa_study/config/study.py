@@ -185,11 +185,9 @@ def load_study(
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier}: no such tier; {names.nearest(tier, TIERS)}")
     path, side = find_asked(str(study), tier, recall)
-    only = ",".join(map(str.strip, only.split(","))) if only else only
-    only, flags = (
-        side.only if side and only is None else only,
-        [*(side.grid if side else ()), *grid],
-    )
+    only = side.only if side and only is None else only
+    only = only and ",".join(glob.strip() for glob in only.split(","))
+    flags = [*(side.grid if side else ()), *grid]
     with opened(path, tier, flags, many=many or recall is not None) as (file, expanded):
         document = expanded.document
         chosen, unmatched = _chosen(file, only, expanded.origin)
@@ -208,9 +206,8 @@ def load_study(
             plain, _ = Rows(file, document, tier, (), results or recall).resolve(chosen)
             file = _without_article(file, plain, variants)
     return Study(
-        file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"),
-        variants, resources, rows.starts, tidy(rows.overrides),
-        only if len(chosen) < len(file.variants) else None,
+        file, document, tier, good_seeds(seeds or asked.seeds or rows.seeds, "--seeds"), variants,
+        resources, rows.starts, tidy(rows.overrides), only if chosen != [*file.variants] else None,
         str(study) if side else "", tuple(asked.declared) or rows.seeds, expanded.grid,
         tuple(dict.fromkeys(flags)), asked, rows.references(variants), unmatched,
     )  # fmt: skip
