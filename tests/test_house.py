@@ -6,10 +6,10 @@ import house
 import pytest
 
 LIMITS = {
-    "lines": 31_860,
+    "lines": 31_870,
     "kernel_lines": 4_400,
     "public": 745,
-    "single": 288,
+    "single": 289,
     "long_files": 0,
     "long_functions": 0,
     "circles": 0,

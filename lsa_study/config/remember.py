@@ -18,7 +18,7 @@ from lsa_study.config.asked import (
 )
 from lsa_study.config.find import find_study, home_of, list_studies, shipped_at
 from lsa_study.config.names import GOOD, RESERVED, short
-from lsa_study.config.study import Study
+from lsa_study.config.study import TIERS, Study
 from lsa_study.errors import ConfigError
 
 
@@ -40,16 +40,13 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
 
     Raises:
         ConfigError: the name is taken, or cannot be one; or that of the study is taken by a study
-            of another file, or by one that is shipped.
+            of another file, or by one that is shipped and was asked for there.
     """
     stem = short(study.file.study)
-    path, home = study.document.path, home_of(results, stem)
+    path, home = study.document.path, _home(study, results, alias)
     for one in RESERVED.intersection({stem, alias}):
         where = "--as" if one == alias else f"{path}: study:"
         raise ConfigError(f"{where} {one}: means something else to lsa; give another name")
-    ours, apart = shipped_at(stem), alias or study.alias
-    if home is None and not apart and ours.is_file() and ours.read_bytes() != path.read_bytes():
-        home = list_studies()[stem]  # a copy to edit, or the shipped one
     if home is not None and home.is_file() and not home.samefile(path):
         raise ConfigError(
             f"{path}: the study {stem} of {results} is another file, {home}; give this one another "
@@ -81,6 +78,18 @@ def named(study: Study, results: Path, alias: str | None = None) -> Study:
     if other is not None and other.model_dump(include=parts) != asked.model_dump(include=parts):
         raise ConfigError(f"--as {name}: is the name of something else in {results}; give another")
     return side
+
+
+def _home(study: Study, results: Path, alias: str | None) -> Path | None:
+    """The other file of its name here: from a path, or shipped and asked for; None if none is."""
+    stem, path = short(study.file.study), study.document.path
+    home, ours = home_of(results, stem), shipped_at(stem)
+    if home or alias or study.alias or not ours.is_file():
+        return home
+    if not any(memory(results, tier, stem).is_file() for tier in TIERS):
+        return None
+    # Else the shipped one, or a copy of it to edit.
+    return None if ours.read_bytes() == path.read_bytes() else list_studies()[stem]
 
 
 def remember(results: Path, studies: Iterable[Study]) -> None:

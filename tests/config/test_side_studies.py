@@ -152,6 +152,8 @@ def test_a_shipped_study_keeps_its_name(tmp_path, monkeypatch, recall):
     def load(name, alias=None):
         return Selection([str(name)], "toy", results=results).load(recall=recall, alias=alias)[0]
 
+    assert load(path).name == "table2", "nobody asked for the shipped one here"
+    remember(results, [load("table2")])
     with pytest.raises(
         ConfigError, match=r"mine.yaml: the study table2 of .* is another file, .*table2.yaml; give"
     ):
