@@ -11,6 +11,7 @@ from lsa_study.config.asked import (
     LONGEST_NAME,
     Asked,
     derived_name,
+    every_asked,
     memory,
     read_asked,
     tidy,
@@ -86,7 +87,7 @@ def _home(study: Study, results: Path, alias: str | None) -> Path | None:
     home, ours = home_of(results, stem), shipped_at(stem)
     if home or alias or study.alias or not ours.is_file():
         return home
-    if not any(memory(results, tier, stem).is_file() for tier in TIERS):
+    if not any(stem in every_asked(results, tier)[0] for tier in TIERS):
         return None
     # Else the shipped one, or a copy of it to edit.
     return None if ours.read_bytes() == path.read_bytes() else list_studies()[stem]

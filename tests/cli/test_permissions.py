@@ -63,7 +63,7 @@ def test_what_was_asked_for_may_not_be_read_and_is_not_called_damaged(results, l
     folder = results / "toy" / "studies"
     lock(folder)
     code, _, said = answer(results, f"table table4 --results {results}", capfd)
-    assert code == 0
+    assert code == 0, said
     assert said == f"lsa: {folder}: cannot be read (Permission denied); see what it is, and whose\n"
     with pytest.raises(EnvironmentLacks, match=r"table4\.json: cannot be read"):
         remember(results, [study.load_study("table4", seeds=[0])])
