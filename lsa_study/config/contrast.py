@@ -78,7 +78,7 @@ def check_contrast(study: Study, allowed: Sequence[str] = ()) -> None:
         Refused: a row changes something else too; all such rows are named.
         ConfigError: what is allowed is no setting.
     """
-    known = [*known_paths(), "model.op.shell"]
+    known = [*known_paths(), "model.op.shell"] if allowed else []
     for row in study.variants.values() if allowed else ():
         known += flatten(row.science())
     if unknown := [key for key in allowed if key not in known]:
