@@ -5,6 +5,9 @@ Every message reads ``where: what is wrong; what would be right``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 
 class LsaError(Exception):
     """Base of all errors that are shown as a message, without a traceback."""
@@ -23,6 +26,29 @@ class ConfigError(LsaError, ValueError):
     def __init__(self, *mistakes: str) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+
+
+@contextmanager
+def all_at_once(known: Iterable[str] = ()) -> Iterator[list[str]]:
+    """Raise mistakes that are known, are collected inside or end the block, as one ConfigError."""
+    mistakes = [*known]
+    try:
+        yield mistakes
+    except ConfigError as error:
+        if not mistakes:
+            raise
+        raise ConfigError(*mistakes, *error.mistakes) from None
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+@contextmanager
+def noting(mistakes: list[str]) -> Iterator[None]:
+    """Add the mistakes of the block to these, and go on after it."""
+    try:
+        yield
+    except ConfigError as error:
+        mistakes += error.mistakes
 
 
 class EnvironmentLacks(LsaError):

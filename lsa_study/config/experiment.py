@@ -14,7 +14,6 @@ from lsa_study.config.ledger import OwnClaims
 from lsa_study.config.outside import argument_paths
 from lsa_study.config.settings import Tier
 from lsa_study.config.start import Stop
-from lsa_study.errors import ConfigError
 
 ELSEWHERE = "rows of another study are no rows here; copy its settings into a row of this file"
 Number = Annotated[int, Field(gt=0, le=100_000)]
@@ -181,12 +180,8 @@ def why_no_factor(setting: str, paths: Sequence[str] = (), also: Iterable[str] =
     return None
 
 
-def check_names(file: StudyFile, document: yaml.Document) -> None:
-    """Check that an experiment file names rows and settings that there are.
-
-    Raises:
-        ConfigError: all that are not.
-    """
+def wrong_names(file: StudyFile, document: yaml.Document) -> list[str]:
+    """The mistakes of an experiment file that names rows or settings that there are not."""
     named: dict[tuple[str, ...], str | None] = {("baseline",): file.baseline}
     named |= {("variants", name, "against"): v.against for name, v in file.variants.items()}
     mistakes = [
@@ -218,9 +213,7 @@ def check_names(file: StudyFile, document: yaml.Document) -> None:
             for name, row in file.variants.items()
             if row.paper
         ]
-    mistakes += _of_claims(file, document)
-    if mistakes:
-        raise ConfigError(*mistakes)
+    return mistakes + _of_claims(file, document)
 
 
 def _of_claims(file: StudyFile, document: yaml.Document) -> list[str]:

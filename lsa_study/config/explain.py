@@ -65,7 +65,7 @@ class Form:
             meaning = " ".join((field.annotation.__doc__ or "").split())
         every = (*OP_KINDS.items(), *TASK_KINDS.items())
         kinds = tuple(kind for kind, of in every if of is owner)
-        return cls(kinds, worded(schema), default, meaning or "")
+        return cls(kinds, _worded(schema), default, meaning or "")
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ def _said(form: Form) -> tuple[str, str | None, str]:
     return form.takes, form.default, form.meaning
 
 
-def worded(schema: Schema) -> str:
+def _worded(schema: Schema) -> str:
     """A type and its range in words, from its JSON Schema."""
     match schema:
         case {"anyOf": [*ways]} | {"oneOf": [{"enum": _}, *_] as ways}:
-            return " or ".join(map(worded, ways))
+            return " or ".join(map(_worded, ways))
         case {"oneOf": _}:  # those of layers are nested, as one may come from outside
             kinds = schema.get("discriminator", {}).get("mapping")
             what, named = ("a group of settings", kinds) if kinds else ("a layer", OP_KINDS)
@@ -166,9 +166,9 @@ def worded(schema: Schema) -> str:
         case {"enum": [*values]}:
             return f"one of {', '.join(map(str, values))}"
         case {"type": "array", "prefixItems": [*parts]}:
-            return f"a list of {len(parts)}, each {worded(parts[0])}"
+            return f"a list of {len(parts)}, each {_worded(parts[0])}"
         case {"type": "array"}:
-            return f"a list, each {worded(schema.get('items', {}))}"
+            return f"a list, each {_worded(schema.get('items', {}))}"
         case {"type": "integer" | "number" as kind}:
             return _ranged("whole number" if kind == "integer" else "number", schema)
         case {"type": str(kind)}:

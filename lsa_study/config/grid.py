@@ -24,15 +24,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lsa_study.config import yaml
 from lsa_study.config.experiment import why_no_factor
 from lsa_study.config.points import Range, Value, digest, drawn, label_of, name_of
-from lsa_study.errors import ConfigError
 
 MANY, MOST = 200, 10_000
 """More rows have to be allowed; more than the second are refused."""
@@ -64,22 +62,6 @@ class Expanded:
     origin: dict[str, str] = field(default_factory=dict)
     """Of rows that ``--grid`` repeats: the row as written."""
     mistakes: tuple[str, ...] = ()
-
-    @contextmanager
-    def checked(self) -> Iterator[None]:
-        """Name the mistakes of the grid before those that are found inside.
-
-        Raises:
-            ConfigError: all of them.
-        """
-        try:
-            yield
-        except ConfigError as error:
-            if self.mistakes:
-                raise ConfigError(*self.mistakes, *error.mistakes) from None
-            raise
-        if self.mistakes:
-            raise ConfigError(*self.mistakes)
 
 
 def expand(document: yaml.Document, asked: Sequence[str] = (), *, many: bool = False) -> Expanded:

@@ -24,7 +24,7 @@ from lsa_study.config.operators import OP_KINDS, OUTSIDE, OWN
 from lsa_study.config.settings import Settings, Tier
 from lsa_study.config.task import TASK_KINDS
 from lsa_study.config.yaml import Document, Keys
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, all_at_once, noting
 
 Model = TypeVar("Model", bound=BaseModel)
 KINDS: Mapping[Keys, Mapping[str, type[BaseModel]]] = {
@@ -77,8 +77,10 @@ class Layers:
         """Add a mapping of dotted paths written in ``document`` under the keys ``at``."""
         if not isinstance(settings, dict):
             raise ConfigError(f"{document.where(*at)}: {'.'.join(at)} holds no settings; give some")
-        for path, value in settings.items():
-            self.set(path, value, functools.partial(document.where, *at, path))
+        with all_at_once() as mistakes:
+            for path, value in settings.items():
+                with noting(mistakes):
+                    self.set(path, value, functools.partial(document.where, *at, path))
 
     def use(self, presets: Document, names: Sequence[str], where: str, *, tier: str) -> None:
         """Add presets, mappings of dotted settings in ``presets``, that are named at ``where``.
@@ -89,10 +91,12 @@ class Layers:
             ConfigError: there is no such preset, or two of them disagree on a setting.
         """
         used: dict[str, tuple[Keys, Any]] = {}
+        if unknown := [one for one in names if one not in presets.data]:
+            wrong = f"is no preset of {presets.path}"
+            raise ConfigError(
+                *(f"{where}: {o} {wrong}; {nearest(o, presets.data)}" for o in unknown)
+            )
         for name in names:
-            if name not in presets.data:
-                hint = nearest(name, presets.data)
-                raise ConfigError(f"{where}: {name} is no preset of {presets.path}; {hint}")
             preset = presets.data[name]
             if not isinstance(preset, dict):
                 raise ConfigError(f"{presets.where(name)}: {name} = {preset!r}; give it settings")

@@ -10,7 +10,7 @@ from typing import Any
 
 from lsa_study.config import names, shipped, yaml
 from lsa_study.config.asked import good_seeds
-from lsa_study.config.experiment import Resources, StudyFile, check_names
+from lsa_study.config.experiment import Resources, StudyFile, wrong_names
 from lsa_study.config.find import find_asked
 from lsa_study.config.grid import Expanded, expand
 from lsa_study.config.layers import Layers, validate
@@ -18,7 +18,7 @@ from lsa_study.config.networks import science_of_stem
 from lsa_study.config.operators import science_of
 from lsa_study.config.outside import bound
 from lsa_study.config.settings import Model, Settings
-from lsa_study.errors import ConfigError
+from lsa_study.errors import ConfigError, all_at_once, noting
 
 _Network = tuple[str, dict[str, Any] | None, dict[str, Any]]
 NOT_SET = {
@@ -32,16 +32,16 @@ NOT_SET = {
 def opened(
     path: Path, tier: str, flags: Sequence[str], *, many: bool
 ) -> Iterator[tuple[StudyFile, Expanded]]:
-    """Read an experiment file, its grids written out, and name their mistakes before any inside.
+    """Read an experiment file, its grids written out, and name its mistakes before any inside.
 
     Raises:
         ConfigError: all mistakes of the file; or it has no such tier.
     """
     expanded = expand(yaml.read(path), flags, many=many)
     document = expanded.document
-    with expanded.checked():
+    with all_at_once(expanded.mistakes) as mistakes:
         file = validate(StudyFile, document.data, document.where)
-        check_names(file, document)
+        mistakes += wrong_names(file, document)
         if tier not in file.tiers:
             has = ", ".join(file.tiers)
             raise ConfigError(f"{path}: {file.study} has no tier {tier}; it has {has}")
@@ -69,14 +69,19 @@ class Rows:
         data = dict(base.data)
         usual = data.pop("seeds", [0])
         source = document if file.seeds else base
-        self.seeds = good_seeds(file.seeds or usual, source.where("seeds"))
+        self.seeds, self._mistakes = tuple[int, ...](), list[str]()
+        with noting(self._mistakes):
+            self.seeds = good_seeds(file.seeds or usual, source.where("seeds"))
         self._resources, self._settings = Layers(), Layers()
         self._resources.add(base, data.pop("resources", {}), ("resources",))
-        self._resources.add(document, file.resources, ("resources",))
+        with noting(self._mistakes):
+            self._resources.add(document, file.resources, ("resources",))
         self._settings.add(base, data)
         if file.use:
-            self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
-        self._settings.add(document, file.set, ("set",))
+            with noting(self._mistakes):
+                self._settings.use(self._presets, file.use, document.where("use"), tier=tier)
+        with noting(self._mistakes):
+            self._settings.add(document, file.set, ("set",))
         if file.stop:
             self._settings.set("runtime.stop", file.stop.model_dump(), document.where("stop"))
 
@@ -86,12 +91,13 @@ class Rows:
         resources: dict[str, Resources] = {}
         mistakes: dict[str, list[str]] = {}
         for name in names:
-            try:
+            wrong: list[str] = []
+            with noting(wrong):
                 settings[name] = self.settings(name)
+            with noting(wrong):
                 resources[name] = self.resources(name)
-            except ConfigError as error:
-                for mistake in error.mistakes:
-                    mistakes.setdefault(mistake, []).append(name)
+            for mistake in wrong:
+                mistakes.setdefault(mistake, []).append(name)
         if mistakes:
             raise ConfigError(
                 *(m if of == names else f"{m} (in {_some(of)})" for m, of in mistakes.items())
@@ -146,28 +152,26 @@ class Rows:
     def _alone(self, name: str) -> tuple[Settings, Callable[..., str]]:
         """One row as it is written, and the place of each of its settings."""
         layers, variant = self._settings.copy(), self.file.variants[name]
+        mistakes = [*self._mistakes]
         if variant.use:
             place = self.document.where("variants", name, "use")
-            layers.use(self._presets, variant.use, place, tier=self.tier)
-        layers.add(self.document, variant.set, ("variants", name, "set"))
-        mistakes: list[str] = []
+            with noting(mistakes):
+                layers.use(self._presets, variant.use, place, tier=self.tier)
+        with noting(mistakes):
+            layers.add(self.document, variant.set, ("variants", name, "set"))
         for override in self.overrides:
             key, equals, text = override.partition("=")
             place = f"--set {override}"
-            try:
+            with noting(mistakes):
                 if not equals or not key:
                     raise ConfigError(f"{place}: not a setting; write --set key=value")
                 layers.set(key.strip(), yaml.parse(text, place), place)
-            except ConfigError as error:
-                mistakes += error.mistakes
         for key in [one for one in NOT_SET if one in layers.data]:
             mistakes.append(f"{layers.where(key)}: {key} {NOT_SET[key]}; drop it")
             del layers.data[key]
         layers.set("tier", self.tier, f"--tier {self.tier}")
-        try:
+        with noting(mistakes):
             settings = validate(Settings, layers.data, layers.where)
-        except ConfigError as error:
-            mistakes += error.mistakes
         if mistakes:
             raise ConfigError(*mistakes)
         return bound(settings, layers.where), layers.where

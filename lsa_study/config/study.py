@@ -200,8 +200,8 @@ def load_study(
         given = [*side.overrides, *given] if side and overrides else given
         rows = Rows(file, document, tier, given, results or recall)
         variants, resources = rows.resolve(chosen)
-        _check_distinct(variants, document)
-        _check_metrics(file, variants, document)
+        if mistakes := [*_repeated(variants, document), *_not_judged(file, variants, document)]:
+            raise ConfigError(*mistakes)
         if any(one.partition("=")[0].strip() in ("task", "task.kind") for one in given):
             plain, _ = Rows(file, document, tier, (), results or recall).resolve(chosen)
             file = _without_article(file, plain, variants)
@@ -234,21 +234,22 @@ def _chosen(
     return chosen, unmatched
 
 
-def _check_distinct(variants: Mapping[str, Settings], document: yaml.Document) -> None:
+def _repeated(variants: Mapping[str, Settings], document: yaml.Document) -> list[str]:
+    """The rows that have the settings of an earlier one."""
     seen: dict[str, str] = {}
-    for name, settings in variants.items():
-        first = seen.setdefault(settings.identity(), name)
-        if first != name:
-            raise ConfigError(
-                f"{document.where('variants', name)}: {name} has the same settings as {first}; "
-                "change one of them, or drop it"
-            )
+    first = {name: seen.setdefault(one.identity(), name) for name, one in variants.items()}
+    return [
+        f"{document.where('variants', name)}: {name} has the same settings as {other}; "
+        "change one of them, or drop it"
+        for name, other in first.items()
+        if other != name
+    ]
 
 
-def _check_metrics(
+def _not_judged(
     file: StudyFile, variants: Mapping[str, Settings], document: yaml.Document
-) -> None:
-    """Refuse rows of several tasks, and claims on what no run of the study records."""
+) -> list[str]:
+    """Rows of another task than the first, and claims on what no run of the study records."""
     tasks = {name: settings.task.kind for name, settings in variants.items()}
     first, kind = next(iter(tasks.items()))
     mistakes = [
@@ -258,15 +259,13 @@ def _check_metrics(
         if task != kind
     ]
     known = OF_TASK[kind]
-    mistakes += [
+    return mistakes + [
         f"{document.where('claims', str(at))}: metric='{claim.metric}': no run records it, so "
         f"nothing could judge the claim; give {', '.join(known)}, params, macs, speed, inference "
         "or memory"
         for at, claim in enumerate(file.claims)
         if claim.metric in METRICS and claim.metric not in known
     ]
-    if mistakes:
-        raise ConfigError(*mistakes)
 
 
 def _without_article(
@@ -280,8 +279,8 @@ def _without_article(
 def _if_apart(asked: Asked, rows: Rows, chosen: Sequence[str], document: yaml.Document) -> Asked:
     """What was asked for, without overrides for some rows that make others equal to them."""
     with contextlib.suppress(ConfigError):
-        _check_distinct(rows.resolve(chosen)[0], document)
-        return asked
+        if not _repeated(rows.resolve(chosen)[0], document):
+            return asked
     return asked.model_copy(update={"overrides": []})
 
 

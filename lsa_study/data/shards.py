@@ -87,7 +87,7 @@ def _opened(path: Path, _process: int) -> Any:
     return parquet.ParquetFile(path, page_checksum_verification=True)
 
 
-def find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
+def _find_in_parquet(root: Path, paths: tuple[Path, ...]) -> Table:
     """List the rows of a split's shards.
 
     Raises:
@@ -140,8 +140,8 @@ def listings(layout: Layout) -> tuple[Listing, Listing]:
     if layout.kind == "folders":
         folders = find_in_folders(layout.train[0], None).in_turn(None)
         return folders, find_in_folders(layout.test[0], folders.classes).in_turn(folders)
-    train = find_in_parquet(layout.root / "train", layout.train).in_turn(None)
-    return train, find_in_parquet(layout.root / "val", layout.test).in_turn(train)
+    train = _find_in_parquet(layout.root / "train", layout.train).in_turn(None)
+    return train, _find_in_parquet(layout.root / "val", layout.test).in_turn(train)
 
 
 def read_columns(path: Path, field: Literal["bytes", "path"]) -> tuple[Any, Rows, list[int]]:

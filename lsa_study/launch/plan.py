@@ -24,7 +24,7 @@ from lsa_study.config.settings import Settings
 from lsa_study.config.study import RunSpec, Study, distinct
 from lsa_study.config.task import NEEDS
 from lsa_study.data import DataLacks, head_rows, weights
-from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused
+from lsa_study.errors import ConfigError, EnvironmentLacks, LsaError, Refused, noting
 from lsa_study.launch import rehearse
 from lsa_study.launch.cluster import Cluster, read_cluster
 from lsa_study.launch.known import KNOWN, known_alone
@@ -162,7 +162,7 @@ def check_outside(runs: Sequence[RunSpec]) -> None:
         ConfigError: all that is not as it should be, with the rows that take it.
     """
     mistakes: dict[str, dict[str, None]] = {}
-    tried: dict[str, tuple[str, ...]] = {}
+    tried: dict[str, list[str]] = {}
     for run in runs:
         if not run.settings.paths():
             continue
@@ -171,11 +171,9 @@ def check_outside(runs: Sequence[RunSpec]) -> None:
         one = run.settings
         same = repr((one.model, one.data.image_size, one.evaluation.metrics))
         if same not in tried:
-            try:
+            tried[same] = []
+            with noting(tried[same]):
                 check(one)
-                tried[same] = ()
-            except ConfigError as error:
-                tried[same] = error.mistakes
         for mistake in tried[same]:
             mistakes.setdefault(mistake, {})[run.variant] = None
     if mistakes:

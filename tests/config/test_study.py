@@ -93,6 +93,40 @@ def test_tier_and_seed_are_no_settings_of_a_file(tmp_path):
     )
 
 
+def test_mistakes_of_names_seeds_presets_and_settings_are_named_in_one_round(tmp_path):
+    """Each would be found by another check; nobody should have to run them one after the other."""
+    rows = {
+        "soft": {"use": ["nix"], "set": {"model.op.norm": "softmacks", "a..b": 1, "c.": 2}},
+        "filter": {"set": {"model.op.norm": "softmax", "train.epochs": -3}, "against": "hard",
+                   "resources": {"gpuz": 3}},
+    }  # fmt: skip
+    path = write(tmp_path, variants=rows, seeds=[0, 0], baseline="sofd", use=["one", "two"])
+    with pytest.raises(ConfigError) as caught:
+        study.load_study(path, overrides=["=3", "data.nam=x"])
+    named = "\n".join(caught.value.mistakes)
+    wanted = [
+        "'sofd' is not a variant", "'hard' is not a variant", "0 stands 2 times", "one is no pre",
+        "two is no preset", "nix is no preset", "'a..b' is not a setting", "'c.' is not a setting",
+        "norm = 'softmacks' will not do", "epochs = -3 will not do", "gpuz is not a setting",
+        "--set =3: not a setting", "data.nam is not a setting",
+    ]  # fmt: skip
+    assert [one for one in wanted if named.count(one) != 1] == []
+    assert len(caught.value.mistakes) == len(wanted)
+
+
+def test_rows_that_are_equal_and_claims_that_nothing_judges_are_named_together(tmp_path):
+    twice = {name: {"set": {"model.op.norm": "softmax"}} for name in ("soft", "also", "too")}
+    claim = {"id": "x", "text": "It is.", "metric": "miou", "relation": "above",
+             "rows": ["soft", "also"]}  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        study.load_study(write(tmp_path, variants=twice, claims=[claim]))
+    said = [line.split(": ", 1)[1] for line in caught.value.mistakes]
+    assert [line.split("; ")[0] for line in said[:2]] == [
+        f"{name} has the same settings as soft" for name in ("also", "too")
+    ]
+    assert "metric='miou': no run records it" in said[2]
+
+
 def test_what_is_empty_is_named(tmp_path):
     with pytest.raises(ConfigError) as caught:
         study.load_study(write(tmp_path, variants={}, seeds=[]))
