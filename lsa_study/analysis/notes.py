@@ -273,15 +273,17 @@ def _basis(study: Study, ran: Sequence[RunRecord]) -> list[str]:
 
 
 def _uneven(ran: Iterable[RunRecord]) -> str:
-    """That seconds by the clock say little, where those of one row's seeds lie far apart."""
+    """That seconds say little: those of one row's seeds lie far apart, or devices differ."""
     seconds: dict[tuple[str, str | None], list[float]] = {}
     for run in ran:
         if run.seconds_per_epoch:
             seconds.setdefault((run.variant, run.device), []).append(run.seconds_per_epoch)
     most = max((max(one) / min(one) for one in seconds.values()), default=1.0)
-    if most < UNEVEN:
-        return ""
-    return (
-        f" Seeds of one row differ up to {most:.1f}-fold in seconds: other work ran beside these "
-        "runs, so that their seconds say little."
-    )
+    several = len({device for _, device in seconds}) > 1
+    said = several * " Several devices: compare seconds of rows that ran on the same."
+    if most >= UNEVEN:
+        said += (
+            f" Seeds of one row differ up to {most:.1f}-fold in seconds: other work ran beside "
+            "these runs, so that their seconds say little."
+        )
+    return said

@@ -186,14 +186,20 @@ def test_the_foot_says_what_the_numbers_rest_on(tmp_path):
         assert words in text
 
 
+@pytest.mark.parametrize("other", [False, True])
 @pytest.mark.parametrize(("times", "said"), [(1.2, False), (2.2, True)])
-def test_seconds_that_lie_far_apart_are_said_to_say_little(tmp_path, times, said):
+def test_seconds_that_cannot_be_compared_are_said_to_say_little(tmp_path, times, said, other):
+    """Those of one row that lie far apart, and those of several devices, which may well do."""
     loaded = write_study(tmp_path, "table4", seeds=[0, 1])
     for run in loaded.runs():
         seconds = 10.0 * (times if (run.variant, run.seed) == ("elsa", 1) else 1.0)
         write_run(tmp_path, run, changes={"seconds_per_epoch": seconds})
+    if other:
+        changes = {"seconds_per_epoch": 99.0, "device": "Other chip"}
+        write_run(tmp_path, loaded.runs()[0], changes=changes)
     text = " ".join(note.text for note in table_of(tmp_path, "table4", seeds=[0, 1]).notes)
     assert ("differ up to 2.2-fold in seconds: other work ran beside" in text) == said
+    assert ("Several devices: compare seconds of rows that ran on the same" in text) == other
 
 
 @pytest.mark.parametrize("tier", ["toy", "proxy"])
