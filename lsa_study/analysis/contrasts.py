@@ -136,8 +136,7 @@ def contrast(
     seed, freedom, method = inference.seed_noise(weights, values, further)
     least = math.sqrt(floor / len(seeds))
     error = None if image is None else math.sqrt(image)
-    about = inference.sequential(seeds, declared)
-    noise = Noise(seed, freedom, error, len(seeds), method, least=least, **about)
+    noise = Noise(seed, freedom, error, len(seeds), method, least=least).looked(seeds, declared)
     mean = float(np.mean(sums))
     if not noise.edge(ALPHA):
         # Nothing varies and nothing says how coarse the counts are: their noise is unknown.

@@ -13,7 +13,6 @@ import functools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +71,18 @@ class Noise:
     def error(self) -> float:
         """Standard error of both sources together, points."""
         return math.hypot(max(self.seed, self.least), self.image or 0.0)
+
+    def looked(self, seeds: Collection[int], declared: Collection[int]) -> Noise:
+        """The same, knowing the seeds that were declared before anything ran, if any were.
+
+        With other seeds an interval holds at every look: who adds seeds until a difference shows
+        errs no more often.
+        """
+        ours, whole = {*seeds}, {*declared}
+        if ours == whole:
+            return replace(self, looks=None, declared=None)
+        some = len(whole) if ours < whole else None
+        return replace(self, looks=BESIDE if len(whole) > 1 else 1.0, declared=some)
 
     def edge(self, alpha: float) -> float:
         """Half the width of the interval that misses the truth with chance ``alpha``, points.
@@ -246,27 +257,14 @@ def image_noise(sums: Floats, squares: Floats, total: Floats) -> tuple[float, fl
     return max(0.0, common) / images, max(0.0, each - common) / images
 
 
-def sequential(seeds: Collection[int], declared: Collection[int]) -> dict[str, Any]:
-    """What ``Noise`` is to know of the seeds that were declared before anything ran, if any were.
-
-    With other seeds an interval holds at every look: who adds seeds until a difference shows errs
-    no more often.
-    """
-    ours, whole = {*seeds}, {*declared}
-    if ours == whole:
-        return {"looks": None}
-    some = len(whole) if ours < whole else None
-    return {"looks": BESIDE if len(whole) > 1 else 1.0, "declared": some}
-
-
 def of_values(
     found: Estimate, seeds: Collection[int] = (), declared: Collection[int] = ()
 ) -> Noise | None:
     """The noise of a mean of which nothing is known but its values; None without a spread."""
     if not found.deviation:
         return None
-    error, about = found.deviation / math.sqrt(found.n), sequential(seeds, declared)
-    return Noise(error, found.n - 1, 0.0, found.n, "paired", **about)
+    error = found.deviation / math.sqrt(found.n)
+    return Noise(error, found.n - 1, 0.0, found.n, "paired").looked(seeds, declared)
 
 
 def proportion(count: int, of: int) -> Estimate:

@@ -17,7 +17,6 @@ from lsa_study.analysis.inference import (
     of_values,
     proportion,
     seed_noise,
-    sequential,
 )
 from lsa_study.analysis.statistics import t_interval
 
@@ -265,7 +264,11 @@ def test_the_declared_seeds_that_are_left_decide_by_their_narrow_interval():
     assert more_seeds(some, 0.9)[0] == 2
     assert more_seeds(replace(some, declared=5), 0.9)[0] == 1
     assert more_seeds(replace(some, declared=9), 0.9)[0] == 2, "the interval of every look is first"
-    assert sequential([0, 1], [0, 1, 2]) == {"looks": BESIDE, "declared": 3}
-    assert sequential([0, 1, 2], [2, 1, 0]) == {"looks": None}
-    assert sequential([0, 5], [0, 1, 2]) == {"looks": BESIDE, "declared": None}
-    assert sequential([0, 1], []) == {"looks": 1.0, "declared": None}
+    for seeds, declared, looks, of in (
+        ([0, 1], [0, 1, 2], BESIDE, 3),
+        ([0, 1, 2], [2, 1, 0], None, None),
+        ([0, 5], [0, 1, 2], BESIDE, None),
+        ([0, 1], [], 1.0, None),
+    ):
+        known = some.looked(seeds, declared)
+        assert (known.looks, known.declared) == (looks, of)
