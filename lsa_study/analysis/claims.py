@@ -302,13 +302,13 @@ def _of_counts(found: ClaimVerdict, sides: Mapping[str, Side]) -> ClaimVerdict:
 def _of_runs(found: ClaimVerdict, rows: Sequence[Row], declared: set[int]) -> ClaimVerdict:
     """Judge a cost that runs record, in percent of the second row's at every seed."""
     metric, done = found.claim.metric, [run for row in rows for run in row.done]
-    if len({run.device for run in done}) > 1:
-        return found.unresolved("the rows ran on different devices")
     ours, theirs = ({run.seed: measured.recorded(metric, run) for run in row.done} for row in rows)
     both = {seed: (one, two) for seed, one in ours.items() if one and (two := theirs.get(seed))}
     what = measured.named(metric, done)
     if not both:
         return replace(found, reason=f"no {what} recorded of both rows at one seed")
+    if len({run.device for run in done}) > 1:
+        return found.unresolved("the rows ran on different devices")
     ratios = t_interval([100 * (one / two - 1) for one, two in both.values()])
     ways = {
         f"{row.variant} by {run.shown('implementation') or 'torch alone'} (fused kernels: "
