@@ -110,6 +110,20 @@ def test_differences_stand_beside_the_article_s_on_one_scale(tmp_path):
     assert marks["D"] == pytest.approx([1.1, 1.4])
 
 
+def test_rows_of_a_grid_keep_names_apart_and_a_legend_that_fits(tmp_path):
+    """Their names are long and differ at the end."""
+    loaded = write_study(tmp_path, "terms_by_area", seeds=[0, 1])
+    made = drawn(tmp_path, loaded.name)
+    names = [label.get_text() for label in made["terms_by_area-seeds"].axes[0].get_yticklabels()]
+    assert len({*names}) == len(loaded.variants) == 8
+    assert max(map(len, names)) <= 34
+    figure = made["terms_by_area-differences"]
+    figure.canvas.draw()
+    legends = [*figure.legends, *(one for axes in figure.axes if (one := axes.get_legend()))]
+    assert len(legends) == 1
+    assert legends[0].get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_seed_strips_hold_every_run(tmp_path):
     write_study(tmp_path, "table4", seeds=[0, 4])
     loaded = study.load_study("table4")

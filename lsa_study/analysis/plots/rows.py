@@ -163,7 +163,8 @@ def differences(study: Study, rows: Sequence[Row]) -> Figure:
         apart = " (of seeds alone)"
     also = f", with its 95 % interval{apart}" if noises else ""
     article = study.file.article is not None
-    _legend(axes, ours=f"{'ours' if article else 'difference'}{also}", article=article)
+    of = axes if article else drawn
+    _legend(of, ours=f"{'ours' if article else 'difference'}{also}", article=article)
     axes.axvline(0, color=style.QUIET, lw=0.8)
     digits = decimals(run.test_images for row in rows for run in row.done)
     names = []

@@ -184,9 +184,9 @@ def basis(rows: Sequence[Row]) -> str:
 
 
 def short(text: str, most: int = 34) -> str:
-    """Cut a text that would leave the plot no room."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """Cut a text that would leave the plot no room; its end stays, as names may differ there."""
+    text, end = " ".join(text.split()), most // 3
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"
 
 
 def note(axes: Axes, text: str, x: float, y: float, colour: str) -> None:
