@@ -6,7 +6,6 @@ import difflib
 import functools
 import inspect
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,7 +47,22 @@ FirstTier = Annotated[
 ]
 Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the tier's")]
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=c, for every run")]
+
+
+def _last(overrides: list[str] | None) -> list[str] | None:
+    """Keep the last ``--set`` of a key, as a script's own may stand before others, and say so."""
+    kept = dict[str, str]()
+    for one in overrides or ():
+        key = one.partition("=")[0].strip()
+        if kept.setdefault(key, one) != one:
+            typer.echo(f"lsa: --set {kept[key]}: --set {one} counts, the later one", err=True)
+        kept[key] = one
+    return [*kept.values()] or None
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="a.b=c, for every run", callback=_last)
+]
 Grid = Annotated[
     list[str] | None, typer.Option("--grid", help="a.b=c,d: a row for each value; again: products")
 ]
@@ -156,10 +170,8 @@ class Selection:
             many: more rows of a grid are meant than one is likely to.
         """
         seeds, asked = parse_seeds(self.seeds), study.expand_names(self.study)
-        loaded, files, unmatched = list[Study](), dict[str, Path](), list[str]()
-        given = dict.fromkeys(self.overrides or ())
-        keys = Counter(one.partition("=")[0].strip() for one in given)
-        mistakes = [f"--set {key}: has {n} values; keep one" for key, n in keys.items() if n > 1]
+        loaded, files = list[Study](), dict[str, Path]()
+        mistakes, unmatched = list[str](), list[str]()
         if alias is not None and len(asked) > 1:
             raise ConfigError(f"--as {alias}: {len(asked)} studies; ask for each with its own name")
         for name in asked:

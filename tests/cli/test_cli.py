@@ -117,8 +117,8 @@ def test_plan_as_json_has_the_promised_keys():
         (["plan", "table1", "--allow-confound", "train.l"], 2, "train.l: is not a setting; did"),
         (
             ["plan", "table1", "--set", "train.lr=1", "--set", "train.lr=2"],
-            2,
-            "--set train.lr: has 2 values; keep one",
+            0,
+            "lsa: --set train.lr=1: --set train.lr=2 counts, the later one\n",
         ),
         (["plan", "experiments/tabel4.yaml"], 2, "no such file; did you mean experiments/table4"),
         (["plan", "tabl1", "tabel4"], 2, "table1? Or give a path to a .yaml\nlsa: tabel4: no such"),
