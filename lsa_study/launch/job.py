@@ -190,6 +190,8 @@ class _Life:
             return "stopped"
         if self.records.idle(self.identity, self.job):
             self._give_up()
+        # SLURM ends the job's processes before scontrol has its answer; it ignores what we ignore.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             scheduler.requeue(self.job)
             _say("put back into the queue")

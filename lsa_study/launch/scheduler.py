@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 from lsa_study.errors import EnvironmentLacks
@@ -258,8 +257,7 @@ def seconds_left(job: str) -> float | None:
         # [[DAYS-]HOURS:]MINUTES:SECONDS, or a word
         days, _, clock = left.rpartition("-")
         hours, minutes, seconds = map(int, f"0:{clock}".split(":")[-3:])
-        left_over = timedelta(int(days or 0), hours=hours, minutes=minutes, seconds=seconds)
-        return left_over.total_seconds()
+        return (int(days or 0) * 24 + hours) * 3600.0 + minutes * 60 + seconds
     except (Rejected, ValueError):
         return None
 

@@ -18,7 +18,7 @@ from lsa_study.launch.cluster import Cluster
 from lsa_study.launch.job import RunTask, _Life, rank_variables
 from lsa_study.launch.records import LaunchFolder, error_of
 from lsa_study.launch.retry import retry
-from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words
+from lsa_study.launch.scheduler import GONE, SlurmJob, plain_words, seconds_left
 from lsa_study.launch.status import RunStatus, judge
 from lsa_study.rundir import RunDir
 from lsa_study.training import StopOnSignals
@@ -181,6 +181,15 @@ def test_three_lives_that_saved_nothing_are_idle(make_run, lives, of_run, of_job
     assert records.idle(run.identity, "7") == of_job
 
 
+@pytest.mark.parametrize(
+    ("printed", "seconds"),
+    [("1-02:03:04", 93784), ("2:03:04", 7384), ("3:04", 184), ("UNLIMITED", None), ("", None)],
+)
+def test_the_time_that_is_left(slurm, printed, seconds):
+    slurm.answers("squeue", printed)
+    assert seconds_left("7") == seconds
+
+
 class Job:
     """A life of a run in job 7, without training."""
 
@@ -199,7 +208,8 @@ class Job:
         return "stopped"
 
     def live(self):
-        return _Life(self.run, self.stop).carry_out()
+        with self.stop:  # who leaves ignores SIGTERM from then on
+            return _Life(self.run, self.stop).carry_out()
 
     @property
     def requeued(self):

@@ -53,7 +53,10 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
     limited.pause(epochs=0)
     assert limited.folder.metrics() == []
     limited.cause("time limit shorter than an epoch")
-    for trial in (signalled, requeued, killed):
+    with monkeypatch.context() as patch:  # the job inherits it
+        patch.setenv("PATH", f"{late_answers(tmp_path)}:{os.environ['PATH']}")
+        signalled.launch()
+    for trial in (requeued, killed):
         trial.launch()
     with ThreadPoolExecutor() as pool:  # side by side: they are done in seconds
         list(pool.map(lambda trial: trial.pause(epochs=2), (signalled, requeued, killed)))
@@ -86,6 +89,16 @@ def test_leaving_and_coming_back(site, trials, undisturbed, monkeypatch, tmp_pat
     assert "resumed at epoch" in printed(signalled, attempt=2)
     assert "resumed at epoch" not in printed(signalled, attempt=1)
     assert "resumed at epoch" in printed(killed, attempt=2), "the checkpoint before the torn one"
+
+
+def late_answers(tmp_path):
+    """A folder for PATH whose ``scontrol`` answers once SLURM has signalled the job."""
+    folder = tmp_path / "late"
+    folder.mkdir()
+    command = folder / "scontrol"
+    command.write_text(f'#!/bin/sh\n{shutil.which("scontrol")} "$@" && sleep 2\n')
+    command.chmod(0o755)
+    return folder
 
 
 def kill_and_damage(site, trial, monkeypatch, tmp_path):
