@@ -49,7 +49,7 @@ Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the ti
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 
 
-def _last(overrides: list[str] | None) -> list[str] | None:
+def _last(overrides: list[str] | None) -> list[str]:
     """Keep the last ``--set`` of a key, as a script's own may stand before others, and say so."""
     kept = dict[str, str]()
     for one in overrides or ():
@@ -57,7 +57,7 @@ def _last(overrides: list[str] | None) -> list[str] | None:
         if kept.setdefault(key, one) != one:
             typer.echo(f"lsa: --set {kept[key]}: --set {one} counts, the later one", err=True)
         kept[key] = one
-    return [*kept.values()] or None
+    return [*kept.values()]
 
 
 Overrides = Annotated[
