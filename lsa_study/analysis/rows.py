@@ -21,6 +21,7 @@ from lsa_study.analysis.contrasts import Contrast, compare
 from lsa_study.analysis.statistics import Estimate, pooled_interval
 from lsa_study.config.contrast import differing_rows
 from lsa_study.config.study import Study
+from lsa_study.errors import Refused
 
 ENDS = {"diverged": "diverged", "oom": "out of memory", "stopped early": "stopped early"}
 """How the ends of runs that have no accuracy are called."""
@@ -247,9 +248,17 @@ def with_runs(
     """Studies with the finished runs of their tiers, by tier; every tier is read once.
 
     ``folders``: also those that ``runs.parquet`` does not hold yet, and bring it up to date.
+
+    Raises:
+        Refused: what is left out of ``runs.parquet`` may be rows of theirs, whose pages would be
+            written over.
     """
     runs = {
         tier: collect(results, tier, folders=folders, update=folders)
         for tier in dict.fromkeys(study.tier for study in studies)
     }
-    return {tier: [(s, found) for s in studies if s.tier == tier] for tier, found in runs.items()}
+    pairs = [(study, runs[study.tier]) for study in studies]
+    for study, found in pairs if folders else ():
+        if found.lost and any(run.identity not in found.runs.index for run in study.runs()):
+            raise Refused("\n".join(found.lost))
+    return {tier: [pair for pair in pairs if pair[0].tier == tier] for tier in runs}

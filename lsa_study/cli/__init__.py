@@ -61,13 +61,17 @@ def _of_all(
     pass
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C; no ``except Exception`` on its way takes it for an error of its own."""
+
+
 def main() -> None:
     """Run a command; an error of a user ends with its message and the exit code of its kind."""
+    interrupts = list[int]()
 
     def interrupt(number: int, frame: object) -> None:
-        error = LsaError("interrupted")
-        error.exit_code = 130
-        raise error
+        interrupts.append(number)
+        raise _Interrupted
 
     signal.signal(signal.SIGINT, interrupt)
     guard_output(needed=True, help_only=True)
@@ -78,7 +82,12 @@ def main() -> None:
             raise (unreadable(error.filename, error) if error.filename else error) from None
         finally:
             sys.stdout.flush()
-    except LsaError as error:
+    except (Exception, _Interrupted) as error:
+        if interrupts:  # which pydantic wraps
+            sys.stderr.write("lsa: interrupted\n")
+            sys.exit(130)
+        if not isinstance(error, LsaError):
+            raise
         guard_output(needed=False)  # it may hold what stands in files
         for line in str(error).splitlines():
             sys.stderr.write(f"lsa: {line}\n")

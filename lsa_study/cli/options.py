@@ -49,13 +49,13 @@ Seeds = Annotated[str | None, typer.Option(help="such as 0-2 or 0,3; else the ti
 Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6*,elsa")]
 
 
-def _last(overrides: list[str] | None) -> list[str]:
-    """Keep the last ``--set`` of a key, as a script's own may stand before others, and say so."""
-    kept = dict[str, str]()
-    for one in overrides or ():
+def _last(param: typer.CallbackParam, given: list[str] | None) -> list[str]:
+    """Keep the last value of a key, as a script's own may stand before others, and say so."""
+    kept, flag = dict[str, str](), param.opts[0]
+    for one in given or ():
         key = one.partition("=")[0].strip()
         if kept.setdefault(key, one) != one:
-            typer.echo(f"lsa: --set {kept[key]}: --set {one} counts, the later one", err=True)
+            typer.echo(f"lsa: {flag} {kept[key]}: {flag} {one} counts, the later one", err=True)
         kept[key] = one
     return [*kept.values()]
 
@@ -64,7 +64,8 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="a.b=c, for every run", callback=_last)
 ]
 Grid = Annotated[
-    list[str] | None, typer.Option("--grid", help="a.b=c,d: a row for each value; again: products")
+    list[str] | None,
+    typer.Option("--grid", help="a.b=c,d: a row for each value; again: products", callback=_last),
 ]
 Many = Annotated[bool, typer.Option("--yes", help=f"more than {MANY} rows of a grid are meant")]
 As = Annotated[str | None, typer.Option("--as", help="name of a side study; else derived")]
@@ -74,6 +75,8 @@ def _folder(text: str) -> Path:
     """Take no empty text, which may be a variable that is not set, for the folder one is in."""
     if not str(text):
         raise typer.BadParameter("names no folder; give one, such as --results .")
+    if Path(text).is_file():
+        raise typer.BadParameter(f"{text} is a file; give a folder")
     return Path(text)
 
 

@@ -19,7 +19,7 @@ from lsa_study.config.find import expand_names as expand_names
 from lsa_study.config.find import find_asked
 from lsa_study.config.find import find_study as find_study
 from lsa_study.config.find import tiers_of as tiers_of
-from lsa_study.config.grid import Grid
+from lsa_study.config.grid import Expanded, Grid
 from lsa_study.config.ledger import OwnClaim
 from lsa_study.config.rows import Rows, opened
 from lsa_study.config.settings import Settings
@@ -176,8 +176,7 @@ def load_study(
             overrides and grids those given are added.
         grid: ``key=value,value`` whose product makes rows; see :mod:`lsa_study.config.grid`.
         many: more rows of a grid are meant than one is likely to; always with ``recall``.
-        results: a results folder whose studies and side studies rows may begin from; None:
-            ``recall``.
+        results: a results folder from whose studies rows may begin; None: ``recall``.
 
     Raises:
         ConfigError: all mistakes of the file, its tier, its presets and the overrides at once.
@@ -200,7 +199,8 @@ def load_study(
         given = [*side.overrides, *given] if side and overrides else given
         rows = Rows(file, document, tier, given, results or recall)
         variants, resources = rows.resolve(chosen)
-        if mistakes := [*_repeated(variants, document), *_not_judged(file, variants, document)]:
+        repeated = _fixed(given, expanded) or _repeated(variants, document)
+        if mistakes := [*repeated, *_not_judged(file, variants, document)]:
             raise ConfigError(*mistakes)
         if any(one.partition("=")[0].strip() in ("task", "task.kind") for one in given):
             plain, _ = Rows(file, document, tier, (), results or recall).resolve(chosen)
@@ -232,6 +232,14 @@ def _chosen(
         wrong = zip(unmatched, hints, strict=True)
         raise NoVariant(*(f"--only {one}: matches no variant of {hint}" for one, hint in wrong))
     return chosen, unmatched
+
+
+def _fixed(given: Sequence[str], expanded: Expanded) -> list[str]:
+    """The overrides that give all rows of a grid one value of what makes them rows."""
+    keys = {one: one.partition("=")[0].strip() for one in given}
+    factors = expanded.grid.factors if expanded.grid else ()
+    hint = "makes the rows of the grid; drop it, or give its values by"
+    return [f"--set {one}: {k} {hint} --grid {k}=a,b" for one, k in keys.items() if k in factors]
 
 
 def _repeated(variants: Mapping[str, Settings], document: yaml.Document) -> list[str]:

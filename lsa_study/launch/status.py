@@ -176,8 +176,8 @@ def _elsewhere(row: RunStatus, facts: Mapping[str, Any] | None) -> RunStatus:
         return row
     known = {name: facts[name] for name in ("epoch", "attempts") if facts[name] is not None}
     every = {name: facts[curve_key(name)] for name in METRICS}
-    known |= _judged(every["acc1"], every)
-    return replace(row, state=facts["outcome"], note=KNOWN, **known)
+    known |= _judged(every["acc1"], every) | {"state": facts["outcome"], "note": KNOWN}
+    return replace(row, **known)
 
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
@@ -298,7 +298,8 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
                 f"Held the other {held['count']}; fix it first"
             )
     for tier in sorted({row.tier for row in rows if row.state == "waiting"}) if rows else TIERS:
-        stored(results, tier, lines)
+        if (known := stored(results, tier, lines)) and not rows:
+            lines.append(f"{len(known)} in runs.parquet: lsa status all{options_of(results, tier)}")
     here = options_of(results, *{row.tier for row in rows})
     if counts["stopped early"]:
         lines.append(f"what was stopped early, to its end: lsa retry --cause stopped-early{here}")
@@ -385,8 +386,7 @@ def logs(
         lives = re.split(f"^(?={re.escape(LIFE_MARK)})", text, flags=re.MULTILINE)
         return "".join(life for life in lives if life.startswith(f"{LIFE_MARK}{attempt}:"))
 
-    text = printed()
-    if not text and (not follow or attempt is not None):
+    if not (text := printed()) and (not follow or attempt is not None):
         which = "" if attempt is None else f" in life {attempt}"
         raise ConfigError(f"{found.name}: process {rank} has printed nothing{which} yet")
     write(text)

@@ -84,6 +84,26 @@ def test_runs_of_another_tier_are_left_out_by_name(tmp_path):
     assert "1 file could not be read" in notes(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["torn", "schema"])
+def test_pages_are_not_written_over_without_runs_that_cannot_be_read(tmp_path, damage):
+    loaded = [write_study(tmp_path, "table4", seeds=[0])]
+    everything(tmp_path, loaded)
+    path = parquet_path(tmp_path, "toy")
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        runs = pd.read_parquet(path)
+        runs.loc[runs["variant"] == "elsa", "schema"] = 99
+        runs.to_parquet(path, index=False)
+    everything(tmp_path, loaded)  # the folders hold all
+    shutil.rmtree(tmp_path / "toy" / "runs")
+    pages = {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()}
+    for write in (write_tables, write_plots, write_report):
+        with pytest.raises(Refused, match=r"runs\.parquet: .* put back one that is whole, or move"):
+            write(loaded, tmp_path)
+    assert pages == {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()}
+
+
 def test_a_collection_of_another_tier_or_schema_is_left_out_by_name(tmp_path):
     write_study(tmp_path, "table4", seeds=[0])
     write_study(tmp_path, "table4", tier="proxy", seeds=[0])

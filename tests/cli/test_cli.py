@@ -1,7 +1,9 @@
 """The command line as a user meets it: exit codes, messages, nothing half-written."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from in_process import answer
 
+from lsa_study import cli
 from lsa_study.cli import options
 from lsa_study.errors import ConfigError
 
@@ -120,6 +123,22 @@ def test_plan_as_json_has_the_promised_keys():
             0,
             "lsa: --set train.lr=1: --set train.lr=2 counts, the later one\n",
         ),
+        (
+            ["plan", "table1", "--grid", "train.epochs=1,2", "--grid", "train.epochs=3,4"],
+            0,
+            "lsa: --grid train.epochs=1,2: --grid train.epochs=3,4 counts, the later one\n",
+        ),
+        (
+            ["plan", "table1", "--grid", "train.lr=1,2", "--set", "train.lr=3"],
+            2,
+            "lsa: --set train.lr=3: train.lr makes the rows of the grid; drop it, or give its",
+        ),
+        (
+            ["plan", "terms_by_area", "--set", "model.op.application=window"],
+            2,
+            "lsa: --set model.op.application=window: model.op.application makes the rows of the",
+        ),
+        (["run", "table1", "--results", "README.md"], 2, "README.md is a file; give a folder"),
         (["plan", "experiments/tabel4.yaml"], 2, "no such file; did you mean experiments/table4"),
         (["plan", "tabl1", "tabel4"], 2, "table1? Or give a path to a .yaml\nlsa: tabel4: no such"),
         (["new", "study", "all"], 2, "lsa new: all means something else to lsa; give another name"),
@@ -224,10 +243,28 @@ def test_a_missing_package_is_said_before_anything_is_queued(
 
 def test_a_results_folder_that_cannot_be_made_ends_with_exit_code_3(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    found = lsa("run", "table1", "--only", "swin", "--results", tmp_path / "file")
+    found = lsa("run", "table1", "--only", "swin", "--results", tmp_path / "file" / "results")
     assert found.returncode == 3, found.stderr
     assert "cannot be written" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def swallows():
+    with contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def wraps():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        raise ValueError("of a library") from error
+
+
+@pytest.mark.parametrize("work", [swallows, wraps])
+def test_an_interrupt_ends_as_one_whatever_it_meets(tmp_path, monkeypatch, capfd, work):
+    monkeypatch.setattr(cli, "app", work)
+    assert answer(tmp_path, "report", capfd) == (130, "", "lsa: interrupted\n")
 
 
 def test_seeds_are_read():

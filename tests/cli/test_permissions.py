@@ -84,7 +84,7 @@ def test_paths_behind_a_folder_that_may_not_be_read(tmp_path, lock, capfd, comma
 @pytest.mark.parametrize("command", ["table", "plots"])
 def test_a_results_folder_that_cannot_be_written(tmp_path, results, capfd, command):
     (tmp_path / "file").write_text("in the way")
-    code, _, said = answer(tmp_path, f"{command} table4 --results {tmp_path}/file", capfd)
+    code, _, said = answer(tmp_path, f"{command} table4 --results {tmp_path}/file/results", capfd)
     assert (code, "cannot be written (Not a directory)" in said) == (3, True), said
     (results / "toy" / {"table": "tables"}.get(command, command)).write_text("in the way")
     code, _, said = answer(tmp_path, f"{command} table4 --results {results}", capfd)

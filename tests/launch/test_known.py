@@ -169,6 +169,11 @@ def test_what_the_file_does_not_say_is_trained(clone, damage):
     assert len(known_alone(loaded().runs(), clone, ())) == 2 * (damage == "older")
 
 
+def test_status_names_what_the_file_alone_knows(clone, capfd):
+    found = answer(clone, "status --results .", capfd)
+    assert found[1].endswith("\n2 in runs.parquet: lsa status all --tier toy --results .\n")
+
+
 @pytest.mark.parametrize("damage", ["torn", "other"])
 def test_a_file_that_cannot_be_read_is_not_taken_for_nothing_done(clone, capfd, slurm, damage):
     path = parquet_path(clone, "toy")
