@@ -62,7 +62,7 @@ def _of_all(
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C; no ``except Exception`` on its way takes it for an error of its own."""
+    """Ctrl-C: no ``except Exception`` takes it, nor does typer, which has its own way to end."""
 
 
 def main() -> None:

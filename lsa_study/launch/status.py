@@ -176,8 +176,8 @@ def _elsewhere(row: RunStatus, facts: Mapping[str, Any] | None) -> RunStatus:
         return row
     known = {name: facts[name] for name in ("epoch", "attempts") if facts[name] is not None}
     every = {name: facts[curve_key(name)] for name in METRICS}
-    known |= _judged(every["acc1"], every) | {"state": facts["outcome"], "note": KNOWN}
-    return replace(row, **known)
+    known |= _judged(every["acc1"], every)
+    return replace(row, state=facts["outcome"], note=KNOWN, **known)
 
 
 def status_json(rows: Iterable[RunStatus]) -> dict[str, Any]:
