@@ -16,7 +16,7 @@ import typer
 
 from lsa_study.config import study
 from lsa_study.config.asked import RESULTS as RESULTS
-from lsa_study.config.asked import every_asked
+from lsa_study.config.asked import every_asked, latest
 from lsa_study.config.contrast import check_claims, check_contrast
 from lsa_study.config.find import find_asked, find_study, side_tiers
 from lsa_study.config.grid import MANY
@@ -51,12 +51,10 @@ Only = Annotated[str | None, typer.Option(help="variants to keep, as globs: net6
 
 def _last(param: typer.CallbackParam, given: list[str] | None) -> list[str]:
     """Keep the last value of a key, as a script's own may stand before others, and say so."""
-    kept, flag = dict[str, str](), param.opts[0]
+    kept, flag = latest(given or ()), param.opts[0]
     for one in given or ():
-        key = one.partition("=")[0].strip()
-        if kept.setdefault(key, one) != one:
-            typer.echo(f"lsa: {flag} {kept[key]}: {flag} {one} counts, the later one", err=True)
-        kept[key] = one
+        if (last := kept[one.partition("=")[0].strip()]) != one.strip():
+            typer.echo(f"lsa: {flag} {one}: {flag} {last} counts, the later one", err=True)
     return [*kept.values()]
 
 

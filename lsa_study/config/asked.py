@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -234,12 +234,21 @@ def about(of: str, overrides: Sequence[str], only: str | None, seeds: Sequence[i
     return f"{of}: {'; '.join(filter(None, parts))}"
 
 
+def latest(given: Iterable[str]) -> dict[str, str]:
+    """Of each key the last ``key=value``, at the place where it was given, by key."""
+    last = dict[str, str]()
+    for one in given:
+        key = one.partition("=")[0].strip()
+        last.pop(key, None)
+        last[key] = one.strip()
+    return last
+
+
 def tidy(overrides: Sequence[str]) -> tuple[str, ...]:
     """Those of the overrides that can change what a run is, in an order that says the same."""
-    last = {one.partition("=")[0].strip(): one.strip() for one in overrides}
     kept = {
         key: one
-        for key, one in last.items()
+        for key, one in latest(overrides).items()
         if key.partition(".")[0] != "runtime" and key != "data.root"
     }
     # A setting inside another that is overridden too must stay on its side of it.

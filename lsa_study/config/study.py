@@ -199,7 +199,7 @@ def load_study(
         given = [*side.overrides, *given] if side and overrides else given
         rows = Rows(file, document, tier, given, results or recall)
         variants, resources = rows.resolve(chosen)
-        repeated = _fixed(given, expanded) or _repeated(variants, document)
+        repeated = _fixed(overrides or (), expanded) or _repeated(variants, document)
         if mistakes := [*repeated, *_not_judged(file, variants, document)]:
             raise ConfigError(*mistakes)
         if any(one.partition("=")[0].strip() in ("task", "task.kind") for one in given):

@@ -299,7 +299,7 @@ def page(rows: Sequence[RunStatus], results: Path, width: int | None = None) -> 
             )
     for tier in sorted({row.tier for row in rows if row.state == "waiting"}) if rows else TIERS:
         if (known := stored(results, tier, lines)) and not rows:
-            lines.append(f"{len(known)} in runs.parquet: lsa status all{options_of(results, tier)}")
+            lines.append(f"{len(known)} of tier {tier} in runs.parquet: see lsa status STUDY")
     here = options_of(results, *{row.tier for row in rows})
     if counts["stopped early"]:
         lines.append(f"what was stopped early, to its end: lsa retry --cause stopped-early{here}")

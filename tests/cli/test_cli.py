@@ -249,6 +249,18 @@ def test_a_results_folder_that_cannot_be_made_ends_with_exit_code_3(tmp_path):
     assert "Traceback" not in found.stderr
 
 
+def test_the_later_of_two_settings_stands_in_its_own_place():
+    """What is set between them holds the first one, not the later one."""
+    whole = "model.op={kind: unified, norm: softmax, application: window, terms: [qk], size: 5}"
+    sets = ("--set", "model.op.size=9", "--set", whole, "--set", "model.op.size=3")
+    found = lsa("plan", "table1", "--json", "--only", "swin", *sets)
+    assert found.returncode == 0, found.stderr
+    assert (
+        found.stderr == "lsa: --set model.op.size=9: --set model.op.size=3 counts, the later one\n"
+    )
+    assert '"size": 3' in found.stdout
+
+
 def swallows():
     with contextlib.suppress(Exception):
         os.kill(os.getpid(), signal.SIGINT)

@@ -36,6 +36,16 @@ def test_the_studys_own_table_stands(tmp_path):
     assert side.about == "side study of table1: train.epochs=1; only net1; seeds 0"
 
 
+def test_what_is_remembered_is_read_though_it_would_be_refused_now(tmp_path):
+    """As was possible: one row of a grid, with its value set again."""
+    name = ask(tmp_path, grid=["train.lr=0.01,0.02"], only="swin_lr-0.01")
+    path = tmp_path / "toy" / "studies" / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": ["train.lr=0.01"]}))
+    assert list(read(tmp_path, name).variants) == ["swin_lr-0.01"]
+    with pytest.raises(ConfigError, match=r"--set train\.lr=0\.01: train\.lr makes the rows"):
+        read(tmp_path, name, overrides=["train.lr=0.01"])
+
+
 def test_only_side_studies_asked_for(tmp_path):
     ask(tmp_path, overrides=["train.epochs=1"], seeds="0-1")
     own = read(tmp_path)

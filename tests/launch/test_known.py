@@ -171,7 +171,7 @@ def test_what_the_file_does_not_say_is_trained(clone, damage):
 
 def test_status_names_what_the_file_alone_knows(clone, capfd):
     found = answer(clone, "status --results .", capfd)
-    assert found[1].endswith("\n2 in runs.parquet: lsa status all --tier toy --results .\n")
+    assert found[1].endswith("\n2 of tier toy in runs.parquet: see lsa status STUDY\n")
 
 
 @pytest.mark.parametrize("damage", ["torn", "other"])
